@@ -1,0 +1,56 @@
+#pragma once
+
+// What the queries of one sequence see in one layer: the cache's description of
+// itself to a backend.
+
+#include <cstddef>
+#include <span>
+
+#include "squat/config.hpp"
+
+namespace squat {
+
+/// Rows the cache keeps exact, `[kv_heads, capacity, head_dim]`, of which the
+/// first `tokens` are filled.
+template <class T>
+struct ExactRows {
+  const T *keys = nullptr;
+  const T *values = nullptr;
+  Index tokens = 0;
+  Index capacity = 0;
+
+  const T *key(Index head, Index token, Index head_dim) const {
+    return keys + (head * capacity + token) * head_dim;
+  }
+  const T *value(Index head, Index token, Index head_dim) const {
+    return values + (head * capacity + token) * head_dim;
+  }
+};
+
+/// A page of packed tokens; after a truncation only its first `tokens` count.
+struct PageView {
+  std::byte *data = nullptr;
+  Index tokens = 0;
+};
+
+/// The cached tokens of one sequence and layer, in their order: sinks, pages,
+/// tail.
+template <class T>
+struct Context {
+  ExactRows<T> sinks;
+  std::span<const PageView> pages;
+  ExactRows<T> tail;
+};
+
+/// One sequence's part of a batched call: `tokens` rows of the call's tensors
+/// from `first_row` on, standing at positions `past`, `past + 1`, ... of the
+/// sequence.
+template <class T>
+struct SequenceJob {
+  Context<T> context;
+  Index first_row = 0;
+  Index tokens = 0;
+  Index past = 0;
+};
+
+}  // namespace squat

@@ -1,0 +1,121 @@
+#pragma once
+
+// The checks at the door: what a cache and its calls accept, and how an error
+// says so.
+
+#include <Eigen/Core>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+
+#include "squat/config.hpp"
+#include "squat/error.hpp"
+#include "squat/options.hpp"
+#include "squat/tensor.hpp"
+
+namespace squat::detail {
+
+/// The largest magnitude of a query, key or value: zeros, scales and exact
+/// pages are float16.
+inline constexpr float largest_element = 65504.0f;
+
+inline void check_range(std::string_view argument, Index value, Index least, Index most) {
+  if (value < least || value > most) {
+    throw_invalid(argument, value, std::to_string(least) + " to " + std::to_string(most));
+  }
+}
+
+inline void check_options(const Options &options) {
+  constexpr Index most = 1 << 20;
+  check_range("layers", options.layers, 1, most);
+  check_range("query_heads", options.query_heads, 1, most);
+  check_range("kv_heads", options.kv_heads, 1, most);
+  if (options.query_heads % options.kv_heads != 0) {
+    throw_invalid("query_heads", options.query_heads, "a multiple of kv_heads, which is",
+                  options.kv_heads);
+  }
+  check_range("head_dim", options.head_dim, 16, 512);
+  if (options.head_dim % 16 != 0) throw_invalid("head_dim", options.head_dim, "a multiple of 16");
+  check_range("group", options.group, 16, 1024);
+  if (options.group % 16 != 0) throw_invalid("group", options.group, "a multiple of 16");
+  check_range("sinks", options.sinks, 0, most);
+  check_range("window", options.window, 0, most);
+  check_range("statistics_tokens", options.statistics_tokens, 0, most);
+  if (!std::isfinite(options.attention_scale)) {
+    throw_invalid("attention_scale", options.attention_scale, "finite");
+  }
+  const OrthogonalOptions &orthogonal = options.orthogonal;
+  check_range("orthogonal.rank", orthogonal.rank, 0, options.head_dim);
+  check_range("orthogonal.block", orthogonal.block, 1, options.head_dim);
+  if (options.head_dim % orthogonal.block != 0) {
+    throw_invalid("orthogonal.block", orthogonal.block, "a divisor of head_dim, which is",
+                  options.head_dim);
+  }
+  if (!(std::isfinite(orthogonal.lambda) && orthogonal.lambda >= 0)) {
+    throw_invalid("orthogonal.lambda", orthogonal.lambda, "finite and not negative");
+  }
+}
+
+/// The options with every default filled in.
+inline Options resolve(Options options) {
+  check_options(options);
+  const bool plain = options.coding == Coding::plain;
+  if (!options.fit) options.fit = plain ? AffineFit::minmax : AffineFit::clip_and_gain;
+  if (!options.values) options.values = plain ? ValueCoding::plain : ValueCoding::symmetric;
+  if (options.attention_scale == 0) {
+    options.attention_scale = 1.0f / std::sqrt(static_cast<float>(options.head_dim));
+  }
+  return options;
+}
+
+/// A view's shape and memory, and that no stride makes rows overlap or run out
+/// of the address space.
+template <class Scalar>
+void check_shape(const std::string &argument, TensorView<Scalar> view, Index tokens, Index heads,
+                 Index head_dim) {
+  const auto check_extent = [&](const char *name, Index value, Index expected) {
+    if (value != expected) throw_invalid(argument + "." + name, value, "", expected);
+  };
+  check_extent("tokens", view.tokens, tokens);
+  check_extent("heads", view.heads, heads);
+  check_extent("head_dim", view.head_dim, head_dim);
+  if (tokens == 0) return;
+  if (view.data == nullptr) throw_invalid(argument + ".data", "null", "a pointer to the elements");
+  if (reinterpret_cast<std::uintptr_t>(view.data) % alignof(Scalar) != 0) {
+    throw_invalid(argument + ".data", static_cast<const void *>(view.data), "aligned to its elements");
+  }
+  constexpr Index most = std::numeric_limits<Index>::max() / Index{sizeof(Scalar)};
+  if (heads > 1) check_range(argument + ".head_stride", view.head_stride, head_dim, most / heads);
+  const Index row = heads > 1 ? (heads - 1) * view.head_stride + head_dim : head_dim;
+  if (tokens > 1) check_range(argument + ".token_stride", view.token_stride, 0, most / tokens);
+  const bool heads_inside_tokens = view.token_stride >= row;
+  const bool tokens_inside_heads =
+      view.token_stride >= head_dim &&
+      (heads == 1 || view.head_stride >= (tokens - 1) * view.token_stride + head_dim);
+  if (tokens > 1 && !heads_inside_tokens && !tokens_inside_heads) {
+    throw_invalid(argument + ".token_stride", view.token_stride,
+                  "such that rows do not overlap: at least", row);
+  }
+}
+
+/// Every element finite and within float16's range.
+template <Element Scalar>
+void check_elements(const std::string &argument, TensorView<const Scalar> view) {
+  using Row = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>;
+  for (Index token = 0; token < view.tokens; ++token) {
+    for (Index head = 0; head < view.heads; ++head) {
+      const auto row = Row(view.row(token, head), view.head_dim).template cast<float>();
+      if ((row.abs() <= largest_element).all()) continue;
+      for (Index i = 0; i < view.head_dim; ++i) {
+        if (std::abs(row[i]) <= largest_element) continue;
+        throw_invalid(argument + "[" + std::to_string(token) + "," + std::to_string(head) + "," +
+                          std::to_string(i) + "]",
+                      row[i], "finite and of magnitude at most", largest_element);
+      }
+    }
+  }
+}
+
+}  // namespace squat::detail

@@ -1,0 +1,26 @@
+#pragma once
+
+// What every header of squat agrees on: the index type and the element types.
+
+#include <Eigen/Core>
+#include <cassert>
+#include <concepts>
+#include <cstddef>
+
+#define SQUAT_ASSERT(condition) assert(condition)
+
+namespace squat {
+
+/// Counts, extents and strides, in elements.
+using Index = std::ptrdiff_t;
+
+using Eigen::bfloat16;
+using Eigen::half;
+
+/// An element of a tensor the engine hands over, and of the rows the cache
+/// keeps exact.
+template <class Scalar>
+concept Element =
+    std::same_as<Scalar, float> || std::same_as<Scalar, half> || std::same_as<Scalar, bfloat16>;
+
+}  // namespace squat

@@ -1,0 +1,92 @@
+#pragma once
+
+// The bytes of a page on the CPU.
+//
+// A page holds `group` tokens of one layer. Its heads follow each other, each a
+// multiple of 64 bytes:
+//
+//   key codes      pack_codes, lanes are tokens, inner are channels;  16 bit:
+//   [group, head_dim] rows key zeros      float16 [head_dim]         key scales
+//   float16 [head_dim] value codes    pack_codes, lanes are channels, inner are
+//   tokens;  16 bit: [group, head_dim] rows value scales   float16
+//   [value_scales, group]; plain values: as many zeros behind them
+//
+// 16-bit keys and values store neither zeros nor scales.
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "squat/config.hpp"
+#include "squat/options.hpp"
+#include "squat/quantize/codes.hpp"
+#include "squat/quantize/value_quantizer.hpp"
+
+namespace squat::cpu {
+
+/// What 16-bit pages hold: bfloat16 if the exact rows are bfloat16, float16
+/// otherwise.
+template <class T>
+using Exact16 = std::conditional_t<std::is_same_v<T, bfloat16>, bfloat16, half>;
+
+template <int KeyBits, int ValueBits>
+class PageLayout {
+ public:
+  PageLayout() = default;
+  explicit PageLayout(const Options &options)
+      : kv_heads(options.kv_heads),
+        head_dim(options.head_dim),
+        group(options.group),
+        value_coding(*options.values),
+        scales_of_a_value(ValueBits == 16 ? 0 : value_scales(value_coding, head_dim)) {
+    const std::size_t row = static_cast<std::size_t>(head_dim) * sizeof(half);
+    const std::size_t column = static_cast<std::size_t>(scales_of_a_value * group) * sizeof(half);
+    key_zeros_ = code_bytes<KeyBits>(group, head_dim);
+    key_scales_ = key_zeros_ + (KeyBits == 16 ? 0 : row);
+    value_codes_ = key_scales_ + (KeyBits == 16 ? 0 : row);
+    value_scales_ = value_codes_ + code_bytes<ValueBits>(head_dim, group);
+    value_zeros_ = value_scales_ + column;
+    const std::size_t end = value_zeros_ + (value_coding == ValueCoding::plain ? column : 0);
+    head_bytes_ = (end + 63) / 64 * 64;
+  }
+
+  std::size_t page_bytes() const { return head_bytes_ * static_cast<std::size_t>(kv_heads); }
+
+  template <class Scalar>
+  Scalar *keys(std::byte *page, Index head) const {
+    return at<Scalar>(page, head, 0);
+  }
+  half *key_zeros(std::byte *page, Index head) const { return at<half>(page, head, key_zeros_); }
+  half *key_scales(std::byte *page, Index head) const { return at<half>(page, head, key_scales_); }
+  template <class Scalar>
+  Scalar *values(std::byte *page, Index head) const {
+    return at<Scalar>(page, head, value_codes_);
+  }
+  half *value_scales_row(std::byte *page, Index head, Index scale) const {
+    return at<half>(page, head, value_scales_) + scale * group;
+  }
+  half *value_zeros_row(std::byte *page, Index head, Index scale) const {
+    return at<half>(page, head, value_zeros_) + scale * group;
+  }
+
+  Index kv_heads = 0;
+  Index head_dim = 0;
+  Index group = 0;
+  ValueCoding value_coding = ValueCoding::symmetric;
+  Index scales_of_a_value = 0;
+
+ private:
+  template <class Scalar>
+  Scalar *at(std::byte *page, Index head, std::size_t offset) const {
+    return reinterpret_cast<Scalar *>(page + static_cast<std::size_t>(head) * head_bytes_ + offset);
+  }
+
+  std::size_t key_zeros_ = 0;
+  std::size_t key_scales_ = 0;
+  std::size_t value_codes_ = 0;
+  std::size_t value_scales_ = 0;
+  std::size_t value_zeros_ = 0;
+  std::size_t head_bytes_ = 0;
+};
+
+}  // namespace squat::cpu

@@ -1,0 +1,94 @@
+#pragma once
+
+// Rows kept exact: the sinks and the window of one sequence and layer.
+
+#include <algorithm>
+#include <utility>
+
+#include "squat/attention/context.hpp"
+#include "squat/config.hpp"
+#include "squat/cpu/buffer.hpp"
+#include "squat/tensor.hpp"
+
+namespace squat::cpu {
+
+/// Keys and values as `[kv_heads, capacity, head_dim]` in T, filled from the
+/// front.
+template <class T>
+class RowStore {
+ public:
+  RowStore() = default;
+  RowStore(Index kv_heads, Index head_dim, Index capacity)
+      : kv_heads_(kv_heads),
+        head_dim_(head_dim),
+        capacity_(capacity),
+        rows_(static_cast<std::size_t>(2 * kv_heads * capacity * head_dim)) {}
+
+  Index tokens() const { return tokens_; }
+  Index capacity() const { return capacity_; }
+  std::size_t bytes() const { return rows_.bytes(); }
+
+  ExactRows<T> view() const { return {rows_.data(), values(), tokens_, capacity_}; }
+
+  /// Adds the rows [first, first + count) of k and v. There must be room.
+  template <Element S>
+  void append(TensorView<const S> k, TensorView<const S> v, Index first, Index count) {
+    SQUAT_ASSERT(tokens_ + count <= capacity_);
+    for (Index head = 0; head < kv_heads_; ++head) {
+      T *key = rows_.data() + (head * capacity_ + tokens_) * head_dim_;
+      T *value = values() + (head * capacity_ + tokens_) * head_dim_;
+      for (Index token = first; token < first + count; ++token, key += head_dim_, value += head_dim_) {
+        convert(k.row(token, head), key);
+        convert(v.row(token, head), value);
+      }
+    }
+    tokens_ += count;
+  }
+
+  /// Forgets the first `count` tokens.
+  void drop_front(Index count) {
+    if (count == 0) return;
+    move_rows(*this, count);
+  }
+
+  /// Forgets all but the first `tokens` tokens.
+  void truncate(Index tokens) { tokens_ = std::min(tokens_, tokens); }
+
+  /// Forgets the first `count` tokens and moves the rest into `store`, which
+  /// takes this one's place.
+  void move_to(RowStore store, Index count) {
+    SQUAT_ASSERT(tokens_ - count <= store.capacity_);
+    move_rows(store, count);
+    *this = std::move(store);
+  }
+
+ private:
+  T *values() const { return rows_.data() + rows_.size() / 2; }
+
+  void convert(const auto *from, T *to) const {
+    std::transform(from, from + head_dim_, to, [](auto x) {
+      if constexpr (std::is_same_v<decltype(x), T>) {
+        return x;
+      } else {
+        return static_cast<T>(static_cast<float>(x));
+      }
+    });
+  }
+
+  void move_rows(RowStore &to, Index first) {
+    const Index count = tokens_ - first;
+    for (Index block = 0; block < 2 * kv_heads_; ++block) {
+      const T *from = rows_.data() + (block * capacity_ + first) * head_dim_;
+      std::copy(from, from + count * head_dim_, to.rows_.data() + block * to.capacity_ * head_dim_);
+    }
+    to.tokens_ = count;
+  }
+
+  Index kv_heads_ = 0;
+  Index head_dim_ = 0;
+  Index capacity_ = 0;
+  Index tokens_ = 0;
+  Buffer<T> rows_;
+};
+
+}  // namespace squat::cpu

@@ -1,0 +1,39 @@
+#pragma once
+
+// The one exception type, and the one way its text is made.
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace squat {
+
+/// What a public entry point throws when an argument cannot be served. The text
+/// names the argument, its value and what was allowed. Whatever threw it left
+/// the cache as it was.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Throws "squat: ARGUMENT is VALUE, must be ALLOWED".
+template <class Value>
+[[noreturn]] void throw_invalid(std::string_view argument, const Value &value,
+                                std::string_view allowed) {
+  std::ostringstream text;
+  text << "squat: " << argument << " is " << value << ", must be " << allowed;
+  throw Error(text.str());
+}
+
+/// The same where `allowed` ends in a limit known only at run time: "must be
+/// ALLOWED LIMIT".
+template <class Value, class Limit>
+[[noreturn]] void throw_invalid(std::string_view argument, const Value &value, std::string_view allowed,
+                                const Limit &limit) {
+  std::ostringstream text;
+  text << allowed << ' ' << limit;
+  throw_invalid(argument, value, text.str());
+}
+
+}  // namespace squat

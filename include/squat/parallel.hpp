@@ -1,0 +1,32 @@
+#pragma once
+
+// How an engine lends its threads to the cache.
+
+#include <functional>
+#include <memory>
+#include <type_traits>
+
+namespace squat {
+
+/// A reference to a callable `task(int index)`. It owns nothing, so making one
+/// never allocates.
+class Task {
+ public:
+  template <class Callable>
+  requires(!std::is_same_v<std::remove_cvref_t<Callable>, Task>) Task(const Callable &callable)
+      : object_(std::addressof(callable)),
+        call_([](const void *object, int index) { (*static_cast<const Callable *>(object))(index); }) {}
+
+  void operator()(int index) const { call_(object_, index); }
+
+ private:
+  const void *object_;
+  void (*call_)(const void *, int);
+};
+
+/// Runs `task(0) ... task(count - 1)`, in any order and on any threads, and
+/// returns when all have ended. No result depends on which thread runs a task
+/// or in which order.
+using Parallel = std::function<void(int count, Task task)>;
+
+}  // namespace squat

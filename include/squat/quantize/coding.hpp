@@ -1,0 +1,41 @@
+#pragma once
+
+// The names of the codings and their settings.
+
+namespace squat {
+
+/// How packed keys are coded.
+enum class Coding {
+  plain,       ///< per-channel rounding (KIVI, Liu et al., ICML 2024): the baseline
+  orthogonal,  ///< rounding error kept orthogonal to the query subspace (SQuat,
+               ///< Wang et al., COLM 2025)
+};
+
+/// How packed values are coded.
+enum class ValueCoding {
+  plain,      ///< asymmetric, groups of channels of one token (KIVI)
+  symmetric,  ///< Hadamard rotation over the head, one unbiased scale a token
+};
+
+/// How the zero and the scale of an affine group are found.
+enum class AffineFit {
+  minmax,         ///< the group's extremes
+  clip_and_gain,  ///< at 2 bits the clipped range of least squared error; at
+                  ///< every width then rescaled so that the error is orthogonal
+                  ///< to the group
+};
+
+/// Settings of Coding::orthogonal. `rank` 0 is the scale-free metric C /
+/// mean(diag C) + I over all of the queries' moments C. A positive rank is the
+/// published form I + lambda Q^T Q with Q the `rank` leading right singular
+/// vectors of the prompt's queries times their singular values (SQuat, section
+/// 4).
+struct OrthogonalOptions {
+  int rank = 0;
+  float lambda = 1e-3f;
+  int block = 1;      ///< channels rounded together, without feedback inside; must
+                      ///< divide head_dim
+  bool order = true;  ///< round channels in falling order of spread * sqrt(metric)
+};
+
+}  // namespace squat

@@ -1,0 +1,44 @@
+#pragma once
+
+// Both value codings: how the values of one token and KV head become codes.
+
+#include <Eigen/Core>
+#include <cstdint>
+
+#include "squat/config.hpp"
+#include "squat/quantize/affine.hpp"
+#include "squat/quantize/coding.hpp"
+#include "squat/quantize/hadamard.hpp"
+#include "squat/quantize/symmetric.hpp"
+
+namespace squat {
+
+/// Channels of a group of plain values: 32, or 16 where head_dim is no multiple
+/// of 32.
+constexpr Index value_group(Index head_dim) { return head_dim % 32 == 0 ? 32 : 16; }
+
+/// Scales a token and KV head store: one for symmetric values, one a group of
+/// channels for plain ones.
+constexpr Index value_scales(ValueCoding coding, Index head_dim) {
+  return coding == ValueCoding::symmetric ? 1 : head_dim / value_group(head_dim);
+}
+
+/// Codes one value row [head_dim], which is overwritten. codes [head_dim];
+/// scales [value_scales]; a symmetric row's zero is left at 0: its codes count
+/// from symmetric_offset(bits).
+inline void quantize_value(ValueCoding coding, float *row, Index head_dim, int bits, AffineFit fit,
+                           std::uint8_t *codes, AffineScale *scales) {
+  if (coding == ValueCoding::symmetric) {
+    rotate_hadamard(row, head_dim);
+    *scales = {half(0.0f),
+               quantize_symmetric(Eigen::Map<const Eigen::ArrayXf>(row, head_dim), bits, codes)};
+    return;
+  }
+  const Index group = value_group(head_dim);
+  for (Index first = 0; first < head_dim; first += group) {
+    scales[first / group] =
+        quantize_affine({row + first, group}, bits, fit, codes + first, {row + first, group});
+  }
+}
+
+}  // namespace squat
