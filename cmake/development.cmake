@@ -1,0 +1,22 @@
+# What our own tests, benchmarks and examples are compiled with. Nothing of this reaches a project that uses squat.
+
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+
+add_library(squat_development INTERFACE)
+target_link_libraries(squat_development INTERFACE squat::squat)
+target_compile_options(squat_development INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror)
+if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+  # GCC 12 and 13 warn of their own AVX-512 intrinsics.
+  target_compile_options(squat_development INTERFACE -Wno-uninitialized -Wno-maybe-uninitialized)
+endif()
+if(SQUAT_NATIVE)
+  target_compile_options(squat_development INTERFACE -march=native)
+endif()
+if(SQUAT_SANITIZE)
+  # Assertions too, whatever the build type.
+  target_compile_options(squat_development INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
+                                                     -fno-omit-frame-pointer -UNDEBUG)
+  target_link_options(squat_development INTERFACE -fsanitize=address,undefined)
+endif()

@@ -1,0 +1,323 @@
+#!/usr/bin/env python3
+"""Every key and value coding of the library in plain float64 NumPy, for one KV head at a time: the oracle that
+tests/cache/oracle_test.cpp copies its numbers from. Slow and plain on purpose.
+
+  python3 coding.py             the table for generated tensors
+  python3 coding.py DIRECTORY   the table for a model's tensors, files layerL_{q,k,v}_TOKENSxHEADSxDIM_f16.bin
+
+Scores are the KL divergence of attention probabilities and the relative error of the attention output, over the
+queries at positions >= PROMPT, each seeing SINKS exact tokens, packed pages, and an exact window.
+"""
+import math
+import pathlib
+import sys
+import numpy as np
+
+PROMPT, SINKS, WINDOW = 512, 4, 64
+
+
+def f16(x):
+    return np.asarray(x, dtype=np.float16).astype(np.float64)
+
+
+# ---- rotary embedding, interleaved pairs ---------------------------------------------------------------------------
+def rotate(x, position, base=100000.0):
+    """x [n, d]; position [n] (may be negative)."""
+    d = x.shape[-1]
+    angle = np.asarray(position, dtype=np.float64)[:, None] * base ** (-np.arange(0, d, 2) / d)
+    c, s = np.cos(angle), np.sin(angle)
+    out = np.empty_like(x)
+    out[:, 0::2] = x[:, 0::2] * c - x[:, 1::2] * s
+    out[:, 1::2] = x[:, 0::2] * s + x[:, 1::2] * c
+    return out
+
+
+# ---- one group of values -> codes ----------------------------------------------------------------------------------
+CLIPS = (1.0, .95, .9, .85, .8, .75, .7, .65, .6, .55, .5)
+
+
+def affine(x, bits, clips=(1.0,), unbiased=False):
+    """Asymmetric codes along axis 0 of x [n, channels]: x ~ zero + scale * code, zero and scale in float16.
+
+    clips: fractions of the min-max range tried, least squared error wins. unbiased: rescale about the mean so that the
+    error is orthogonal to the input (sum dx * dq = sum dx * dx); plain least squares shrinks large values, and
+    attention weighs exactly those."""
+    top = 2 ** bits - 1
+    lo, hi = x.min(0), x.max(0)
+    best = None
+    for c in clips:
+        mid, half = (lo + hi) / 2, (hi - lo) / 2 * c
+        zero, scale = f16(mid - half), np.maximum(f16(2 * half / top), 6e-8)
+        code = np.clip(np.round((x - zero) / scale), 0, top)
+        error = ((zero + scale * code - x) ** 2).sum(0)
+        if best is None:
+            best = [error, zero, scale, code]
+        else:
+            w = error < best[0]
+            best = [np.where(w, error, best[0]), np.where(w, zero, best[1]), np.where(w, scale, best[2]), np.where(w, code, best[3])]
+    _, zero, scale, code = best
+    if unbiased:
+        q = zero + scale * code
+        mx, mq = x.mean(0), q.mean(0)
+        dx, dq = x - mx, q - mq
+        gain = np.clip((dx * dx).sum(0) / np.maximum((dx * dq).sum(0), 1e-12), 1, 2)
+        zero, scale = f16(mx + gain * (zero - mq)), f16(gain * scale)
+    return zero + scale * code
+
+
+def symmetric(x, bits):
+    """Mid-rise codes along axis 1 of x [n, d], one float16 scale a row, made unbiased by the gain <x,x>/<x,q>."""
+    step = {2: .9957, 3: .586, 4: .3352}[bits]          # optimal uniform step of a unit Gaussian
+    levels = 2 ** bits
+    rms = np.sqrt((x * x).mean(1, keepdims=True)) + 1e-12
+    best = None
+    for f in (.8, .9, 1., 1.1, 1.25, 1.4):
+        scale = rms * step * f
+        level = np.clip(np.floor(x / scale) + .5, -(levels - 1) / 2, (levels - 1) / 2)
+        error = ((scale * level - x) ** 2).sum(1, keepdims=True)
+        if best is None:
+            best = [error, scale, level]
+        else:
+            w = error < best[0]
+            best = [np.where(w, error, best[0]), np.where(w, scale, best[1]), np.where(w, level, best[2])]
+    _, scale, level = best
+    gain = np.clip((x * x).sum(1, keepdims=True) / np.maximum((x * scale * level).sum(1, keepdims=True), 1e-12), 1, 2)
+    return f16(scale * gain) * level
+
+
+def hadamard(n):
+    h = np.ones((1, 1))
+    while len(h) < n:
+        h = np.block([[h, h], [h, -h]])
+    return h / math.sqrt(n)
+
+
+# ---- keys ----------------------------------------------------------------------------------------------------------
+def feedback(P):
+    """F of the rounding order 0..d-1: P = L^T L, L lower (reverse Cholesky); F = diag(L)^-1 strictly_lower(L)."""
+    U = np.linalg.cholesky(P[::-1, ::-1])[::-1, ::-1]     # P = U U^T, U upper
+    L = U.T
+    return np.tril(L, -1) / np.diag(L)[:, None]
+
+
+def plain_keys(k, bits, group, **fit):
+    return np.concatenate([affine(k[t:t + group], bits, **fit) for t in range(0, len(k), group)])
+
+
+def orthogonal_keys(k, q, bits, group, eps=1.0, order=True, **fit):
+    """SQuat with the normalised full-rank metric P = C / mean diag(C) + eps I and block size 1."""
+    d = k.shape[1]
+    C = q.T @ q
+    P = C / (np.trace(C) / d) + eps * np.eye(d)
+    reach = np.mean([np.ptp(k[t:t + group], axis=0) for t in range(0, PROMPT - SINKS - group + 1, group)], axis=0)
+    perm = np.argsort(-reach * np.sqrt(np.diag(P))) if order else np.arange(d)
+    F = feedback(P[np.ix_(perm, perm)])
+    out = np.empty_like(k)
+    for t in range(0, len(k), group):
+        x, e = k[t:t + group][:, perm], np.zeros((min(group, len(k) - t), d))
+        for i in range(d):
+            q_i = affine(x[:, i:i + 1] - e[:, :i] @ F[i, :i, None], bits, **fit)
+            e[:, i] = q_i[:, 0] - x[:, i]
+        out[t:t + group, perm] = x + e
+    return out
+
+
+def published_orthogonal_keys(k, q, bits, group, rank, lam, block):
+    """SQuat with the published hyper-parameters: rank-r subspace, lambda, block of channels without feedback inside."""
+    _, s, vt = np.linalg.svd(q, full_matrices=False)
+    Q = s[:rank, None] * vt[:rank]
+    d = k.shape[1]
+    P = np.eye(d) + lam * Q.T @ Q
+    L = np.linalg.cholesky(P[::-1, ::-1])[::-1, ::-1].T
+    out = np.empty_like(k)
+    for t in range(0, len(k), group):
+        x, e = k[t:t + group], np.zeros_like(k[t:t + group])
+        for b in range(0, d, block):
+            M = np.linalg.solve(L[b:b + block, b:b + block], L[b:b + block, :b])
+            e[:, b:b + block] = _minmax(x[:, b:b + block] - e[:, :b] @ M.T, bits) - x[:, b:b + block]
+        out[t:t + group] = x + e
+    return out
+
+
+def _minmax(x, bits):
+    lo, hi = x.min(0), x.max(0)
+    scale = np.where(hi > lo, (hi - lo) / (2 ** bits - 1), 1e-8)
+    return np.clip(np.round((x - lo) / scale), 0, 2 ** bits - 1) * scale + lo
+
+
+DISTORTION = {8: 5e-5, 4: .0115, 2: .125, 0: 1.}         # squared error of a unit-variance channel coded at each width
+
+
+def class_sizes(variance, bits, parts=8):
+    """Reverse water-filling for one KV head: how many of `parts` equal runs of channels (variance falling) get 8, 4, 2 and 0
+    bits, so that the widths average `bits` and the predicted error is least."""
+    d, best = len(variance), None
+    for n8 in range(parts + 1):
+        for n4 in range(parts + 1 - n8):
+            for n2 in range(parts + 1 - n8 - n4):
+                if 8 * n8 + 4 * n4 + 2 * n2 != bits * parts:
+                    continue
+                sizes = {8: n8, 4: n4, 2: n2, 0: parts - n8 - n4 - n2}
+                error = variance @ np.concatenate([np.full(n * d // parts, DISTORTION[w]) for w, n in sizes.items()])
+                if best is None or error < best[0]:
+                    best = error, sizes
+    return {w: n * d // parts for w, n in best[1].items()}
+
+
+def subspace_basis(C, S, eps=.1):
+    """Joint eigenbasis of query moments C and key covariance S: y = A k, q' = A^-T q, so q'.y = q.k, the error metric is
+    the identity and the coordinates of y are uncorrelated with falling variance."""
+    d = len(C)
+    C = C / (np.trace(C) / d) + eps * np.eye(d)
+    L = np.linalg.cholesky(C)
+    variance, W = np.linalg.eigh(L.T @ S @ L)
+    W = W[:, ::-1]
+    return W.T @ L.T, np.linalg.solve(L.T, W), np.maximum(variance[::-1], 0)     # A, A^-1, variance of each coordinate
+
+
+def subspace_keys(k, q, bits, group, eps=.1):
+    prompt = k[:PROMPT - SINKS]
+    A, inverse, variance = subspace_basis(q.T @ q, np.cov(prompt.T, bias=True), eps)
+    sizes, out = class_sizes(variance, bits), np.empty_like(k)
+    for t in range(0, len(k), group):
+        y, z, c0 = k[t:t + group] @ A.T, None, 0
+        z = np.empty_like(y)
+        for width, size in sizes.items():
+            c1 = c0 + size
+            if size == 0:
+                continue
+            if width == 0:
+                z[:, c0:c1] = f16(y[:, c0:c1].mean(0))
+            else:
+                z[:, c0:c1] = affine(y[:, c0:c1], width, CLIPS if width == 2 else (1.0,), unbiased=True)
+            c0 = c1
+        out[t:t + group] = z @ inverse.T
+    return out
+
+
+def in_tile_frame(k_pre, q_pre, coder, frame=256, remove_mean=True):
+    """Code keys in the rotary frame of their own tile (a run of pages, `frame` tokens): position within the tile instead of
+    absolute position.
+
+    A rotary embedding turns the query subspace with the distance; inside one tile it hardly moves, so one basis serves
+    the whole context. Scores use the query turned back by the tile's first position."""
+    n = len(k_pre)
+    row = np.arange(n) % frame
+    start = np.arange(n) - row + SINKS
+    mean = k_pre[:PROMPT - SINKS].mean(0, keepdims=True) * remove_mean
+    turned_mean = rotate(np.repeat(mean, n, 0), row)
+    qs = []
+    for heads in q_pre:                                   # each prompt query as seen from three tiles behind it
+        p = np.arange(PROMPT)
+        for share in (.1, .5, .9):
+            qs.append(rotate(heads[:PROMPT], p - (p * share).astype(int) // frame * frame))
+    coded = coder(rotate(k_pre, row) - turned_mean, np.concatenate(qs))
+    return rotate(coded + turned_mean, start)
+
+
+# ---- measurement ---------------------------------------------------------------------------------------------------
+def attention_error(q_heads, k, k_hat, v, v_hat, group):
+    """Mean KL of attention probabilities and relative output error over queries at positions >= PROMPT."""
+    n, d = k.shape
+    t, i = np.arange(PROMPT, n)[:, None], np.arange(n)[None, :]
+    packed_to = SINKS + np.maximum(t + 1 - SINKS - WINDOW, 0) // group * group
+    packed = (i >= SINKS) & (i < packed_to)
+    kl, num, den = [], 0., 0.
+    for q in q_heads:
+        s = q[PROMPT:] @ k.T / math.sqrt(d)
+        s_hat = np.where(packed, q[PROMPT:] @ k_hat.T / math.sqrt(d), s)
+        def soft(s):
+            s = np.where(i <= t, s, -np.inf)
+            p = np.exp(s - s.max(1, keepdims=True))
+            return p / p.sum(1, keepdims=True)
+        p, p_hat = soft(s), soft(s_hat)
+        kl.append((p * (np.log(np.maximum(p, 1e-300)) - np.log(np.maximum(p_hat, 1e-300)))).sum(1).mean())
+        o, o_hat = p @ v, (p_hat * packed) @ v_hat + (p_hat * ~packed) @ v
+        num, den = num + ((o_hat - o) ** 2).sum(), den + (o ** 2).sum()
+    return np.mean(kl), math.sqrt(num / den)
+
+
+# ---- inputs --------------------------------------------------------------------------------------------------------
+class Normal:
+    """Near-normal numbers (sums of four uniform ones of a linear congruential generator): the same in every language."""
+
+    def __init__(self, seed):
+        self.state = seed
+
+    def matrix(self, rows, columns):
+        x = np.empty(rows * columns)
+        for i in range(len(x)):
+            total = 0.
+            for _ in range(4):
+                self.state = (self.state * 1664525 + 1013904223) & 0xffffffff
+                total += self.state / 2 ** 32 - .5
+            x[i] = total * math.sqrt(3)
+        return x.reshape(rows, columns)
+
+
+def generated(tokens=768, heads=2, d=32):
+    """Two query heads that share a KV head: queries and keys of falling spectra in skew bases, keys with a bias."""
+    random = Normal(7)
+    fall = 1 / (1 + np.arange(d))
+    q_mix, k_mix = random.matrix(d, d) * fall[:, None], random.matrix(d, d) * np.sqrt(fall)[:, None]
+    bias = 2 * random.matrix(1, d)
+    q = np.stack([.6 * random.matrix(tokens, d) @ q_mix for _ in range(heads)], 1)
+    k = (random.matrix(tokens, d) @ k_mix + bias)[:, None]
+    v = random.matrix(tokens, d)[:, None]
+    return q, k, v
+
+
+def load(directory, layer):
+    tensors = []
+    for name in "qkv":
+        path, = pathlib.Path(directory).glob(f"layer{layer}_{name}_*_f16.bin")
+        shape = tuple(int(n) for n in path.name.split("_")[2].split("x"))
+        tensors.append(np.fromfile(path, "<f2").reshape(shape).astype(float))
+    return tensors
+
+
+def table(title, q, k, v):
+    fit = dict(clips=CLIPS, unbiased=True)
+    tokens, kv_heads, d = k.shape
+    shared = q.shape[1] // kv_heads
+    print(f"{title:56s} attention KL   output error")
+    rows = {}
+    for h in range(kv_heads):
+        q_pre = [q[:, shared * h + j] for j in range(shared)]
+        position = np.arange(tokens)
+        q_rot = [rotate(x, position) for x in q_pre]
+        k_rot, kk, vv = rotate(k[:, h], position), k[SINKS:, h], v[:, h]
+        stacked = np.concatenate([x[:PROMPT] for x in q_rot])
+        H = hadamard(d)
+        plain_values = lambda bits: np.concatenate([affine(vv[:, c:c + 32].T, bits).T for c in range(0, d, 32)], 1)
+        rotated_values = lambda bits: symmetric(vv @ H, bits) @ H.T
+        cases = {
+            "plain 2 bit, G 32 (KIVI)": (32, plain_keys(k_rot[SINKS:], 2, 32), plain_values(2)),
+            "plain 4 bit, G 32 (KIVI)": (32, plain_keys(k_rot[SINKS:], 4, 32), plain_values(4)),
+            "SQuat published l 1e-3, r g d/2, G 32": (32, published_orthogonal_keys(k_rot[SINKS:], stacked, 2, 32, d // 2, 1e-3, d // 2), plain_values(2)),
+            "SQuat full metric, g 1, G 64": (64, orthogonal_keys(k_rot[SINKS:], stacked, 2, 64, clips=(1.0,)), rotated_values(2)),
+            "  with clip search and gain": (64, orthogonal_keys(k_rot[SINKS:], stacked, 2, 64, **fit), rotated_values(2)),
+            "  and tile frame 256": (64, in_tile_frame(kk, q_pre, lambda x, y: orthogonal_keys(x, y, 2, 64, **fit)), rotated_values(2)),
+            "subspace 2 bit, G 128, absolute frame": (128, subspace_keys(k_rot[SINKS:], stacked, 2, 128), rotated_values(2)),
+            "subspace 2 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 2, 128)), rotated_values(2)),
+            "subspace 3 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 3, 128)), rotated_values(3)),
+            "subspace 4 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 4, 128)), rotated_values(4)),
+        }
+        for name, (group, k_hat, v_hat) in cases.items():
+            full = np.concatenate([k_rot[:SINKS], k_hat])
+            rows.setdefault(name, []).append(attention_error(q_rot, k_rot, full, vv, v_hat, group))
+    for name, r in rows.items():
+        kl, err = np.mean(r, 0)
+        print(f"  {name:52s} {kl:10.5f} {err:12.4f}")
+
+
+def main():
+    if len(sys.argv) > 1:
+        for layer in (2, 14, 27):
+            table(f"layer {layer}: mean over the KV heads", *load(sys.argv[1], layer))
+    else:
+        table("generated tensors", *generated())
+
+
+if __name__ == "__main__":
+    main()

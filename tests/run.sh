@@ -1,0 +1,48 @@
+#!/bin/sh
+# Installs what is missing, builds the library's tests and runs every one of them.
+set -eu
+
+usage() {
+  cat <<'TEXT'
+usage: sh tests/run.sh [--compiler CXX] [--sanitize] [--no-native] [--build-dir DIR] [CTEST ARGUMENTS...]
+
+Installs missing packages (Debian, Ubuntu; as root or with sudo), builds the tests, and runs them with ctest.
+  --compiler CXX    the C++ compiler (default: $CXX, or g++)
+  --sanitize        with the address and undefined behaviour sanitizers
+  --no-native       for the compiler's default instruction set instead of this machine's
+  --build-dir DIR   default: build/COMPILER[-sanitize][-baseline]
+  --help            this text
+Further arguments go to ctest, for example: -R cache
+TEXT
+}
+
+cd "$(dirname "$0")/.."
+compiler=${CXX:-g++} sanitize=OFF native=ON build=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --compiler) compiler=${2:?--compiler needs a name}; shift 2 ;;
+    --sanitize) sanitize=ON; shift ;;
+    --no-native) native=OFF; shift ;;
+    --build-dir) build=${2:?--build-dir needs a folder}; shift 2 ;;
+    --help | -h) usage; exit 0 ;;
+    *) break ;;
+  esac
+done
+if [ -z "$build" ]; then
+  build=build/$(basename "$compiler")
+  [ $sanitize = ON ] && build=$build-sanitize
+  [ $native = OFF ] && build=$build-baseline
+fi
+
+. cmake/packages.sh
+install_packages cmake ninja-build g++ libeigen3-dev libgtest-dev libbenchmark-dev libcli11-dev libfmt-dev
+case $compiler in
+  *clang*) install_packages clang libomp-dev
+           [ $sanitize = ON ] && ! ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.asan-*.a >/dev/null 2>&1 &&
+             install_packages "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev" ;;
+esac
+
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$compiler" \
+  -DSQUAT_SANITIZE=$sanitize -DSQUAT_NATIVE=$native
+cmake --build "$build"
+ctest --test-dir "$build" --output-on-failure -j "$(nproc)" "$@"
