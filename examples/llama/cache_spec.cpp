@@ -1,0 +1,167 @@
+#include "cache_spec.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <stdexcept>
+#include <utility>
+
+namespace llama {
+namespace {
+
+struct CodingName {
+  const char* name;
+  squat::Coding coding;
+};
+constexpr CodingName codings[] = {{"plain", squat::Coding::plain},
+                                  {"orthogonal", squat::Coding::orthogonal}};
+
+[[noreturn]] void refuse(std::string_view text, const std::string& why) {
+  throw std::invalid_argument("coding '" + std::string(text) + "': " + why + "\n" + cache_spec_help());
+}
+
+std::vector<std::string_view> split(std::string_view text, char mark) {
+  std::vector<std::string_view> parts;
+  for (std::size_t first = 0;;) {
+    const std::size_t last = text.find(mark, first);
+    parts.push_back(text.substr(first, last - first));
+    if (last == std::string_view::npos) return parts;
+    first = last + 1;
+  }
+}
+
+/// Takes a number off the front of `text`.
+bool take_number(std::string_view& text, int& number) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{}) return false;
+  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+  return true;
+}
+
+bool supported(int bits) { return squat::supported_bits(bits); }
+
+/// "k2v2"
+bool parse_bits(std::string_view part, CacheSpec& spec) {
+  if (!part.starts_with('k')) return false;
+  part.remove_prefix(1);
+  if (!take_number(part, spec.key_bits) || !part.starts_with('v')) return false;
+  part.remove_prefix(1);
+  return take_number(part, spec.value_bits) && part.empty() && supported(spec.key_bits) &&
+         supported(spec.value_bits);
+}
+
+/// "g64", "w80", "s0"
+bool parse_option(std::string_view part, CacheSpec& spec) {
+  if (part.empty()) return false;
+  int* const number = part[0] == 'g'   ? &spec.options.group
+                      : part[0] == 'w' ? &spec.options.window
+                      : part[0] == 's' ? &spec.options.sinks
+                                       : nullptr;
+  part.remove_prefix(1);
+  return number != nullptr && take_number(part, *number) && part.empty();
+}
+
+template <int KeyBits, int ValueBits>
+class CacheOf : public Cache {
+ public:
+  explicit CacheOf(const squat::Options& options) : cache_(options), sequence_(cache_.add_sequence()) {}
+
+  void attend(int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out, squat::Index first,
+              squat::Index count) override {
+    const int query_heads = options().query_heads, kv_heads = options().kv_heads;
+    cache_.attend(sequence_, layer, view(q, query_heads, first, count), view(k, kv_heads, first, count),
+                  view(v, kv_heads, first, count), view(out, query_heads, first, count));
+  }
+  squat::MemoryReport memory_report() const override { return cache_.memory_report(); }
+  const squat::Options& options() const override { return cache_.options(); }
+
+ private:
+  squat::TensorView<float> view(RowMatrix& rows, int heads, squat::Index first,
+                                squat::Index count) const {
+    return squat::TensorView<float>(rows.data(), rows.rows(), heads, options().head_dim)
+        .slice(first, count);
+  }
+
+  squat::KVCache<squat::half, KeyBits, ValueBits> cache_;
+  squat::SequenceId sequence_;
+};
+
+template <int KeyBits>
+std::unique_ptr<Cache> make_with_keys(int value_bits, const squat::Options& options) {
+  switch (value_bits) {
+    case 2:
+      return std::make_unique<CacheOf<KeyBits, 2>>(options);
+    case 4:
+      return std::make_unique<CacheOf<KeyBits, 4>>(options);
+    case 8:
+      return std::make_unique<CacheOf<KeyBits, 8>>(options);
+    default:
+      return std::make_unique<CacheOf<KeyBits, 16>>(options);
+  }
+}
+
+}  // namespace
+
+std::string cache_spec_help() {
+  std::string names;
+  for (const CodingName& coding : codings) names += std::string(names.empty() ? "" : ", ") + coding.name;
+  return "A coding is 'exact' or CODING:kKvV with CODING one of " + names +
+         " and K, V one of 2, 4, 8, 16.\nOptions behind it: :gN tokens of a page, :wN exact window, :sN "
+         "exact sinks, "
+         ":published (orthogonal: the settings of the paper).\nExamples: exact, plain:k2v2:g32:s0, "
+         "orthogonal:k2v2:g64.";
+}
+
+CacheSpec parse_cache_spec(std::string_view text) {
+  CacheSpec spec;
+  spec.text = text;
+  const auto parts = split(text, ':');
+  spec.coding = parts[0];
+  std::size_t next = 1;
+  if (spec.coding == "exact") {
+    spec.options.coding = squat::Coding::plain;
+  } else {
+    const auto* coding = std::find_if(std::begin(codings), std::end(codings),
+                                      [&](const CodingName& c) { return c.name == spec.coding; });
+    if (coding == std::end(codings)) refuse(text, "no such coding");
+    spec.options.coding = coding->coding;
+    if (parts.size() < 2 || !parse_bits(parts[1], spec)) refuse(text, "kKvV must follow the coding");
+    next = 2;
+  }
+  for (const auto part : std::span(parts).subspan(std::min(next, parts.size()))) {
+    if (part == "published" && spec.options.coding == squat::Coding::orthogonal) {
+      spec.published = true;
+      spec.options.group = 32;
+    } else if (!parse_option(part, spec)) {
+      refuse(text, "no such option: '" + std::string(part) + "'");
+    }
+  }
+  return spec;
+}
+
+squat::Options CacheSpec::options_for(const Config& config) const {
+  squat::Options filled = options;
+  filled.layers = config.layers;
+  filled.query_heads = config.query_heads;
+  filled.kv_heads = config.kv_heads;
+  filled.head_dim = config.head_dim;
+  if (published) {
+    filled = squat::published_squat(filled);
+    filled.group = options.group;
+  }
+  return filled;
+}
+
+std::unique_ptr<Cache> make_cache(const CacheSpec& spec, const squat::Options& options) {
+  switch (spec.key_bits) {
+    case 2:
+      return make_with_keys<2>(spec.value_bits, options);
+    case 4:
+      return make_with_keys<4>(spec.value_bits, options);
+    case 8:
+      return make_with_keys<8>(spec.value_bits, options);
+    default:
+      return make_with_keys<16>(spec.value_bits, options);
+  }
+}
+
+}  // namespace llama

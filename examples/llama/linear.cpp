@@ -1,0 +1,92 @@
+#include "linear.hpp"
+
+#include <algorithm>
+
+#include "dequantize.hpp"
+#include "squat/cpu/vector.hpp"
+
+namespace llama {
+namespace {
+
+using Weights = Eigen::Matrix<Eigen::half, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+using squat::lanes;
+constexpr Eigen::Index few_rows = 32;  // up to here the weights' memory is the limit, not arithmetic
+constexpr Eigen::Index run_outputs = 64;
+
+/// y[first .. first + Rows)[output] for one weight row: each weight is converted once for all Rows.
+template <int Rows>
+void dot_rows(const Eigen::half* weights, const RowMatrix& x, Eigen::Index first, RowMatrix& y,
+              Eigen::Index output) {
+  using squat::cpu::FloatLanes;
+  const Eigen::Index inputs = x.cols(), whole = inputs / lanes * lanes;
+  FloatLanes sums[Rows] = {};
+  for (Eigen::Index i = 0; i < whole; i += lanes) {
+    FloatLanes weight;
+    squat::cpu::load_row(weights + i, weight);
+    for (int r = 0; r < Rows; ++r) {
+      FloatLanes elements;
+      squat::cpu::load(x.data() + (first + r) * inputs + i, elements);
+      sums[r] += weight * elements;
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    float sum = squat::cpu::sum_lanes(sums[r]);
+    for (Eigen::Index i = whole; i < inputs; ++i)
+      sum += static_cast<float>(weights[i]) * x(first + r, i);
+    y(first + r, output) = sum;
+  }
+}
+
+void apply_few(const Weights& weights, const RowMatrix& x, RowMatrix& y) {
+#pragma omp parallel for schedule(static)
+  for (Eigen::Index output = 0; output < weights.rows(); ++output) {
+    const Eigen::half* row = weights.data() + output * weights.cols();
+    Eigen::Index first = 0;
+    for (; first + 8 <= x.rows(); first += 8) dot_rows<8>(row, x, first, y, output);
+    for (; first + 2 <= x.rows(); first += 2) dot_rows<2>(row, x, first, y, output);
+    if (first < x.rows()) dot_rows<1>(row, x, first, y, output);
+  }
+}
+
+void widen(const Eigen::half* from, Eigen::Index count, float* to) {
+  const Eigen::Index whole = count / lanes * lanes;
+  squat::cpu::copy_row(from, whole, to);
+  std::transform(from + whole, from + count, to + whole,
+                 [](Eigen::half x) { return static_cast<float>(x); });
+}
+
+void apply_many(const Weights& weights, const RowMatrix& x, RowMatrix& y) {
+#pragma omp parallel for schedule(dynamic)
+  for (Eigen::Index first = 0; first < weights.rows(); first += run_outputs) {
+    const Eigen::Index count = std::min(run_outputs, weights.rows() - first);
+    RowMatrix block(count, weights.cols());
+    for (Eigen::Index i = 0; i < count; ++i)
+      widen(weights.row(first + i).data(), weights.cols(), block.row(i).data());
+    y.middleCols(first, count).noalias() = x * block.transpose();
+  }
+}
+
+}  // namespace
+
+Linear::Linear(const Tensor& tensor, Eigen::Index outputs, Eigen::Index inputs)
+    : weights_(outputs, inputs) {
+  const std::vector<float> elements = dequantize(tensor);
+  std::transform(elements.begin(), elements.end(), weights_.data(),
+                 [](float x) { return Eigen::half(x); });
+}
+
+void Linear::apply(const RowMatrix& x, RowMatrix& y) const {
+  y.resize(x.rows(), weights_.rows());
+  if (x.rows() <= few_rows) {
+    apply_few(weights_, x, y);
+  } else {
+    apply_many(weights_, x, y);
+  }
+}
+
+void Linear::copy_row(Eigen::Index output, float* to) const {
+  Eigen::Map<Eigen::RowVectorXf>(to, weights_.cols()) = weights_.row(output).cast<float>();
+}
+
+}  // namespace llama

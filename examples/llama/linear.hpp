@@ -1,0 +1,35 @@
+#pragma once
+
+// Matrix products with a model's weights.
+
+#include <Eigen/Core>
+#include <vector>
+
+#include "gguf.hpp"
+
+namespace llama {
+
+using RowMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+/// A weight matrix [outputs, inputs], kept as float16: half the memory traffic of float, and finer than
+/// the quantised weights it is read from.
+class Linear {
+ public:
+  Linear() = default;
+  Linear(const Tensor& tensor, Eigen::Index outputs, Eigen::Index inputs);
+
+  Eigen::Index outputs() const { return weights_.rows(); }
+
+  /// y = x W^T for x [rows, inputs], y [rows, outputs], on all threads of OpenMP.
+  void apply(const RowMatrix& x, RowMatrix& y) const;
+
+  /// Row `output` of W as floats.
+  void copy_row(Eigen::Index output, float* to) const;
+
+ private:
+  using Weights = Eigen::Matrix<Eigen::half, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+  Weights weights_;
+};
+
+}  // namespace llama

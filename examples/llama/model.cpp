@@ -1,0 +1,152 @@
+#include "model.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "dequantize.hpp"
+
+namespace llama {
+namespace {
+
+Config read_config(const Gguf& file) {
+  if (file.string("general.architecture") != "llama") {
+    throw FileError("architecture " + file.string("general.architecture") +
+                    " is not supported (llama is)");
+  }
+  constexpr int most = 1 << 20;
+  Config config;
+  config.layers = file.integer("llama.block_count", 1, 1024);
+  config.embedding = file.integer("llama.embedding_length", 1, most);
+  config.feed_forward = file.integer("llama.feed_forward_length", 1, most);
+  config.query_heads = file.integer("llama.attention.head_count", 1, 1024);
+  config.kv_heads =
+      file.integer_or("llama.attention.head_count_kv", config.query_heads, 1, config.query_heads);
+  config.head_dim =
+      file.integer_or("llama.attention.key_length", config.embedding / config.query_heads, 1, 512);
+  config.vocabulary =
+      static_cast<int>(std::min<std::size_t>(file.strings("tokenizer.ggml.tokens").size(), 1 << 24));
+  config.context = file.integer_or("llama.context_length", 2048, 1, 1 << 24);
+  config.rotary_dim = file.integer_or("llama.rope.dimension_count", config.head_dim, 2, config.head_dim);
+  config.rms_epsilon =
+      static_cast<float>(file.number_or("llama.attention.layer_norm_rms_epsilon", 1e-5));
+  config.rotary_base = file.number_or("llama.rope.freq_base", 10000);
+  if (config.query_heads % config.kv_heads != 0)
+    throw FileError("query heads are no multiple of KV heads");
+  if (config.head_dim % 16 != 0) throw FileError("the head dimension is no multiple of 16");
+  if (config.rotary_dim % 2 != 0) throw FileError("the rotary dimension is odd");
+  if (!(config.rotary_base > 0) || !std::isfinite(config.rotary_base))
+    throw FileError("the rotary base is not positive");
+  if (file.has("llama.rope.scaling.type") && file.string("llama.rope.scaling.type") != "none") {
+    throw FileError("rotary scaling " + file.string("llama.rope.scaling.type") + " is not supported");
+  }
+  return config;
+}
+
+Eigen::RowVectorXf read_vector(const Gguf& file, const std::string& name, int size) {
+  const auto elements = dequantize(file.tensor(name, {static_cast<std::uint64_t>(size)}));
+  return Eigen::Map<const Eigen::RowVectorXf>(elements.data(), size);
+}
+
+Linear read_linear(const Gguf& file, const std::string& name, int outputs, int inputs) {
+  return {file.tensor(name, {static_cast<std::uint64_t>(inputs), static_cast<std::uint64_t>(outputs)}),
+          outputs, inputs};
+}
+
+}  // namespace
+
+Model::Model(const Gguf& file) : config_(read_config(file)) {
+  const Config& c = config_;
+  embedding_ = read_linear(file, "token_embd.weight", c.vocabulary, c.embedding);
+  if (file.has_tensor("output.weight"))
+    output_ = read_linear(file, "output.weight", c.vocabulary, c.embedding);
+  norm_ = read_vector(file, "output_norm.weight", c.embedding);
+  for (int i = 0; i < c.layers; ++i) {
+    const std::string prefix = "blk." + std::to_string(i) + ".";
+    const auto linear = [&](const char* name, int outputs, int inputs) {
+      return read_linear(file, prefix + name + ".weight", outputs, inputs);
+    };
+    const int heads = c.query_heads * c.head_dim, kv_heads = c.kv_heads * c.head_dim;
+    layers_.push_back(
+        {read_vector(file, prefix + "attn_norm.weight", c.embedding),
+         read_vector(file, prefix + "ffn_norm.weight", c.embedding),
+         linear("attn_q", heads, c.embedding), linear("attn_k", kv_heads, c.embedding),
+         linear("attn_v", kv_heads, c.embedding), linear("attn_output", c.embedding, heads),
+         linear("ffn_gate", c.feed_forward, c.embedding), linear("ffn_up", c.feed_forward, c.embedding),
+         linear("ffn_down", c.embedding, c.feed_forward)});
+  }
+  for (int pair = 0; pair < c.rotary_dim / 2; ++pair) {
+    inverse_frequencies_.push_back(
+        static_cast<float>(std::pow(c.rotary_base, -2.0 * pair / c.rotary_dim)));
+  }
+}
+
+void Model::normalize(const RowMatrix& x, const Eigen::RowVectorXf& weight, RowMatrix& y) const {
+  const Eigen::ArrayXf mean = x.array().square().rowwise().mean() + config_.rms_epsilon;
+  y = (x.array().colwise() * mean.rsqrt()).rowwise() * weight.array();
+}
+
+/// Turns the pair (2i, 2i + 1) of every head by position * frequency_i, the pairing of GGUF's Llama
+/// files.
+void Model::rotate(RowMatrix& x, int heads, std::span<const Position> batch) const {
+#pragma omp parallel for schedule(static) if (batch.size() > 64)
+  for (Eigen::Index row = 0; row < x.rows(); ++row) {
+    const double position = batch[static_cast<std::size_t>(row)].position;
+    for (std::size_t pair = 0; pair < inverse_frequencies_.size(); ++pair) {
+      const double angle = position * static_cast<double>(inverse_frequencies_[pair]);
+      const auto c = static_cast<float>(std::cos(angle)), s = static_cast<float>(std::sin(angle));
+      for (int head = 0; head < heads; ++head) {
+        float* two = &x(row, head * config_.head_dim + 2 * static_cast<Eigen::Index>(pair));
+        const float a = two[0], b = two[1];
+        two[0] = a * c - b * s;
+        two[1] = a * s + b * c;
+      }
+    }
+  }
+}
+
+void Model::check_tokens(std::span<const Position> batch) const {
+  for (const Position& entry : batch) {
+    if (entry.token < 0 || entry.token >= config_.vocabulary) {
+      throw std::out_of_range("token " + std::to_string(entry.token) + " is not in the vocabulary");
+    }
+  }
+}
+
+const RowMatrix& Model::forward(std::span<const Position> batch, const Attention& attention,
+                                std::span<const int> wanted) {
+  check_tokens(batch);
+  const auto rows = static_cast<Eigen::Index>(batch.size());
+  x_.resize(rows, config_.embedding);
+  for (Eigen::Index row = 0; row < rows; ++row) {
+    embedding_.copy_row(batch[static_cast<std::size_t>(row)].token, x_.row(row).data());
+  }
+  for (int i = 0; i < config_.layers; ++i) {
+    const Layer& layer = layers_[static_cast<std::size_t>(i)];
+    normalize(x_, layer.attention_norm, normal_);
+    layer.q.apply(normal_, q_);
+    layer.k.apply(normal_, k_);
+    layer.v.apply(normal_, v_);
+    rotate(q_, config_.query_heads, batch);
+    rotate(k_, config_.kv_heads, batch);
+    mixed_.resize(rows, q_.cols());
+    attention(i, q_, k_, v_, mixed_);
+    layer.output.apply(mixed_, delta_);
+    x_ += delta_;
+    normalize(x_, layer.feed_forward_norm, normal_);
+    layer.gate.apply(normal_, gate_);
+    layer.up.apply(normal_, up_);
+    gate_ = (gate_.array() / (1.0f + (-gate_.array()).exp()) * up_.array()).matrix();
+    layer.down.apply(gate_, delta_);
+    x_ += delta_;
+  }
+  last_.resize(static_cast<Eigen::Index>(wanted.size()), config_.embedding);
+  for (std::size_t i = 0; i < wanted.size(); ++i)
+    last_.row(static_cast<Eigen::Index>(i)) = x_.row(wanted[i]);
+  normalize(last_, norm_, normal_);
+  (output_.outputs() > 0 ? output_ : embedding_).apply(normal_, logits_);
+  return logits_;
+}
+
+}  // namespace llama

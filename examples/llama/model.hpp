@@ -1,0 +1,72 @@
+#pragma once
+
+// The transformer of the Llama architecture. It knows no cache: attention is handed in.
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "gguf.hpp"
+#include "linear.hpp"
+
+namespace llama {
+
+struct Config {
+  int layers = 0;
+  int query_heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;
+  int embedding = 0;
+  int feed_forward = 0;
+  int vocabulary = 0;
+  int context = 0;
+  int rotary_dim = 0;
+  float rms_epsilon = 0;
+  double rotary_base = 0;
+};
+
+/// One token of a batch and where it stands in its sequence.
+struct Position {
+  int token = 0;
+  int position = 0;
+};
+
+/// Attention of one layer for the rows of a batch. q, out: [rows, query_heads * head_dim]; k, v: [rows,
+/// kv_heads * head_dim]; q and k carry their rotary embedding.
+using Attention =
+    std::function<void(int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out)>;
+
+class Model {
+ public:
+  /// Throws FileError where the file holds no such model.
+  explicit Model(const Gguf& file);
+
+  const Config& config() const { return config_; }
+
+  /// Inverse frequencies of the rotary embedding, one for every pair of neighbouring channels.
+  const std::vector<float>& inverse_frequencies() const { return inverse_frequencies_; }
+
+  /// Logits [rows.size(), vocabulary] of the batch rows named in `wanted`.
+  const RowMatrix& forward(std::span<const Position> batch, const Attention& attention,
+                           std::span<const int> wanted);
+
+ private:
+  struct Layer {
+    Eigen::RowVectorXf attention_norm, feed_forward_norm;
+    Linear q, k, v, output, gate, up, down;
+  };
+
+  void normalize(const RowMatrix& x, const Eigen::RowVectorXf& weight, RowMatrix& y) const;
+  void rotate(RowMatrix& x, int heads, std::span<const Position> batch) const;
+  void check_tokens(std::span<const Position> batch) const;
+
+  Config config_;
+  std::vector<float> inverse_frequencies_;
+  std::vector<Layer> layers_;
+  Linear embedding_, output_;  // output_ is empty where both are one
+  Eigen::RowVectorXf norm_;
+  RowMatrix x_, normal_, q_, k_, v_, mixed_, delta_, gate_, up_, last_,
+      logits_;  // of the call in progress
+};
+
+}  // namespace llama

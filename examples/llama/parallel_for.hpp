@@ -1,0 +1,24 @@
+#pragma once
+
+// A loop over the threads of OpenMP that lets exceptions out.
+
+#include <exception>
+
+namespace llama {
+
+template <class Run>
+void parallel_for(int count, Run&& run) {
+  std::exception_ptr failure;
+#pragma omp parallel for schedule(dynamic)
+  for (int i = 0; i < count; ++i) {
+    try {
+      run(i);
+    } catch (...) {
+#pragma omp critical
+      failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace llama

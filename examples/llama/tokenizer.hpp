@@ -1,0 +1,49 @@
+#pragma once
+
+// Byte-level byte-pair encoding (GPT-2), vocabulary and merges read from the model file.
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "gguf.hpp"
+
+namespace llama {
+
+/// Splits text as the GPT-2 pre-tokenizer does: contractions, letters, digits, other marks and white
+/// space, a word with the blank before it. `single_digits`: every digit a piece of its own (SmolLM).
+std::vector<std::string_view> split_words(std::string_view text, bool single_digits);
+
+class Tokenizer {
+ public:
+  /// Throws FileError where the file holds no such vocabulary.
+  explicit Tokenizer(const Gguf& file);
+
+  /// Plain text to tokens; names of control tokens in it are text too.
+  std::vector<int> encode(std::string_view text) const;
+
+  /// The bytes a token stands for; nothing for control tokens.
+  const std::string& decode(int token) const { return pieces_[static_cast<std::size_t>(token)]; }
+
+  int size() const { return static_cast<int>(pieces_.size()); }
+  int end_of_text() const { return end_of_text_; }
+
+ private:
+  struct Merge {
+    int rank;
+    int token;
+  };
+
+  void encode_word(std::string_view word, std::vector<int>& tokens) const;
+
+  std::vector<std::string> pieces_;
+  std::unordered_map<std::string, int> tokens_;
+  std::unordered_map<std::uint64_t, Merge> merges_;  // of two tokens
+  std::vector<int> bytes_;                           // the token of every byte
+  int end_of_text_ = -1;
+  bool single_digits_ = false;
+};
+
+}  // namespace llama
