@@ -35,7 +35,7 @@ if [ -z "$build" ]; then
 fi
 
 . cmake/packages.sh
-install_packages cmake ninja-build g++ libeigen3-dev libgtest-dev libbenchmark-dev libcli11-dev libfmt-dev
+install_packages cmake ninja-build g++ libeigen3-dev libgtest-dev libbenchmark-dev libcli11-dev libfmt-dev libicu-dev
 case $compiler in
   *clang*) install_packages clang libomp-dev
            [ $sanitize = ON ] && ! ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.asan-*.a >/dev/null 2>&1 &&

@@ -21,9 +21,17 @@ namespace squat::detail {
 /// pages are float16.
 inline constexpr float largest_element = 65504.0f;
 
-inline void check_range(std::string_view argument, Index value, Index least, Index most) {
+/// `member` names the part of the argument that is meant, if it is not all of it. Texts are made only to
+/// be thrown.
+inline std::string full_name(std::string_view argument, std::string_view member) {
+  return member.empty() ? std::string(argument) : std::string(argument) + "." + std::string(member);
+}
+
+inline void check_range(std::string_view argument, Index value, Index least, Index most,
+                        std::string_view member = {}) {
   if (value < least || value > most) {
-    throw_invalid(argument, value, std::to_string(least) + " to " + std::to_string(most));
+    throw_invalid(full_name(argument, member), value,
+                  std::to_string(least) + " to " + std::to_string(most));
   }
 }
 
@@ -70,33 +78,34 @@ inline Options resolve(Options options) {
   return options;
 }
 
-/// A view's shape and memory, and that no stride makes rows overlap or run out
-/// of the address space.
+/// A view's shape and memory, and that no stride makes rows overlap or run out of the address space.
 template <class Scalar>
-void check_shape(const std::string &argument, TensorView<Scalar> view, Index tokens, Index heads,
+void check_shape(std::string_view argument, TensorView<Scalar> view, Index tokens, Index heads,
                  Index head_dim) {
-  const auto check_extent = [&](const char *name, Index value, Index expected) {
-    if (value != expected) throw_invalid(argument + "." + name, value, "", expected);
+  const auto check_extent = [&](std::string_view member, Index value, Index expected) {
+    if (value != expected) throw_invalid(full_name(argument, member), value, std::to_string(expected));
   };
   check_extent("tokens", view.tokens, tokens);
   check_extent("heads", view.heads, heads);
   check_extent("head_dim", view.head_dim, head_dim);
   if (tokens == 0) return;
-  if (view.data == nullptr) throw_invalid(argument + ".data", "null", "a pointer to the elements");
+  if (view.data == nullptr)
+    throw_invalid(full_name(argument, "data"), "null", "a pointer to the elements");
   if (reinterpret_cast<std::uintptr_t>(view.data) % alignof(Scalar) != 0) {
-    throw_invalid(argument + ".data", static_cast<const void *>(view.data), "aligned to its elements");
+    throw_invalid(full_name(argument, "data"), static_cast<const void *>(view.data),
+                  "aligned to its elements");
   }
   constexpr Index most = std::numeric_limits<Index>::max() / Index{sizeof(Scalar)};
-  if (heads > 1) check_range(argument + ".head_stride", view.head_stride, head_dim, most / heads);
-  const Index row = heads > 1 ? (heads - 1) * view.head_stride + head_dim : head_dim;
-  if (tokens > 1) check_range(argument + ".token_stride", view.token_stride, 0, most / tokens);
-  const bool heads_inside_tokens = view.token_stride >= row;
-  const bool tokens_inside_heads =
-      view.token_stride >= head_dim &&
-      (heads == 1 || view.head_stride >= (tokens - 1) * view.token_stride + head_dim);
-  if (tokens > 1 && !heads_inside_tokens && !tokens_inside_heads) {
-    throw_invalid(argument + ".token_stride", view.token_stride,
-                  "such that rows do not overlap: at least", row);
+  if (heads > 1) check_range(argument, view.head_stride, head_dim, most / heads, "head_stride");
+  if (tokens == 1) return;
+  check_range(argument, view.token_stride, 0, most / tokens, "token_stride");
+  const Index token_extent = heads > 1 ? (heads - 1) * view.head_stride + head_dim : head_dim;
+  const bool tokens_apart = view.token_stride >= token_extent;
+  const bool heads_apart =
+      view.token_stride >= head_dim && view.head_stride >= (tokens - 1) * view.token_stride + head_dim;
+  if (!tokens_apart && !heads_apart) {
+    throw_invalid(full_name(argument, "token_stride"), view.token_stride,
+                  "such that no rows overlap: at least", token_extent);
   }
 }
 
@@ -110,8 +119,8 @@ void check_elements(const std::string &argument, TensorView<const Scalar> view) 
       if ((row.abs() <= largest_element).all()) continue;
       for (Index i = 0; i < view.head_dim; ++i) {
         if (std::abs(row[i]) <= largest_element) continue;
-        throw_invalid(argument + "[" + std::to_string(token) + "," + std::to_string(head) + "," +
-                          std::to_string(i) + "]",
+        throw_invalid(std::string(argument) + "[" + std::to_string(token) + "," + std::to_string(head) +
+                          "," + std::to_string(i) + "]",
                       row[i], "finite and of magnitude at most", largest_element);
       }
     }

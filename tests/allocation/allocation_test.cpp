@@ -1,0 +1,101 @@
+// What the cache allocates: nothing in attend after warm-up, and otherwise what memory_report says. A
+// program of its own, because it counts every operator new and makes Eigen refuse to allocate.
+
+#include <cstdlib>
+#define EIGEN_RUNTIME_NO_MALLOC
+#define eigen_assert(condition) \
+  if (!(condition)) std::abort()
+
+#include <gtest/gtest.h>
+#include <malloc.h>
+
+#include <cstddef>
+#include <new>
+
+#include "reference/reference_attention.hpp"
+
+namespace {
+
+std::size_t allocations = 0;
+std::size_t bytes_held = 0;
+
+void* allocate(std::size_t size, std::size_t alignment) {
+  void* memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  ++allocations;
+  bytes_held += malloc_usable_size(memory);
+  return memory;
+}
+
+void release(void* memory) {
+  if (memory != nullptr) bytes_held -= malloc_usable_size(memory);
+  std::free(memory);
+}
+
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t) noexcept { release(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
+
+namespace squat::test {
+namespace {
+
+class Allocation : public testing::TestWithParam<Coding> {
+ protected:
+  Options options() const {
+    return {.layers = 2,
+            .query_heads = 8,
+            .kv_heads = 2,
+            .head_dim = 64,
+            .coding = GetParam(),
+            .window = 32,
+            .group = 32,
+            .statistics_tokens = 100};
+  }
+};
+
+TEST_P(Allocation, NoneInAttendAfterWarmUp) {
+  KVCache<half, 2> cache(options());
+  const SequenceId sequence = cache.add_sequence();
+  Inputs<> prompt(options(), 300, 1), token(options(), 1, 2), few(options(), 3, 3);
+  cache.attend(sequence, 0, prompt.q.view(), prompt.k.view(), prompt.v.view(), prompt.out.view());
+  const auto decode = [&](Inputs<>& in) {
+    cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+  };
+  decode(few);
+  for (int i = 0; i < 40; ++i) decode(token);  // past the next page
+  const std::size_t before = allocations;
+  Eigen::internal::set_is_malloc_allowed(false);
+  for (int i = 0; i < 100; ++i) decode(i % 9 == 0 ? few : token);
+  Eigen::internal::set_is_malloc_allowed(true);
+  EXPECT_EQ(allocations, before);
+}
+
+TEST_P(Allocation, MemoryReportIsWhatIsHeld) {
+  const std::size_t before = bytes_held;
+  KVCache<half, 4, 2> cache(options());
+  const SequenceId first = cache.add_sequence(), second = cache.add_sequence();
+  Inputs<> in(options(), 2000, 1);
+  const std::size_t inputs = bytes_held;
+  for (SequenceId sequence : {first, second}) {
+    for (int layer : {0, 1}) cache.append(sequence, layer, in.q.view(), in.k.view(), in.v.view());
+  }
+  cache.attend(first, 0, in.q.view(0, 1), in.k.view(0, 1), in.v.view(0, 1), in.out.view(0, 1));
+  const MemoryReport report = cache.memory_report();
+  // The page tables and the options are bookkeeping; what was learnt is Eigen's memory, not operator
+  // new's.
+  const std::size_t held = bytes_held - inputs;
+  EXPECT_GE(held, report.total() - report.bases - report.statistics);
+  EXPECT_LE(held, (report.total() - report.bases - report.statistics) * 102 / 100 + 20000);
+}
+
+INSTANTIATE_TEST_SUITE_P(Codings, Allocation, testing::Values(Coding::plain, Coding::orthogonal));
+
+}  // namespace
+}  // namespace squat::test

@@ -1,0 +1,204 @@
+// Attention over the packed cache is attention over what dequantize() says it holds, for every type,
+// width, coding and shape.
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "reference/reference_attention.hpp"
+
+namespace squat::test {
+namespace {
+
+template <class T, class S, int KeyBits, int ValueBits>
+struct Widths {
+  using Rows = T;
+  using Caller = S;
+  using Cache = KVCache<T, KeyBits, ValueBits>;
+};
+
+template <class W>
+class Attend : public testing::Test {};
+
+using AllWidths = testing::Types<Widths<float, float, 2, 2>, Widths<half, float, 4, 4>,
+                                 Widths<bfloat16, float, 8, 8>, Widths<half, half, 16, 16>,
+                                 Widths<float, half, 2, 16>, Widths<bfloat16, bfloat16, 16, 2>,
+                                 Widths<half, bfloat16, 4, 2>, Widths<float, float, 8, 4>>;
+TYPED_TEST_SUITE(Attend, AllWidths);
+
+struct Shape {
+  int query_heads, kv_heads, head_dim;
+};
+constexpr std::array shapes = {Shape{1, 1, 32},   Shape{9, 3, 64},  Shape{8, 2, 48},   Shape{64, 1, 16},
+                               Shape{4, 4, 80},   Shape{6, 2, 112}, Shape{32, 8, 128}, Shape{2, 1, 256},
+                               Shape{16, 16, 96}, Shape{5, 1, 144}};
+
+/// Outputs are rounded to the caller's type.
+template <class S>
+constexpr double tolerance = std::is_same_v<S, bfloat16> ? 4e-3 : 1e-3;
+
+/// Feeds `pieces` of tokens and checks each piece's outputs against the rows the cache held before and
+/// the new ones.
+template <class Widths>
+void check_pieces(Options options, const std::vector<Index>& pieces, unsigned seed) {
+  using S = typename Widths::Caller;
+  typename Widths::Cache cache(options);
+  const SequenceId sequence = cache.add_sequence();
+  Index past = 0;
+  for (Index piece : pieces) {
+    Inputs<S> in(options, piece, seed++);
+    const Contents before = contents(cache, sequence);
+    Tensor<float> k(past + piece, options.kv_heads, options.head_dim), v = k;
+    std::copy(before.k.elements.begin(), before.k.elements.end(), k.elements.begin());
+    std::copy(before.v.elements.begin(), before.v.elements.end(), v.elements.begin());
+    std::copy(in.k.elements.begin(), in.k.elements.end(), k.view(past, piece).data);
+    std::copy(in.v.elements.begin(), in.v.elements.end(), v.view(past, piece).data);
+    cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+    EXPECT_LT(attention_distance<S>(in.q.view(), k.view(), v.view(), in.out.view(), past), tolerance<S>)
+        << options.query_heads << "/" << options.kv_heads << "/" << options.head_dim << " at " << past
+        << " + " << piece;
+    past += piece;
+    EXPECT_EQ(cache.length(sequence), past);
+  }
+  EXPECT_GT(cache.memory_report().packed_tokens, 0);
+}
+
+TYPED_TEST(Attend, EqualsAttentionOverDequantizedRows) {
+  std::mt19937 random(5);
+  for (const Shape& shape : shapes) {
+    for (Coding coding : {Coding::plain, Coding::orthogonal}) {
+      Options options{.layers = 1,
+                      .query_heads = shape.query_heads,
+                      .kv_heads = shape.kv_heads,
+                      .head_dim = shape.head_dim,
+                      .coding = coding};
+      options.sinks = static_cast<int>(random() % 6);
+      options.window = static_cast<int>(random() % 40);
+      options.group = 16 * static_cast<int>(1 + random() % 4);
+      options.statistics_tokens = 60;
+      std::vector<Index> pieces;
+      for (int i = 0; i < 9; ++i)
+        pieces.push_back(1 + static_cast<Index>(i % 3 == 0 ? random() % 90 : random() % 3));
+      pieces.push_back(80);
+      check_pieces<TypeParam>(options, pieces, static_cast<unsigned>(random()));
+    }
+  }
+}
+
+TYPED_TEST(Attend, ReadOnlyAttendSeesWhatAppendLeft) {
+  using S = typename TypeParam::Caller;
+  const Options options{.layers = 1,
+                        .query_heads = 6,
+                        .kv_heads = 2,
+                        .head_dim = 64,
+                        .window = 16,
+                        .group = 32,
+                        .statistics_tokens = 50};
+  typename TypeParam::Cache cache(options);
+  const SequenceId sequence = cache.add_sequence();
+  Inputs<S> in(options, 200, 3);
+  cache.append(sequence, 0, in.q.view(), in.k.view(), in.v.view());
+  Contents held = contents(cache, sequence);
+  for (Index queries : {1, 2, 7, 190}) {  // 190 reach back to before the first page's end
+    const Index first = 200 - queries;
+    cache.attend(sequence, 0, in.q.view(first, queries), in.out.view(first, queries));
+    EXPECT_LT(attention_distance<S>(in.q.view(first, queries), held.k.view(), held.v.view(),
+                                    in.out.view(first, queries), first),
+              tolerance<S>);
+  }
+  EXPECT_EQ(cache.length(sequence), 200);
+}
+
+TEST(AttendBatch, IsEachSequenceAlone) {
+  const Options options{.layers = 2,
+                        .query_heads = 8,
+                        .kv_heads = 2,
+                        .head_dim = 64,
+                        .coding = Coding::plain,
+                        .window = 8,
+                        .group = 16};
+  KVCache<half, 4> together(options), alone(options);
+  const std::array ids = {together.add_sequence(), together.add_sequence(), together.add_sequence()};
+  const std::array alone_ids = {alone.add_sequence(), alone.add_sequence(), alone.add_sequence()};
+  unsigned seed = 0;
+  for (const std::array<Index, 3> counts :
+       {std::array<Index, 3>{50, 3, 31}, {1, 1, 1}, {1, 40, 2}, {1, 1, 1}}) {
+    const Index total = counts[0] + counts[1] + counts[2];
+    Inputs<> in(options, total, seed += 3);
+    const std::array batch = {SequenceTokens{ids[0], counts[0]}, SequenceTokens{ids[1], counts[1]},
+                              SequenceTokens{ids[2], counts[2]}};
+    together.attend(batch, 1, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+    Tensor<float> out = in.out;
+    Index row = 0;
+    for (std::size_t i = 0; i < 3; ++i) {
+      alone.attend(alone_ids[i], 1, in.q.view(row, counts[i]), in.k.view(row, counts[i]),
+                   in.v.view(row, counts[i]), out.view(row, counts[i]));
+      row += counts[i];
+      EXPECT_EQ(contents(together, ids[i], 1), contents(alone, alone_ids[i], 1));
+    }
+    EXPECT_EQ(out.elements, in.out.elements);
+  }
+}
+
+TEST(AttendParallel, ResultsDoNotDependOnThreads) {
+  Options options{.layers = 1,
+                  .query_heads = 8,
+                  .kv_heads = 4,
+                  .head_dim = 64,
+                  .window = 16,
+                  .group = 32,
+                  .statistics_tokens = 100};
+  Options threaded = options;
+  threaded.parallel = [](int count, Task task) {
+    std::vector<std::thread> threads;
+    for (int i = 0; i < count; ++i) threads.emplace_back([task, i] { task(i); });
+    for (std::thread& thread : threads) thread.join();
+  };
+  KVCache<half, 2> one(options), many(threaded);
+  const SequenceId a = one.add_sequence(), b = many.add_sequence();
+  for (Index piece : {150, 1, 1, 60, 1}) {
+    Inputs<> in(options, piece, static_cast<unsigned>(piece));
+    Tensor<float> out = in.out;
+    one.attend(a, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+    many.attend(b, 0, in.q.view(), in.k.view(), in.v.view(), out.view());
+    EXPECT_EQ(in.out.elements, out.elements);
+  }
+  EXPECT_EQ(contents(one, a), contents(many, b));
+}
+
+TEST(AttendStrided, ReadsAFusedProjection) {
+  const Options options{.layers = 1,
+                        .query_heads = 4,
+                        .kv_heads = 2,
+                        .head_dim = 32,
+                        .window = 0,
+                        .group = 16,
+                        .statistics_tokens = 0};
+  KVCache<float, 4> fused(options), separate(options);
+  const SequenceId a = fused.add_sequence(), b = separate.add_sequence();
+  Inputs<> in(options, 50, 9);
+  const Index row = (4 + 2 + 2) * 32;
+  std::vector<float> projection(static_cast<std::size_t>(50 * row));
+  const auto part = [&](Index first, Index heads) {
+    return TensorView<float>(projection.data() + first * 32, 50, heads, 32, row, 32);
+  };
+  const auto fill = [](TensorView<float> to, TensorView<float> from) {
+    for (Index t = 0; t < to.tokens; ++t) {
+      for (Index h = 0; h < to.heads; ++h) std::copy_n(from.row(t, h), 32, to.row(t, h));
+    }
+  };
+  fill(part(0, 4), in.q.view());
+  fill(part(4, 2), in.k.view());
+  fill(part(6, 2), in.v.view());
+  Tensor<float> out = in.out;
+  fused.attend(a, 0, part(0, 4), part(4, 2), part(6, 2), out.view());
+  separate.attend(b, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+  EXPECT_EQ(out.elements, in.out.elements);
+  EXPECT_EQ(contents(fused, a), contents(separate, b));
+}
+
+}  // namespace
+}  // namespace squat::test

@@ -1,0 +1,215 @@
+// Every bad argument is a squat::Error that names it and the limit, and leaves the cache as it was.
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <string>
+
+#include "reference/reference_attention.hpp"
+
+namespace squat::test {
+namespace {
+
+/// Expects a squat::Error whose text holds all of `words`.
+void expect_error(const std::function<void()>& call, const std::vector<std::string>& words) {
+  try {
+    call();
+    ADD_FAILURE() << "no error; expected one with " << words[0];
+  } catch (const Error& error) {
+    for (const std::string& word : words) {
+      EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
+          << error.what() << " lacks " << word;
+    }
+  }
+}
+
+Options valid() {
+  return {.layers = 2,
+          .query_heads = 4,
+          .kv_heads = 2,
+          .head_dim = 32,
+          .coding = Coding::orthogonal,
+          .window = 8,
+          .group = 16,
+          .statistics_tokens = 30};
+}
+
+void expect_refused(const std::function<void(Options&)>& spoil, const std::vector<std::string>& words) {
+  Options options = valid();
+  spoil(options);
+  expect_error([&] { KVCache<float, 2> cache(options); }, words);
+}
+
+TEST(BadOptions, AreRefused) {
+  for (int bad : {0, -1}) {
+    const std::string value = std::to_string(bad);
+    expect_refused([&](Options& o) { o.layers = bad; }, {"layers", value});
+    expect_refused([&](Options& o) { o.query_heads = bad; }, {"query_heads", value});
+    expect_refused([&](Options& o) { o.kv_heads = bad; }, {"kv_heads", value});
+    expect_refused([&](Options& o) { o.head_dim = bad; }, {"head_dim", value, "16"});
+    expect_refused([&](Options& o) { o.group = bad; }, {"group", value, "16"});
+  }
+  expect_refused([](Options& o) { o.query_heads = 5; }, {"query_heads", "5", "multiple", "2"});
+  expect_refused([](Options& o) { o.head_dim = 40; }, {"head_dim", "40", "multiple of 16"});
+  expect_refused([](Options& o) { o.head_dim = std::numeric_limits<int>::max(); }, {"head_dim", "512"});
+  expect_refused([](Options& o) { o.layers = std::numeric_limits<int>::max(); }, {"layers"});
+  expect_refused([](Options& o) { o.group = 24; }, {"group", "24", "multiple of 16"});
+  expect_refused([](Options& o) { o.group = 2048; }, {"group", "2048", "1024"});
+  expect_refused([](Options& o) { o.sinks = -1; }, {"sinks", "-1"});
+  expect_refused([](Options& o) { o.window = -3; }, {"window", "-3"});
+  expect_refused([](Options& o) { o.statistics_tokens = -1; }, {"statistics_tokens", "-1"});
+  expect_refused([](Options& o) { o.attention_scale = NAN; }, {"attention_scale", "nan"});
+  expect_refused([](Options& o) { o.orthogonal.rank = 33; }, {"orthogonal.rank", "33", "32"});
+  expect_refused([](Options& o) { o.orthogonal.block = 5; }, {"orthogonal.block", "5", "32"});
+  expect_refused([](Options& o) { o.orthogonal.lambda = -1; }, {"orthogonal.lambda", "-1"});
+}
+
+/// A cache with some tokens in it, and calls that must not change it.
+class BadCall : public testing::Test {
+ protected:
+  BadCall() : cache(options()), sequence(cache.add_sequence()), in(options(), 60, 1) {
+    cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+    cache.attend(sequence, 1, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+  }
+
+  static Options options() {
+    Options filled = valid();
+    filled.max_pages = 6;
+    return filled;
+  }
+
+  void refused(const std::function<void()>& call, const std::vector<std::string>& words) {
+    const Contents first = contents(cache, sequence, 0), second = contents(cache, sequence, 1);
+    const MemoryReport before = cache.memory_report();
+    expect_error(call, words);
+    EXPECT_EQ(contents(cache, sequence, 0), first);
+    EXPECT_EQ(contents(cache, sequence, 1), second);
+    const MemoryReport after = cache.memory_report();
+    EXPECT_EQ(after.pages_used, before.pages_used);
+    EXPECT_EQ(after.exact_tokens, before.exact_tokens);
+    EXPECT_EQ(after.packed_tokens, before.packed_tokens);
+  }
+
+  void refused_views(TensorView<float> q, TensorView<float> k, TensorView<float> v,
+                     TensorView<float> out, const std::vector<std::string>& words) {
+    refused([&] { cache.attend(sequence, 0, q, k, v, out); }, words);
+  }
+
+  KVCache<half, 2> cache;
+  SequenceId sequence;
+  Inputs<> in;
+};
+
+TEST_F(BadCall, Shapes) {
+  const auto q = in.q.view(0, 5), k = in.k.view(0, 5), v = in.v.view(0, 5), out = in.out.view(0, 5);
+  const auto with = [](TensorView<float> view, Index TensorView<float>::*member, Index value) {
+    view.*member = value;
+    return view;
+  };
+  using View = TensorView<float>;
+  refused_views(with(q, &View::heads, 3), k, v, out, {"q.heads", "3", "4"});
+  refused_views(q, with(k, &View::heads, 4), v, out, {"k.heads", "4", "2"});
+  refused_views(q, k, with(v, &View::head_dim, 64), out, {"v.head_dim", "64", "32"});
+  refused_views(q, k, v, with(out, &View::head_dim, 16), {"out.head_dim", "16", "32"});
+  refused_views(q, with(k, &View::tokens, 4), v, out, {"k.tokens", "4", "5"});
+  refused_views(q, k, v, with(out, &View::tokens, 6), {"out.tokens", "6", "5"});
+  for (Index bad : {Index{0}, Index{-1}, std::numeric_limits<Index>::min()}) {
+    refused_views(with(q, &View::tokens, bad), k, v, out, {"tokens", std::to_string(bad)});
+  }
+  refused_views(with(q, &View::tokens, std::numeric_limits<Index>::max()), k, v, out, {});
+  refused_views(q, with(k, &View::token_stride, 63), v, out, {"k.token_stride", "63", "64"});
+  refused_views(q, with(k, &View::token_stride, -64), v, out, {"k.token_stride", "-64"});
+  refused_views(q, with(k, &View::token_stride, std::numeric_limits<Index>::max()), v, out,
+                {"k.token_stride"});
+  refused_views(q, k, with(v, &View::head_stride, 31), out, {"v.head_stride", "31", "32"});
+  refused_views(q, k, with(v, &View::head_stride, std::numeric_limits<Index>::max() / 2), out,
+                {"v.head_stride"});
+}
+
+TEST_F(BadCall, Pointers) {
+  const auto q = in.q.view(0, 5), k = in.k.view(0, 5), v = in.v.view(0, 5), out = in.out.view(0, 5);
+  auto null = k;
+  null.data = nullptr;
+  refused_views(q, null, v, out, {"k.data", "null"});
+  auto null_out = out;
+  null_out.data = nullptr;
+  refused_views(q, k, v, null_out, {"out.data", "null"});
+  auto odd = k;
+  odd.data = reinterpret_cast<float*>(reinterpret_cast<std::uintptr_t>(k.data) + 1);
+  refused_views(q, odd, v, out, {"k.data", "aligned"});
+}
+
+TEST_F(BadCall, Elements) {
+  for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                    -std::numeric_limits<float>::infinity(), 1e5f}) {
+    for (auto* tensor : {&in.q, &in.k, &in.v}) {
+      float& element = tensor->view().row(3, 1)[7];
+      const float good = std::exchange(element, bad);
+      const char* name = tensor == &in.q ? "q[3,1,7]" : tensor == &in.k ? "k[3,1,7]" : "v[3,1,7]";
+      refused_views(in.q.view(0, 5), in.k.view(0, 5), in.v.view(0, 5), in.out.view(0, 5),
+                    {name, "65504"});
+      element = good;
+    }
+  }
+  in.q.elements[0] = NAN;
+  refused([&] { cache.attend(sequence, 0, in.q.view(0, 1), in.out.view(0, 1)); }, {"q[0,0,0]", "nan"});
+  refused([&] { cache.append(sequence, 0, in.q.view(0, 1), in.k.view(0, 1), in.v.view(0, 1)); },
+          {"q[0,0,0]", "nan"});
+}
+
+TEST_F(BadCall, LayersAndSequences) {
+  const auto call = [&](SequenceId id, int layer) {
+    cache.append(id, layer, in.k.view(0, 1), in.v.view(0, 1));
+  };
+  refused([&] { call(sequence, 2); }, {"layer", "2", "0 to 1"});
+  refused([&] { call(sequence, -1); }, {"layer", "-1"});
+  refused([&] { call({99}, 0); }, {"sequence", "99"});
+  const SequenceId removed = cache.add_sequence();
+  cache.remove_sequence(removed);
+  refused([&] { call(removed, 0); }, {"sequence", std::to_string(removed.value)});
+  refused([&] { cache.remove_sequence(removed); }, {"sequence"});
+  refused([&] { cache.truncate(removed, 0); }, {"sequence"});
+  refused([&] { (void)cache.length(sequence, 7); }, {"layer", "7"});
+}
+
+TEST_F(BadCall, Batches) {
+  const SequenceId other = cache.add_sequence();
+  const auto call = [&](std::vector<SequenceTokens> batch) {
+    cache.append(std::span<const SequenceTokens>(batch), 0, in.k.view(0, 5), in.v.view(0, 5));
+  };
+  refused([&] { call({{sequence, 3}, {sequence, 2}}); }, {"batch.sequence", "once"});
+  refused([&] { call({{sequence, 3}, {other, 1}}); }, {"tokens", "5", "4"});
+  refused([&] { call({{sequence, 3}, {other, 3}}); }, {"batch.tokens", "3", "2"});
+  refused([&] { call({{sequence, 5}, {other, 0}}); }, {"batch.tokens", "0"});
+  refused([&] { call({{sequence, 6}, {other, -1}}); }, {"batch.tokens", "6"});
+  refused([&] { call({{sequence, std::numeric_limits<Index>::max()}, {other, 5}}); }, {"batch.tokens"});
+}
+
+TEST_F(BadCall, Lengths) {
+  refused([&] { cache.truncate(sequence, 61); }, {"tokens", "61", "60"});
+  refused([&] { cache.truncate(sequence, -1); }, {"tokens", "-1"});
+  Inputs<> longer(options(), 61, 1);
+  refused([&] { cache.attend(sequence, 0, longer.q.view(), longer.out.view()); },
+          {"batch.tokens", "61", "60"});
+  refused([&] { cache.dequantize(sequence, 0, longer.k.view(), longer.v.view()); },
+          {"k.tokens", "61", "60"});
+}
+
+TEST_F(BadCall, FullPool) {
+  // Three pages a layer hold tokens; a fourth in either layer is one too many.
+  ASSERT_EQ(cache.memory_report().packed_tokens,
+            2 * 48 - 2 * 16 * (cache.memory_report().packed_tokens == 64 ? 1 : 0));
+  const Index room = 6 - cache.memory_report().packed_tokens / 16;
+  const Index tokens = 16 * (room + 1);
+  refused([&] { cache.append(sequence, 0, in.k.view(0, tokens), in.v.view(0, tokens)); },
+          {"max_pages", "6", "7"});
+  cache.truncate(sequence, 0);
+  cache.append(sequence, 0, in.k.view(0, tokens), in.v.view(0, tokens));
+  EXPECT_EQ(cache.length(sequence, 0), tokens);
+}
+
+}  // namespace
+}  // namespace squat::test

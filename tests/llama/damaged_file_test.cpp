@@ -1,0 +1,89 @@
+// A damaged GGUF file is refused with a message, whatever the damage; nothing of it is believed.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <memory>
+#include <new>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "cache_spec.hpp"
+#include "dequantize.hpp"
+#include "gguf.hpp"
+#include "llama/small_model.hpp"
+#include "model.hpp"
+#include "tokenizer.hpp"
+
+namespace llama::test {
+namespace {
+
+enum class Outcome { runs, refused };
+
+/// Loads a file and predicts a few tokens with it.
+Outcome load_and_run(std::vector<std::byte> bytes) {
+  try {
+    const Gguf file(std::move(bytes));
+    const Tokenizer tokenizer(file);
+    Model model(file);
+    const CacheSpec spec = parse_cache_spec("exact");
+    const auto cache = make_cache(spec, spec.options_for(model.config()));
+    std::vector<Position> rows;
+    for (int token : tokenizer.encode("the inn, 42"))
+      rows.push_back({token, static_cast<int>(rows.size())});
+    if (rows.empty()) return Outcome::refused;
+    const int last = 0;
+    model.forward(
+        rows,
+        [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
+          cache->attend(layer, q, k, v, out, 0, q.rows());
+        },
+        std::span(&last, 1));
+    return Outcome::runs;
+  } catch (const FileError&) {
+  } catch (const squat::Error&) {       // weights that make keys infinite
+  } catch (const std::out_of_range&) {  // a token outside the vocabulary
+  }
+  return Outcome::refused;
+}
+
+TEST(DamagedFile, TheUndamagedOneRuns) { EXPECT_EQ(load_and_run(small_model()), Outcome::runs); }
+
+TEST(DamagedFile, EveryTruncationIsRefused) {
+  const std::vector<std::byte> whole = small_model();
+  for (std::size_t size = 0; size < whole.size(); size += size < 9000 ? 7 : 997) {
+    EXPECT_EQ(load_and_run({whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(size)}),
+              Outcome::refused)
+        << size;
+  }
+}
+
+TEST(DamagedFile, TenThousandMutationsNeverCrash) {
+  const std::vector<std::byte> whole = small_model();
+  std::mt19937 random(11);
+  const std::array<std::uint64_t, 6> extremes = {
+      0, 1, 0x7fffffff, 0xffffffff, std::numeric_limits<std::uint64_t>::max(), std::uint64_t{1} << 61};
+  int refused = 0;
+  for (int round = 0; round < 10000; ++round) {
+    std::vector<std::byte> bytes = whole;
+    const std::size_t range = round % 4 == 0 ? bytes.size() - 8 : 11000;  // mostly metadata
+    for (unsigned change = 0; change <= random() % 3; ++change) {
+      const std::size_t at = random() % range;
+      if (random() % 2 == 0) {
+        bytes[at] = static_cast<std::byte>(random());
+      } else {
+        const std::size_t size = std::size_t{1} << random() % 4;
+        std::memcpy(&bytes[at], &extremes[random() % extremes.size()], size);
+      }
+    }
+    refused += load_and_run(std::move(bytes)) == Outcome::refused;
+  }
+  EXPECT_GT(refused, 1000);
+  EXPECT_LT(refused, 10000);
+}
+
+}  // namespace
+}  // namespace llama::test

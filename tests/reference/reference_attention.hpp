@@ -1,0 +1,107 @@
+#pragma once
+
+// Attention in double precision over rows of floats, and tensors to run it on.
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "squat/squat.hpp"
+
+namespace squat::test {
+
+/// A contiguous tensor [tokens, heads, head_dim] that owns its elements.
+template <class S>
+struct Tensor {
+  Tensor(Index token_count, Index head_count, Index channels)
+      : tokens(token_count),
+        heads(head_count),
+        head_dim(channels),
+        elements(static_cast<std::size_t>(token_count * head_count * channels)) {}
+
+  TensorView<S> view() { return {elements.data(), tokens, heads, head_dim}; }
+  TensorView<const S> view() const { return {elements.data(), tokens, heads, head_dim}; }
+  TensorView<S> view(Index first, Index count) { return view().slice(first, count); }
+
+  Index tokens, heads, head_dim;
+  std::vector<S> elements;
+};
+
+template <class S = float>
+Tensor<S> random_tensor(Index tokens, Index heads, Index head_dim, unsigned seed) {
+  Tensor<S> tensor(tokens, heads, head_dim);
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  std::generate(tensor.elements.begin(), tensor.elements.end(),
+                [&] { return static_cast<S>(normal(generator)); });
+  return tensor;
+}
+
+/// The queries, keys and values of one layer of a sequence, and room for outputs.
+template <class S = float>
+struct Inputs {
+  Inputs(const Options& options, Index tokens, unsigned seed)
+      : q(random_tensor<S>(tokens, options.query_heads, options.head_dim, seed)),
+        k(random_tensor<S>(tokens, options.kv_heads, options.head_dim, seed + 1)),
+        v(random_tensor<S>(tokens, options.kv_heads, options.head_dim, seed + 2)),
+        out(tokens, options.query_heads, options.head_dim) {}
+
+  Tensor<S> q, k, v, out;
+};
+
+/// Relative distance of `out` from attention in double precision: query i of q stands at position past +
+/// i and sees the rows [0, past + i] of k and v.
+template <class S>
+double attention_distance(TensorView<const S> q, TensorView<const float> k, TensorView<const float> v,
+                          TensorView<const S> out, Index past) {
+  const double scale = 1 / std::sqrt(static_cast<double>(q.head_dim));
+  const Index shared = q.heads / k.heads;
+  double difference = 0, norm = 0;
+  std::vector<double> p, sum(static_cast<std::size_t>(q.head_dim));
+  for (Index token = 0; token < q.tokens; ++token) {
+    for (Index head = 0; head < q.heads; ++head) {
+      p.assign(static_cast<std::size_t>(past + token + 1), 0);
+      for (std::size_t t = 0; t < p.size(); ++t) {
+        const float* key = k.row(static_cast<Index>(t), head / shared);
+        for (Index i = 0; i < q.head_dim; ++i)
+          p[t] += static_cast<double>(q.row(token, head)[i]) * static_cast<double>(key[i]) * scale;
+      }
+      const double most = *std::max_element(p.begin(), p.end());
+      double total = 0;
+      for (double& x : p) total += x = std::exp(x - most);
+      std::fill(sum.begin(), sum.end(), 0.0);
+      for (std::size_t t = 0; t < p.size(); ++t) {
+        const float* value = v.row(static_cast<Index>(t), head / shared);
+        for (std::size_t i = 0; i < sum.size(); ++i)
+          sum[i] += p[t] / total * static_cast<double>(value[i]);
+      }
+      for (std::size_t i = 0; i < sum.size(); ++i) {
+        const double error = static_cast<double>(out.row(token, head)[i]) - sum[i];
+        difference += error * error;
+        norm += sum[i] * sum[i];
+      }
+    }
+  }
+  return std::sqrt(difference / norm);
+}
+
+/// What a cache holds of one sequence and layer.
+struct Contents {
+  Tensor<float> k, v;
+  bool operator==(const Contents& other) const {
+    return k.elements == other.k.elements && v.elements == other.v.elements;
+  }
+};
+
+template <class Cache>
+Contents contents(Cache& cache, SequenceId sequence, int layer = 0) {
+  const Options& options = cache.options();
+  const Index tokens = cache.length(sequence, layer);
+  Contents rows{{tokens, options.kv_heads, options.head_dim},
+                {tokens, options.kv_heads, options.head_dim}};
+  cache.dequantize(sequence, layer, rows.k.view(), rows.v.view());
+  return rows;
+}
+
+}  // namespace squat::test
