@@ -130,7 +130,8 @@ CacheSpec parse_cache_spec(std::string_view text) {
   for (const auto part : std::span(parts).subspan(std::min(next, parts.size()))) {
     if (part == "published" && spec.options.coding == squat::Coding::orthogonal) {
       spec.published = true;
-      spec.options.group = 32;
+      const auto names_group = [](std::string_view other) { return other.starts_with('g'); };
+      if (std::none_of(parts.begin(), parts.end(), names_group)) spec.options.group = 32;
     } else if (!parse_option(part, spec)) {
       refuse(text, "no such option: '" + std::string(part) + "'");
     }

@@ -32,7 +32,7 @@ using namespace llama;
 
 struct Arguments {
   std::string model, text, csv, plot;
-  int windows = 8, length = 2048, prompt = 512;
+  int windows = 8, length = 2048, prompt = 512, first = 0;
   std::vector<std::string> codings = {"plain:k2v2:g32:w80", "orthogonal:k2v2:g64"};
 };
 
@@ -44,20 +44,22 @@ struct Run {
   double seconds = 0;  // of decoding
 };
 
-std::vector<int> read_tokens(const Arguments& arguments, const Tokenizer& tokenizer) {
+/// The tokens of the windows, which stand one behind the other in the text.
+std::vector<int> read_windows(const Arguments& arguments, const Tokenizer& tokenizer) {
   std::ifstream in(arguments.text, std::ios::binary);
   if (!in) throw std::invalid_argument("cannot open " + arguments.text);
   std::stringstream text;
   text << in.rdbuf();
-  std::vector<int> tokens = tokenizer.encode(text.str());
+  const std::vector<int> tokens = tokenizer.encode(text.str());
   if (tokens.empty()) throw std::invalid_argument(arguments.text + " is empty");
-  const std::size_t wanted =
-      static_cast<std::size_t>(arguments.windows) * static_cast<std::size_t>(arguments.length);
-  if (tokens.size() < wanted) {
-    throw std::invalid_argument(fmt::format("{} has {} tokens, {} windows of {} need {}", arguments.text,
-                                            tokens.size(), arguments.windows, arguments.length, wanted));
+  const auto first = static_cast<std::ptrdiff_t>(arguments.first);
+  const auto wanted = static_cast<std::ptrdiff_t>(arguments.windows) * arguments.length;
+  if (static_cast<std::ptrdiff_t>(tokens.size()) < first + wanted) {
+    throw std::invalid_argument(
+        fmt::format("{} has {} tokens, {} windows of {} from token {} on need {}", arguments.text,
+                    tokens.size(), arguments.windows, arguments.length, first, first + wanted));
   }
-  return tokens;
+  return {tokens.begin() + first, tokens.begin() + first + wanted};
 }
 
 /// Feeds tokens [first, first + count) of every window. Returns the logits after each window's last one.
@@ -172,7 +174,7 @@ void evaluate(const Arguments& arguments) {
   }
   const Gguf file = Gguf::open(arguments.model);
   const Tokenizer tokenizer(file);
-  const std::vector<int> tokens = read_tokens(arguments, tokenizer);
+  const std::vector<int> tokens = read_windows(arguments, tokenizer);
   Model model(file);
   if (arguments.length > model.config().context) {
     throw std::invalid_argument(fmt::format("--length is {}, the model's context is {}",
@@ -206,6 +208,9 @@ int main(int argc, char** argv) {
   app.add_option("TEXT-FILE", arguments.text, "Text, UTF-8")->required();
   app.add_option("--windows", arguments.windows, "Windows of the text")
       ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app.add_option("--first", arguments.first, "Token of the text at which the first window begins")
+      ->check(CLI::Range(0, 1 << 30))
       ->capture_default_str();
   app.add_option("--length", arguments.length, "Tokens of a window")
       ->check(CLI::Range(3, 1 << 20))

@@ -3,8 +3,10 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <limits>
+#include <system_error>
 
 namespace llama {
 namespace {
@@ -172,17 +174,18 @@ std::size_t Tensor::elements() const {
 }
 
 Gguf Gguf::open(const std::string& path) {
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  if (!in) throw FileError("cannot open " + path);
-  const std::streamoff size = in.tellg();
-  if (size < 0) throw FileError("cannot read " + path);
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(path, error);  // refuses a directory
+  if (error) throw FileError("cannot open " + path + ": " + error.message());
+  std::ifstream in(path, std::ios::binary);
   std::vector<std::byte> bytes(static_cast<std::size_t>(size));
-  in.seekg(0);
-  if (!in.read(reinterpret_cast<char*>(bytes.data()), size)) throw FileError("cannot read " + path);
+  if (!in.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size))) {
+    throw FileError("cannot read " + path);
+  }
   try {
     return Gguf(std::move(bytes));
-  } catch (const FileError& error) {
-    throw FileError(path + ": " + error.what());
+  } catch (const FileError& damage) {
+    throw FileError(path + ": " + damage.what());
   }
 }
 

@@ -12,7 +12,9 @@ using Weights = Eigen::Matrix<Eigen::half, Eigen::Dynamic, Eigen::Dynamic, Eigen
 
 using squat::lanes;
 constexpr Eigen::Index few_rows = 32;  // up to here the weights' memory is the limit, not arithmetic
-constexpr Eigen::Index run_outputs = 64;
+constexpr Eigen::Index run_outputs = 2048, run_rows = 128;
+// Multiply-adds from which threads pay; a smaller product ends before they have all woken.
+[[maybe_unused]] constexpr Eigen::Index worth_threads = 1 << 16;
 
 /// y[first .. first + Rows)[output] for one weight row: each weight is converted once for all Rows.
 template <int Rows>
@@ -39,7 +41,7 @@ void dot_rows(const Eigen::half* weights, const RowMatrix& x, Eigen::Index first
 }
 
 void apply_few(const Weights& weights, const RowMatrix& x, RowMatrix& y) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (weights.size() * x.rows() >= worth_threads)
   for (Eigen::Index output = 0; output < weights.rows(); ++output) {
     const Eigen::half* row = weights.data() + output * weights.cols();
     Eigen::Index first = 0;
@@ -56,14 +58,25 @@ void widen(const Eigen::half* from, Eigen::Index count, float* to) {
                  [](Eigen::half x) { return static_cast<float>(x); });
 }
 
+/// Runs of outputs become float once; every thread multiplies its own rows with them, so that Eigen
+/// packs little twice.
 void apply_many(const Weights& weights, const RowMatrix& x, RowMatrix& y) {
-#pragma omp parallel for schedule(dynamic)
+  RowMatrix block(std::min(run_outputs, weights.rows()), weights.cols());
   for (Eigen::Index first = 0; first < weights.rows(); first += run_outputs) {
     const Eigen::Index count = std::min(run_outputs, weights.rows() - first);
-    RowMatrix block(count, weights.cols());
-    for (Eigen::Index i = 0; i < count; ++i)
-      widen(weights.row(first + i).data(), weights.cols(), block.row(i).data());
-    y.middleCols(first, count).noalias() = x * block.transpose();
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+      for (Eigen::Index i = 0; i < count; ++i) {
+        widen(weights.row(first + i).data(), weights.cols(), block.row(i).data());
+      }
+#pragma omp for schedule(dynamic)
+      for (Eigen::Index row = 0; row < x.rows(); row += run_rows) {
+        const Eigen::Index rows = std::min(run_rows, x.rows() - row);
+        y.block(row, first, rows, count).noalias() =
+            x.middleRows(row, rows) * block.topRows(count).transpose();
+      }
+    }
   }
 }
 

@@ -8,7 +8,8 @@
 namespace llama {
 namespace {
 
-constexpr double left = 90, right = 560, top = 30, bottom = 430, width = 860, height = 490;
+constexpr double left = 90, right = 560, top = 30, bottom = 430;
+constexpr double label_step = 18, character = 8;  // of the labels, at font size 13
 
 /// Maps [low, high] to [from, to].
 struct Axis {
@@ -34,6 +35,20 @@ std::string plot_svg(std::vector<PlotPoint> points) {
     y.high = std::ceil(std::log10(points.front().kl));
     y.low = std::min(std::floor(std::log10(points.back().kl)), y.high - 1);
   }
+  // Labels stand in a column of their own, in the order of their points and never closer than a line.
+  std::string labels;
+  double label_y = top, width = right;
+  for (const PlotPoint& p : points) {
+    const double px = x(p.bits), py = y(std::log10(p.kl));
+    const std::string text = fmt::format("{} ({:.4f})", p.label, p.kl);
+    label_y = std::max(label_y + label_step, py);
+    width = std::max(width, right + 30 + character * static_cast<double>(text.size()));
+    labels += fmt::format("<line x1='{:.1f}' y1='{:.1f}' x2='{:.1f}' y2='{:.1f}' stroke='#aac'/>\n", px,
+                          py, right + 12, label_y);
+    labels += fmt::format("<circle cx='{:.1f}' cy='{:.1f}' r='5' fill='#2457a7'/>\n", px, py);
+    labels += fmt::format("<text x='{:.1f}' y='{:.1f}'>{}</text>\n", right + 16, label_y + 4, text);
+  }
+  const double height = std::max(bottom, label_y) + 60;
   std::string svg = fmt::format(
       "<svg xmlns='http://www.w3.org/2000/svg' width='{0}' height='{1}' viewBox='0 0 {0} {1}' "
       "font-family='sans-serif' "
@@ -46,17 +61,7 @@ std::string plot_svg(std::vector<PlotPoint> points) {
     tick(svg, left, y(power), right, y(power), left - 8, y(power) + 4, "end",
          fmt::format("{:g}", std::pow(10, power)));
   }
-  // Labels stand in a column of their own, in the order of their points and never closer than a line.
-  double label_y = top;
-  for (const PlotPoint& p : points) {
-    const double px = x(p.bits), py = y(std::log10(p.kl));
-    label_y = std::max(label_y + 18, py);
-    svg += fmt::format("<line x1='{:.1f}' y1='{:.1f}' x2='{:.1f}' y2='{:.1f}' stroke='#aac'/>\n", px, py,
-                       right + 12, label_y);
-    svg += fmt::format("<circle cx='{:.1f}' cy='{:.1f}' r='5' fill='#2457a7'/>\n", px, py);
-    svg += fmt::format("<text x='{:.1f}' y='{:.1f}'>{} ({:.4f})</text>\n", right + 16, label_y + 4,
-                       p.label, p.kl);
-  }
+  svg += labels;
   svg += fmt::format(
       "<text x='{:.1f}' y='{:.1f}' text-anchor='middle'>bits per element, everything counted</text>\n",
       (left + right) / 2, bottom + 44);
