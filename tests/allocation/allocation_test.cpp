@@ -78,7 +78,6 @@ TEST_P(Allocation, NoneInAttendAfterWarmUp) {
 }
 
 TEST_P(Allocation, MemoryReportIsWhatIsHeld) {
-  const std::size_t before = bytes_held;
   KVCache<half, 4, 2> cache(options());
   const SequenceId first = cache.add_sequence(), second = cache.add_sequence();
   Inputs<> in(options(), 2000, 1);
