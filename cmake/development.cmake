@@ -17,6 +17,6 @@ endif()
 if(SQUAT_SANITIZE)
   # Assertions too, whatever the build type.
   target_compile_options(squat_development INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
-                                                     -fno-omit-frame-pointer -UNDEBUG)
+                                                     -fno-omit-frame-pointer -UNDEBUG -O1)
   target_link_options(squat_development INTERFACE -fsanitize=address,undefined)
 endif()

@@ -19,7 +19,8 @@ using Rows = Eigen::Matrix<float, tokens, head_dim, Eigen::RowMajor>;
 
 bool read(const std::string& name, Rows& rows) {
   std::ifstream in(PAPER_DEMO_DATA "/" + name, std::ios::binary);
-  return static_cast<bool>(in.read(reinterpret_cast<char*>(rows.data()), sizeof(float) * rows.size()));
+  return static_cast<bool>(
+      in.read(reinterpret_cast<char*>(rows.data()), static_cast<std::streamsize>(sizeof rows)));
 }
 
 /// causal softmax(q k^T / sqrt(head_dim))

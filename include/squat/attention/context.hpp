@@ -42,6 +42,12 @@ struct Context {
   ExactRows<T> tail;
 };
 
+template <class T>
+Context<T> make_context(const ExactRows<T> &sinks, std::span<const PageView> pages,
+                        const ExactRows<T> &tail) {
+  return {sinks, pages, tail};
+}
+
 /// One sequence's part of a batched call: `tokens` rows of the call's tensors
 /// from `first_row` on, standing at positions `past`, `past + 1`, ... of the
 /// sequence.

@@ -40,9 +40,7 @@ struct LayerTokens {
     return sum;
   }
   Index length() const { return sinks.tokens() + paged_tokens() + tail.tokens(); }
-  auto context() const {
-    return Context{sinks.view(), std::span<const PageView>(page_views), tail.view()};
-  }
+  auto context() const { return make_context(sinks.view(), page_views, tail.view()); }
 };
 
 template <class Rows>
