@@ -6,6 +6,7 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <random>
 #include <string>
@@ -62,6 +63,12 @@ squat::Options options_of(const Shape& shape, Coding coding) {
                          .head_dim = shape.head_dim,
                          .coding = coding};
   if (coding == Coding::plain) options.group = 32;
+  squat::RotaryTable rotary;
+  for (int i = 0; i < shape.head_dim; i += 2) {
+    rotary.inverse_frequencies.push_back(
+        std::pow(5e5f, -static_cast<float>(i) / static_cast<float>(shape.head_dim)));
+  }
+  options.rotary = {rotary};
   return options;
 }
 
@@ -145,8 +152,9 @@ void add(const std::string& operation, const char* coding_name, int bits, Coding
 void add_all(const char* operation, const Shape& shape, Index tokens, Run two, Run four, Run eight,
              Run exact) {
   add(operation, "exact", 16, Coding::plain, shape, tokens, exact);
-  for (const auto& [name, coding] :
-       {std::pair{"plain", Coding::plain}, {"orthogonal", Coding::orthogonal}}) {
+  for (const auto& [name, coding] : {std::pair{"plain", Coding::plain},
+                                     {"orthogonal", Coding::orthogonal},
+                                     {"subspace", Coding::subspace}}) {
     add(operation, name, 2, coding, shape, tokens, two);
     add(operation, name, 4, coding, shape, tokens, four);
     add(operation, name, 8, coding, shape, tokens, eight);

@@ -12,7 +12,8 @@ with the exact cache on a text that every Debian machine has.
 
 Arguments go to `evaluate` behind the model and the text, and take the place of the defaults of the same name:
   --windows N  --length N  --prompt N   which part of the text (default here: 2, 1536, 512)
-  --codings SPEC,SPEC,...               what to compare (default here: plain:k2v2:g32:w80,orthogonal:k2v2:g64)
+  --codings SPEC,SPEC,...               what to compare (default here: plain:k2v2:g32:w80,orthogonal:k2v2:g64,
+                                        subspace:k2v2)
   --csv FILE   --plot FILE.svg          where to write the table and a plot
 SQUAT_TEXT=FILE in the environment evaluates on another text. --help prints this text.
 TEXT
@@ -47,9 +48,9 @@ arguments=$*
 has --windows || set -- "$@" --windows 2
 has --length || set -- "$@" --length 1536
 has --prompt || set -- "$@" --prompt 512
-has --codings || set -- "$@" --codings plain:k2v2:g32:w80,orthogonal:k2v2:g64
+has --codings || set -- "$@" --codings plain:k2v2:g32:w80,orthogonal:k2v2:g64,subspace:k2v2
 
-"$build/examples/llama/generate" "$model" --tokens 80 --coding orthogonal:k2v2:g64 --prompt \
+"$build/examples/llama/generate" "$model" --tokens 80 --coding subspace:k2v2 --prompt \
   "The history of the printing press begins"
 echo
 "$build/examples/llama/evaluate" "$model" "$text" "$@"

@@ -13,7 +13,8 @@ struct CodingName {
   squat::Coding coding;
 };
 constexpr CodingName codings[] = {{"plain", squat::Coding::plain},
-                                  {"orthogonal", squat::Coding::orthogonal}};
+                                  {"orthogonal", squat::Coding::orthogonal},
+                                  {"subspace", squat::Coding::subspace}};
 
 [[noreturn]] void refuse(std::string_view text, const std::string& why) {
   throw std::invalid_argument("coding '" + std::string(text) + "': " + why + "\n" + cache_spec_help());
@@ -49,12 +50,14 @@ bool parse_bits(std::string_view part, CacheSpec& spec) {
          supported(spec.value_bits);
 }
 
-/// "g64", "w80", "s0"
+/// "g64", "w80", "s0", "f256"
 bool parse_option(std::string_view part, CacheSpec& spec) {
   if (part.empty()) return false;
+  if (part[0] == 'f') spec.options.frame = 0;
   int* const number = part[0] == 'g'   ? &spec.options.group
                       : part[0] == 'w' ? &spec.options.window
                       : part[0] == 's' ? &spec.options.sinks
+                      : part[0] == 'f' ? &*spec.options.frame
                                        : nullptr;
   part.remove_prefix(1);
   return number != nullptr && take_number(part, *number) && part.empty();
@@ -90,6 +93,8 @@ std::unique_ptr<Cache> make_with_keys(int value_bits, const squat::Options& opti
   switch (value_bits) {
     case 2:
       return std::make_unique<CacheOf<KeyBits, 2>>(options);
+    case 3:
+      return std::make_unique<CacheOf<KeyBits, 3>>(options);
     case 4:
       return std::make_unique<CacheOf<KeyBits, 4>>(options);
     case 8:
@@ -105,10 +110,12 @@ std::string cache_spec_help() {
   std::string names;
   for (const CodingName& coding : codings) names += std::string(names.empty() ? "" : ", ") + coding.name;
   return "A coding is 'exact' or CODING:kKvV with CODING one of " + names +
-         " and K, V one of 2, 4, 8, 16.\nOptions behind it: :gN tokens of a page, :wN exact window, :sN "
-         "exact sinks, "
-         ":published (orthogonal: the settings of the paper).\nExamples: exact, plain:k2v2:g32:s0, "
-         "orthogonal:k2v2:g64.";
+         " and K, V one of 2, 3, 4, 8, 16.\nOptions behind it: :gN tokens of a page, :wN exact window, "
+         ":sN "
+         "exact sinks, :fN tokens of a tile, whose keys are coded in a rotary frame of their own (0: in "
+         "that of their position; default 256 for subspace, 0 otherwise), :published (orthogonal: the "
+         "settings of the paper).\nExamples: exact, subspace:k2v2, plain:k2v2:g32:s0, "
+         "orthogonal:k2v2:g64:f256.";
 }
 
 CacheSpec parse_cache_spec(std::string_view text) {
@@ -141,6 +148,7 @@ CacheSpec parse_cache_spec(std::string_view text) {
 
 squat::Options CacheSpec::options_for(const Config& config) const {
   squat::Options filled = options;
+  filled.rotary = {{config.inverse_frequencies, squat::RotaryPairs::interleaved}};
   filled.layers = config.layers;
   filled.query_heads = config.query_heads;
   filled.kv_heads = config.kv_heads;
@@ -156,6 +164,8 @@ std::unique_ptr<Cache> make_cache(const CacheSpec& spec, const squat::Options& o
   switch (spec.key_bits) {
     case 2:
       return make_with_keys<2>(spec.value_bits, options);
+    case 3:
+      return make_with_keys<3>(spec.value_bits, options);
     case 4:
       return make_with_keys<4>(spec.value_bits, options);
     case 8:

@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <exception>
 #include <fstream>
+#include <memory>
 #include <numeric>
 #include <sstream>
 #include <vector>
@@ -31,9 +32,9 @@ namespace {
 using namespace llama;
 
 struct Arguments {
-  std::string model, text, csv, plot;
+  std::string model, text, csv, plot, prior;
   int windows = 8, length = 2048, prompt = 512, first = 0;
-  std::vector<std::string> codings = {"plain:k2v2:g32:w80", "orthogonal:k2v2:g64"};
+  std::vector<std::string> codings = {"plain:k2v2:g32:w80", "orthogonal:k2v2:g64", "subspace:k2v2"};
 };
 
 /// One coding over all windows.
@@ -180,8 +181,15 @@ void evaluate(const Arguments& arguments) {
     throw std::invalid_argument(fmt::format("--length is {}, the model's context is {}",
                                             arguments.length, model.config().context));
   }
+  std::shared_ptr<const squat::Prior> prior;
+  if (!arguments.prior.empty()) {
+    std::ifstream in(arguments.prior, std::ios::binary);
+    if (!in) throw std::invalid_argument("cannot open " + arguments.prior);
+    prior = std::make_shared<squat::Prior>(squat::Prior::load(in));
+  }
   for (Run& run : runs) {
     squat::Options options = run.spec.options_for(model.config());
+    if (options.coding == squat::Coding::subspace) options.prior = prior;
     options.statistics_tokens =
         std::min(arguments.prompt, options.statistics_tokens);  // short prompts count as such
     for (int window = 0; window < arguments.windows; ++window)
@@ -221,6 +229,8 @@ int main(int argc, char** argv) {
   app.add_option("--codings", arguments.codings, "Codings to compare with exact")
       ->delimiter(',')
       ->capture_default_str();
+  app.add_option("--prior", arguments.prior,
+                 "Statistics (collect_statistics) that subspace codings start from");
   app.add_option("--csv", arguments.csv, "File for the table");
   app.add_option("--plot", arguments.plot, "File for a plot (SVG)");
   CLI11_PARSE(app, argc, argv);

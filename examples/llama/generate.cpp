@@ -19,7 +19,7 @@ namespace {
 using namespace llama;
 
 struct Arguments {
-  std::string model, prompt, coding = "orthogonal:k2v2:g64";
+  std::string model, prompt, coding = "subspace:k2v2";
   int tokens = 128;
   std::uint64_t seed = 1;
   double temperature = 0;

@@ -77,7 +77,7 @@ Model::Model(const Gguf& file) : config_(read_config(file)) {
          linear("ffn_down", c.embedding, c.feed_forward)});
   }
   for (int pair = 0; pair < c.rotary_dim / 2; ++pair) {
-    inverse_frequencies_.push_back(
+    config_.inverse_frequencies.push_back(
         static_cast<float>(std::pow(c.rotary_base, -2.0 * pair / c.rotary_dim)));
   }
 }
@@ -93,8 +93,8 @@ void Model::rotate(RowMatrix& x, int heads, std::span<const Position> batch) con
 #pragma omp parallel for schedule(static) if (batch.size() > 64)
   for (Eigen::Index row = 0; row < x.rows(); ++row) {
     const double position = batch[static_cast<std::size_t>(row)].position;
-    for (std::size_t pair = 0; pair < inverse_frequencies_.size(); ++pair) {
-      const double angle = position * static_cast<double>(inverse_frequencies_[pair]);
+    for (std::size_t pair = 0; pair < config_.inverse_frequencies.size(); ++pair) {
+      const double angle = position * static_cast<double>(config_.inverse_frequencies[pair]);
       const auto c = static_cast<float>(std::cos(angle)), s = static_cast<float>(std::sin(angle));
       for (int head = 0; head < heads; ++head) {
         float* two = &x(row, head * config_.head_dim + 2 * static_cast<Eigen::Index>(pair));

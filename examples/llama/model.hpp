@@ -23,6 +23,7 @@ struct Config {
   int rotary_dim = 0;
   float rms_epsilon = 0;
   double rotary_base = 0;
+  std::vector<float> inverse_frequencies{};  // of the rotary embedding, one for every pair of neighbours
 };
 
 /// One token of a batch and where it stands in its sequence.
@@ -43,9 +44,6 @@ class Model {
 
   const Config& config() const { return config_; }
 
-  /// Inverse frequencies of the rotary embedding, one for every pair of neighbouring channels.
-  const std::vector<float>& inverse_frequencies() const { return inverse_frequencies_; }
-
   /// Logits [rows.size(), vocabulary] of the batch rows named in `wanted`.
   const RowMatrix& forward(std::span<const Position> batch, const Attention& attention,
                            std::span<const int> wanted);
@@ -61,7 +59,6 @@ class Model {
   void check_tokens(std::span<const Position> batch) const;
 
   Config config_;
-  std::vector<float> inverse_frequencies_;
   std::vector<Layer> layers_;
   Linear embedding_, output_;  // output_ is empty where both are one
   Eigen::RowVectorXf norm_;

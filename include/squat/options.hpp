@@ -4,11 +4,15 @@
 
 #include <cstddef>
 #include <limits>
+#include <memory>
 #include <optional>
+#include <vector>
 
+#include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
 #include "squat/parallel.hpp"
 #include "squat/quantize/coding.hpp"
+#include "squat/quantize/prior.hpp"
 
 namespace squat {
 
@@ -18,19 +22,38 @@ struct Options {
   int kv_heads = 0;
   int head_dim = 0;  ///< a multiple of 16, 16 to 512
 
-  Coding coding = Coding::orthogonal;
+  std::optional<Coding> coding{};       ///< default: subspace to 4 bits, plain keys above
   std::optional<AffineFit> fit{};       ///< default: minmax for plain, clip_and_gain otherwise
-  std::optional<ValueCoding> values{};  ///< default: plain for plain, symmetric otherwise
+  std::optional<ValueCoding> values{};  ///< default: plain where coding names plain, else symmetric
   OrthogonalOptions orthogonal{};
 
   int sinks = 4;    ///< first tokens of a sequence that stay exact for good
   int window = 64;  ///< newest tokens that stay exact, at least
   int group = 128;  ///< tokens of a page; a multiple of 16, at most 1024
 
+  /// The rotary embedding that the keys and queries handed over carry: one for
+  /// all layers or one a layer, none if it is unknown. A token's position is
+  /// the number of tokens before it in its sequence; see KVCache::shift().
+  std::vector<RotaryTable> rotary{};
+
+  /// Tokens of a tile, whose keys are coded as if the tile began at position 0:
+  /// what is learnt from a prompt then holds at every distance. Rounded down to
+  /// whole pages, at least one. 0: keys are coded in the frame they come in.
+  /// Default: 256 for subspace with a rotary table, otherwise 0.
+  std::optional<int> frame{};
+
   /// Tokens whose queries and keys a coding learns from before its first page
   /// is packed; until then a cache keeps them exact. Once learnt, a layer's
-  /// coding serves all sequences of the cache.
+  /// coding serves all sequences of the cache, or, with basis_per_sequence, the
+  /// one whose tokens they were. With a prior, which counts along, the first
+  /// page is packed as soon as it is full.
   int statistics_tokens = 512;
+  bool basis_per_sequence = false;
+  std::shared_ptr<const Prior> prior{};
+
+  /// Keep the statistics, and add every token that comes with its queries, so
+  /// that KVCache::statistics() can hand them out at any time.
+  bool keep_statistics = false;
 
   float attention_scale = 0;                                        ///< 0: 1 / sqrt(head_dim)
   std::size_t max_pages = std::numeric_limits<std::size_t>::max();  ///< over all layers and

@@ -63,6 +63,7 @@ class Allocation : public testing::TestWithParam<Coding> {
             .coding = GetParam(),
             .window = 32,
             .group = 32,
+            .rotary = {{.inverse_frequencies = {1, .1f, .01f}}},
             .statistics_tokens = 100};
   }
 };
@@ -101,7 +102,8 @@ TEST_P(Allocation, MemoryReportIsWhatIsHeld) {
   EXPECT_LE(held, (report.total() - report.bases - report.statistics) * 102 / 100 + 20000);
 }
 
-INSTANTIATE_TEST_SUITE_P(Codings, Allocation, testing::Values(Coding::plain, Coding::orthogonal));
+INSTANTIATE_TEST_SUITE_P(Codings, Allocation,
+                         testing::Values(Coding::plain, Coding::orthogonal, Coding::subspace));
 
 }  // namespace
 }  // namespace squat::test

@@ -23,10 +23,11 @@ struct Widths {
 template <class W>
 class Attend : public testing::Test {};
 
-using AllWidths = testing::Types<Widths<float, float, 2, 2>, Widths<half, float, 4, 4>,
-                                 Widths<bfloat16, float, 8, 8>, Widths<half, half, 16, 16>,
-                                 Widths<float, half, 2, 16>, Widths<bfloat16, bfloat16, 16, 2>,
-                                 Widths<half, bfloat16, 4, 2>, Widths<float, float, 8, 4>>;
+using AllWidths =
+    testing::Types<Widths<float, float, 2, 2>, Widths<half, float, 4, 4>, Widths<bfloat16, float, 8, 8>,
+                   Widths<half, half, 16, 16>, Widths<float, half, 2, 16>,
+                   Widths<bfloat16, bfloat16, 16, 2>, Widths<half, bfloat16, 4, 2>,
+                   Widths<float, float, 8, 3>, Widths<half, float, 3, 3>>;
 TYPED_TEST_SUITE(Attend, AllWidths);
 
 struct Shape {
@@ -69,7 +70,7 @@ void check_pieces(Options options, const std::vector<Index>& pieces, unsigned se
 TYPED_TEST(Attend, EqualsAttentionOverDequantizedRows) {
   std::mt19937 random(5);
   for (const Shape& shape : shapes) {
-    for (Coding coding : {Coding::plain, Coding::orthogonal}) {
+    for (Coding coding : {Coding::plain, Coding::orthogonal, Coding::subspace}) {
       Options options{.layers = 1,
                       .query_heads = shape.query_heads,
                       .kv_heads = shape.kv_heads,
@@ -79,6 +80,11 @@ TYPED_TEST(Attend, EqualsAttentionOverDequantizedRows) {
       options.window = static_cast<int>(random() % 40);
       options.group = 16 * static_cast<int>(1 + random() % 4);
       options.statistics_tokens = 60;
+      if (random() % 2 == 0) {
+        options.rotary = {{.inverse_frequencies = {1, .5f, .03f, 1e-3f, 1e-5f},
+                           .pairs = random() % 2 == 0 ? RotaryPairs::interleaved : RotaryPairs::halves}};
+        if (random() % 2 == 0) options.frame = 100;
+      }
       std::vector<Index> pieces;
       for (int i = 0; i < 9; ++i)
         pieces.push_back(1 + static_cast<Index>(i % 3 == 0 ? random() % 90 : random() % 3));

@@ -62,6 +62,17 @@ TEST(BadOptions, AreRefused) {
   expect_refused([](Options& o) { o.window = -3; }, {"window", "-3"});
   expect_refused([](Options& o) { o.statistics_tokens = -1; }, {"statistics_tokens", "-1"});
   expect_refused([](Options& o) { o.attention_scale = NAN; }, {"attention_scale", "nan"});
+  expect_refused([](Options& o) { o.rotary = std::vector<RotaryTable>(3); },
+                 {"rotary.size", "3", "layers", "2"});
+  expect_refused([](Options& o) { o.rotary = {{.inverse_frequencies = std::vector<float>(17)}}; },
+                 {"rotary.inverse_frequencies.size", "17", "16"});
+  expect_refused(
+      [](Options& o) {
+        o.rotary = {{.inverse_frequencies = {1, NAN}}};
+      },
+      {"rotary.inverse_frequencies", "nan"});
+  expect_refused([](Options& o) { o.frame = 256; }, {"frame", "256", "rotary"});
+  expect_refused([](Options& o) { o.frame = -1; }, {"frame", "-1"});
   expect_refused([](Options& o) { o.orthogonal.rank = 33; }, {"orthogonal.rank", "33", "32"});
   expect_refused([](Options& o) { o.orthogonal.block = 5; }, {"orthogonal.block", "5", "32"});
   expect_refused([](Options& o) { o.orthogonal.lambda = -1; }, {"orthogonal.lambda", "-1"});

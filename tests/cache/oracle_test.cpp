@@ -8,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <ostream>
 #include <string>
@@ -20,7 +21,15 @@
 namespace squat::test {
 namespace {
 
-enum class Setting { kivi, published, orthogonal_minmax, orthogonal };
+enum class Setting {
+  kivi,
+  published,
+  orthogonal_minmax,
+  orthogonal,
+  orthogonal_tile,
+  subspace_absolute,
+  subspace
+};
 
 struct Expectation {
   const char* tensors;  // "generated" or a layer's number
@@ -38,6 +47,12 @@ Options options_of(Setting setting, const Heads& heads) {
                   .query_heads = static_cast<int>(heads.q.size()),
                   .kv_heads = static_cast<int>(heads.k.size()),
                   .head_dim = static_cast<int>(heads.k[0].cols())};
+  RotaryTable rotary;
+  for (int i = 0; i < options.head_dim; i += 2) {
+    rotary.inverse_frequencies.push_back(
+        static_cast<float>(std::pow(1e5, -i / double(options.head_dim))));
+  }
+  options.rotary = {rotary};
   switch (setting) {
     case Setting::kivi:
       options.coding = Coding::plain;
@@ -52,6 +67,16 @@ Options options_of(Setting setting, const Heads& heads) {
     case Setting::orthogonal:
       options.coding = Coding::orthogonal;
       options.group = 64;
+      break;
+    case Setting::orthogonal_tile:
+      options.coding = Coding::orthogonal;
+      options.group = 64;
+      options.frame = 256;
+      break;
+    case Setting::subspace_absolute:
+      options.frame = 0;
+      break;
+    case Setting::subspace:
       break;
   }
   return options;
@@ -127,8 +152,9 @@ TEST_P(Oracle, CachedAttentionKlIsTheOracles) {
     heads = {load_heads(directory, layer, 'q', 9), load_heads(directory, layer, 'k', 3),
              load_heads(directory, layer, 'v', 3)};
   }
-  const double kl =
-      expected.bits == 2 ? cached_kl<2>(heads, expected.setting) : cached_kl<4>(heads, expected.setting);
+  const double kl = expected.bits == 2   ? cached_kl<2>(heads, expected.setting)
+                    : expected.bits == 3 ? cached_kl<3>(heads, expected.setting)
+                                         : cached_kl<4>(heads, expected.setting);
   EXPECT_NEAR(kl, expected.kl, .02 * expected.kl);
 }
 
@@ -137,24 +163,38 @@ INSTANTIATE_TEST_SUITE_P(Generated, Oracle,
                                          Expectation{"generated", Setting::kivi, 4, .00485},
                                          Expectation{"generated", Setting::published, 2, .13965},
                                          Expectation{"generated", Setting::orthogonal_minmax, 2, .15129},
-                                         Expectation{"generated", Setting::orthogonal, 2, .10532}));
+                                         Expectation{"generated", Setting::orthogonal, 2, .10532},
+                                         Expectation{"generated", Setting::orthogonal_tile, 2, .07307},
+                                         Expectation{"generated", Setting::subspace_absolute, 2, .08122},
+                                         Expectation{"generated", Setting::subspace, 2, .04954},
+                                         Expectation{"generated", Setting::subspace, 3, .01911},
+                                         Expectation{"generated", Setting::subspace, 4, .00693}));
 
-INSTANTIATE_TEST_SUITE_P(Model, Oracle,
-                         testing::Values(Expectation{"2", Setting::kivi, 2, .10049},
-                                         Expectation{"2", Setting::kivi, 4, .00351},
-                                         Expectation{"2", Setting::published, 2, .10924},
-                                         Expectation{"2", Setting::orthogonal_minmax, 2, .09526},
-                                         Expectation{"2", Setting::orthogonal, 2, .06257},
-                                         Expectation{"14", Setting::kivi, 2, .12745},
-                                         Expectation{"14", Setting::kivi, 4, .00476},
-                                         Expectation{"14", Setting::published, 2, .13075},
-                                         Expectation{"14", Setting::orthogonal_minmax, 2, .07401},
-                                         Expectation{"14", Setting::orthogonal, 2, .04687},
-                                         Expectation{"27", Setting::kivi, 2, .02307},
-                                         Expectation{"27", Setting::kivi, 4, .00078},
-                                         Expectation{"27", Setting::published, 2, .02629},
-                                         Expectation{"27", Setting::orthogonal_minmax, 2, .02122},
-                                         Expectation{"27", Setting::orthogonal, 2, .01211}));
+INSTANTIATE_TEST_SUITE_P(
+    Model, Oracle,
+    testing::Values(
+        Expectation{"2", Setting::kivi, 2, .10049}, Expectation{"2", Setting::kivi, 4, .00351},
+        Expectation{"2", Setting::published, 2, .10924},
+        Expectation{"2", Setting::orthogonal_minmax, 2, .09526},
+        Expectation{"2", Setting::orthogonal, 2, .06257},
+        Expectation{"2", Setting::orthogonal_tile, 2, .03867},
+        Expectation{"2", Setting::subspace_absolute, 2, .04665},
+        Expectation{"2", Setting::subspace, 2, .02334}, Expectation{"2", Setting::subspace, 3, .01265},
+        Expectation{"2", Setting::subspace, 4, .00373}, Expectation{"14", Setting::kivi, 2, .12745},
+        Expectation{"14", Setting::kivi, 4, .00476}, Expectation{"14", Setting::published, 2, .13075},
+        Expectation{"14", Setting::orthogonal_minmax, 2, .07401},
+        Expectation{"14", Setting::orthogonal, 2, .04687},
+        Expectation{"14", Setting::orthogonal_tile, 2, .04318},
+        Expectation{"14", Setting::subspace_absolute, 2, .03573},
+        Expectation{"14", Setting::subspace, 2, .01252}, Expectation{"14", Setting::subspace, 3, .00446},
+        Expectation{"14", Setting::subspace, 4, .00139}, Expectation{"27", Setting::kivi, 2, .02307},
+        Expectation{"27", Setting::kivi, 4, .00078}, Expectation{"27", Setting::published, 2, .02629},
+        Expectation{"27", Setting::orthogonal_minmax, 2, .02122},
+        Expectation{"27", Setting::orthogonal, 2, .01211},
+        Expectation{"27", Setting::orthogonal_tile, 2, .00721},
+        Expectation{"27", Setting::subspace_absolute, 2, .00776},
+        Expectation{"27", Setting::subspace, 2, .00372}, Expectation{"27", Setting::subspace, 3, .00170},
+        Expectation{"27", Setting::subspace, 4, .00044}));
 
 }  // namespace
 }  // namespace squat::test

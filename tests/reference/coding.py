@@ -104,12 +104,13 @@ def plain_keys(k, bits, group, **fit):
     return np.concatenate([affine(k[t:t + group], bits, **fit) for t in range(0, len(k), group)])
 
 
-def orthogonal_keys(k, q, bits, group, eps=1.0, order=True, **fit):
+def orthogonal_keys(k, q, bits, group, eps=1.0, order=True, reach=None, **fit):
     """SQuat with the normalised full-rank metric P = C / mean diag(C) + eps I and block size 1."""
     d = k.shape[1]
     C = q.T @ q
     P = C / (np.trace(C) / d) + eps * np.eye(d)
-    reach = np.mean([np.ptp(k[t:t + group], axis=0) for t in range(0, PROMPT - SINKS - group + 1, group)], axis=0)
+    if reach is None:
+        reach = np.mean([np.ptp(k[t:t + group], axis=0) for t in range(0, PROMPT - SINKS - group + 1, group)], axis=0)
     perm = np.argsort(-reach * np.sqrt(np.diag(P))) if order else np.arange(d)
     F = feedback(P[np.ix_(perm, perm)])
     out = np.empty_like(k)
@@ -148,10 +149,11 @@ def _minmax(x, bits):
 DISTORTION = {8: 5e-5, 4: .0115, 2: .125, 0: 1.}         # squared error of a unit-variance channel coded at each width
 
 
-def class_sizes(variance, bits, parts=8):
-    """Reverse water-filling for one KV head: how many of `parts` equal runs of channels (variance falling) get 8, 4, 2 and 0
+def class_sizes(variance, bits):
+    """Reverse water-filling for one KV head: how many runs of 8 channels (16 from d = 128 on; variance falling) get 8, 4, 2 and 0
     bits, so that the widths average `bits` and the predicted error is least."""
     d, best = len(variance), None
+    parts = d // (8 if d < 128 else 16)
     for n8 in range(parts + 1):
         for n4 in range(parts + 1 - n8):
             for n2 in range(parts + 1 - n8 - n4):
@@ -176,11 +178,15 @@ def subspace_basis(C, S, eps=.1):
 
 
 def subspace_keys(k, q, bits, group, eps=.1):
-    prompt = k[:PROMPT - SINKS]
-    A, inverse, variance = subspace_basis(q.T @ q, np.cov(prompt.T, bias=True), eps)
+    """A page that the basis suits less than plain coding (error in the queries' metric) is coded plainly."""
+    prompt, d = k[:PROMPT - SINKS], k.shape[1]
+    C = q.T @ q
+    A, inverse, variance = subspace_basis(C, np.cov(prompt.T, bias=True), eps)
+    metric = np.diag(C) / (np.trace(C) / d) + eps
     sizes, out = class_sizes(variance, bits), np.empty_like(k)
     for t in range(0, len(k), group):
-        y, z, c0 = k[t:t + group] @ A.T, None, 0
+        page = k[t:t + group]
+        y, c0 = page @ A.T, 0
         z = np.empty_like(y)
         for width, size in sizes.items():
             c1 = c0 + size
@@ -191,7 +197,9 @@ def subspace_keys(k, q, bits, group, eps=.1):
             else:
                 z[:, c0:c1] = affine(y[:, c0:c1], width, CLIPS if width == 2 else (1.0,), unbiased=True)
             c0 = c1
-        out[t:t + group] = z @ inverse.T
+        plain = affine(page, bits)
+        basis_wins = ((z - y) ** 2).sum() <= (((plain - page) ** 2).sum(0) * metric).sum()
+        out[t:t + group] = z @ inverse.T if basis_wins else plain
     return out
 
 
@@ -297,7 +305,7 @@ def table(title, q, k, v):
             "SQuat published l 1e-3, r g d/2, G 32": (32, published_orthogonal_keys(k_rot[SINKS:], stacked, 2, 32, d // 2, 1e-3, d // 2), plain_values(2)),
             "SQuat full metric, g 1, G 64": (64, orthogonal_keys(k_rot[SINKS:], stacked, 2, 64, clips=(1.0,)), rotated_values(2)),
             "  with clip search and gain": (64, orthogonal_keys(k_rot[SINKS:], stacked, 2, 64, **fit), rotated_values(2)),
-            "  and tile frame 256": (64, in_tile_frame(kk, q_pre, lambda x, y: orthogonal_keys(x, y, 2, 64, **fit)), rotated_values(2)),
+            "  and tile frame 256": (64, in_tile_frame(kk, q_pre, lambda x, y: orthogonal_keys(x, y, 2, 64, reach=x[:PROMPT - SINKS].std(0), **fit)), rotated_values(2)),
             "subspace 2 bit, G 128, absolute frame": (128, subspace_keys(k_rot[SINKS:], stacked, 2, 128), rotated_values(2)),
             "subspace 2 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 2, 128)), rotated_values(2)),
             "subspace 3 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 3, 128)), rotated_values(3)),

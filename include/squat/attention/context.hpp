@@ -27,10 +27,14 @@ struct ExactRows {
   }
 };
 
-/// A page of packed tokens; after a truncation only its first `tokens` count.
+/// A page of packed tokens. Its keys are coded in the rotary frame of a position
+/// `base`: as if that were position 0. Pages of one tile share a base.
 struct PageView {
   std::byte *data = nullptr;
-  Index tokens = 0;
+  Index first = 0;   ///< the first of its tokens that counts
+  Index tokens = 0;  ///< how many count
+  Index base = 0;    ///< position that its keys are turned back by
+  Index row = 0;     ///< row of its tile that its first token (of all) stands in
 };
 
 /// The cached tokens of one sequence and layer, in their order: sinks, pages,
@@ -49,11 +53,11 @@ Context<T> make_context(const ExactRows<T> &sinks, std::span<const PageView> pag
 }
 
 /// One sequence's part of a batched call: `tokens` rows of the call's tensors
-/// from `first_row` on, standing at positions `past`, `past + 1`, ... of the
-/// sequence.
+/// from `first_row` on, with `past`, `past + 1`, ... tokens before them.
 template <class T>
 struct SequenceJob {
   Context<T> context;
+  Index coding = 0;  ///< names what was learnt, see BackendOperations
   Index first_row = 0;
   Index tokens = 0;
   Index past = 0;

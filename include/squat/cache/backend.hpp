@@ -21,7 +21,9 @@ namespace squat {
 /// that pages can live in.
 /// - make_rows(capacity): a store of exact rows, see cpu/row_store.hpp for its
 /// small interface.
-/// - observe, learn: the statistics of a layer and the codings made of them.
+/// - turn: exact rows moved by some positions.
+/// - add_coding, remove_coding: what a layer learns, named by a number. observe, learn: its statistics
+/// and the codings made of them. add_statistics: adds what it holds to a Prior, false if it is gone.
 /// - reserve_pack, pack: exact rows into pages; pack() itself must not fail.
 /// - attend: a batch of jobs. dequantize: what attention sees, as rows.
 /// - *_bytes(): what is allocated.
@@ -29,16 +31,21 @@ template <class Operations, class T>
 concept BackendOperations = std::constructible_from<Operations, const Options &> &&
     requires(Operations operations, const Operations constant, Index index, int layer,
              std::span<const PageView> pages, ExactRows<T> rows, TensorView<const float> in,
-             TensorView<float> out, std::span<const SequenceJob<T>> jobs, const Context<T> &context) {
+             TensorView<float> out, std::span<const SequenceJob<T>> jobs, const Context<T> &context,
+             Prior &prior, typename Operations::Rows &operations_rows) {
   typename Operations::Memory;
   { constant.page_bytes() } -> std::same_as<std::size_t>;
   { constant.make_rows(index) } -> std::same_as<typename Operations::Rows>;
-  operations.observe(layer, in, in, index, index, index);
-  operations.learn(layer);
+  operations.turn(index, operations_rows, index, index);
+  { operations.add_coding(layer) } -> std::same_as<Index>;
+  operations.remove_coding(index);
+  operations.observe(index, in, in, index, index, index, index);
+  operations.learn(index);
+  { constant.add_statistics(index, prior) } -> std::same_as<bool>;
   operations.reserve_pack(index);
-  operations.pack(layer, pages, rows, in, in, index);
+  operations.pack(index, pages, rows, in, in, index);
   operations.attend(jobs, in, in, in, out);
-  operations.dequantize(context, out, out);
+  operations.dequantize(index, context, out, out);
   { constant.statistics_bytes() } -> std::same_as<std::size_t>;
   { constant.bases_bytes() } -> std::same_as<std::size_t>;
   { constant.workspace_bytes() } -> std::same_as<std::size_t>;

@@ -4,6 +4,7 @@
 // says so.
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -21,6 +22,9 @@ namespace squat::detail {
 /// pages are float16.
 inline constexpr float largest_element = 65504.0f;
 
+inline constexpr int default_frame = 256;
+inline constexpr int largest_frame = 4096;
+
 /// `member` names the part of the argument that is meant, if it is not all of it. Texts are made only to
 /// be thrown.
 inline std::string full_name(std::string_view argument, std::string_view member) {
@@ -33,6 +37,39 @@ inline void check_range(std::string_view argument, Index value, Index least, Ind
     throw_invalid(full_name(argument, member), value,
                   std::to_string(least) + " to " + std::to_string(most));
   }
+}
+
+inline void check_rotary(const Options &options) {
+  const auto tables = static_cast<Index>(options.rotary.size());
+  if (tables > 1 && tables != options.layers) {
+    throw_invalid("rotary.size", tables, "0, 1 or layers, which is", options.layers);
+  }
+  for (const RotaryTable &table : options.rotary) {
+    check_range("rotary.inverse_frequencies.size", table.pair_count(), 0, options.head_dim / 2);
+    for (float frequency : table.inverse_frequencies) {
+      if (!(std::abs(frequency) <= 1e3f)) {
+        throw_invalid("rotary.inverse_frequencies", frequency, "finite and of magnitude at most 1000");
+      }
+    }
+  }
+  if (!options.frame) return;
+  check_range("frame", *options.frame, 0, largest_frame);
+  if (*options.frame > 0 && tables == 0) {
+    throw_invalid("frame", *options.frame, "0 without a rotary table");
+  }
+}
+
+inline void check_prior(const Options &options) {
+  if (!options.prior) return;
+  const Prior &prior = *options.prior;
+  const auto check_equal = [](std::string_view member, Index value, Index expected) {
+    if (value != expected)
+      throw_invalid(full_name("prior", member), value, "that of the cache,", expected);
+  };
+  check_equal("layers", prior.layers(), options.layers);
+  check_equal("kv_heads", prior.kv_heads(), options.kv_heads);
+  check_equal("head_dim", prior.head_dim(), options.head_dim);
+  check_equal("rows", prior.rows(), std::max(1, *options.frame));
 }
 
 inline void check_options(const Options &options) {
@@ -54,6 +91,7 @@ inline void check_options(const Options &options) {
   if (!std::isfinite(options.attention_scale)) {
     throw_invalid("attention_scale", options.attention_scale, "finite");
   }
+  check_rotary(options);
   const OrthogonalOptions &orthogonal = options.orthogonal;
   check_range("orthogonal.rank", orthogonal.rank, 0, options.head_dim);
   check_range("orthogonal.block", orthogonal.block, 1, options.head_dim);
@@ -66,15 +104,26 @@ inline void check_options(const Options &options) {
   }
 }
 
-/// The options with every default filled in.
-inline Options resolve(Options options) {
+/// The options with every default filled in, for keys of `key_bits` bits.
+inline Options resolve(Options options, int key_bits) {
   check_options(options);
-  const bool plain = options.coding == Coding::plain;
-  if (!options.fit) options.fit = plain ? AffineFit::minmax : AffineFit::clip_and_gain;
-  if (!options.values) options.values = plain ? ValueCoding::plain : ValueCoding::symmetric;
+  const bool plain_asked = options.coding == Coding::plain;
+  if (!options.coding) options.coding = key_bits <= 4 ? Coding::subspace : Coding::plain;
+  if (!options.fit) {
+    options.fit = options.coding == Coding::plain ? AffineFit::minmax : AffineFit::clip_and_gain;
+  }
+  if (!options.values) options.values = plain_asked ? ValueCoding::plain : ValueCoding::symmetric;
+  if (!options.frame) {
+    const bool tiles = options.coding == Coding::subspace && !options.rotary.empty();
+    options.frame = tiles ? default_frame : 0;
+  }
+  if (*options.frame > 0) {
+    options.frame = std::max(options.group, *options.frame / options.group * options.group);
+  }
   if (options.attention_scale == 0) {
     options.attention_scale = 1.0f / std::sqrt(static_cast<float>(options.head_dim));
   }
+  check_prior(options);
   return options;
 }
 

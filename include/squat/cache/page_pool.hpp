@@ -43,6 +43,12 @@ class PagePool {
     return page;
   }
 
+  /// One more reference to a page in use.
+  void retain(PageIndex page) {
+    SQUAT_ASSERT(references_[page] > 0);
+    ++references_[page];
+  }
+
   void release(PageIndex page) {
     SQUAT_ASSERT(references_[page] > 0);
     if (--references_[page] == 0) free_.push_back(page);

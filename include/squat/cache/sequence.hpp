@@ -33,6 +33,8 @@ struct LayerTokens {
   Rows tail;
   std::vector<PageIndex> pages;
   std::vector<PageView> page_views;  // of the same pages
+  Index coding = 0;                  // what its pages are coded with
+  Index next_position = 0;           // rotary position of the next token
 
   Index paged_tokens() const {
     Index sum = 0;
@@ -41,6 +43,40 @@ struct LayerTokens {
   }
   Index length() const { return sinks.tokens() + paged_tokens() + tail.tokens(); }
   auto context() const { return make_context(sinks.view(), page_views, tail.view()); }
+
+  /// How many of the next `count` tokens become sinks: only a sequence's first
+  /// tokens do.
+  Index sinks_to_fill(Index count, Index most) const {
+    return pages.empty() && tail.tokens() == 0 ? std::min(count, most - sinks.tokens()) : 0;
+  }
+
+  /// Room for `count` more pages.
+  void reserve_pages(std::size_t count) {
+    const std::size_t wanted = pages.size() + count;
+    if (pages.capacity() < wanted) pages.reserve(2 * wanted);
+    if (page_views.capacity() < wanted) page_views.reserve(2 * wanted);
+  }
+
+  /// Adds a page of `group` tokens, the first of which stands at `position`. It
+  /// joins the last page's tile where that has room and the two are neighbours.
+  /// frame: rows of a tile, 0 for none.
+  void add_page(PageIndex page, std::byte *data, Index group, Index position, Index frame) {
+    PageView view{.data = data, .first = 0, .tokens = group};
+    if (frame > 0) {
+      view.base = position;
+      if (!page_views.empty()) {
+        const PageView &last = page_views.back();
+        const Index row = last.row + group;
+        const bool whole = last.first == 0 && last.tokens == group;
+        if (whole && row + group <= frame && last.base + row == position) {
+          view.base = last.base;
+          view.row = row;
+        }
+      }
+    }
+    pages.push_back(page);
+    page_views.push_back(view);
+  }
 };
 
 template <class Rows>

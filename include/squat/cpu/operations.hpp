@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "squat/attention/context.hpp"
 #include "squat/cpu/attend_head.hpp"
 #include "squat/cpu/buffer.hpp"
+#include "squat/cpu/layer_coding.hpp"
 #include "squat/cpu/pack_page.hpp"
 #include "squat/cpu/page_layout.hpp"
 #include "squat/cpu/row_store.hpp"
@@ -18,7 +20,7 @@
 #include "squat/cpu/workspace.hpp"
 #include "squat/options.hpp"
 #include "squat/quantize/key_quantizer.hpp"
-#include "squat/quantize/query_statistics.hpp"
+#include "squat/quantize/prior.hpp"
 #include "squat/tensor.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
@@ -30,54 +32,66 @@ class Operations {
   using Memory = Buffer<std::byte>;
 
   explicit Operations(const Options &options)
-      : options_(options),
-        layout_(options),
-        workspace_(options.parallel),
-        statistics_(heads_of_all_layers()),
-        quantizers_(heads_of_all_layers(),
-                    KeyQuantizer(options.coding, *options.fit, options.orthogonal)) {}
+      : options_(options), layout_(options), workspace_(options.parallel) {
+    for (const RotaryTable &table : options.rotary) {
+      if (*options.frame > 0) frames_.push_back(std::make_unique<TileFrame>(table, *options.frame));
+    }
+  }
 
   std::size_t page_bytes() const { return layout_.page_bytes(); }
 
   Rows make_rows(Index capacity) const { return {options_.kv_heads, options_.head_dim, capacity}; }
 
-  /// Adds `count` tokens, rows from `first` on, the first of which stands at
-  /// `position`, to the statistics of a layer. Without queries (q.tokens = 0)
-  /// keys alone are added. The keys of sinks are left out.
-  template <Element S>
-  void observe(int layer, TensorView<const S> q, TensorView<const S> k, Index first, Index count,
-               Index position) {
-    const Index d = options_.head_dim, heads = heads_per_kv_head();
-    for_each_kv_head(
-        std::max<Index>(heads, 1) * observed_rows * d * Index{sizeof(float)},
-        [&](Index head, Scratch scratch) {
-          std::unique_ptr<QueryStatistics> &statistics = statistics_[state_index(layer, head)];
-          if (!statistics) statistics = std::make_unique<QueryStatistics>(d, options_.group);
-          auto *rows = scratch.take<float>(heads * observed_rows * d);
-          for (Index run = first; run < first + count; run += observed_rows) {
-            const Index tokens = std::min(observed_rows, first + count - run);
-            const Index exempt = std::clamp<Index>(options_.sinks - (position + run - first), 0, tokens);
-            for (Index token = exempt; token < tokens; ++token) {
-              copy_row(k.row(run + token, head), d, rows + (token - exempt) * d);
-            }
-            statistics->add_keys({rows, tokens - exempt, d});
-            if (q.tokens == 0) continue;
-            for (Index row = 0; row < tokens * heads; ++row) {
-              copy_row(q.row(run + row / heads, head * heads + row % heads), d, rows + row * d);
-            }
-            statistics->add_queries({rows, tokens * heads, d});
-          }
-        });
+  /// Turns the keys of exact rows from `first` on by `by` positions.
+  void turn(Index coding, Rows &rows, Index first, Index by) const {
+    rows.turn(first, Turn(*key_frame(coding, 0).rotary, by));
   }
 
-  /// Fixes the codings of a layer from its statistics, which are needed no
-  /// longer.
-  void learn(int layer) {
-    for_each_kv_head(0, [&](Index head, Scratch) {
-      std::unique_ptr<QueryStatistics> &statistics = statistics_[state_index(layer, head)];
-      quantizers_[state_index(layer, head)].learn(*statistics);
-      statistics.reset();
+  /// Room for what a layer learns; what it returns names it.
+  Index add_coding(int layer) {
+    const TileFrame *frame =
+        frames_.empty() ? nullptr
+                        : frames_[frames_.size() == 1 ? 0 : static_cast<std::size_t>(layer)].get();
+    auto coding = std::make_unique<LayerCoding>(options_, KeyBits, layer, frame);
+    const auto empty = std::find(codings_.begin(), codings_.end(), nullptr);
+    if (empty == codings_.end()) {
+      codings_.push_back(std::move(coding));
+      return static_cast<Index>(codings_.size()) - 1;
+    }
+    *empty = std::move(coding);
+    return empty - codings_.begin();
+  }
+
+  void remove_coding(Index coding) { codings_[static_cast<std::size_t>(coding)].reset(); }
+
+  /// Adds tokens of a call to the statistics of a coding.
+  template <Element S>
+  void observe(Index coding, TensorView<const S> q, TensorView<const S> k, Index first, Index count,
+               Index index, Index position) {
+    const Index d = options_.head_dim, heads = heads_per_kv_head();
+    const Index elements = LayerCoding::scratch_elements(heads, d);
+    for_each_kv_head(elements * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
+      layer_coding(coding).observe(head, heads, q, k, {first, count, index, position},
+                                   options_.prior.get(), scratch.take<float>(elements));
     });
+  }
+
+  /// Fixes a coding from its statistics.
+  void learn(Index coding) {
+    for_each_kv_head(
+        0, [&](Index head, Scratch) { layer_coding(coding).learn(head, options_.keep_statistics); });
+  }
+
+  /// Adds what a coding's statistics hold to `prior`. Returns whether they are
+  /// still there.
+  bool add_statistics(Index coding, Prior &prior) const {
+    const LayerCoding &from = layer_coding(coding);
+    for (Index head = 0; head < options_.kv_heads; ++head) {
+      const QueryStatistics *statistics = from.statistics(head);
+      if (statistics == nullptr) return false;
+      prior.head(from.layer(), head).merge(*statistics);
+    }
+    return true;
   }
 
   /// Makes the scratch memory of pack() for `pages` pages at a time, so that
@@ -88,13 +102,13 @@ class Operations {
   /// first, then from the rows of k and v from `first` on, rounded to T as the
   /// tail would have.
   template <Element S>
-  void pack(int layer, std::span<const PageView> pages, ExactRows<T> tail, TensorView<const S> k,
+  void pack(Index coding, std::span<const PageView> pages, ExactRows<T> tail, TensorView<const S> k,
             TensorView<const S> v, Index first) {
     const Index d = options_.head_dim, group = options_.group;
     const Index items = static_cast<Index>(pages.size()) * options_.kv_heads;
     workspace_.for_each(items, [&](Index item, Scratch scratch) {
       const Index page = item / options_.kv_heads, head = item % options_.kv_heads;
-      std::byte *data = pages[static_cast<std::size_t>(page)].data;
+      const PageView &view = pages[static_cast<std::size_t>(page)];
       auto *rows = scratch.take<float>(group * d);
       const auto gather = [&](TensorView<const S> tensor, auto tail_row) {
         for (Index token = 0; token < group; ++token) {
@@ -108,9 +122,9 @@ class Operations {
         }
       };
       gather(k, [&](Index token) { return tail.key(head, token, d); });
-      pack_keys<T>(layout_, quantizers_[state_index(layer, head)], rows, data, head, scratch);
+      pack_keys<T>(layout_, key_frame(coding, head), rows, view, head, scratch);
       gather(v, [&](Index token) { return tail.value(head, token, d); });
-      pack_values<T>(layout_, *options_.fit, rows, data, head, scratch);
+      pack_values<T>(layout_, *options_.fit, rows, view.data, head, scratch);
     });
   }
 
@@ -141,9 +155,9 @@ class Operations {
   /// Writes the cached keys and values of a sequence and layer, [tokens,
   /// kv_heads, head_dim].
   template <Element S>
-  void dequantize(const Context<T> &context, TensorView<S> k, TensorView<S> v) {
+  void dequantize(Index coding, const Context<T> &context, TensorView<S> k, TensorView<S> v) {
     const Index d = options_.head_dim;
-    for_each_kv_head(2 * layout_.group * d * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
+    for_each_kv_head(3 * layout_.group * d * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
       Index position = 0;
       const auto copy_exact = [&](const ExactRows<T> &rows) {
         for (Index token = 0; token < rows.tokens; ++token, ++position) {
@@ -153,8 +167,8 @@ class Operations {
       };
       copy_exact(context.sinks);
       for (const PageView &page : context.pages) {
-        dequantize_page(page, head, k.slice(position, page.tokens), v.slice(position, page.tokens),
-                        scratch);
+        dequantize_page(key_frame(coding, head), page, head, k.slice(position, page.tokens),
+                        v.slice(position, page.tokens), scratch);
         position += page.tokens;
       }
       copy_exact(context.tail);
@@ -163,15 +177,14 @@ class Operations {
 
   std::size_t statistics_bytes() const {
     std::size_t sum = 0;
-    for (const auto &statistics : statistics_) {
-      if (statistics) sum += QueryStatistics::bytes(options_.head_dim);
-    }
+    for (const auto &coding : codings_) sum += coding ? coding->statistics_bytes() : 0;
     return sum;
   }
 
   std::size_t bases_bytes() const {
     std::size_t sum = 0;
-    for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
+    for (const auto &coding : codings_) sum += coding ? coding->bytes() : 0;
+    for (const auto &frame : frames_) sum += frame->bytes();
     return sum;
   }
 
@@ -188,15 +201,20 @@ class Operations {
     Index tokens;
   };
 
-  static constexpr Index most_rows = 128;     // query rows of an item
-  static constexpr Index observed_rows = 64;  // tokens observed at a time
+  static constexpr Index most_rows = 128;  // query rows of an item
 
-  std::size_t heads_of_all_layers() const {
-    return static_cast<std::size_t>(options_.layers) * static_cast<std::size_t>(options_.kv_heads);
+  LayerCoding &layer_coding(Index coding) const { return *codings_[static_cast<std::size_t>(coding)]; }
+
+  KeyFrame key_frame(Index coding, Index head) const {
+    const LayerCoding &layer = layer_coding(coding);
+    const RotaryTable *rotary = nullptr;
+    if (!options_.rotary.empty()) {
+      rotary =
+          &options_.rotary[options_.rotary.size() == 1 ? 0 : static_cast<std::size_t>(layer.layer())];
+    }
+    return {layer.frame(), rotary, &layer.quantizer(head)};
   }
-  std::size_t state_index(int layer, Index head) const {
-    return static_cast<std::size_t>(layer * options_.kv_heads + head);
-  }
+
   Index heads_per_kv_head() const { return options_.query_heads / options_.kv_heads; }
 
   std::size_t pack_bytes() const {
@@ -223,7 +241,7 @@ class Operations {
                    TensorView<S> out, Scratch scratch) const {
     const SequenceJob<T> &job = *item.job;
     const Index heads = heads_per_kv_head(), d = options_.head_dim;
-    Head attention(layout_, item.head, item.tokens * heads, scratch);
+    Head attention(layout_, key_frame(job.coding, item.head), item.head, item.tokens * heads, scratch);
     attention.begin(q, job.first_row + item.first, item.tokens, heads, job.past + item.first,
                     options_.attention_scale);
     if (k.tokens > 0) {
@@ -238,7 +256,7 @@ class Operations {
     };
     exact(job.context.sinks);
     for (const PageView &page : job.context.pages) {
-      attention.page(page.data, position, page.tokens);
+      attention.page(page, position);
       position += page.tokens;
     }
     exact(job.context.tail);
@@ -252,40 +270,49 @@ class Operations {
   }
 
   template <Element S>
-  void dequantize_page(const PageView &page, Index head, TensorView<S> k, TensorView<S> v,
-                       Scratch scratch) const {
+  void dequantize_page(const KeyFrame &coding, const PageView &page, Index head, TensorView<S> k,
+                       TensorView<S> v, Scratch scratch) const {
     const Index d = options_.head_dim, group = layout_.group;
+    auto *keys = scratch.take<float>(group * d);
     if constexpr (KeyBits == 16) {
-      const auto *keys = layout_.template keys<Exact16<T>>(page.data, head);
-      for (Index token = 0; token < page.tokens; ++token)
-        write_row(keys + token * d, 1, k.row(token, head));
-    } else {
-      auto *keys = scratch.take<float>(group * d);
-      unpack_keys(layout_, page.data, head, keys);
-      for (Index token = 0; token < page.tokens; ++token)
-        write_row(keys + token, group, k.row(token, head));
-    }
-    if constexpr (ValueBits == 16) {
-      const auto *values = layout_.template values<Exact16<T>>(page.data, head);
-      for (Index token = 0; token < page.tokens; ++token)
-        write_row(values + token * d, 1, v.row(token, head));
-    } else {
-      auto *values = scratch.take<float>(group * d);
-      unpack_values(layout_, page.data, head, values);
-      for (Index token = 0; token < page.tokens; ++token) {
-        float *value = values + token * d;
-        if (layout_.value_coding == ValueCoding::symmetric) rotate_hadamard(value, d);
-        write_row(value, 1, v.row(token, head));
+      const auto *rows = layout_.template keys<Exact16<T>>(page.data, head);
+      for (Index token = 0; token < group; ++token) {
+        for (Index i = 0; i < d; ++i) keys[i * group + token] = static_cast<float>(rows[token * d + i]);
       }
+    } else {
+      auto *coordinates = scratch.take<float>(group * d);
+      const KeySpace space = layout_.key_space(page.data, head);
+      unpack_keys(layout_, coding.quantizer->allocation(space), page.data, head, coordinates);
+      if (space == KeySpace::basis) {
+        Eigen::Map<RowMatrix>(keys, d, group).noalias() =
+            coding.quantizer->basis()->from_basis * Eigen::Map<const RowMatrix>(coordinates, d, group);
+      } else {
+        std::swap(keys, coordinates);
+      }
+    }
+    leave_frame(coding, page, d, group, keys);
+    for (Index token = 0; token < page.tokens; ++token) {
+      write_row(keys + page.first + token, group, k.row(token, head));
+    }
+    auto *values = scratch.take<float>(group * d);
+    if constexpr (ValueBits == 16) {
+      copy_row(layout_.template values<Exact16<T>>(page.data, head), group * d, values);
+    } else {
+      unpack_values(layout_, page.data, head, values);
+    }
+    for (Index token = 0; token < page.tokens; ++token) {
+      float *value = values + (page.first + token) * d;
+      if (ValueBits < 16 && layout_.value_coding == ValueCoding::symmetric) rotate_hadamard(value, d);
+      write_row(value, 1, v.row(token, head));
     }
   }
 
   Options options_;
   PageLayout<KeyBits, ValueBits> layout_;
   Workspace workspace_;
-  std::vector<std::unique_ptr<QueryStatistics>> statistics_;  // [layers, kv_heads], while learning
-  std::vector<KeyQuantizer> quantizers_;                      // [layers, kv_heads]
-  std::vector<Item> items_;                                   // of the call in progress
+  std::vector<std::unique_ptr<TileFrame>> frames_;  // one, or one a layer; none: keys stay as they come
+  std::vector<std::unique_ptr<LayerCoding>> codings_;  // by name
+  std::vector<Item> items_;                            // of the call in progress
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

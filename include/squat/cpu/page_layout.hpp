@@ -5,14 +5,20 @@
 // A page holds `group` tokens of one layer. Its heads follow each other, each a
 // multiple of 64 bytes:
 //
-//   key codes      pack_codes, lanes are tokens, inner are channels;  16 bit:
-//   [group, head_dim] rows key zeros      float16 [head_dim]         key scales
-//   float16 [head_dim] value codes    pack_codes, lanes are channels, inner are
-//   tokens;  16 bit: [group, head_dim] rows value scales   float16
-//   [value_scales, group]; plain values: as many zeros behind them
+//   key codes     runs of channels of one width, one behind the other; lanes
+//                 are tokens, inner are the run's channels (quantize/codes.hpp)
+//                 16 bit: [group, head_dim] rows
+//   key zeros     float16 [head_dim]
+//   key scales    float16 [head_dim]; the sign of the first names the KeySpace
+//   value codes   lanes are channels, inner are tokens; 16 bit: [group,
+//                 head_dim] rows
+//   value scales  float16 [value_scales, group]; plain values: as many zeros
+//                 behind them
 //
-// 16-bit keys and values store neither zeros nor scales.
+// 16-bit keys and values store neither zeros nor scales. Every allocation of
+// bits fits where the same width for all channels fits, so pages have one size.
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -20,6 +26,7 @@
 #include "squat/config.hpp"
 #include "squat/options.hpp"
 #include "squat/quantize/codes.hpp"
+#include "squat/quantize/key_quantizer.hpp"
 #include "squat/quantize/value_quantizer.hpp"
 
 namespace squat::cpu {
@@ -41,10 +48,10 @@ class PageLayout {
         scales_of_a_value(ValueBits == 16 ? 0 : value_scales(value_coding, head_dim)) {
     const std::size_t row = static_cast<std::size_t>(head_dim) * sizeof(half);
     const std::size_t column = static_cast<std::size_t>(scales_of_a_value * group) * sizeof(half);
-    key_zeros_ = code_bytes<KeyBits>(group, head_dim);
+    key_zeros_ = exact_or_code_bytes(KeyBits, group, head_dim);
     key_scales_ = key_zeros_ + (KeyBits == 16 ? 0 : row);
     value_codes_ = key_scales_ + (KeyBits == 16 ? 0 : row);
-    value_scales_ = value_codes_ + code_bytes<ValueBits>(head_dim, group);
+    value_scales_ = value_codes_ + exact_or_code_bytes(ValueBits, head_dim, group);
     value_zeros_ = value_scales_ + column;
     const std::size_t end = value_zeros_ + (value_coding == ValueCoding::plain ? column : 0);
     head_bytes_ = (end + 63) / 64 * 64;
@@ -58,6 +65,28 @@ class PageLayout {
   }
   half *key_zeros(std::byte *page, Index head) const { return at<half>(page, head, key_zeros_); }
   half *key_scales(std::byte *page, Index head) const { return at<half>(page, head, key_scales_); }
+  /// What the codes of a page's keys stand for.
+  KeySpace key_space(std::byte *page, Index head) const {
+    return std::signbit(static_cast<float>(*key_scales(page, head))) ? KeySpace::basis
+                                                                     : KeySpace::channels;
+  }
+
+  /// The zero and scale of a channel or coordinate.
+  AffineScale key_scale(std::byte *page, Index head, Index channel) const {
+    const half scale = key_scales(page, head)[channel];
+    return {key_zeros(page, head)[channel],
+            channel == 0 ? half(std::abs(static_cast<float>(scale))) : scale};
+  }
+
+  void set_key_scales(std::byte *page, Index head, KeySpace space, const AffineScale *scales) const {
+    half *zeros = key_zeros(page, head), *steps = key_scales(page, head);
+    for (Index channel = 0; channel < head_dim; ++channel) {
+      zeros[channel] = scales[channel].zero;
+      steps[channel] = scales[channel].scale;
+    }
+    if (space == KeySpace::basis) steps[0] = -steps[0];
+  }
+
   template <class Scalar>
   Scalar *values(std::byte *page, Index head) const {
     return at<Scalar>(page, head, value_codes_);
@@ -76,6 +105,11 @@ class PageLayout {
   Index scales_of_a_value = 0;
 
  private:
+  static std::size_t exact_or_code_bytes(int bits, Index rows, Index inner) {
+    return bits == 16 ? static_cast<std::size_t>(rows * inner) * sizeof(half)
+                      : code_bytes(bits, rows, inner);
+  }
+
   template <class Scalar>
   Scalar *at(std::byte *page, Index head, std::size_t offset) const {
     return reinterpret_cast<Scalar *>(page + static_cast<std::size_t>(head) * head_bytes_ + offset);

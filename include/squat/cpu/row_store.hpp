@@ -3,9 +3,11 @@
 // Rows kept exact: the sinks and the window of one sequence and layer.
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "squat/attention/context.hpp"
+#include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
 #include "squat/cpu/buffer.hpp"
 #include "squat/tensor.hpp"
@@ -45,10 +47,29 @@ class RowStore {
     tokens_ += count;
   }
 
-  /// Forgets the first `count` tokens.
-  void drop_front(Index count) {
+  /// Forgets the tokens [first, first + count).
+  void erase(Index first, Index count) {
     if (count == 0) return;
-    move_rows(*this, count);
+    for (Index block = 0; block < 2 * kv_heads_; ++block) {
+      T *rows = rows_.data() + block * capacity_ * head_dim_;
+      std::copy(rows + (first + count) * head_dim_, rows + tokens_ * head_dim_,
+                rows + first * head_dim_);
+    }
+    tokens_ -= count;
+  }
+
+  /// Turns the keys of the tokens from `first` on.
+  void turn(Index first, const Turn &turn) {
+    std::array<float, 2 * most_rotary_pairs> row;
+    for (Index head = 0; head < kv_heads_; ++head) {
+      for (Index token = first; token < tokens_; ++token) {
+        T *key = rows_.data() + (head * capacity_ + token) * head_dim_;
+        std::transform(key, key + head_dim_, row.begin(), [](T x) { return static_cast<float>(x); });
+        turn.apply(row.data());
+        std::transform(row.begin(), row.begin() + head_dim_, key,
+                       [](float x) { return static_cast<T>(x); });
+      }
+    }
   }
 
   /// Forgets all but the first `tokens` tokens.
@@ -58,7 +79,12 @@ class RowStore {
   /// takes this one's place.
   void move_to(RowStore store, Index count) {
     SQUAT_ASSERT(tokens_ - count <= store.capacity_);
-    move_rows(store, count);
+    for (Index block = 0; block < 2 * kv_heads_; ++block) {
+      const T *from = rows_.data() + (block * capacity_ + count) * head_dim_;
+      std::copy(from, from + (tokens_ - count) * head_dim_,
+                store.rows_.data() + block * store.capacity_ * head_dim_);
+    }
+    store.tokens_ = tokens_ - count;
     *this = std::move(store);
   }
 
@@ -73,15 +99,6 @@ class RowStore {
         return static_cast<T>(static_cast<float>(x));
       }
     });
-  }
-
-  void move_rows(RowStore &to, Index first) {
-    const Index count = tokens_ - first;
-    for (Index block = 0; block < 2 * kv_heads_; ++block) {
-      const T *from = rows_.data() + (block * capacity_ + first) * head_dim_;
-      std::copy(from, from + count * head_dim_, to.rows_.data() + block * to.capacity_ * head_dim_);
-    }
-    to.tokens_ = count;
   }
 
   Index kv_heads_ = 0;

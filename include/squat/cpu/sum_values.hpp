@@ -10,23 +10,23 @@
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 /// outputs[r] += sum_t weights[r][t] * values[t]. weights: [rows,
-/// weight_stride]; values: `tokens` rows, `value_stride` elements apart;
-/// outputs: [rows, head_dim] floats.
+/// weight_stride]; values: `tokens` rows of `channels` elements, `value_stride`
+/// apart; outputs: [rows, output_stride] floats.
 template <Element Scalar>
 void sum_rows(const float *weights, Index weight_stride, Index rows, const Scalar *values,
-              Index value_stride, Index tokens, float *outputs, Index head_dim) {
+              Index value_stride, Index tokens, float *outputs, Index channels, Index output_stride) {
   for_row_blocks(rows, [&]<int Rows>(Index row) {
-    for (Index i = 0; i < head_dim; i += lanes) {
+    for (Index i = 0; i < channels; i += lanes) {
       FloatLanes sums[Rows];
-      for (int r = 0; r < Rows; ++r) load(outputs + (row + r) * head_dim + i, sums[r]);
+      for (int r = 0; r < Rows; ++r) load(outputs + (row + r) * output_stride + i, sums[r]);
       for (Index token = 0; token < tokens; ++token) {
-        FloatLanes channels;
-        load_row(values + token * value_stride + i, channels);
+        FloatLanes value;
+        load_row(values + token * value_stride + i, value);
         const float *weight = weights + row * weight_stride + token;
-        for (int r = 0; r < Rows; ++r) sums[r] += weight[r * weight_stride] * channels;
+        for (int r = 0; r < Rows; ++r) sums[r] += weight[r * weight_stride] * value;
       }
       for (int r = 0; r < Rows; ++r) {
-        std::memcpy(outputs + (row + r) * head_dim + i, &sums[r], sizeof sums[r]);
+        std::memcpy(outputs + (row + r) * output_stride + i, &sums[r], sizeof sums[r]);
       }
     }
   });

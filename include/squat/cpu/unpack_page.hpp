@@ -3,6 +3,7 @@
 // A page's keys and values back as floats, one head and page at a time: for
 // prompts, whose many queries share the work, and for KVCache::dequantize.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -12,35 +13,51 @@
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 /// codes[i][lane] as floats: [inner, lane_count].
-template <int Bits>
-void expand_codes(const std::uint8_t *packed, Index lane_count, Index inner, float *codes) {
-  for (Index lane = 0; lane < lane_count; lane += lanes) {
-    for (Index first = 0; first < inner; first += block_inner<Bits>, packed += block_bytes) {
-      WordLanes words;
-      load(packed, words);
-      for (int part = 0; part < 8 / Bits; ++part) {
-        for (int byte = 0; byte < 4; ++byte) {
+inline void expand_codes(int bits, const std::uint8_t *packed, Index lane_count, Index inner,
+                         float *codes) {
+  for_each_plane(bits, packed, lane_count, inner, [&]<int Bits>(const std::uint8_t *plane, int shift) {
+    const float weight = static_cast<float>(1 << shift);
+    for (Index lane = 0; lane < lane_count; lane += lanes) {
+      for (Index first = 0; first < inner; first += block_inner<Bits>, plane += block_bytes) {
+        WordLanes words;
+        load(plane, words);
+        for (int i = 0; i < std::min(block_inner<Bits>, inner - first); ++i) {
           FloatLanes block;
-          extract_codes<Bits>(words, byte * 8 + part * Bits, block);
-          std::memcpy(codes + (first + part * 4 + byte) * lane_count + lane, &block, sizeof block);
+          extract_codes<Bits>(words, i % 4 * 8 + i / 4 * Bits, block);
+          float *to = codes + (first + i) * lane_count + lane;
+          if (shift > 0) {
+            FloatLanes low;
+            load(to, low);
+            block = low + weight * block;
+          }
+          std::memcpy(to, &block, sizeof block);
         }
       }
     }
-  }
+  });
 }
 
-/// Keys of one head and page, channel-major [head_dim, group].
+/// What the codes of a head's keys stand for, channel-major [head_dim, group]:
+/// channels, or coordinates in the basis, as the page's KeySpace says.
 template <int KeyBits, int ValueBits>
-void unpack_keys(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page, Index head,
-                 float *keys) {
+void unpack_keys(const PageLayout<KeyBits, ValueBits> &layout, const BitAllocation &allocation,
+                 std::byte *page, Index head, float *keys) {
   static_assert(KeyBits < 16);
   const Index d = layout.head_dim, group = layout.group;
-  expand_codes<KeyBits>(layout.template keys<std::uint8_t>(page, head), group, d, keys);
-  for (Index channel = 0; channel < d; ++channel) {
-    const auto zero = static_cast<float>(layout.key_zeros(page, head)[channel]);
-    const auto scale = static_cast<float>(layout.key_scales(page, head)[channel]);
-    float *row = keys + channel * group;
-    for (Index token = 0; token < group; ++token) row[token] = zero + scale * row[token];
+  const auto *packed = layout.template keys<std::uint8_t>(page, head);
+  for (const CodeRun &run : allocation.runs()) {
+    expand_codes(run.bits, packed, group, run.channels, keys + run.first * group);
+    packed += code_bytes(run.bits, group, run.channels);
+    for (Index channel = run.first; channel < run.first + run.channels; ++channel) {
+      const AffineScale fit = layout.key_scale(page, head, channel);
+      const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
+      float *row = keys + channel * group;
+      for (Index token = 0; token < group; ++token) row[token] = zero + scale * row[token];
+    }
+  }
+  for (Index channel = allocation.coded_channels(); channel < d; ++channel) {
+    std::fill_n(keys + channel * group, group,
+                static_cast<float>(layout.key_zeros(page, head)[channel]));
   }
 }
 
@@ -50,7 +67,7 @@ void unpack_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page
                    float *values) {
   static_assert(ValueBits < 16);
   const Index d = layout.head_dim, group = layout.group;
-  expand_codes<ValueBits>(layout.template values<std::uint8_t>(page, head), d, group, values);
+  expand_codes(ValueBits, layout.template values<std::uint8_t>(page, head), d, group, values);
   const Index run = d / layout.scales_of_a_value;
   for (Index i = 0; i < layout.scales_of_a_value; ++i) {
     const half *scales = layout.value_scales_row(page, head, i);

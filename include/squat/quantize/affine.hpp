@@ -33,13 +33,14 @@ auto round_to_even(const Array &x) {
   return (x + magic) - magic;
 }
 
+/// float16's least positive number.
+inline constexpr float smallest_scale = 6e-8f;
+
 namespace detail {
 
 /// Fractions of the min-max range tried at 2 bits.
 inline constexpr std::array<float, 11> clip_fractions = {1.0f, .95f, .9f, .85f, .8f, .75f,
                                                          .7f,  .65f, .6f, .55f, .5f};
-inline constexpr float smallest_scale = 6e-8f;  // float16's least positive number
-
 /// Codes of x for a given zero and scale, as floats in [0, top].
 template <class Group>
 auto affine_codes(const Group &x, AffineScale fit, float top) {
@@ -85,24 +86,46 @@ AffineScale apply_gain(const Group &x, const Codes &codes, AffineScale fit) {
 
 }  // namespace detail
 
-/// Codes one group x [n]. On return `codes` [n] holds the codes and `rounded`
-/// [n] what they stand for. `rounded` may be x itself. The range is the group's
-/// extremes as in KIVI (Liu et al., 2024, section 3); clip search and gain are
-/// ours.
+/// Codes one group x [n] into `codes` [n]. The range is the group's extremes as
+/// in KIVI (Liu et al., 2024, section 3); clip search and gain are ours.
 inline AffineScale quantize_affine(Eigen::Map<const Eigen::ArrayXf> x, int bits, AffineFit method,
-                                   std::uint8_t *codes, Eigen::Map<Eigen::ArrayXf> rounded) {
+                                   std::uint8_t *codes) {
   const float top = static_cast<float>((1 << bits) - 1);
   const float low = x.minCoeff(), high = x.maxCoeff();
-  AffineScale fit = method == AffineFit::clip_and_gain && bits == 2
-                        ? detail::search_clip(x, low, high, top)
-                        : detail::affine_range((low + high) / 2, (high - low) / 2, top);
+  const AffineScale fit = method == AffineFit::clip_and_gain && bits == 2
+                              ? detail::search_clip(x, low, high, top)
+                              : detail::affine_range((low + high) / 2, (high - low) / 2, top);
   Eigen::Map<Eigen::Array<std::uint8_t, Eigen::Dynamic, 1>> stored(codes, x.size());
   stored = detail::affine_codes(x, fit, top).cast<std::uint8_t>();
-  if (method == AffineFit::clip_and_gain) {
-    fit = detail::apply_gain(x, stored.cast<float>(), fit);
-  }
+  if (method == AffineFit::minmax) return fit;
+  return detail::apply_gain(x, stored.cast<float>(), fit);
+}
+
+/// The same, and what the codes stand for into `rounded` [n], which may be x
+/// itself.
+inline AffineScale quantize_affine(Eigen::Map<const Eigen::ArrayXf> x, int bits, AffineFit method,
+                                   std::uint8_t *codes, Eigen::Map<Eigen::ArrayXf> rounded) {
+  const AffineScale fit = quantize_affine(x, bits, method, codes);
+  const Eigen::Map<Eigen::Array<std::uint8_t, Eigen::Dynamic, 1>> stored(codes, x.size());
   rounded = static_cast<float>(fit.zero) + static_cast<float>(fit.scale) * stored.cast<float>();
   return fit;
+}
+
+/// The squared error of coded values.
+inline float affine_error(Eigen::Map<const Eigen::ArrayXf> x, const std::uint8_t *codes,
+                          AffineScale fit) {
+  const Eigen::Map<const Eigen::Array<std::uint8_t, Eigen::Dynamic, 1>> stored(codes, x.size());
+  const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
+  return (zero + scale * stored.cast<float>() - x).square().sum();
+}
+
+/// The squared error that AffineFit::minmax would make.
+inline float minmax_error(Eigen::Map<const Eigen::ArrayXf> x, int bits) {
+  const float top = static_cast<float>((1 << bits) - 1);
+  const float low = x.minCoeff(), high = x.maxCoeff();
+  const AffineScale fit = detail::affine_range((low + high) / 2, (high - low) / 2, top);
+  const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
+  return (zero + scale * detail::affine_codes(x, fit, top) - x).square().sum();
 }
 
 }  // namespace squat

@@ -1,6 +1,6 @@
 #pragma once
 
-// Packed codes of 2, 4 and 8 bits.
+// Packed codes of 2, 3, 4 and 8 bits.
 //
 // A block of codes has 16 lanes and an inner extent. For keys a lane is a token
 // and the inner extent runs over channels; for values a lane is a channel and
@@ -13,8 +13,12 @@
 // Shifting all 64 bytes by one multiple of Bits and masking leaves four
 // consecutive inner codes of every lane, one a byte: the operand of an 8-bit
 // multiply-add over quadruples. Blocks follow each other along the inner extent
-// first, then along the lanes.
+// first, then along the lanes. The last block of a lane may be filled in part.
+//
+// Codes of 3 bits are two planes, one behind the other: their low two bits as
+// 2-bit codes, then their high bit as 1-bit codes.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -28,31 +32,58 @@ inline constexpr Index lanes = 16;
 /// Bytes of a block.
 inline constexpr Index block_bytes = 64;
 
-/// Inner codes of a block.
+/// Inner codes of a block of one plane.
 template <int Bits>
 inline constexpr Index block_inner = 4 * (8 / Bits);
 
-/// Bytes of `rows` lanes times `inner` codes; both extents are whole blocks.
-template <int Bits>
-constexpr std::size_t code_bytes(Index rows, Index inner) {
-  return static_cast<std::size_t>(rows * inner * Bits / 8);
+/// Bytes of a plane of `rows` lanes times `inner` codes. rows: a multiple of
+/// 16; inner: of 4.
+constexpr std::size_t plane_bytes(int bits, Index rows, Index inner) {
+  const Index in_block = 32 / bits;
+  return static_cast<std::size_t>(rows / lanes * ((inner + in_block - 1) / in_block) * block_bytes);
 }
 
-/// Packs `rows` lanes x `inner` codes, lane l's code i at codes[l * lane_stride
-/// + i * inner_stride].
+/// Bytes of `rows` lanes times `inner` codes.
+constexpr std::size_t code_bytes(int bits, Index rows, Index inner) {
+  return bits == 3 ? plane_bytes(2, rows, inner) + plane_bytes(1, rows, inner)
+                   : plane_bytes(bits, rows, inner);
+}
+
+/// Calls visit.operator()<Bits>(bytes, shift) for every plane of codes: its
+/// width, the first of its bytes and the bit of a code its lowest bit is.
+template <class Byte, class Visit>
+void for_each_plane(int bits, Byte *packed, Index rows, Index inner, Visit &&visit) {
+  switch (bits) {
+    case 2:
+      return visit.template operator()<2>(packed, 0);
+    case 3:
+      visit.template operator()<2>(packed, 0);
+      return visit.template operator()<1>(packed + plane_bytes(2, rows, inner), 2);
+    case 4:
+      return visit.template operator()<4>(packed, 0);
+    case 8:
+      return visit.template operator()<8>(packed, 0);
+    default:
+      SQUAT_ASSERT(false);
+  }
+}
+
+/// Packs one plane: the `Bits` bits from `shift` on of `rows` lanes x `inner`
+/// codes, lane l's code i at codes[l * lane_stride + i * inner_stride].
 template <int Bits>
-void pack_codes(const std::uint8_t *codes, Index lane_stride, Index inner_stride, Index rows,
-                Index inner, std::uint8_t *packed) {
-  static_assert(Bits == 2 || Bits == 4 || Bits == 8);
-  SQUAT_ASSERT(rows % lanes == 0 && inner % block_inner<Bits> == 0);
+void pack_plane(const std::uint8_t *codes, Index lane_stride, Index inner_stride, Index rows,
+                Index inner, int shift, std::uint8_t *packed) {
+  constexpr unsigned mask = (1u << Bits) - 1;
   for (Index lane0 = 0; lane0 < rows; lane0 += lanes) {
     for (Index inner0 = 0; inner0 < inner; inner0 += block_inner<Bits>, packed += block_bytes) {
+      const Index parts = std::min<Index>(8 / Bits, (inner - inner0) / 4);
       for (Index lane = 0; lane < lanes; ++lane) {
         const std::uint8_t *code = codes + (lane0 + lane) * lane_stride + inner0 * inner_stride;
         for (Index byte = 0; byte < 4; ++byte) {
           unsigned bits = 0;
-          for (Index part = 0; part < 8 / Bits; ++part) {
-            bits |= static_cast<unsigned>(code[(part * 4 + byte) * inner_stride]) << (part * Bits);
+          for (Index part = 0; part < parts; ++part) {
+            bits |= (static_cast<unsigned>(code[(part * 4 + byte) * inner_stride]) >> shift & mask)
+                    << (part * Bits);
           }
           packed[lane * 4 + byte] = static_cast<std::uint8_t>(bits);
         }
@@ -61,23 +92,34 @@ void pack_codes(const std::uint8_t *codes, Index lane_stride, Index inner_stride
   }
 }
 
+/// Packs `rows` lanes x `inner` codes of `bits` bits, lane l's code i at
+/// codes[l * lane_stride + i * inner_stride].
+inline void pack_codes(int bits, const std::uint8_t *codes, Index lane_stride, Index inner_stride,
+                       Index rows, Index inner, std::uint8_t *packed) {
+  SQUAT_ASSERT(rows % lanes == 0 && inner % 4 == 0);
+  for_each_plane(bits, packed, rows, inner, [&]<int Bits>(std::uint8_t *plane, int shift) {
+    pack_plane<Bits>(codes, lane_stride, inner_stride, rows, inner, shift, plane);
+  });
+}
+
 /// The inverse of pack_codes.
-template <int Bits>
-void unpack_codes(const std::uint8_t *packed, Index rows, Index inner, std::uint8_t *codes,
-                  Index lane_stride, Index inner_stride) {
-  static_assert(Bits == 2 || Bits == 4 || Bits == 8);
-  constexpr unsigned mask = (1u << Bits) - 1;
-  for (Index lane0 = 0; lane0 < rows; lane0 += lanes) {
-    for (Index inner0 = 0; inner0 < inner; inner0 += block_inner<Bits>, packed += block_bytes) {
-      for (Index lane = 0; lane < lanes; ++lane) {
-        std::uint8_t *code = codes + (lane0 + lane) * lane_stride + inner0 * inner_stride;
-        for (Index r = 0; r < block_inner<Bits>; ++r) {
-          const unsigned byte = packed[lane * 4 + r % 4];
-          code[r * inner_stride] = static_cast<std::uint8_t>((byte >> (r / 4 * Bits)) & mask);
-        }
+inline void unpack_codes(int bits, const std::uint8_t *packed, Index rows, Index inner,
+                         std::uint8_t *codes, Index lane_stride, Index inner_stride) {
+  for (Index lane = 0; lane < rows; ++lane) {
+    for (Index i = 0; i < inner; ++i) codes[lane * lane_stride + i * inner_stride] = 0;
+  }
+  for_each_plane(bits, packed, rows, inner, [&]<int Bits>(const std::uint8_t *plane, int shift) {
+    const Index blocks = (inner + block_inner<Bits> - 1) / block_inner<Bits>;
+    for (Index lane = 0; lane < rows; ++lane) {
+      for (Index i = 0; i < inner; ++i) {
+        const Index block = lane / lanes * blocks + i / block_inner<Bits>;
+        const Index r = i % block_inner<Bits>;
+        const unsigned byte = plane[block * block_bytes + lane % lanes * 4 + r % 4];
+        const unsigned code = (byte >> (r / 4 * Bits)) & ((1u << Bits) - 1);
+        codes[lane * lane_stride + i * inner_stride] |= static_cast<std::uint8_t>(code << shift);
       }
     }
-  }
+  });
 }
 
 }  // namespace squat

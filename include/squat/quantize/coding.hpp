@@ -9,6 +9,8 @@ enum class Coding {
   plain,       ///< per-channel rounding (KIVI, Liu et al., ICML 2024): the baseline
   orthogonal,  ///< rounding error kept orthogonal to the query subspace (SQuat,
                ///< Wang et al., COLM 2025)
+  subspace,    ///< coordinates in the joint eigenbasis of queries and keys, bits
+               ///< where queries look and keys vary
 };
 
 /// How packed values are coded.

@@ -1,0 +1,105 @@
+// Collects the statistics of queries and keys over a text, for Options::prior of later caches of the
+// same model.
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <exception>
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "model.hpp"
+#include "squat/squat.hpp"
+#include "tokenizer.hpp"
+
+namespace {
+
+using namespace llama;
+
+struct Arguments {
+  std::string model, text, out;
+  int tokens = 16384, length = 2048, frame = 256;
+};
+
+std::vector<int> read_tokens(const Arguments& arguments, const Tokenizer& tokenizer) {
+  std::ifstream in(arguments.text, std::ios::binary);
+  if (!in) throw std::invalid_argument("cannot open " + arguments.text);
+  std::stringstream text;
+  text << in.rdbuf();
+  std::vector<int> tokens = tokenizer.encode(text.str());
+  if (tokens.empty()) throw std::invalid_argument(arguments.text + " is empty");
+  tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(arguments.tokens)));
+  return tokens;
+}
+
+void collect(const Arguments& arguments) {
+  const Gguf file = Gguf::open(arguments.model);
+  const Tokenizer tokenizer(file);
+  const std::vector<int> tokens = read_tokens(arguments, tokenizer);
+  Model model(file);
+  const Config& config = model.config();
+  // An exact cache: what it collects is not coloured by any coding.
+  squat::KVCache<squat::half, 16> cache(
+      {.layers = config.layers,
+       .query_heads = config.query_heads,
+       .kv_heads = config.kv_heads,
+       .head_dim = config.head_dim,
+       .rotary = {{config.inverse_frequencies, squat::RotaryPairs::interleaved}},
+       .frame = arguments.frame,
+       .keep_statistics = true});
+  for (std::size_t first = 0; first < tokens.size();
+       first += static_cast<std::size_t>(arguments.length)) {
+    const std::size_t count =
+        std::min(tokens.size() - first, static_cast<std::size_t>(arguments.length));
+    std::vector<Position> rows;
+    for (std::size_t i = 0; i < count; ++i) rows.push_back({tokens[first + i], static_cast<int>(i)});
+    const squat::SequenceId sequence = cache.add_sequence();
+    const auto view = [&](RowMatrix& matrix, int heads) {
+      return squat::TensorView<float>(matrix.data(), matrix.rows(), heads, config.head_dim);
+    };
+    const auto attention = [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
+      cache.attend(sequence, layer, view(q, config.query_heads), view(k, config.kv_heads),
+                   view(v, config.kv_heads), view(out, config.query_heads));
+    };
+    const int last = static_cast<int>(count) - 1;
+    model.forward(rows, attention, std::span(&last, 1));
+    cache.remove_sequence(sequence);
+  }
+  std::ofstream out(arguments.out, std::ios::binary);
+  if (!out) throw std::invalid_argument("cannot write " + arguments.out);
+  cache.statistics().save(out);
+  fmt::print("{}: statistics of {} tokens\n", arguments.out, tokens.size());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments;
+  CLI::App app(
+      "Collects the statistics of queries and keys that a Llama-architecture model (GGUF) shows on a "
+      "text.");
+  app.add_option("MODEL", arguments.model, "GGUF file")->required();
+  app.add_option("TEXT", arguments.text, "Text, UTF-8")->required();
+  app.add_option("OUT", arguments.out, "File for the statistics")->required();
+  app.add_option("--tokens", arguments.tokens, "Tokens of the text, at most")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  app.add_option("--length", arguments.length, "Tokens of a sequence")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--frame", arguments.frame, "Tokens of a tile of the caches that use them")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  try {
+    collect(arguments);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "collect_statistics: {}\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,152 @@
+#pragma once
+
+// What a layer's codings learn and have learnt, a KV head each.
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "squat/attention/rotary.hpp"
+#include "squat/cpu/vector.hpp"
+#include "squat/options.hpp"
+#include "squat/quantize/key_quantizer.hpp"
+#include "squat/quantize/query_statistics.hpp"
+#include "squat/tensor.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// Consecutive tokens of a call.
+struct ObservedTokens {
+  Index first = 0;  ///< row of the call's tensors
+  Index count = 0;
+  Index index = 0;     ///< tokens of the sequence before them
+  Index position = 0;  ///< rotary position of the first
+};
+
+/// The statistics and codings of one layer, for all sequences or for one.
+class LayerCoding {
+ public:
+  /// frame: of the keys' tiles, null for the frame they come in.
+  LayerCoding(const Options &options, int key_bits, int layer, const TileFrame *frame)
+      : layer_(layer),
+        frame_(frame),
+        sinks_(options.sinks),
+        group_(options.group),
+        statistics_(static_cast<std::size_t>(options.kv_heads)),
+        quantizers_(static_cast<std::size_t>(options.kv_heads),
+                    KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits,
+                                 options.head_dim)) {}
+
+  int layer() const { return layer_; }
+  const TileFrame *frame() const { return frame_; }
+  const KeyQuantizer &quantizer(Index head) const { return quantizers_[static_cast<std::size_t>(head)]; }
+  const QueryStatistics *statistics(Index head) const {
+    return statistics_[static_cast<std::size_t>(head)].get();
+  }
+
+  /// Elements of observe()'s scratch.
+  static Index scratch_elements(Index heads, Index head_dim) {
+    return std::max<Index>(heads, 1) * run_tokens * head_dim;
+  }
+
+  /// Adds tokens to the statistics of one KV head, `heads` query heads to each.
+  /// Without queries (q.tokens = 0) keys alone are added. The keys of sinks are
+  /// left out: they are never coded.
+  template <Element S>
+  void observe(Index head, Index heads, TensorView<const S> q, TensorView<const S> k,
+               const ObservedTokens &tokens, const Prior *prior, float *rows) {
+    QueryStatistics &statistics = make_statistics(head, k.head_dim, prior);
+    for (Index run = 0; run < tokens.count; run += run_tokens) {
+      const Index count = std::min(run_tokens, tokens.count - run);
+      ObservedTokens part{tokens.first + run, count, tokens.index + run, tokens.position + run};
+      if (q.tokens > 0) add_queries(statistics, head, heads, q, part, rows);
+      const Index exempt = std::clamp<Index>(sinks_ - part.index, 0, count);
+      part = {part.first + exempt, count - exempt, part.index + exempt, part.position + exempt};
+      add_keys(statistics, head, k, part, rows);
+    }
+  }
+
+  /// Fixes the coding of one KV head from its statistics.
+  void learn(Index head, bool keep_statistics) {
+    const auto i = static_cast<std::size_t>(head);
+    if (statistics_[i]) quantizers_[i].learn(*statistics_[i], frame_);
+    if (!keep_statistics) statistics_[i].reset();
+  }
+
+  std::size_t statistics_bytes() const {
+    std::size_t sum = 0;
+    for (const auto &statistics : statistics_) {
+      if (statistics) sum += QueryStatistics::bytes(statistics->head_dim(), statistics->rows());
+    }
+    return sum;
+  }
+
+  std::size_t bytes() const {
+    std::size_t sum = 0;
+    for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
+    return sum;
+  }
+
+ private:
+  static constexpr Index run_tokens = 64;  // observed at a time
+
+  QueryStatistics &make_statistics(Index head, Index head_dim, const Prior *prior) {
+    std::unique_ptr<QueryStatistics> &statistics = statistics_[static_cast<std::size_t>(head)];
+    if (!statistics) {
+      statistics = std::make_unique<QueryStatistics>(head_dim, group_, frame_ ? frame_->rows() : 1);
+      if (prior) statistics->merge(prior->head(layer_, head));
+    }
+    return *statistics;
+  }
+
+  /// Queries meet keys of all tiles behind them; three stand for these, at 10,
+  /// 50 and 90 % of the way from the first token.
+  template <Element S>
+  void add_queries(QueryStatistics &statistics, Index head, Index heads, TensorView<const S> q,
+                   const ObservedTokens &tokens, float *rows) const {
+    const Index d = q.head_dim;
+    const auto add = [&](auto base_of) {
+      float *row = rows;
+      for (Index token = 0; token < tokens.count; ++token) {
+        for (Index shared = 0; shared < heads; ++shared, row += d) {
+          copy_row(q.row(tokens.first + token, head * heads + shared), d, row);
+        }
+        const Index base = base_of(tokens.position + token);
+        if (base == 0) continue;
+        const Turn turn(frame_->table(), -base);
+        for (Index shared = 1; shared <= heads; ++shared) turn.apply(row - shared * d);
+      }
+      statistics.add_queries({rows, tokens.count * heads, d});
+    };
+    if (frame_ == nullptr) return add([](Index) { return Index{0}; });
+    for (const double share : {.1, .5, .9}) {
+      add([&](Index position) {
+        return static_cast<Index>(static_cast<double>(position) * share) / frame_->rows() *
+               frame_->rows();
+      });
+    }
+  }
+
+  template <Element S>
+  void add_keys(QueryStatistics &statistics, Index head, TensorView<const S> k,
+                const ObservedTokens &tokens, float *rows) const {
+    const Index d = k.head_dim;
+    const Index tile_row = frame_ ? (tokens.index - sinks_) % frame_->rows() : 0;
+    for (Index token = 0; token < tokens.count; ++token) {
+      copy_row(k.row(tokens.first + token, head), d, rows + token * d);
+      if (frame_ == nullptr) continue;
+      const Index row = (tile_row + token) % frame_->rows();
+      Turn(frame_->table(), row - tokens.position - token).apply(rows + token * d);
+    }
+    statistics.add_keys({rows, tokens.count, d}, tile_row);
+  }
+
+  int layer_;
+  const TileFrame *frame_;
+  Index sinks_;
+  Index group_;
+  std::vector<std::unique_ptr<QueryStatistics>> statistics_;  // a KV head each, while they are wanted
+  std::vector<KeyQuantizer> quantizers_;
+};
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

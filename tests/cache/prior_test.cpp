@@ -1,0 +1,154 @@
+// Statistics of one cache teach another: they add up with its own, travel through a file, and a damaged
+// file is refused.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <sstream>
+#include <string>
+
+#include "reference/reference_attention.hpp"
+
+namespace squat::test {
+namespace {
+
+Options small() {
+  Options options{.layers = 2, .query_heads = 4, .kv_heads = 2, .head_dim = 32};
+  options.sinks = 2;
+  options.window = 16;
+  options.group = 32;
+  options.statistics_tokens = 100;
+  RotaryTable rotary;
+  for (int i = 0; i < 32; i += 2)
+    rotary.inverse_frequencies.push_back(std::pow(1e3f, -static_cast<float>(i) / 32));
+  options.rotary = {rotary};
+  options.frame = 64;
+  return options;
+}
+
+template <class Cache>
+SequenceId feed(Cache& cache, Inputs<>& in) {
+  const SequenceId sequence = cache.add_sequence();
+  for (int layer = 0; layer < 2; ++layer)
+    cache.append(sequence, layer, in.q.view(), in.k.view(), in.v.view());
+  return sequence;
+}
+
+std::string saved(const Prior& prior) {
+  std::ostringstream out;
+  prior.save(out);
+  return out.str();
+}
+
+Prior loaded(const std::string& bytes) {
+  std::istringstream in(bytes);
+  return Prior::load(in);
+}
+
+TEST(Prior, OfOneTextAndThePromptTeachAsBothTextsWould) {
+  Options options = small();
+  Inputs<> first(options, 300, 1), second(options, 300, 2);
+  options.keep_statistics = true;
+  KVCache<float, 2> teacher(options);
+  feed(teacher, first);
+  const auto prior = std::make_shared<Prior>(teacher.statistics());
+  EXPECT_EQ(prior->head(1, 1).keys(), 298) << "every token but the sinks";
+  EXPECT_EQ(prior->head(1, 1).queries(), 300 * 2 * 3) << "two heads, three tiles";
+
+  options.prior = prior;
+  KVCache<float, 2> pupil(options);
+  feed(pupil, second);
+  Prior both = teacher.statistics();
+  options.prior.reset();
+  KVCache<float, 2> alone(options);
+  feed(alone, second);
+  both.merge(alone.statistics());
+  EXPECT_EQ(pupil.statistics().head(0, 1).keys(), both.head(0, 1).keys());
+  EXPECT_LT((pupil.statistics().head(0, 1).query_moment() - both.head(0, 1).query_moment()).norm(),
+            1e-9 * both.head(0, 1).query_moment().norm());
+}
+
+TEST(Prior, LetsTheFirstPageBePackedAsSoonAsItIsFull) {
+  Options options = small();
+  options.keep_statistics = true;
+  Inputs<> in(options, 60, 1), text(options, 200, 2);
+  KVCache<float, 2> teacher(options);
+  feed(teacher, text);
+  KVCache<float, 2> without(options);
+  feed(without, in);
+  EXPECT_EQ(without.memory_report().packed_tokens, 0);
+  options.prior = std::make_shared<Prior>(teacher.statistics());
+  KVCache<float, 2> with(options);
+  feed(with, in);
+  EXPECT_EQ(with.memory_report().packed_tokens, 2 * 32);
+}
+
+TEST(Prior, IsTheSameBehindAFile) {
+  Options options = small();
+  options.keep_statistics = true;
+  Inputs<> in(options, 150, 1);
+  KVCache<half, 16> exact(options);  // a cache that packs nothing collects too
+  feed(exact, in);
+  const std::string bytes = saved(exact.statistics());
+  EXPECT_EQ(saved(loaded(bytes)), bytes);
+}
+
+TEST(Prior, RefusesDamagedFiles) {
+  Options options = small();
+  options.keep_statistics = true;
+  Inputs<> in(options, 150, 1);
+  KVCache<float, 2> cache(options);
+  feed(cache, in);
+  const std::string bytes = saved(cache.statistics());
+  EXPECT_THROW(loaded(""), Error);
+  for (std::size_t size : {std::size_t{7}, std::size_t{20}, bytes.size() / 2, bytes.size() - 1}) {
+    EXPECT_THROW(loaded(bytes.substr(0, size)), Error) << size;
+  }
+  for (std::size_t at = 0; at < bytes.size(); at += at < 64 ? 1 : 997) {
+    std::string damaged = bytes;
+    damaged[at] = static_cast<char>(damaged[at] ^ 0x41);
+    EXPECT_THROW(loaded(damaged), Error) << "byte " << at;
+  }
+}
+
+TEST(Prior, OfAnotherShapeIsRefusedByName) {
+  Options options = small();
+  options.keep_statistics = true;
+  KVCache<float, 2> cache(options);
+  options.prior = std::make_shared<Prior>(cache.statistics());
+  options.frame = 128;
+  try {
+    KVCache<float, 2> other(options);
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("prior.rows"), std::string::npos) << error.what();
+  }
+  Prior narrow(2, 2, 16, 64);
+  EXPECT_THROW(narrow.merge(*options.prior), Error);
+}
+
+TEST(Prior, IsGoneOnceLearntUnlessKept) {
+  Inputs<> in(small(), 150, 1);
+  KVCache<float, 2> cache(small());
+  feed(cache, in);
+  EXPECT_THROW(cache.statistics(), Error);
+  EXPECT_EQ(cache.memory_report().statistics, 0u);
+}
+
+TEST(BasisPerSequence, LearnsFromItsOwnTokensAlone) {
+  Options options = small();
+  options.basis_per_sequence = true;
+  Inputs<> first(options, 300, 1), second(options, 300, 2);
+  KVCache<float, 2> shared(options), alone(options);
+  const SequenceId other = feed(shared, first);
+  const SequenceId sequence = feed(shared, second);
+  EXPECT_EQ(contents(shared, sequence), contents(alone, feed(alone, second)));
+  const std::size_t both = shared.memory_report().bases;
+  shared.remove_sequence(other);
+  EXPECT_LT(shared.memory_report().bases, both);
+  EXPECT_EQ(contents(shared, feed(shared, second)), contents(shared, sequence));
+}
+
+}  // namespace
+}  // namespace squat::test

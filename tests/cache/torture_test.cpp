@@ -1,0 +1,133 @@
+// Keys and statistics that no model should have: whatever comes, a subspace cache stays finite, and over
+// the caches of a kind its attention is at most 1.1 times as far from the exact one as plain's at the
+// same bits; 1.4 times where queries and keys are both unlike those it learnt from.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <string>
+
+#include "reference/reference_attention.hpp"
+
+namespace squat::test {
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__) || !defined(__OPTIMIZE__)
+constexpr int caches = 500;
+#else
+constexpr int caches = 10000;
+#endif
+
+constexpr Index d = 32, learnt_tokens = 100, tokens = 260;
+const char* const kinds[] = {
+    "outlier channels", "huge bias",  "constant keys", "duplicates",  "low rank",
+    "one-token prompt", "tiny scale", "large scale",   "keys change", "queries and keys change",
+    "all of them"};
+constexpr int keys_change = 8, both_change = 9, all_of_them = 10;
+
+struct Torture {
+  Torture(unsigned seed) : random(seed), kind(static_cast<int>(seed % std::size(kinds))) {}
+
+  float uniform(float low, float high) {
+    return std::uniform_real_distribution<float>(low, high)(random);
+  }
+  float normal() { return std::normal_distribution<float>()(random); }
+  bool is(int k) { return kind == k || (kind == all_of_them && uniform(0, 1) < .3f); }
+
+  /// Rows of a random subspace, spoilt as the kind says.
+  void fill(Tensor<float>& rows, Index first, Index last, bool keys) {
+    const Index rank = is(4) ? static_cast<Index>(random() % 5) : d;
+    std::vector<float> mix(static_cast<std::size_t>(rank * d)), bias(static_cast<std::size_t>(d));
+    for (float& x : mix) x = normal() * std::exp(-uniform(0, 4));
+    for (float& x : bias) x = keys && is(1) ? 100 * normal() : .3f * normal();
+    const bool outliers = is(0), constant = keys && is(2), duplicates = is(3);
+    const float scale = is(6) ? 1e-30f : is(7) ? 1e3f : 1.0f;
+    for (Index token = first; token < last; ++token) {
+      for (Index head = 0; head < rows.heads; ++head) {
+        float* row = rows.view().row(token, head);
+        if (duplicates && token > first + 2) {
+          std::copy_n(rows.view().row(first + static_cast<Index>(random() % 2), head), d, row);
+          continue;
+        }
+        std::copy(bias.begin(), bias.end(), row);
+        for (Index r = 0; r < rank && !constant; ++r) {
+          const float weight = normal();
+          for (Index i = 0; i < d; ++i) row[i] += weight * mix[static_cast<std::size_t>(r * d + i)];
+        }
+        if (outliers) row[5] *= 50, row[d - 1] *= 20;
+        for (Index i = 0; i < d; ++i) row[i] = std::clamp(row[i] * scale, -6e4f, 6e4f);
+      }
+    }
+  }
+
+  std::mt19937 random;
+  int kind;
+};
+
+/// Distance of a cache's attention from the exact one over the queries behind the window.
+template <int Bits>
+double distance(const Options& options, const Inputs<>& in, Index learnt, Index first_prompt) {
+  KVCache<float, Bits> cache(options);
+  // What another sequence taught, where there is one.
+  if (learnt > 0) {
+    const SequenceId teacher = cache.add_sequence();
+    cache.append(teacher, 0, in.q.view().slice(0, learnt), in.k.view().slice(0, learnt),
+                 in.v.view().slice(0, learnt));
+  }
+  const SequenceId sequence = cache.add_sequence();
+  const Index count = tokens - learnt;
+  const auto part = [&](const Tensor<float>& x, Index first, Index n) {
+    return x.view().slice(learnt + first, n);
+  };
+  cache.append(sequence, 0, part(in.q, 0, first_prompt), part(in.k, 0, first_prompt),
+               part(in.v, 0, first_prompt));
+  cache.append(sequence, 0, part(in.q, first_prompt, count - first_prompt),
+               part(in.k, first_prompt, count - first_prompt),
+               part(in.v, first_prompt, count - first_prompt));
+  Tensor<float> out(20, options.query_heads, d);
+  cache.attend(sequence, 0, part(in.q, count - 20, 20), out.view());
+  if (!std::all_of(out.elements.begin(), out.elements.end(), [](float x) { return std::isfinite(x); })) {
+    return std::numeric_limits<double>::quiet_NaN();
+  }
+  return attention_distance<float>(part(in.q, count - 20, 20), part(in.k, 0, count),
+                                   part(in.v, 0, count), std::as_const(out).view(), count - 20);
+}
+
+TEST(Torture, StaysFiniteAndIsHardlyWorseThanPlain) {
+  double worst[std::size(kinds)] = {}, sum[std::size(kinds)] = {}, plain_sum[std::size(kinds)] = {};
+  for (int seed = 0; seed < caches; ++seed) {
+    Torture torture(static_cast<unsigned>(seed));
+    Options options{.layers = 1, .query_heads = 2, .kv_heads = 1, .head_dim = d};
+    options.window = 16;
+    options.group = 32;
+    options.values = ValueCoding::symmetric;
+    options.statistics_tokens = 60;
+    Inputs<> in(options, tokens, 1);
+    const bool both = torture.is(both_change), keys = torture.is(keys_change);
+    const Index learnt = both || keys ? learnt_tokens : 0;
+    if (learnt > 0) torture.fill(in.k, 0, learnt, true);
+    torture.fill(in.k, learnt, tokens, true);
+    if (both) torture.fill(in.q, 0, learnt, false);
+    torture.fill(in.q, both ? learnt : 0, tokens, false);
+    const Index prompt = torture.is(5) ? 1 : 120;
+    const double subspace = distance<2>(options, in, learnt, prompt);
+    ASSERT_TRUE(std::isfinite(subspace)) << "seed " << seed << ", " << kinds[torture.kind];
+    options.coding = Coding::plain;
+    const double plain = distance<2>(options, in, learnt, prompt);
+    const auto k = static_cast<std::size_t>(torture.kind);
+    sum[k] += subspace;
+    plain_sum[k] += plain;
+    if (plain > 0) worst[k] = std::max(worst[k], subspace / plain);
+  }
+  for (std::size_t k = 0; k < std::size(kinds); ++k) {
+    std::printf("%-24s mean ratio to plain %.2f, worst %.2f\n", kinds[k], sum[k] / plain_sum[k],
+                worst[k]);
+    // A basis learnt for queries that never come serves those that do less well than no basis.
+    EXPECT_LE(sum[k], (k == both_change ? 1.4 : 1.1) * plain_sum[k]) << kinds[k];
+  }
+}
+
+}  // namespace
+}  // namespace squat::test

@@ -1,0 +1,114 @@
+// The subspace basis keeps every score, makes errors and keys uncorrelated, and survives statistics that
+// say little.
+
+#include "squat/quantize/subspace_basis.hpp"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "reference/inputs.hpp"
+#include "squat/quantize/query_statistics.hpp"
+
+namespace squat::test {
+namespace {
+
+Eigen::MatrixXd moment(Index d, std::uint32_t seed, Index rank) {
+  const Matrix x = Normal(seed).matrix(rank, d);
+  return x.transpose() * x;
+}
+
+TEST(SubspaceBasis, KeepsScores) {
+  const auto basis = learn_subspace_basis(moment(64, 1, 200), moment(64, 2, 300), 2);
+  ASSERT_TRUE(basis);
+  const RowMatrix identity = basis->to_basis * basis->from_basis;
+  EXPECT_LT((identity - RowMatrix::Identity(64, 64)).cwiseAbs().maxCoeff(), 1e-4f);
+}
+
+TEST(SubspaceBasis, MakesTheMetricTheIdentityAndTheKeysUncorrelatedOfFallingVariance) {
+  const Eigen::MatrixXd C = moment(32, 1, 100), S = moment(32, 2, 100);
+  const auto basis = learn_subspace_basis(C, S, 2);
+  ASSERT_TRUE(basis);
+  const Eigen::MatrixXd A = basis->to_basis.cast<double>(), inverse = basis->from_basis.cast<double>();
+  const Eigen::MatrixXd metric = C / (C.trace() / 32) + .1 * Eigen::MatrixXd::Identity(32, 32);
+  EXPECT_LT((inverse.transpose() * metric * inverse - Eigen::MatrixXd::Identity(32, 32)).norm(), 1e-4);
+  Eigen::MatrixXd covariance = A * S * A.transpose();
+  covariance.diagonal() -= basis->variance.matrix();
+  EXPECT_LT(covariance.norm(), 1e-4 * basis->variance[0]);
+  for (Index i = 1; i < 32; ++i) EXPECT_GE(basis->variance[i - 1], basis->variance[i]);
+}
+
+TEST(SubspaceBasis, SurvivesStatisticsThatSayLittle) {
+  const Eigen::MatrixXd nothing = Eigen::MatrixXd::Zero(64, 64), some = moment(64, 3, 200);
+  EXPECT_FALSE(learn_subspace_basis(nothing, some, 2)) << "no query";
+  EXPECT_FALSE(learn_subspace_basis(some, nothing, 2)) << "constant keys";
+  for (Index rank : {1, 2, 63}) {
+    EXPECT_TRUE(learn_subspace_basis(moment(64, 4, rank), some, 2));
+    const auto basis = learn_subspace_basis(some, moment(64, 5, rank), 2);
+    ASSERT_TRUE(basis);
+    EXPECT_TRUE((basis->variance >= 0).all());
+  }
+  EXPECT_TRUE(learn_subspace_basis(1e-30 * some, 1e12 * some, 2));
+}
+
+TEST(BitAllocation, FallsWithTheVarianceAndSpendsItsBudget) {
+  for (Index d : {16, 32, 48, 64, 80, 96, 128, 144, 192, 256, 512}) {
+    const Eigen::ArrayXd fall =
+        Eigen::ArrayXd::LinSpaced(d, 0, 8).unaryExpr([](double x) { return std::exp(-x); });
+    for (int bits : {2, 3, 4, 8}) {
+      Index spent = 0, end = 0;
+      int width = 9;
+      const BitAllocation allocation = allocate_bits(fall, bits);
+      for (const CodeRun& run : allocation.runs()) {
+        EXPECT_LT(run.bits, width);
+        EXPECT_EQ(run.first, end);
+        width = run.bits;
+        end += run.channels;
+        spent += run.bits * run.channels;
+      }
+      EXPECT_EQ(spent, allocation_budget(bits, d) * allocation_unit(d))
+          << d << " channels, " << bits << " bits";
+      EXPECT_LE(allocation.bytes(128), code_bytes(bits, 128, d)) << "a page has one size";
+    }
+  }
+}
+
+TEST(BitAllocation, GivesAFlatSpectrumTheSameWidthThroughout) {
+  const BitAllocation allocation = allocate_bits(Eigen::ArrayXd::Ones(128), 2);
+  ASSERT_EQ(allocation.runs().size(), 1u);
+  EXPECT_EQ(allocation.runs()[0].bits, 2);
+  EXPECT_EQ(allocation.coded_channels(), 128);
+}
+
+/// Keys of a tile frame, computed in double precision from their pre-rotary rows.
+TEST(QueryStatistics, HoldTheCovarianceAboutTheTurnedMean) {
+  constexpr Index d = 16, rows = 32, tokens = 100;
+  RotaryTable table;
+  for (Index i = 0; i < d; i += 2)
+    table.inverse_frequencies.push_back(std::pow(.5f, static_cast<float>(i)));
+  const TileFrame frame(table, rows);
+  const RowMatrix before = (Normal(1).matrix(tokens, d).array() + 3).matrix().cast<float>();
+  RowMatrix keys = before;
+  for (Index t = 0; t < tokens; ++t) Turn(table, (t + 5) % rows).apply(keys.row(t).data());
+  QueryStatistics whole(d, 16, rows), front(d, 16, rows), back(d, 16, rows);
+  whole.add_keys({keys.data(), tokens, d}, 5);
+  front.add_keys({keys.data(), 41, d}, 5);
+  back.add_keys({keys.row(41).data(), tokens - 41, d}, 5 + 41);
+  front.merge(back);
+
+  const Eigen::RowVectorXf mean = before.colwise().mean();
+  for (Index t = 0; t < tokens; ++t) {
+    Eigen::RowVectorXf m = mean;
+    Turn(table, (t + 5) % rows).apply(m.data());
+    keys.row(t) -= m;
+  }
+  const RowMatrix centred = keys.rowwise() - keys.colwise().mean();
+  const Eigen::MatrixXd expected = (centred.transpose() * centred).cast<double>() / tokens;
+  for (const QueryStatistics* statistics : {&whole, &front}) {
+    EXPECT_LT((statistics->key_mean(&frame) - mean.transpose().cast<double>()).norm(), 1e-5);
+    EXPECT_LT((statistics->key_covariance(&frame) - expected).norm(), 1e-4 * expected.norm());
+  }
+}
+
+}  // namespace
+}  // namespace squat::test
