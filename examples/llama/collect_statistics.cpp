@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <exception>
 #include <fstream>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -26,12 +25,7 @@ struct Arguments {
 };
 
 std::vector<int> read_tokens(const Arguments& arguments, const Tokenizer& tokenizer) {
-  std::ifstream in(arguments.text, std::ios::binary);
-  if (!in) throw std::invalid_argument("cannot open " + arguments.text);
-  std::stringstream text;
-  text << in.rdbuf();
-  std::vector<int> tokens = tokenizer.encode(text.str());
-  if (tokens.empty()) throw std::invalid_argument(arguments.text + " is empty");
+  std::vector<int> tokens = encode_file(arguments.text, tokenizer);
   tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(arguments.tokens)));
   return tokens;
 }

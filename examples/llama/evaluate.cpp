@@ -17,7 +17,6 @@
 #include <fstream>
 #include <memory>
 #include <numeric>
-#include <sstream>
 #include <vector>
 
 #include "cache_spec.hpp"
@@ -47,12 +46,7 @@ struct Run {
 
 /// The tokens of the windows, which stand one behind the other in the text.
 std::vector<int> read_windows(const Arguments& arguments, const Tokenizer& tokenizer) {
-  std::ifstream in(arguments.text, std::ios::binary);
-  if (!in) throw std::invalid_argument("cannot open " + arguments.text);
-  std::stringstream text;
-  text << in.rdbuf();
-  const std::vector<int> tokens = tokenizer.encode(text.str());
-  if (tokens.empty()) throw std::invalid_argument(arguments.text + " is empty");
+  const std::vector<int> tokens = encode_file(arguments.text, tokenizer);
   const auto first = static_cast<std::ptrdiff_t>(arguments.first);
   const auto wanted = static_cast<std::ptrdiff_t>(arguments.windows) * arguments.length;
   if (static_cast<std::ptrdiff_t>(tokens.size()) < first + wanted) {

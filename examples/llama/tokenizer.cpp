@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <array>
+#include <fstream>
 #include <limits>
+#include <sstream>
+#include <stdexcept>
 
 namespace llama {
 namespace {
@@ -215,6 +218,16 @@ void Tokenizer::encode_word(std::string_view word, std::vector<int>& tokens) con
     tokens[static_cast<std::size_t>(where)] = merged;
     tokens.erase(tokens.begin() + where + 1);
   }
+}
+
+std::vector<int> encode_file(const std::string& path, const Tokenizer& tokenizer) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw std::invalid_argument("cannot open " + path);
+  std::stringstream text;
+  text << in.rdbuf();
+  std::vector<int> tokens = tokenizer.encode(text.str());
+  if (tokens.empty()) throw std::invalid_argument(path + " is empty");
+  return tokens;
 }
 
 }  // namespace llama

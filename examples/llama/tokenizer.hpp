@@ -46,4 +46,7 @@ class Tokenizer {
   bool single_digits_ = false;
 };
 
+/// The tokens of a text file. Throws std::invalid_argument where it cannot be read or is empty.
+std::vector<int> encode_file(const std::string& path, const Tokenizer& tokenizer);
+
 }  // namespace llama

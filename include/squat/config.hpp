@@ -17,6 +17,9 @@ using Index = std::ptrdiff_t;
 using Eigen::bfloat16;
 using Eigen::half;
 
+/// Rows one behind the other, as tensors have them.
+using RowMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
 /// An element of a tensor the engine hands over, and of the rows the cache
 /// keeps exact.
 template <class Scalar>

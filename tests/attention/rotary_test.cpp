@@ -10,19 +10,12 @@
 #include <random>
 #include <vector>
 
+#include "reference/inputs.hpp"
+
 namespace squat::test {
 namespace {
 
 constexpr Index d = 48;
-
-RotaryTable table(RotaryPairs pairs, Index rotary_dim) {
-  RotaryTable rotary{.pairs = pairs};
-  for (Index i = 0; i < rotary_dim; i += 2) {
-    rotary.inverse_frequencies.push_back(
-        static_cast<float>(std::pow(1e4, -static_cast<double>(i) / static_cast<double>(rotary_dim))));
-  }
-  return rotary;
-}
 
 std::vector<float> row(unsigned seed) {
   std::mt19937 random(seed);
@@ -46,7 +39,7 @@ INSTANTIATE_TEST_SUITE_P(BothPairings, Rotary,
                          testing::Values(RotaryPairs::interleaved, RotaryPairs::halves));
 
 TEST_P(Rotary, TurnsEachPairCounterclockwiseByPositionTimesFrequency) {
-  const RotaryTable rotary = table(GetParam(), 32);
+  const RotaryTable rotary = rotary_table(1e4, 32, GetParam());
   const std::vector<float> x = row(1);
   for (Index position : {-5, 1, 777, 1000003}) {
     const std::vector<float> y = turned(x, rotary, position);
@@ -71,7 +64,7 @@ TEST_P(Rotary, TurnsEachPairCounterclockwiseByPositionTimesFrequency) {
 }
 
 TEST_P(Rotary, ScoresDependOnTheDistanceAlone) {
-  const RotaryTable rotary = table(GetParam(), d);
+  const RotaryTable rotary = rotary_table(1e4, d, GetParam());
   const std::vector<float> q = row(1), k = row(2);
   const float score = dot(turned(q, rotary, 40), turned(k, rotary, 11));
   EXPECT_NEAR(dot(turned(q, rotary, 5040), turned(k, rotary, 5011)), score, 1e-4);
@@ -80,7 +73,7 @@ TEST_P(Rotary, ScoresDependOnTheDistanceAlone) {
 }
 
 TEST_P(Rotary, ATilesMeanScoresAsTheMeanTurnedToEachRow) {
-  const TileFrame frame(table(GetParam(), 32), 64);
+  const TileFrame frame(rotary_table(1e4, 32, GetParam()), 64);
   const std::vector<float> q = row(1), mean = row(2);
   std::vector<float> weights(static_cast<std::size_t>(frame.angle_count()));
   const float constant = frame.mean_weights(q.data(), mean.data(), d, weights.data());
@@ -94,7 +87,7 @@ TEST_P(Rotary, ATilesMeanScoresAsTheMeanTurnedToEachRow) {
 }
 
 TEST_P(Rotary, ATilesMeanIsAddedToChannelsRowByRow) {
-  const TileFrame frame(table(GetParam(), 32), 64);
+  const TileFrame frame(rotary_table(1e4, 32, GetParam()), 64);
   const std::vector<float> mean = row(2);
   std::vector<float> channels(static_cast<std::size_t>(d * 16), 1.0f);
   frame.add_mean(mean.data(), d, -2, 8, 16, channels.data());

@@ -8,7 +8,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstdlib>
 #include <ostream>
 #include <string>
@@ -47,12 +46,7 @@ Options options_of(Setting setting, const Heads& heads) {
                   .query_heads = static_cast<int>(heads.q.size()),
                   .kv_heads = static_cast<int>(heads.k.size()),
                   .head_dim = static_cast<int>(heads.k[0].cols())};
-  RotaryTable rotary;
-  for (int i = 0; i < options.head_dim; i += 2) {
-    rotary.inverse_frequencies.push_back(
-        static_cast<float>(std::pow(1e5, -i / double(options.head_dim))));
-  }
-  options.rotary = {rotary};
+  options.rotary = {rotary_table(1e5, options.head_dim)};
   switch (setting) {
     case Setting::kivi:
       options.coding = Coding::plain;

@@ -3,11 +3,11 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <limits>
 #include <sstream>
 #include <string>
 
+#include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 
 namespace squat::test {
@@ -19,10 +19,7 @@ Options small() {
   options.window = 16;
   options.group = 32;
   options.statistics_tokens = 100;
-  RotaryTable rotary;
-  for (int i = 0; i < 32; i += 2)
-    rotary.inverse_frequencies.push_back(std::pow(1e3f, -static_cast<float>(i) / 32));
-  options.rotary = {rotary};
+  options.rotary = {rotary_table(1e3, 32)};
   options.frame = 64;
   return options;
 }

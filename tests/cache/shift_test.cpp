@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 
 namespace squat::test {
@@ -23,10 +24,7 @@ Options options_of(const Case& c) {
   options.window = 16;
   options.group = 16;
   options.statistics_tokens = 64;
-  RotaryTable rotary{.pairs = c.pairs};
-  for (int i = 0; i < 24; i += 2)
-    rotary.inverse_frequencies.push_back(std::pow(1e3f, -static_cast<float>(i) / 24));
-  options.rotary = {rotary};
+  options.rotary = {rotary_table(1e3, 24, c.pairs)};
   options.frame = c.frame;
   return options;
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention_error.hpp"
+#include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
 
 namespace squat::test {
@@ -74,6 +75,18 @@ inline std::vector<Matrix> load_heads(const std::filesystem::path& directory, in
         static_cast<double>(elements[i]);
   }
   return heads;
+}
+
+/// The table of a model that turns the first `channels` of its rows, of frequencies base^(-i /
+/// channels).
+inline RotaryTable rotary_table(double base, Index channels,
+                                RotaryPairs pairs = RotaryPairs::interleaved) {
+  RotaryTable rotary{.pairs = pairs};
+  for (Index i = 0; i < channels; i += 2) {
+    rotary.inverse_frequencies.push_back(
+        static_cast<float>(std::pow(base, -static_cast<double>(i) / static_cast<double>(channels))));
+  }
+  return rotary;
 }
 
 /// The rotary embedding of interleaved pairs, base 100000, row i at position i.

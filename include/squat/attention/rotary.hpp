@@ -163,8 +163,6 @@ class TileFrame {
   }
 
  private:
-  using RowMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
   RotaryTable table_;
   Index rows_;
   RowMatrix angles_;

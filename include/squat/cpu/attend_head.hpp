@@ -27,7 +27,6 @@
 #include "squat/cpu/unpack_page.hpp"
 #include "squat/cpu/workspace.hpp"
 #include "squat/quantize/hadamard.hpp"
-#include "squat/quantize/orthogonal_rounding.hpp"
 #include "squat/tensor.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {

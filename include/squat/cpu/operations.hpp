@@ -49,9 +49,7 @@ class Operations {
 
   /// Room for what a layer learns; what it returns names it.
   Index add_coding(int layer) {
-    const TileFrame *frame =
-        frames_.empty() ? nullptr
-                        : frames_[frames_.size() == 1 ? 0 : static_cast<std::size_t>(layer)].get();
+    const TileFrame *frame = frames_.empty() ? nullptr : of_layer(frames_, layer).get();
     auto coding = std::make_unique<LayerCoding>(options_, KeyBits, layer, frame);
     const auto empty = std::find(codings_.begin(), codings_.end(), nullptr);
     if (empty == codings_.end()) {
@@ -205,13 +203,16 @@ class Operations {
 
   LayerCoding &layer_coding(Index coding) const { return *codings_[static_cast<std::size_t>(coding)]; }
 
+  /// What is given once for all layers, or once a layer.
+  template <class Item>
+  static const Item &of_layer(const std::vector<Item> &items, int layer) {
+    return items.size() == 1 ? items.front() : items[static_cast<std::size_t>(layer)];
+  }
+
   KeyFrame key_frame(Index coding, Index head) const {
     const LayerCoding &layer = layer_coding(coding);
-    const RotaryTable *rotary = nullptr;
-    if (!options_.rotary.empty()) {
-      rotary =
-          &options_.rotary[options_.rotary.size() == 1 ? 0 : static_cast<std::size_t>(layer.layer())];
-    }
+    const RotaryTable *rotary =
+        options_.rotary.empty() ? nullptr : &of_layer(options_.rotary, layer.layer());
     return {layer.frame(), rotary, &layer.quantizer(head)};
   }
 

@@ -10,7 +10,6 @@
 #include "squat/cpu/sum_values.hpp"
 #include "squat/cpu/vector.hpp"
 #include "squat/cpu/workspace.hpp"
-#include "squat/quantize/orthogonal_rounding.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 

@@ -54,15 +54,29 @@ inline AffineScale affine_range(float middle, float half_width, float top) {
           std::max(to_half_saturated(2 * half_width / top), half(smallest_scale))};
 }
 
+/// The range from the least to the largest of x.
+template <class Group>
+AffineScale minmax_range(const Group &x, float top) {
+  const float low = x.minCoeff(), high = x.maxCoeff();
+  return affine_range((low + high) / 2, (high - low) / 2, top);
+}
+
+/// The squared error of x in that range.
+template <class Group>
+float range_error(const Group &x, AffineScale fit, float top) {
+  const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
+  return (zero + scale * affine_codes(x, fit, top) - x).square().sum();
+}
+
 /// The clipped range of least squared error among clip_fractions.
 template <class Group>
-AffineScale search_clip(const Group &x, float low, float high, float top) {
+AffineScale search_clip(const Group &x, float top) {
+  const float low = x.minCoeff(), high = x.maxCoeff();
   AffineScale best{};
   float least = std::numeric_limits<float>::infinity();
   for (float fraction : clip_fractions) {
     const AffineScale fit = affine_range((low + high) / 2, (high - low) / 2 * fraction, top);
-    const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
-    const float error = (zero + scale * affine_codes(x, fit, top) - x).square().sum();
+    const float error = range_error(x, fit, top);
     if (error < least) {
       least = error;
       best = fit;
@@ -91,10 +105,8 @@ AffineScale apply_gain(const Group &x, const Codes &codes, AffineScale fit) {
 inline AffineScale quantize_affine(Eigen::Map<const Eigen::ArrayXf> x, int bits, AffineFit method,
                                    std::uint8_t *codes) {
   const float top = static_cast<float>((1 << bits) - 1);
-  const float low = x.minCoeff(), high = x.maxCoeff();
-  const AffineScale fit = method == AffineFit::clip_and_gain && bits == 2
-                              ? detail::search_clip(x, low, high, top)
-                              : detail::affine_range((low + high) / 2, (high - low) / 2, top);
+  const AffineScale fit = method == AffineFit::clip_and_gain && bits == 2 ? detail::search_clip(x, top)
+                                                                          : detail::minmax_range(x, top);
   Eigen::Map<Eigen::Array<std::uint8_t, Eigen::Dynamic, 1>> stored(codes, x.size());
   stored = detail::affine_codes(x, fit, top).cast<std::uint8_t>();
   if (method == AffineFit::minmax) return fit;
@@ -122,10 +134,7 @@ inline float affine_error(Eigen::Map<const Eigen::ArrayXf> x, const std::uint8_t
 /// The squared error that AffineFit::minmax would make.
 inline float minmax_error(Eigen::Map<const Eigen::ArrayXf> x, int bits) {
   const float top = static_cast<float>((1 << bits) - 1);
-  const float low = x.minCoeff(), high = x.maxCoeff();
-  const AffineScale fit = detail::affine_range((low + high) / 2, (high - low) / 2, top);
-  const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
-  return (zero + scale * detail::affine_codes(x, fit, top) - x).square().sum();
+  return detail::range_error(x, detail::minmax_range(x, top), top);
 }
 
 }  // namespace squat

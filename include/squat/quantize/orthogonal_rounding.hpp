@@ -31,8 +31,6 @@
 
 namespace squat {
 
-using RowMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
 /// The metric P of key errors, [head_dim, head_dim], symmetric positive
 /// definite. C: sum of q q^T over the prompt's queries. rank 0: C / mean(diag
 /// C) + I. Otherwise I + lambda Q^T Q, Q of that rank (paper, eq. 5). Without

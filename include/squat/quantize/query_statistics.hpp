@@ -4,7 +4,7 @@
 // from.
 
 #include <Eigen/Core>
-#include <vector>
+#include <algorithm>
 
 #include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
@@ -12,7 +12,7 @@
 namespace squat {
 
 /// Rows of one head as the statistics take them: [tokens, head_dim], row-major.
-using HeadRows = Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>;
+using HeadRows = Eigen::Map<const RowMatrix>;
 
 /// Additive moments of the queries (of every query head that shares the KV
 /// head) and keys of one KV head, in double precision. Two of them merge into

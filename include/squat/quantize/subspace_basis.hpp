@@ -19,7 +19,6 @@
 
 #include "squat/config.hpp"
 #include "squat/quantize/bit_allocation.hpp"
-#include "squat/quantize/orthogonal_rounding.hpp"
 
 namespace squat {
 
