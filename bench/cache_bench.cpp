@@ -1,17 +1,20 @@
-// Microbenchmarks of one layer of one sequence: packing, appending and decoding, packed and exact.
+// Microbenchmarks of one layer of one sequence, packed and exact.
 //
-// Names: OPERATION/CODING/kKvV/qQ_kvH_dD/TOKENS, for example decode/plain/k2v2/q32_kv8_d128/16384. Exact
-// is k16v16 in half precision, the baseline of every ratio.
+// Names: OPERATION/CODING/kKvV/qQ_kvH_dD/TOKENS, for example decode/subspace/k2v2/q32_kv8_d128/16384.
+// Exact is k16v16 in half precision, the baseline of every ratio. See README.md beside this file.
 
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
+#include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "squat/cpu/float_vector.hpp"
+#include "squat/parallel/thread_pool.hpp"
 #include "squat/squat.hpp"
 
 namespace {
@@ -56,7 +59,9 @@ struct Inputs {
   Tensor q, k, v, out;
 };
 
-squat::Options options_of(const Shape& shape, Coding coding) {
+using MaybeCoding = std::optional<Coding>;
+
+squat::Options options_of(const Shape& shape, MaybeCoding coding) {
   squat::Options options{.layers = 1,
                          .query_heads = shape.query_heads,
                          .kv_heads = shape.kv_heads,
@@ -91,8 +96,9 @@ squat::SequenceId fill(Cache<Bits>& cache, const Shape& shape, Index tokens) {
 /// Attention of one token over a full cache; it is read only, so that every repetition meets the same
 /// length.
 template <int Bits>
-void decode(benchmark::State& state, Shape shape, Coding coding, Index tokens) {
-  Cache<Bits> cache(options_of(shape, coding));
+void decode_over(benchmark::State& state, const squat::Options& options, const Shape& shape,
+                 Index tokens) {
+  Cache<Bits> cache(options);
   const squat::SequenceId sequence = fill(cache, shape, tokens);
   Inputs in(shape, 1);
   for (auto _ : state) {
@@ -107,9 +113,23 @@ void decode(benchmark::State& state, Shape shape, Coding coding, Index tokens) {
   state.SetBytesProcessed(static_cast<std::int64_t>(bytes * static_cast<double>(state.iterations())));
 }
 
+template <int Bits>
+void decode(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens) {
+  decode_over<Bits>(state, options_of(shape, coding), shape, tokens);
+}
+
+/// The same over all the machine's threads.
+template <int Bits>
+void decode_parallel(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens) {
+  squat::ThreadPool pool;
+  squat::Options options = options_of(shape, coding);
+  options.parallel = pool.parallel();
+  decode_over<Bits>(state, options, shape, tokens);
+}
+
 /// Appending one token, packing included when its page is due.
 template <int Bits>
-void append(benchmark::State& state, Shape shape, Coding coding, Index tokens) {
+void append(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens) {
   Cache<Bits> cache(options_of(shape, coding));
   const squat::SequenceId sequence = fill(cache, shape, tokens);
   Inputs in(shape, 1);
@@ -117,59 +137,129 @@ void append(benchmark::State& state, Shape shape, Coding coding, Index tokens) {
   state.SetItemsProcessed(state.iterations());
 }
 
-/// Packing the pages of a prompt; time a page of one KV head is in `seconds_per_head_page`.
+/// Appending `tokens` tokens, whole pages of them, to a cache that has learnt.
 template <int Bits>
-void pack(benchmark::State& state, Shape shape, Coding coding, Index tokens) {
+void pack(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens) {
   Cache<Bits> cache(options_of(shape, coding));
-  const squat::SequenceId learnt = fill(cache, shape, 1024);
-  const Index group = cache.options().group;
+  const squat::SequenceId sequence = fill(cache, shape, 1024);
+  const Index kept = cache.length(sequence);
   Inputs in(shape, tokens);
   for (auto _ : state) {
+    cache.append(sequence, 0, in.k.view(tokens), in.v.view(tokens));
     state.PauseTiming();
-    cache.truncate(learnt, cache.options().sinks);
+    if (cache.length(sequence) > 16384) cache.truncate(sequence, kept);
     state.ResumeTiming();
-    cache.append(learnt, 0, in.k.view(tokens), in.v.view(tokens));
   }
-  const auto pages = static_cast<double>((tokens - cache.options().window) / group * shape.kv_heads);
+  const auto pages = static_cast<double>(tokens / cache.options().group * shape.kv_heads);
   state.counters["seconds_per_head_page"] =
       benchmark::Counter(pages * static_cast<double>(state.iterations()),
                          benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
   state.SetItemsProcessed(state.iterations() * tokens);
 }
 
-using Run = void (*)(benchmark::State&, Shape, Coding, Index);
-
-void add(const std::string& operation, const char* coding_name, int bits, Coding coding,
-         const Shape& shape, Index tokens, Run run) {
-  const std::string width = std::to_string(bits);
-  const std::string name = operation + "/" + coding_name + "/k" + width + "v" + width + "/" +
-                           shape.name() + "/" + std::to_string(tokens);
-  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-    run(state, shape, coding, tokens);
-  })->Unit(benchmark::kMicrosecond);
+/// A prompt of `tokens` tokens: its attention, and the statistics, the basis and the packing.
+template <int Bits>
+void prompt(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens) {
+  Inputs in(shape, tokens);
+  for (auto _ : state) {
+    Cache<Bits> cache(options_of(shape, coding));
+    cache.attend(cache.add_sequence(), 0, in.q.view(tokens), in.k.view(tokens), in.v.view(tokens),
+                 in.out.view(tokens));
+  }
+  state.SetItemsProcessed(state.iterations() * tokens);
 }
 
-void add_all(const char* operation, const Shape& shape, Index tokens, Run two, Run four, Run eight,
-             Run exact) {
-  add(operation, "exact", 16, Coding::plain, shape, tokens, exact);
+/// The subspace basis of one KV head.
+void basis(benchmark::State& state, Index head_dim) {
+  const auto moment = [&](unsigned seed) {
+    std::mt19937 random(seed);
+    std::normal_distribution<double> normal;
+    const Eigen::MatrixXd x =
+        Eigen::MatrixXd::NullaryExpr(head_dim, 512, [&] { return normal(random); });
+    return Eigen::MatrixXd(x * x.transpose());
+  };
+  const Eigen::MatrixXd queries = moment(1), keys = moment(2);
+  for (auto _ : state) benchmark::DoNotOptimize(squat::learn_subspace_basis(queries, keys, 2));
+}
+
+/// Reading memory of as many bytes as 16,384 exact tokens of 32/8/128 take: what a core can read at
+/// most.
+void read_bandwidth(benchmark::State& state) {
+  using squat::cpu::FloatVector;
+  constexpr std::size_t at_once = 8 * squat::cpu::float_lanes;
+  std::vector<float> memory(std::size_t{16} << 20, 1.0f);
+  for (auto _ : state) {
+    FloatVector sums[8];
+    for (FloatVector& sum : sums) sum = squat::cpu::broadcast(0);
+    for (std::size_t i = 0; i + at_once <= memory.size(); i += at_once) {
+      for (std::size_t j = 0; j < 8; ++j) {
+        sums[j] = sums[j] + squat::cpu::load_floats(memory.data() + i + j * squat::cpu::float_lanes);
+      }
+    }
+    benchmark::DoNotOptimize(sums);
+  }
+  state.SetBytesProcessed(static_cast<std::int64_t>(memory.size() * sizeof(float)) * state.iterations());
+}
+
+using Run = void (*)(benchmark::State&, Shape, MaybeCoding, Index);
+
+/// One operation at every width it is instantiated for.
+struct Operation {
+  const char* name;
+  Run two, three, four, eight, exact;
+};
+
+template <class Register>
+void for_each_coding(const Operation& operation, Register&& add) {
+  add("exact", 16, Coding::plain, operation.exact);
   for (const auto& [name, coding] : {std::pair{"plain", Coding::plain},
                                      {"orthogonal", Coding::orthogonal},
                                      {"subspace", Coding::subspace}}) {
-    add(operation, name, 2, coding, shape, tokens, two);
-    add(operation, name, 4, coding, shape, tokens, four);
-    add(operation, name, 8, coding, shape, tokens, eight);
+    add(name, 2, coding, operation.two);
+    add(name, 3, coding, operation.three);
+    add(name, 4, coding, operation.four);
   }
+  add("default", 8, MaybeCoding(), operation.eight);  // plain keys, symmetric values
 }
+
+void add_all(const Operation& operation, const Shape& shape, Index tokens) {
+  for_each_coding(operation, [&](const char* coding_name, int bits, MaybeCoding coding, Run run) {
+    const std::string width = std::to_string(bits);
+    const std::string name = std::string(operation.name) + "/" + coding_name + "/k" + width + "v" +
+                             width + "/" + shape.name() + "/" + std::to_string(tokens);
+    benchmark::RegisterBenchmark(name.c_str(),
+                                 [=](benchmark::State& state) { run(state, shape, coding, tokens); })
+        ->Unit(benchmark::kMicrosecond)
+        ->UseRealTime();
+  });
+}
+
+#define BENCH_NAME_OF(macro) BENCH_TEXT(macro)
+#define BENCH_TEXT(text) #text
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (const Shape& shape : {Shape{32, 8, 128}, Shape{9, 3, 64}}) {
-    for (Index tokens : {1024, 4096, 16384})
-      add_all("decode", shape, tokens, decode<2>, decode<4>, decode<8>, decode<16>);
-    add_all("append", shape, 1024, append<2>, append<4>, append<8>, append<16>);
-    add_all("pack", shape, 4096, pack<2>, pack<4>, pack<8>, pack<16>);
+  const Operation decodes{"decode", decode<2>, decode<3>, decode<4>, decode<8>, decode<16>};
+  const Operation parallel_decodes{"decode_parallel",  decode_parallel<2>, decode_parallel<3>,
+                                   decode_parallel<4>, decode_parallel<8>, decode_parallel<16>};
+  const Operation appends{"append", append<2>, append<3>, append<4>, append<8>, append<16>};
+  const Operation packs{"pack", pack<2>, pack<3>, pack<4>, pack<8>, pack<16>};
+  const Operation prompts{"prompt", prompt<2>, prompt<3>, prompt<4>, prompt<8>, prompt<16>};
+  benchmark::RegisterBenchmark("read_bandwidth", read_bandwidth)->Unit(benchmark::kMicrosecond);
+  for (const Shape& shape : {Shape{32, 8, 128}, Shape{9, 3, 64}, Shape{64, 8, 128}, Shape{8, 8, 64}}) {
+    for (Index tokens : {1024, 4096, 16384, 65536, 262144}) add_all(decodes, shape, tokens);
+    add_all(parallel_decodes, shape, 65536);
+    add_all(appends, shape, 1024);
+    for (Index tokens : {128, 4096}) add_all(packs, shape, tokens);
+    add_all(prompts, shape, 4096);
   }
+  for (Index head_dim : {64, 128, 256}) {
+    benchmark::RegisterBenchmark(("basis/d" + std::to_string(head_dim)).c_str(), basis, head_dim)
+        ->Unit(benchmark::kMicrosecond);
+  }
+  benchmark::AddCustomContext("compiler", __VERSION__);
+  benchmark::AddCustomContext("instruction_set", BENCH_NAME_OF(SQUAT_CPU_NAMESPACE));
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();

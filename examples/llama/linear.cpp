@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "dequantize.hpp"
+#include "squat/cpu/float_vector.hpp"
 #include "squat/cpu/vector.hpp"
 
 namespace llama {
@@ -20,16 +21,14 @@ constexpr Eigen::Index run_outputs = 2048, run_rows = 128;
 template <int Rows>
 void dot_rows(const Eigen::half* weights, const RowMatrix& x, Eigen::Index first, RowMatrix& y,
               Eigen::Index output) {
-  using squat::cpu::FloatLanes;
-  const Eigen::Index inputs = x.cols(), whole = inputs / lanes * lanes;
-  FloatLanes sums[Rows] = {};
-  for (Eigen::Index i = 0; i < whole; i += lanes) {
-    FloatLanes weight;
-    squat::cpu::load_row(weights + i, weight);
+  using squat::cpu::FloatVector, squat::cpu::load_floats;
+  const Eigen::Index inputs = x.cols(), whole = inputs / squat::cpu::float_lanes * squat::cpu::float_lanes;
+  FloatVector sums[Rows];
+  std::fill_n(sums, Rows, squat::cpu::broadcast(0));
+  for (Eigen::Index i = 0; i < whole; i += squat::cpu::float_lanes) {
+    const FloatVector weight = load_floats(weights + i);
     for (int r = 0; r < Rows; ++r) {
-      FloatLanes elements;
-      squat::cpu::load(x.data() + (first + r) * inputs + i, elements);
-      sums[r] += weight * elements;
+      sums[r] = squat::cpu::multiply_add(weight, load_floats(x.data() + (first + r) * inputs + i), sums[r]);
     }
   }
   for (int r = 0; r < Rows; ++r) {

@@ -10,11 +10,12 @@
 
 #include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/parallel.hpp"
 #include "squat/quantize/coding.hpp"
 #include "squat/quantize/prior.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 struct Options {
   int layers = 0;
@@ -73,4 +74,4 @@ inline Options published_squat(Options options) {
   return options;
 }
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -4,9 +4,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
+#include <utility>
 #include <vector>
+
+#include "squat/cpu/softmax.hpp"
 
 namespace squat::test {
 namespace {
@@ -27,12 +31,47 @@ TEST(SoftmaxState, RunsOfAnyLengthGiveTheSameSoftmax) {
     float output = 0;
     for (std::size_t first = 0; first < scores.size();) {
       const std::size_t count = random() % (scores.size() - first + 1);  // runs of no score too
-      output *= state.update(scores.data() + first, static_cast<Index>(count));
-      for (std::size_t i = first; i < first + count; ++i) output += scores[i] * static_cast<float>(i);
+      // Behind scores that do not count, in a row that is longer.
+      const std::size_t before = random() % 20, capacity = (before + count + 40) / 16 * 16;
+      std::vector<float> row(capacity, 1e9f);
+      std::copy_n(scores.begin() + static_cast<std::ptrdiff_t>(first), count,
+                  row.begin() + static_cast<std::ptrdiff_t>(before));
+      output *= cpu::exponentiate(state, row.data(), static_cast<Index>(before),
+                                  static_cast<Index>(count), static_cast<Index>(capacity));
+      for (std::size_t i = 0; i < capacity; ++i) {
+        if (i < before || i >= before + count) {
+          EXPECT_EQ(row[i], 0);
+        } else {
+          output += row[i] * static_cast<float>(first + i - before);
+        }
+      }
       first += count;
     }
     EXPECT_NEAR(output / state.sum, expected, 1e-4 * std::abs(expected) + 1e-3);
     EXPECT_FLOAT_EQ(state.maximum, static_cast<float>(most));
+  }
+}
+
+TEST(SoftmaxState, MergedStatesAreThatOfAllScores) {
+  SoftmaxState parts, empty;
+  float output = 0;
+  for (float score : {1.0f, -3.0f, 80.0f, 79.0f, -100.0f}) {
+    SoftmaxState one{score, 1};
+    const auto [own, others] = parts.merge(one);
+    output = output * own + score * others;
+    EXPECT_EQ(parts.merge(empty), std::pair(1.0f, 0.0f)) << "who saw nothing changes nothing";
+  }
+  EXPECT_FLOAT_EQ(parts.sum, 1 + std::exp(-1.0f));
+  EXPECT_FLOAT_EQ(parts.maximum, 80);
+  EXPECT_NEAR(output / parts.sum, (80 + 79 * std::exp(-1.0f)) / (1 + std::exp(-1.0f)), 1e-4);
+}
+
+TEST(SoftmaxState, TheExponentialIsExactToAFewUnitsInTheLastPlace) {
+  for (float x = 0; x > -90; x -= .0137f) {
+    float lanes[cpu::float_lanes];
+    cpu::store_floats(lanes, cpu::exponential(cpu::broadcast(x)));
+    const double expected = std::exp(static_cast<double>(std::max(x, -87.0f)));
+    EXPECT_NEAR(lanes[0] / expected, 1, 3e-7) << x;
   }
 }
 

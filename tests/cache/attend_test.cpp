@@ -3,12 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "reference/reference_attention.hpp"
+#include "squat/parallel/thread_pool.hpp"
 
 namespace squat::test {
 namespace {
@@ -18,6 +20,11 @@ struct Widths {
   using Rows = T;
   using Caller = S;
   using Cache = KVCache<T, KeyBits, ValueBits>;
+
+  /// Outputs are rounded to the caller's type.
+  static constexpr double tolerance =
+      std::max({std::is_same_v<S, bfloat16> ? 4e-3 : 1e-3, rounding_tolerance(KeyBits),
+                rounding_tolerance(ValueBits)});
 };
 
 template <class W>
@@ -37,10 +44,6 @@ constexpr std::array shapes = {Shape{1, 1, 32},   Shape{9, 3, 64},  Shape{8, 2, 
                                Shape{4, 4, 80},   Shape{6, 2, 112}, Shape{32, 8, 128}, Shape{2, 1, 256},
                                Shape{16, 16, 96}, Shape{5, 1, 144}};
 
-/// Outputs are rounded to the caller's type.
-template <class S>
-constexpr double tolerance = std::is_same_v<S, bfloat16> ? 4e-3 : 1e-3;
-
 /// Feeds `pieces` of tokens and checks each piece's outputs against the rows the cache held before and
 /// the new ones.
 template <class Widths>
@@ -58,7 +61,8 @@ void check_pieces(Options options, const std::vector<Index>& pieces, unsigned se
     std::copy(in.k.elements.begin(), in.k.elements.end(), k.view(past, piece).data);
     std::copy(in.v.elements.begin(), in.v.elements.end(), v.view(past, piece).data);
     cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
-    EXPECT_LT(attention_distance<S>(in.q.view(), k.view(), v.view(), in.out.view(), past), tolerance<S>)
+    EXPECT_LT(attention_distance<S>(in.q.view(), k.view(), v.view(), in.out.view(), past),
+              Widths::tolerance)
         << options.query_heads << "/" << options.kv_heads << "/" << options.head_dim << " at " << past
         << " + " << piece;
     past += piece;
@@ -113,7 +117,7 @@ TYPED_TEST(Attend, ReadOnlyAttendSeesWhatAppendLeft) {
     cache.attend(sequence, 0, in.q.view(first, queries), in.out.view(first, queries));
     EXPECT_LT(attention_distance<S>(in.q.view(first, queries), held.k.view(), held.v.view(),
                                     in.out.view(first, queries), first),
-              tolerance<S>);
+              TypeParam::tolerance);
   }
   EXPECT_EQ(cache.length(sequence), 200);
 }
@@ -149,30 +153,55 @@ TEST(AttendBatch, IsEachSequenceAlone) {
   }
 }
 
-TEST(AttendParallel, ResultsDoNotDependOnThreads) {
-  Options options{.layers = 1,
-                  .query_heads = 8,
-                  .kv_heads = 4,
-                  .head_dim = 64,
-                  .window = 16,
-                  .group = 32,
-                  .statistics_tokens = 100};
-  Options threaded = options;
-  threaded.parallel = [](int count, Task task) {
-    std::vector<std::thread> threads;
-    for (int i = 0; i < count; ++i) threads.emplace_back([task, i] { task(i); });
-    for (std::thread& thread : threads) thread.join();
-  };
-  KVCache<half, 2> one(options), many(threaded);
-  const SequenceId a = one.add_sequence(), b = many.add_sequence();
-  for (Index piece : {150, 1, 1, 60, 1}) {
-    Inputs<> in(options, piece, static_cast<unsigned>(piece));
-    Tensor<float> out = in.out;
-    one.attend(a, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
-    many.attend(b, 0, in.q.view(), in.k.view(), in.v.view(), out.view());
-    EXPECT_EQ(in.out.elements, out.elements);
+/// Pages of 16 tokens, so that contexts of a few hundred are split into runs of pages.
+Options many_pages() {
+  return {.layers = 1,
+          .query_heads = 8,
+          .kv_heads = 4,
+          .head_dim = 64,
+          .window = 16,
+          .group = 16,
+          .statistics_tokens = 100};
+}
+
+TYPED_TEST(Attend, LongContextsAreAttendedInRunsAndMerged) {
+  using S = typename TypeParam::Caller;
+  typename TypeParam::Cache cache(many_pages());
+  const SequenceId sequence = cache.add_sequence();
+  Inputs<S> in(many_pages(), 1700, 3);
+  cache.append(sequence, 0, in.q.view(), in.k.view(), in.v.view());
+  const Contents held = contents(cache, sequence);
+  for (Index queries : {1, 2, 9, 60}) {
+    const Index first = 1700 - queries;
+    cache.attend(sequence, 0, in.q.view(first, queries), in.out.view(first, queries));
+    EXPECT_LT(attention_distance<S>(in.q.view(first, queries), held.k.view(), held.v.view(),
+                                    in.out.view(first, queries), first),
+              TypeParam::tolerance);
   }
-  EXPECT_EQ(contents(one, a), contents(many, b));
+}
+
+TEST(AttendParallel, ResultsDoNotDependOnThreads) {
+  ThreadPool pool(3);
+  const std::array<Parallel, 2> ways = {pool.parallel(), [](int count, Task task) {
+                                          std::vector<std::thread> threads;
+                                          for (int i = 0; i < count; ++i)
+                                            threads.emplace_back([task, i] { task(i); });
+                                          for (std::thread& thread : threads) thread.join();
+                                        }};
+  for (const Parallel& way : ways) {
+    Options threaded = many_pages();
+    threaded.parallel = way;
+    KVCache<half, 2> one(many_pages()), many(threaded);
+    const SequenceId a = one.add_sequence(), b = many.add_sequence();
+    for (Index piece : {150, 1, 1, 60, 1, 900, 1, 2}) {
+      Inputs<> in(many_pages(), piece, static_cast<unsigned>(piece));
+      Tensor<float> out = in.out;
+      one.attend(a, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+      many.attend(b, 0, in.q.view(), in.k.view(), in.v.view(), out.view());
+      EXPECT_EQ(in.out.elements, out.elements);
+    }
+    EXPECT_EQ(contents(one, a), contents(many, b));
+  }
 }
 
 TEST(AttendStrided, ReadsAFusedProjection) {

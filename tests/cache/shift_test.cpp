@@ -88,7 +88,7 @@ void check(const Case& c, Index first, Index last, Index by) {
   Inputs<> next(options, 3, 9);
   cache.attend(sequence, 1, next.q.view(), next.out.view());
   EXPECT_LT(attention_distance<float>(next.q.view(), k.view(), v.view(), next.out.view(), k.tokens - 3),
-            1e-3);
+            rounding_tolerance(Bits));
 }
 
 TEST_P(Shift, IsAttentionOverKeysTurnedExactly) {
@@ -125,7 +125,7 @@ TEST_P(Shift, GoesOnAsBeforeAndStandsAnyNumberOfTimes) {
     cache.attend(sequence, 0, next.q.view(), next.out.view());
     EXPECT_LT(attention_distance<float>(next.q.view(), rows.k.view(), rows.v.view(), next.out.view(),
                                         rows.k.tokens - 1),
-              1e-3);
+              rounding_tolerance(2));
   }
   const MemoryReport report = cache.memory_report();
   cache.remove_sequence(sequence);

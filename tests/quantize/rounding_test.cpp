@@ -84,8 +84,7 @@ TEST(Symmetric, IsUnbiasedAlongTheRow) {
     std::vector<std::uint8_t> codes(128);
     const auto scale = static_cast<float>(quantize_symmetric({x.data(), 128}, bits, codes.data()));
     const Eigen::ArrayXf level =
-        Eigen::Map<Eigen::Array<std::uint8_t, 128, 1>>(codes.data()).cast<float>() -
-        symmetric_offset(bits);
+        Eigen::Map<Eigen::Array<std::uint8_t, 128, 1>>(codes.data()).cast<float>() - middle_code(bits);
     EXPECT_NEAR((x * level).sum() * scale / x.square().sum(), 1, 2e-3);
     // the error of an optimal uniform quantiser of a Gaussian (Max, 1960), before the gain: .1188,
     // .01154, 1e-4

@@ -21,7 +21,7 @@ Eigen::MatrixXd moment(Index d, std::uint32_t seed, Index rank) {
 TEST(SubspaceBasis, KeepsScores) {
   const auto basis = learn_subspace_basis(moment(64, 1, 200), moment(64, 2, 300), 2);
   ASSERT_TRUE(basis);
-  const RowMatrix identity = basis->to_basis * basis->from_basis;
+  const RowMatrix identity = basis->to_basis * basis->from_basis().cast<float>();
   EXPECT_LT((identity - RowMatrix::Identity(64, 64)).cwiseAbs().maxCoeff(), 1e-4f);
 }
 
@@ -29,7 +29,7 @@ TEST(SubspaceBasis, MakesTheMetricTheIdentityAndTheKeysUncorrelatedOfFallingVari
   const Eigen::MatrixXd C = moment(32, 1, 100), S = moment(32, 2, 100);
   const auto basis = learn_subspace_basis(C, S, 2);
   ASSERT_TRUE(basis);
-  const Eigen::MatrixXd A = basis->to_basis.cast<double>(), inverse = basis->from_basis.cast<double>();
+  const Eigen::MatrixXd A = basis->to_basis.cast<double>(), inverse = basis->from_basis();
   const Eigen::MatrixXd metric = C / (C.trace() / 32) + .1 * Eigen::MatrixXd::Identity(32, 32);
   EXPECT_LT((inverse.transpose() * metric * inverse - Eigen::MatrixXd::Identity(32, 32)).norm(), 1e-4);
   Eigen::MatrixXd covariance = A * S * A.transpose();

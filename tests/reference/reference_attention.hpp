@@ -50,6 +50,11 @@ struct Inputs {
   Tensor<S> q, k, v, out;
 };
 
+/// How far attention over codes of that width may be from attention over what they stand for: kernels
+/// round queries and probabilities to 8 bits, 14 for codes of 8 bits (squat/cpu/round_weights.hpp). Half
+/// of this is usual for one row, and a tenth of what 4-bit codes themselves err.
+constexpr double rounding_tolerance(int bits) { return bits == 16 ? 1e-3 : bits == 8 ? 2e-3 : 3e-2; }
+
 /// Relative distance of `out` from attention in double precision: query i of q stands at position past +
 /// i and sees the rows [0, past + i] of k and v.
 template <class S>

@@ -15,8 +15,9 @@
 #include <vector>
 
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Which two channels a rotary embedding turns together.
 enum class RotaryPairs {
@@ -65,6 +66,18 @@ class Turn {
   float cosine(Index pair) const { return cosine_[static_cast<std::size_t>(pair)]; }
   float sine(Index pair) const { return sine_[static_cast<std::size_t>(pair)]; }
 
+  /// Becomes the turn by this one's positions and another's together, of the same
+  /// table. Each time adds a rounding error.
+  void follow_by(const Turn &other) {
+    const Index pairs = table_->pair_count();
+    for (Index pair = 0; pair < pairs; ++pair) {
+      const auto i = static_cast<std::size_t>(pair);
+      const float c = cosine_[i], s = sine_[i];
+      cosine_[i] = c * other.cosine_[i] - s * other.sine_[i];
+      sine_[i] = s * other.cosine_[i] + c * other.sine_[i];
+    }
+  }
+
   /// Turns a row [head_dim] in place.
   void apply(float *row) const {
     const Index pairs = table_->pair_count();
@@ -100,11 +113,6 @@ class Turn {
 /// The rotary frame of tiles of `rows` tokens: row j of a tile is turned by
 /// position j, as if the tile began at position 0. It holds cos(j w) and sin(j
 /// w) of every pair and row, [2 * pairs, rows].
-///
-/// A mean key m turns along: row j has R(j) m. What a query q of the tile's
-/// frame scores with it is sum_i cos(j w_i) u_i + sin(j w_i) v_i plus what does
-/// not turn, u_i = q_a m_a + q_b m_b and v_i = q_b m_a - q_a m_b over the two
-/// channels a, b of pair i.
 class TileFrame {
  public:
   TileFrame(RotaryTable table, Index rows) : table_(std::move(table)), rows_(rows) {
@@ -126,20 +134,6 @@ class TileFrame {
   /// the matrix `rows()` apart.
   const float *angles(Index row) const { return angles_.data() + row; }
   Index angle_count() const { return 2 * table_.pair_count(); }
-
-  /// The weights u_0 v_0 u_1 v_1 ... of angles() in the scores of `query` with
-  /// the turned mean. Returns the share that does not turn.
-  float mean_weights(const float *query, const float *mean, Index head_dim, float *weights) const {
-    const Index pairs = table_.pair_count();
-    for (Index pair = 0; pair < pairs; ++pair) {
-      const auto [a, b] = table_.channels(pair);
-      weights[2 * pair] = query[a] * mean[a] + query[b] * mean[b];
-      weights[2 * pair + 1] = query[b] * mean[a] - query[a] * mean[b];
-    }
-    float constant = 0;
-    for (Index i = 2 * pairs; i < head_dim; ++i) constant += query[i] * mean[i];
-    return constant;
-  }
 
   /// channels[c][t] += factor * (R(row + t) mean)_c for channel-major rows
   /// [head_dim, tokens].
@@ -168,4 +162,4 @@ class TileFrame {
   RowMatrix angles_;
 };
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "squat/attention/rotary.hpp"
+#include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/vector.hpp"
 #include "squat/options.hpp"
 #include "squat/quantize/key_quantizer.hpp"
@@ -26,20 +27,25 @@ struct ObservedTokens {
 /// The statistics and codings of one layer, for all sequences or for one.
 class LayerCoding {
  public:
-  /// frame: of the keys' tiles, null for the frame they come in.
-  LayerCoding(const Options &options, int key_bits, int layer, const TileFrame *frame)
+  /// tiles: of the keys, null for the frame they come in.
+  LayerCoding(const Options &options, int key_bits, int layer, const TileTables *tiles)
       : layer_(layer),
-        frame_(frame),
+        tiles_(tiles),
+        frame_(tiles ? &tiles->frame : nullptr),
         sinks_(options.sinks),
         group_(options.group),
         statistics_(static_cast<std::size_t>(options.kv_heads)),
-        quantizers_(static_cast<std::size_t>(options.kv_heads),
-                    KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits,
-                                 options.head_dim)) {}
+        quantizers_(
+            static_cast<std::size_t>(options.kv_heads),
+            KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits, options.head_dim)),
+        transforms_(static_cast<std::size_t>(options.kv_heads)) {}
 
   int layer() const { return layer_; }
-  const TileFrame *frame() const { return frame_; }
+  const TileTables *tiles() const { return tiles_; }
   const KeyQuantizer &quantizer(Index head) const { return quantizers_[static_cast<std::size_t>(head)]; }
+  const QueryTransform &transform(Index head) const {
+    return transforms_[static_cast<std::size_t>(head)];
+  }
   const QueryStatistics *statistics(Index head) const {
     return statistics_[static_cast<std::size_t>(head)].get();
   }
@@ -69,7 +75,10 @@ class LayerCoding {
   /// Fixes the coding of one KV head from its statistics.
   void learn(Index head, bool keep_statistics) {
     const auto i = static_cast<std::size_t>(head);
-    if (statistics_[i]) quantizers_[i].learn(*statistics_[i], frame_);
+    if (statistics_[i]) {
+      quantizers_[i].learn(*statistics_[i], frame_);
+      transforms_[i] = QueryTransform(quantizers_[i], tiles_);
+    }
     if (!keep_statistics) statistics_[i].reset();
   }
 
@@ -84,6 +93,7 @@ class LayerCoding {
   std::size_t bytes() const {
     std::size_t sum = 0;
     for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
+    for (const QueryTransform &transform : transforms_) sum += transform.bytes();
     return sum;
   }
 
@@ -142,11 +152,13 @@ class LayerCoding {
   }
 
   int layer_;
-  const TileFrame *frame_;
+  const TileTables *tiles_;
+  const TileFrame *frame_;  // of the tiles
   Index sinks_;
   Index group_;
   std::vector<std::unique_ptr<QueryStatistics>> statistics_;  // a KV head each, while they are wanted
   std::vector<KeyQuantizer> quantizers_;
+  std::vector<QueryTransform> transforms_;
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

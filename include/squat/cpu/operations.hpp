@@ -12,9 +12,11 @@
 #include "squat/attention/context.hpp"
 #include "squat/cpu/attend_head.hpp"
 #include "squat/cpu/buffer.hpp"
+#include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/layer_coding.hpp"
 #include "squat/cpu/pack_page.hpp"
 #include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/partial_results.hpp"
 #include "squat/cpu/row_store.hpp"
 #include "squat/cpu/unpack_page.hpp"
 #include "squat/cpu/workspace.hpp"
@@ -34,7 +36,7 @@ class Operations {
   explicit Operations(const Options &options)
       : options_(options), layout_(options), workspace_(options.parallel) {
     for (const RotaryTable &table : options.rotary) {
-      if (*options.frame > 0) frames_.push_back(std::make_unique<TileFrame>(table, *options.frame));
+      if (*options.frame > 0) tiles_.push_back(std::make_unique<TileTables>(table, *options.frame));
     }
   }
 
@@ -44,13 +46,13 @@ class Operations {
 
   /// Turns the keys of exact rows from `first` on by `by` positions.
   void turn(Index coding, Rows &rows, Index first, Index by) const {
-    rows.turn(first, Turn(*key_frame(coding, 0).rotary, by));
+    rows.turn(first, Turn(*head_coding(coding, 0).rotary, by));
   }
 
   /// Room for what a layer learns; what it returns names it.
   Index add_coding(int layer) {
-    const TileFrame *frame = frames_.empty() ? nullptr : of_layer(frames_, layer).get();
-    auto coding = std::make_unique<LayerCoding>(options_, KeyBits, layer, frame);
+    const TileTables *tiles = tiles_.empty() ? nullptr : of_layer(tiles_, layer).get();
+    auto coding = std::make_unique<LayerCoding>(options_, KeyBits, layer, tiles);
     const auto empty = std::find(codings_.begin(), codings_.end(), nullptr);
     if (empty == codings_.end()) {
       codings_.push_back(std::move(coding));
@@ -112,6 +114,8 @@ class Operations {
         for (Index token = 0; token < group; ++token) {
           const Index source = page * group + token;
           float *row = rows + token * d;
+          const Index ahead = std::min(first + source - tail.tokens + 8, tensor.tokens - 1);
+          if (ahead >= 0) prefetch_row(tensor.row(ahead, head));
           if (source < tail.tokens) {
             copy_row(tail_row(source), d, row);
           } else {
@@ -120,7 +124,7 @@ class Operations {
         }
       };
       gather(k, [&](Index token) { return tail.key(head, token, d); });
-      pack_keys<T>(layout_, key_frame(coding, head), rows, view, head, scratch);
+      pack_keys<T>(layout_, head_coding(coding, head), rows, view, head, scratch);
       gather(v, [&](Index token) { return tail.value(head, token, d); });
       pack_values<T>(layout_, *options_.fit, rows, view.data, head, scratch);
     });
@@ -135,19 +139,25 @@ class Operations {
     const Index heads = heads_per_kv_head();
     const Index block = std::max<Index>(1, most_rows / heads);
     items_.clear();
-    Index rows = 0;
+    merges_.clear();
+    Index rows = 0, partial_rows = 0;
     for (const SequenceJob<T> &job : jobs) {
       for (Index first = 0; first < job.tokens; first += block) {
         const Index tokens = std::min(block, job.tokens - first);
         rows = std::max(rows, tokens * heads);
-        for (Index head = 0; head < options_.kv_heads; ++head)
-          items_.push_back({&job, head, first, tokens});
+        for (Index head = 0; head < options_.kv_heads; ++head) {
+          partial_rows = add_items({&job, head, first, tokens}, partial_rows);
+        }
       }
     }
-    workspace_.reserve(static_cast<Index>(items_.size()), Head::scratch_bytes(layout_, rows));
-    workspace_.for_each(static_cast<Index>(items_.size()), [&](Index index, Scratch scratch) {
+    const auto items = static_cast<Index>(items_.size()), merges = static_cast<Index>(merges_.size());
+    workspace_.reserve(items, Head::scratch_bytes(layout_, rows));
+    partials_.reserve(partial_rows, options_.head_dim);
+    workspace_.for_each(items, [&](Index index, Scratch scratch) {
       attend_item(items_[static_cast<std::size_t>(index)], q, k, v, out, scratch);
     });
+    workspace_.for_each(
+        merges, [&](Index index, Scratch) { merge(merges_[static_cast<std::size_t>(index)], out); });
   }
 
   /// Writes the cached keys and values of a sequence and layer, [tokens,
@@ -156,6 +166,10 @@ class Operations {
   void dequantize(Index coding, const Context<T> &context, TensorView<S> k, TensorView<S> v) {
     const Index d = options_.head_dim;
     for_each_kv_head(3 * layout_.group * d * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
+      const HeadCoding head_keys = head_coding(coding, head);
+      const SubspaceBasis *basis = head_keys.quantizer->basis();
+      const RowMatrix from_basis =
+          basis != nullptr ? RowMatrix(basis->from_basis().cast<float>()) : RowMatrix();
       Index position = 0;
       const auto copy_exact = [&](const ExactRows<T> &rows) {
         for (Index token = 0; token < rows.tokens; ++token, ++position) {
@@ -165,7 +179,7 @@ class Operations {
       };
       copy_exact(context.sinks);
       for (const PageView &page : context.pages) {
-        dequantize_page(key_frame(coding, head), page, head, k.slice(position, page.tokens),
+        dequantize_page(head_keys, from_basis, page, head, k.slice(position, page.tokens),
                         v.slice(position, page.tokens), scratch);
         position += page.tokens;
       }
@@ -182,24 +196,45 @@ class Operations {
   std::size_t bases_bytes() const {
     std::size_t sum = 0;
     for (const auto &coding : codings_) sum += coding ? coding->bytes() : 0;
-    for (const auto &frame : frames_) sum += frame->bytes();
+    for (const auto &tiles : tiles_) sum += tiles->bytes();
     return sum;
   }
 
-  std::size_t workspace_bytes() const { return workspace_.bytes(); }
+  std::size_t workspace_bytes() const { return workspace_.bytes() + partials_.bytes(); }
 
  private:
   using Head = HeadAttention<T, KeyBits, ValueBits>;
 
   /// A block of tokens of one job and KV head.
-  struct Item {
+  struct Block {
     const SequenceJob<T> *job;
     Index head;
     Index first;
     Index tokens;
   };
 
-  static constexpr Index most_rows = 128;  // query rows of an item
+  /// A block's attention to a run of pages: to the sinks too with the first page,
+  /// to the tail with the last. Where a block has several, their results go to
+  /// rows of partials_, else straight to the output.
+  struct Item {
+    Block block;
+    Index first_page;
+    Index last_page;
+    Index partial_row;  // or -1
+  };
+
+  /// A block whose results lie in `runs` times its rows of partials_.
+  struct Merge {
+    Block block;
+    Index partial_row;
+    Index runs;
+  };
+
+  static constexpr Index most_rows = 128;  // query rows of a block
+
+  /// Pages of a run. It is fixed, so that results do not depend on how many tasks
+  /// share the work.
+  static constexpr Index run_pages = 32;
 
   LayerCoding &layer_coding(Index coding) const { return *codings_[static_cast<std::size_t>(coding)]; }
 
@@ -209,11 +244,11 @@ class Operations {
     return items.size() == 1 ? items.front() : items[static_cast<std::size_t>(layer)];
   }
 
-  KeyFrame key_frame(Index coding, Index head) const {
+  HeadCoding head_coding(Index coding, Index head) const {
     const LayerCoding &layer = layer_coding(coding);
     const RotaryTable *rotary =
         options_.rotary.empty() ? nullptr : &of_layer(options_.rotary, layer.layer());
-    return {layer.frame(), rotary, &layer.quantizer(head)};
+    return {layer.tiles(), rotary, &layer.quantizer(head), &layer.transform(head)};
   }
 
   Index heads_per_kv_head() const { return options_.query_heads / options_.kv_heads; }
@@ -228,40 +263,96 @@ class Operations {
     workspace_.for_each(options_.kv_heads, run);
   }
 
+  /// A head's rows are far apart in the caller's tensors: no hardware foresees
+  /// them.
+  template <Element S>
+  void prefetch_row(const S *row) const {
+    for (Index i = 0; i < options_.head_dim; i += Index{64 / sizeof(S)}) __builtin_prefetch(row + i);
+  }
+
   template <Element S>
   void copy_rounded(const S *from, float *to) const {
     copy_row(from, options_.head_dim, to);
-    if constexpr (!std::is_same_v<S, T> && !std::is_same_v<T, float>) {
-      std::transform(to, to + options_.head_dim, to,
-                     [](float x) { return static_cast<float>(static_cast<T>(x)); });
+    if constexpr (!std::is_same_v<S, T>) round_row_to<T>(to, options_.head_dim);
+  }
+
+  /// Splits a block of few rows by runs of pages. Returns the first free row of
+  /// the partial results.
+  Index add_items(const Block &block, Index partial_row) {
+    const auto pages = static_cast<Index>(block.job->context.pages.size());
+    const Index rows = block.tokens * heads_per_kv_head();
+    const Index runs = rows <= Head::few_rows ? std::max<Index>(1, pages / run_pages) : 1;
+    for (Index run = 0; run < runs; ++run) {
+      const Index last = run + 1 == runs ? pages : (run + 1) * run_pages;
+      items_.push_back({block, run * run_pages, last, runs == 1 ? -1 : partial_row + run * rows});
     }
+    if (runs == 1) return partial_row;
+    merges_.push_back({block, partial_row, runs});
+    return partial_row + runs * rows;
   }
 
   template <Element S>
   void attend_item(const Item &item, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
-                   TensorView<S> out, Scratch scratch) const {
-    const SequenceJob<T> &job = *item.job;
-    const Index heads = heads_per_kv_head(), d = options_.head_dim;
-    Head attention(layout_, key_frame(job.coding, item.head), item.head, item.tokens * heads, scratch);
-    attention.begin(q, job.first_row + item.first, item.tokens, heads, job.past + item.first,
+                   TensorView<S> out, Scratch scratch) {
+    const Block &block = item.block;
+    const SequenceJob<T> &job = *block.job;
+    const Index heads = heads_per_kv_head(), d = options_.head_dim, rows = block.tokens * heads;
+    const auto pages = job.context.pages;
+    Head attention(layout_, head_coding(job.coding, block.head), block.head, rows, scratch);
+    attention.begin(q, job.first_row + block.first, block.tokens, heads, job.past + block.first,
                     options_.attention_scale);
-    if (k.tokens > 0) {
-      attention.exact(k.row(job.first_row, item.head), k.token_stride, v.row(job.first_row, item.head),
-                      v.token_stride, job.past, job.tokens);
-    }
-    Index position = 0;
-    const auto exact = [&](const ExactRows<T> &rows) {
-      attention.exact(rows.key(item.head, 0, d), d, rows.value(item.head, 0, d), d, position,
-                      rows.tokens);
-      position += rows.tokens;
+    const auto exact = [&](const ExactRows<T> &exact_rows, Index position) {
+      attention.exact(exact_rows.key(block.head, 0, d), d, exact_rows.value(block.head, 0, d), d,
+                      position, exact_rows.tokens);
     };
-    exact(job.context.sinks);
-    for (const PageView &page : job.context.pages) {
-      attention.page(page, position);
+    if (item.first_page == 0) {
+      if (k.tokens > 0) {
+        attention.exact(k.row(job.first_row, block.head), k.token_stride,
+                        v.row(job.first_row, block.head), v.token_stride, job.past, job.tokens);
+      }
+      exact(job.context.sinks, 0);
+    }
+    Index position = job.context.sinks.tokens;
+    for (Index i = 0; i < item.last_page; ++i) {
+      const PageView &page = pages[static_cast<std::size_t>(i)];
+      if (i >= item.first_page) {
+        const bool more = i + 1 < item.last_page;
+        attention.page(page, position, more ? pages[static_cast<std::size_t>(i + 1)].data : nullptr);
+      }
       position += page.tokens;
     }
-    exact(job.context.tail);
-    attention.finish(out, job.first_row + item.first, heads);
+    if (item.last_page == static_cast<Index>(pages.size())) exact(job.context.tail, position);
+    if (item.partial_row < 0) {
+      const RowView<const float> sums = attention.sums();
+      for (Index row = 0; row < rows; ++row) {
+        write_output(sums[row], attention.states()[row].sum, block, row, out);
+      }
+    } else {
+      partials_.store(item.partial_row, rows, attention.sums(), attention.states());
+    }
+  }
+
+  /// Adds up what the runs of a block left, in their order.
+  template <Element S>
+  void merge(const Merge &merge, TensorView<S> out) {
+    const Index rows = merge.block.tokens * heads_per_kv_head();
+    for (Index row = 0; row < rows; ++row) {
+      const Index first = merge.partial_row + row;
+      for (Index run = 1; run < merge.runs; ++run) partials_.merge(first, first + run * rows);
+      write_output(partials_.sum(first), partials_.state(first).sum, merge.block, row, out);
+    }
+  }
+
+  template <Element S>
+  void write_output(const float *sum, float weight, const Block &block, Index row,
+                    TensorView<S> out) const {
+    const Index heads = heads_per_kv_head();
+    S *output =
+        out.row(block.job->first_row + block.first + row / heads, block.head * heads + row % heads);
+    const float inverse = 1.0f / weight;
+    for (Index i = 0; i < options_.head_dim; i += float_lanes) {
+      store_floats(output + i, load_floats(sum + i) * broadcast(inverse));
+    }
   }
 
   template <class From, Element S>
@@ -271,8 +362,8 @@ class Operations {
   }
 
   template <Element S>
-  void dequantize_page(const KeyFrame &coding, const PageView &page, Index head, TensorView<S> k,
-                       TensorView<S> v, Scratch scratch) const {
+  void dequantize_page(const HeadCoding &coding, const RowMatrix &from_basis, const PageView &page,
+                       Index head, TensorView<S> k, TensorView<S> v, Scratch scratch) const {
     const Index d = options_.head_dim, group = layout_.group;
     auto *keys = scratch.take<float>(group * d);
     if constexpr (KeyBits == 16) {
@@ -286,7 +377,7 @@ class Operations {
       unpack_keys(layout_, coding.quantizer->allocation(space), page.data, head, coordinates);
       if (space == KeySpace::basis) {
         Eigen::Map<RowMatrix>(keys, d, group).noalias() =
-            coding.quantizer->basis()->from_basis * Eigen::Map<const RowMatrix>(coordinates, d, group);
+            from_basis * Eigen::Map<const RowMatrix>(coordinates, d, group);
       } else {
         std::swap(keys, coordinates);
       }
@@ -311,9 +402,11 @@ class Operations {
   Options options_;
   PageLayout<KeyBits, ValueBits> layout_;
   Workspace workspace_;
-  std::vector<std::unique_ptr<TileFrame>> frames_;  // one, or one a layer; none: keys stay as they come
+  std::vector<std::unique_ptr<TileTables>> tiles_;  // one, or one a layer; none: keys stay as they come
   std::vector<std::unique_ptr<LayerCoding>> codings_;  // by name
   std::vector<Item> items_;                            // of the call in progress
+  std::vector<Merge> merges_;
+  PartialResults partials_;
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -9,6 +9,7 @@
 
 #include "squat/attention/context.hpp"
 #include "squat/attention/rotary.hpp"
+#include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/page_layout.hpp"
 #include "squat/cpu/vector.hpp"
 #include "squat/cpu/workspace.hpp"
@@ -17,40 +18,30 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// What the keys of one head are coded with: the frame of their tile (null: the
-/// frame they come in), the coding learnt, and where a page's row 0 stands in
-/// its tile and the tile in the context.
-struct KeyFrame {
-  const TileFrame *frame = nullptr;
-  const RotaryTable *rotary = nullptr;  // null: a page's base is 0
-  const KeyQuantizer *quantizer = nullptr;
-};
-
 /// Brings keys of a page into its tile's frame and takes the turned mean off,
 /// or back. keys: channel-major [head_dim, group].
-inline void enter_frame(const KeyFrame &coding, const PageView &page, Index head_dim, Index group,
+inline void enter_frame(const HeadCoding &coding, const PageView &page, Index head_dim, Index group,
                         float *keys) {
   if (page.base != 0) Turn(*coding.rotary, -page.base).apply_to_channels(keys, group);
   if (const float *mean = coding.quantizer->mean()) {
-    coding.frame->add_mean(mean, head_dim, -1, page.row, group, keys);
+    coding.tiles->frame.add_mean(mean, head_dim, -1, page.row, group, keys);
   }
 }
-inline void leave_frame(const KeyFrame &coding, const PageView &page, Index head_dim, Index group,
+inline void leave_frame(const HeadCoding &coding, const PageView &page, Index head_dim, Index group,
                         float *keys) {
   if (const float *mean = coding.quantizer->mean()) {
-    coding.frame->add_mean(mean, head_dim, 1, page.row, group, keys);
+    coding.tiles->frame.add_mean(mean, head_dim, 1, page.row, group, keys);
   }
   if (page.base != 0) Turn(*coding.rotary, page.base).apply_to_channels(keys, group);
 }
 
 /// Packs the keys rows [group, head_dim] (floats, row-major) of one head.
 template <class T, int KeyBits, int ValueBits>
-void pack_keys(const PageLayout<KeyBits, ValueBits> &layout, const KeyFrame &coding, float *rows,
+void pack_keys(const PageLayout<KeyBits, ValueBits> &layout, const HeadCoding &coding, float *rows,
                const PageView &page, Index head, Scratch scratch) {
   const Index d = layout.head_dim, group = layout.group;
   if constexpr (KeyBits == 16) {
-    std::transform(rows, rows + group * d, layout.template keys<Exact16<T>>(page.data, head),
-                   [](float x) { return static_cast<Exact16<T>>(x); });
+    convert_row(rows, group * d, layout.template keys<Exact16<T>>(page.data, head));
   } else {
     auto *channels = scratch.take<float>(d * group);
     auto *rounded = scratch.take<float>(d * group);
@@ -62,7 +53,7 @@ void pack_keys(const PageLayout<KeyBits, ValueBits> &layout, const KeyFrame &cod
         coding.quantizer->quantize({channels, d, group}, {rounded, d, group}, codes, scales);
     auto *packed = layout.template keys<std::uint8_t>(page.data, head);
     for (const CodeRun &run : coding.quantizer->allocation(space).runs()) {
-      pack_codes(run.bits, codes + run.first * group, 1, group, group, run.channels, packed);
+      pack_codes(run.bits, codes + run.first * group, group, group, run.channels, packed);
       packed += code_bytes(run.bits, group, run.channels);
     }
     layout.set_key_scales(page.data, head, space, scales);
@@ -76,8 +67,7 @@ void pack_values(const PageLayout<KeyBits, ValueBits> &layout, AffineFit fit, fl
                  std::byte *page, Index head, Scratch scratch) {
   const Index d = layout.head_dim, group = layout.group;
   if constexpr (ValueBits == 16) {
-    std::transform(rows, rows + group * d, layout.template values<Exact16<T>>(page, head),
-                   [](float x) { return static_cast<Exact16<T>>(x); });
+    convert_row(rows, group * d, layout.template values<Exact16<T>>(page, head));
   } else {
     auto *codes = scratch.take<std::uint8_t>(group * d);
     auto *scales = scratch.take<AffineScale>(layout.scales_of_a_value);
@@ -91,7 +81,7 @@ void pack_values(const PageLayout<KeyBits, ValueBits> &layout, AffineFit fit, fl
         }
       }
     }
-    pack_codes(ValueBits, codes, 1, d, d, group, layout.template values<std::uint8_t>(page, head));
+    pack_codes(ValueBits, codes, d, d, group, layout.template values<std::uint8_t>(page, head));
   }
 }
 

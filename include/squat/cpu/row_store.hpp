@@ -10,9 +10,11 @@
 #include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
 #include "squat/cpu/buffer.hpp"
+#include "squat/cpu/vector.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/tensor.hpp"
 
-namespace squat::cpu {
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 /// Keys and values as `[kv_heads, capacity, head_dim]` in T, filled from the
 /// front.
@@ -40,8 +42,8 @@ class RowStore {
       T *key = rows_.data() + (head * capacity_ + tokens_) * head_dim_;
       T *value = values() + (head * capacity_ + tokens_) * head_dim_;
       for (Index token = first; token < first + count; ++token, key += head_dim_, value += head_dim_) {
-        convert(k.row(token, head), key);
-        convert(v.row(token, head), value);
+        convert_row(k.row(token, head), head_dim_, key);
+        convert_row(v.row(token, head), head_dim_, value);
       }
     }
     tokens_ += count;
@@ -64,10 +66,9 @@ class RowStore {
     for (Index head = 0; head < kv_heads_; ++head) {
       for (Index token = first; token < tokens_; ++token) {
         T *key = rows_.data() + (head * capacity_ + token) * head_dim_;
-        std::transform(key, key + head_dim_, row.begin(), [](T x) { return static_cast<float>(x); });
+        convert_row(key, head_dim_, row.data());
         turn.apply(row.data());
-        std::transform(row.begin(), row.begin() + head_dim_, key,
-                       [](float x) { return static_cast<T>(x); });
+        convert_row(row.data(), head_dim_, key);
       }
     }
   }
@@ -91,16 +92,6 @@ class RowStore {
  private:
   T *values() const { return rows_.data() + rows_.size() / 2; }
 
-  void convert(const auto *from, T *to) const {
-    std::transform(from, from + head_dim_, to, [](auto x) {
-      if constexpr (std::is_same_v<decltype(x), T>) {
-        return x;
-      } else {
-        return static_cast<T>(static_cast<float>(x));
-      }
-    });
-  }
-
   Index kv_heads_ = 0;
   Index head_dim_ = 0;
   Index capacity_ = 0;
@@ -108,4 +99,4 @@ class RowStore {
   Buffer<T> rows_;
 };
 
-}  // namespace squat::cpu
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -1,94 +1,51 @@
 #pragma once
 
-// Scores of query rows against packed and exact keys.
+// Scores of query rows against the keys of a packed page.
+//
+//   score_t = q . (zero + scale * code_t)
+//           = sum_c (q_c scale_c) (code_tc - middle) + sum_c q_c (zero_c + scale_c middle)
+//
+// The scale folds into the query, and what is left of it as an integer (see
+// round_weights.hpp) meets the codes, one run of a width at a time. That codes
+// count from the middle of their range halves the error of rounding the query.
 
-#include <algorithm>
+#include <cmath>
 #include <cstdint>
-#include <cstring>
 
-#include "squat/cpu/vector.hpp"
+#include "squat/cpu/float_vector.hpp"
+#include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/row_blocks.hpp"
+#include "squat/cpu/weighted_codes.hpp"
+#include "squat/quantize/bit_allocation.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// accumulated[r][lane] += multiplier * sum_i weights[r][i] * code[lane][i], for
-/// every lane of `lane_count` lanes and every row, over the codes of one plane.
-/// weights: [rows, weight_stride]; accumulated: [rows, sum_stride]. Each block
-/// of codes is read once for up to four rows.
-template <int Bits>
-void accumulate_plane(const std::uint8_t *packed, Index lane_count, Index inner, Index rows,
-                      const float *weights, Index weight_stride, float multiplier, float *accumulated,
-                      Index sum_stride) {
-  const Index run_bytes = (inner + block_inner<Bits> - 1) / block_inner<Bits> * block_bytes;
-  for (Index lane = 0; lane < lane_count; lane += lanes, packed += run_bytes) {
-    for_row_blocks(rows, [&]<int Rows>(Index row) {
-      FloatLanes sums[Rows] = {};
-      for (Index first = 0; first < inner; first += block_inner<Bits>) {
-        WordLanes words;
-        load(packed + first / block_inner<Bits> * block_bytes, words);
-        const int parts = static_cast<int>(std::min<Index>(8 / Bits, (inner - first) / 4));
-        for (int part = 0; part < parts; ++part) {
-          for (int byte = 0; byte < 4; ++byte) {
-            FloatLanes codes;
-            extract_codes<Bits>(words, byte * 8 + part * Bits, codes);
-            const float *weight = weights + row * weight_stride + first + part * 4 + byte;
-            for (int r = 0; r < Rows; ++r) sums[r] += weight[r * weight_stride] * codes;
-          }
-        }
-      }
-      for (int r = 0; r < Rows; ++r) {
-        FloatLanes sum;
-        float *to = accumulated + (row + r) * sum_stride + lane;
-        load(to, sum);
-        sum += multiplier * sums[r];
-        std::memcpy(to, &sum, sizeof sum);
-      }
-    });
-  }
-}
-
-/// Packed codes of `rows` lanes times `inner`, of any width.
-struct PackedCodes {
-  int bits;
-  const std::uint8_t *data;
-  Index rows;
-  Index inner;
-};
-
-/// The same over the lanes [first, first + count) of codes of any width. Keys:
-/// lanes are tokens, i runs over channels, weights are query * scale. Values:
-/// lanes are channels, i runs over tokens, weights are probability * scale.
-inline void accumulate_codes(const PackedCodes &codes, Index first, Index count, Index rows,
-                             const float *weights, Index weight_stride, float *accumulated,
-                             Index sum_stride) {
-  for_each_plane(codes.bits, codes.data, codes.rows, codes.inner,
-                 [&]<int Bits>(const std::uint8_t *plane, int shift) {
-                   accumulate_plane<Bits>(plane + plane_bytes(Bits, first, codes.inner), count,
-                                          codes.inner, rows, weights, weight_stride,
-                                          static_cast<float>(1 << shift), accumulated, sum_stride);
-                 });
-}
-
-/// scores[r][t] = queries[r] . keys[t]. queries: [rows, head_dim] floats; keys:
-/// `tokens` rows, `key_stride` elements apart; scores: [rows, score_stride].
-template <Element Scalar>
-void score_rows(const float *queries, Index rows, Index head_dim, const Scalar *keys, Index key_stride,
-                Index tokens, float *scores, Index score_stride) {
-  for_row_blocks(rows, [&]<int Rows>(Index row) {
-    for (Index token = 0; token < tokens; ++token) {
-      const Scalar *key = keys + token * key_stride;
-      FloatLanes sums[Rows] = {};
-      for (Index i = 0; i < head_dim; i += lanes) {
-        FloatLanes channels;
-        load_row(key + i, channels);
-        for (int r = 0; r < Rows; ++r) {
-          FloatLanes query;
-          load(queries + (row + r) * head_dim + i, query);
-          sums[r] += query * channels;
-        }
-      }
-      for (int r = 0; r < Rows; ++r) scores[(row + r) * score_stride + token] = sum_lanes(sums[r]);
+/// scores[r][t] += what the codes of all tokens of a page score. queries: [rows,
+/// head_dim], as the codes see them.
+template <class Layout>
+void score_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
+                RowView<const float> queries, RowView<float> scores, CodeWeights &scratch) {
+  const Index d = layout.head_dim, group = layout.group, rows = scratch.row_count;
+  const half *zeros = layout.key_zeros(page, head), *scales = layout.key_scales(page, head);
+  for (Index row = 0; row < rows; ++row) {
+    float *weights = scratch.weights[row];
+    FloatVector zero_score = broadcast(0);
+    for (Index i = 0; i < d; i += float_lanes) {
+      const FloatVector query = load_floats(queries[row] + i);
+      zero_score = multiply_add(query, load_floats(zeros + i), zero_score);
+      store_floats(weights + i, query * load_floats(scales + i));
     }
-  });
+    // The sign of the first scale is the page's key space.
+    weights[0] = queries[row][0] * std::abs(static_cast<float>(scales[0]));
+    scratch.constants[row] = sum_lanes(zero_score);
+  }
+  const auto *packed = layout.template keys<std::uint8_t>(page, head);
+  for (const CodeRun &run : allocation.runs()) {
+    scratch.round(run.first, run.channels, run.bits);
+    scratch.accumulate({run.bits, packed, group, run.channels}, 0, group, scores);
+    packed += code_bytes(run.bits, group, run.channels);
+  }
+  scratch.add_constants(group, scores);
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -1,35 +1,54 @@
 #pragma once
 
-// Sums of exact value rows weighted by attention probabilities. Packed values
-// go through accumulate_codes.
+// Sums of the values of a packed page, weighted by attention probabilities.
+//
+//   output_c = sum_t p_t (zero_t + scale_t code_tc)
+//            = sum_t (p_t scale_t) code_tc + sum_t p_t zero_t
+//
+// with zero_t = -scale_t * middle for symmetric values, whose output stays in
+// the rotated space.
 
-#include <cstring>
+#include <Eigen/Core>
+#include <cstdint>
 
-#include "squat/cpu/vector.hpp"
+#include "squat/cpu/float_vector.hpp"
+#include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/row_blocks.hpp"
+#include "squat/cpu/weighted_codes.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// outputs[r] += sum_t weights[r][t] * values[t]. weights: [rows,
-/// weight_stride]; values: `tokens` rows of `channels` elements, `value_stride`
-/// apart; outputs: [rows, output_stride] floats.
-template <Element Scalar>
-void sum_rows(const float *weights, Index weight_stride, Index rows, const Scalar *values,
-              Index value_stride, Index tokens, float *outputs, Index channels, Index output_stride) {
-  for_row_blocks(rows, [&]<int Rows>(Index row) {
-    for (Index i = 0; i < channels; i += lanes) {
-      FloatLanes sums[Rows];
-      for (int r = 0; r < Rows; ++r) load(outputs + (row + r) * output_stride + i, sums[r]);
-      for (Index token = 0; token < tokens; ++token) {
-        FloatLanes value;
-        load_row(values + token * value_stride + i, value);
-        const float *weight = weights + row * weight_stride + token;
-        for (int r = 0; r < Rows; ++r) sums[r] += weight[r * weight_stride] * value;
+/// outputs[r] += sum over all tokens of a page of probability times value.
+/// probabilities: [rows, group], 0 for tokens that do not count.
+template <int KeyBits, int ValueBits>
+void sum_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page, Index head,
+                RowView<const float> probabilities, RowView<float> outputs, CodeWeights &scratch) {
+  const Index d = layout.head_dim, group = layout.group, rows = scratch.row_count;
+  const Index run = d / layout.scales_of_a_value;
+  const auto *packed = layout.template values<std::uint8_t>(page, head);
+  for (Index i = 0; i < layout.scales_of_a_value; ++i) {
+    const half *scales = layout.value_scales_row(page, head, i);
+    const half *zeros = layout.value_zeros_row(page, head, i);
+    for (Index row = 0; row < rows; ++row) {
+      FloatVector weight_sum = broadcast(0), zero_sum = broadcast(0);
+      for (Index token = 0; token < group; token += float_lanes) {
+        const FloatVector probability = load_floats(probabilities[row] + token);
+        const FloatVector weight = probability * load_floats(scales + token);
+        store_floats(scratch.weights[row] + token, weight);
+        weight_sum = weight_sum + weight;
+        if (layout.value_coding == ValueCoding::plain) {
+          zero_sum = multiply_add(probability, load_floats(zeros + token), zero_sum);
+        }
       }
-      for (int r = 0; r < Rows; ++r) {
-        std::memcpy(outputs + (row + r) * output_stride + i, &sums[r], sizeof sums[r]);
-      }
+      scratch.constants[row] = layout.value_coding == ValueCoding::plain
+                                   ? sum_lanes(zero_sum)
+                                   : -middle_code(ValueBits) * sum_lanes(weight_sum);
     }
-  });
+    scratch.round(0, group, ValueBits);
+    const RowView<float> channels{outputs.data + i * run, outputs.stride};
+    scratch.accumulate({ValueBits, packed, d, group}, i * run, run, channels);
+    scratch.add_constants(run, channels);
+  }
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -74,9 +74,8 @@ void unpack_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page
     const half *zeros = layout.value_zeros_row(page, head, i);
     for (Index token = 0; token < group; ++token) {
       const auto scale = static_cast<float>(scales[token]);
-      const float zero = layout.value_coding == ValueCoding::plain
-                             ? static_cast<float>(zeros[token])
-                             : -symmetric_offset(ValueBits) * scale;
+      const float zero = layout.value_coding == ValueCoding::plain ? static_cast<float>(zeros[token])
+                                                                   : -middle_code(ValueBits) * scale;
       float *row = values + token * d + i * run;
       for (Index channel = 0; channel < run; ++channel) row[channel] = zero + scale * row[channel];
     }

@@ -3,16 +3,18 @@
 // Sixteen lanes of float or of 32-bit integers, as the compiler's vector types:
 // one AVX-512 register, two of AVX2, four of SSE or NEON.
 
-#include <Eigen/Core>
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
 #include "squat/config.hpp"
-#include "squat/cpu/instruction_set.hpp"
+#include "squat/cpu/float_vector.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/quantize/codes.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
@@ -74,16 +76,6 @@ inline void extract_codes(const WordLanes &words, int shift, FloatLanes &codes) 
   codes = __builtin_convertvector(code, FloatLanes);
 }
 
-inline float sum_lanes(const FloatLanes &v) {
-  FloatLanes x = v;
-  float halves[16];
-  std::memcpy(halves, &x, sizeof halves);
-  for (int span = 8; span > 0; span /= 2) {
-    for (int lane = 0; lane < span; ++lane) halves[lane] += halves[lane + span];
-  }
-  return halves[0];
-}
-
 /// `count` elements of a row as floats. count is a multiple of 16.
 template <Element Scalar>
 inline void copy_row(const Scalar *from, Index count, float *to) {
@@ -94,25 +86,26 @@ inline void copy_row(const Scalar *from, Index count, float *to) {
   }
 }
 
-/// Calls `run.template operator()<Rows>(first)` for runs of up to four rows
-/// that cover `rows`, so that what a kernel unpacks once serves several query
-/// rows from registers.
-template <class Run>
-inline void for_row_blocks(Index rows, Run &&run) {
-  Index row = 0;
-  for (; row + 4 <= rows; row += 4) run.template operator()<4>(row);
-  switch (rows - row) {
-    case 3:
-      run.template operator()<3>(row);
-      break;
-    case 2:
-      run.template operator()<2>(row);
-      break;
-    case 1:
-      run.template operator()<1>(row);
-      break;
-    default:
-      break;
+/// `count` elements, a multiple of 16, of one type as another's.
+template <Element From, Element To>
+inline void convert_row(const From *from, Index count, To *to) {
+  if constexpr (std::is_same_v<From, To>) {
+    std::copy_n(from, count, to);
+  } else if constexpr (std::is_same_v<To, float>) {
+    copy_row(from, count, to);
+  } else {
+    for (Index i = 0; i < count; i += float_lanes) store_floats(to + i, load_floats(from + i));
+  }
+}
+
+/// Rounds floats to what T can hold, in place.
+template <Element T>
+inline void round_row_to(float *row, Index count) {
+  if constexpr (std::is_same_v<T, float>) return;
+  T rounded[float_lanes];
+  for (Index i = 0; i < count; i += float_lanes) {
+    store_floats(rounded, load_floats(row + i));
+    store_floats(row + i, load_floats(rounded));
   }
 }
 

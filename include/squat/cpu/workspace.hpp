@@ -26,6 +26,12 @@ class Scratch {
     return piece;
   }
 
+  /// A piece to be handed out again and again.
+  Scratch split(std::size_t size) {
+    auto *piece = take<std::byte>(static_cast<Index>(size));
+    return {piece, size};
+  }
+
   /// What take(count) consumes.
   template <class Scalar>
   static std::size_t bytes(Index count) {

@@ -10,9 +10,11 @@
 #include <limits>
 
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
+#include "squat/quantize/chunks.hpp"
 #include "squat/quantize/coding.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 struct AffineScale {
   half zero;
@@ -25,14 +27,6 @@ inline half to_half_saturated(float value) {
   return half(std::clamp(value, -largest, largest));
 }
 
-/// x rounded to the nearest integer, ties to even; needs |x| < 2^22. Adding 1.5
-/// * 2^23 leaves no fraction bits, on every machine and in every vector width.
-template <class Array>
-auto round_to_even(const Array &x) {
-  constexpr float magic = 12582912.0f;
-  return (x + magic) - magic;
-}
-
 /// float16's least positive number.
 inline constexpr float smallest_scale = 6e-8f;
 
@@ -41,45 +35,77 @@ namespace detail {
 /// Fractions of the min-max range tried at 2 bits.
 inline constexpr std::array<float, 11> clip_fractions = {1.0f, .95f, .9f, .85f, .8f, .75f,
                                                          .7f,  .65f, .6f, .55f, .5f};
-/// Codes of x for a given zero and scale, as floats in [0, top].
-template <class Group>
-auto affine_codes(const Group &x, AffineScale fit, float top) {
-  const float zero = static_cast<float>(fit.zero);
-  const float inverse = 1.0f / static_cast<float>(fit.scale);
-  return round_to_even(((x - zero) * inverse).max(0.0f).min(top));
-}
+/// What codes of a width count, and their zero and scale as floats.
+struct AffineCodes {
+  AffineCodes(AffineScale fit, float top_code)
+      : zero(static_cast<float>(fit.zero)),
+        scale(static_cast<float>(fit.scale)),
+        inverse(1.0f / scale),
+        top(top_code) {}
+
+  /// As integers, in floats.
+  Chunk codes(const Chunk &x) const { return round_to_even(((x - zero) * inverse).max(0.0f).min(top)); }
+  Chunk error(const Chunk &x, const Chunk &code) const { return zero + scale * code - x; }
+
+  float zero, scale, inverse, top;
+};
 
 inline AffineScale affine_range(float middle, float half_width, float top) {
   return {to_half_saturated(middle - half_width),
           std::max(to_half_saturated(2 * half_width / top), half(smallest_scale))};
 }
 
-/// The range from the least to the largest of x.
-template <class Group>
-AffineScale minmax_range(const Group &x, float top) {
-  const float low = x.minCoeff(), high = x.maxCoeff();
-  return affine_range((low + high) / 2, (high - low) / 2, top);
+struct Extremes {
+  float low, high;
+};
+
+inline Extremes extremes(const float *x, Index count) {
+  Chunk low = load_chunk(x), high = low;
+  for (Index i = chunk_size; i < count; i += chunk_size) {
+    low = low.min(load_chunk(x + i));
+    high = high.max(load_chunk(x + i));
+  }
+  return {low.minCoeff(), high.maxCoeff()};
+}
+
+/// The range about the middle of x, `fraction` times as wide as x.
+inline AffineScale fraction_range(Extremes x, float fraction, float top) {
+  return affine_range((x.low + x.high) / 2, (x.high - x.low) / 2 * fraction, top);
 }
 
 /// The squared error of x in that range.
-template <class Group>
-float range_error(const Group &x, AffineScale fit, float top) {
-  const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
-  return (zero + scale * affine_codes(x, fit, top) - x).square().sum();
+inline float range_error(const float *x, Index count, AffineScale fit, float top) {
+  const AffineCodes range(fit, top);
+  return sum_chunks(count,
+                    [&](Index i) -> Chunk {
+                      const Chunk group = load_chunk(x + i);
+                      return range.error(group, range.codes(group)).square();
+                    })
+      .sum();
 }
 
 /// The clipped range of least squared error among clip_fractions.
-template <class Group>
-AffineScale search_clip(const Group &x, float top) {
-  const float low = x.minCoeff(), high = x.maxCoeff();
+inline AffineScale search_clip(const float *x, Index count, float top) {
+  constexpr std::size_t together = 4;
+  const Extremes all = extremes(x, count);
   AffineScale best{};
   float least = std::numeric_limits<float>::infinity();
-  for (float fraction : clip_fractions) {
-    const AffineScale fit = affine_range((low + high) / 2, (high - low) / 2 * fraction, top);
-    const float error = range_error(x, fit, top);
-    if (error < least) {
-      least = error;
-      best = fit;
+  for (std::size_t first = 0; first < clip_fractions.size(); first += together) {
+    const auto fit = [&](std::size_t n) {  // the last fraction fills the last four up
+      return fraction_range(all, clip_fractions[std::min(first + n, clip_fractions.size() - 1)], top);
+    };
+    const std::array<AffineCodes, together> ranges = {AffineCodes(fit(0), top), AffineCodes(fit(1), top),
+                                                      AffineCodes(fit(2), top),
+                                                      AffineCodes(fit(3), top)};
+    const auto errors = sum_terms<together>(count, [&](Index i, int n) -> Chunk {
+      const AffineCodes &range = ranges[static_cast<std::size_t>(n)];
+      const Chunk group = load_chunk(x + i);
+      return range.error(group, range.codes(group)).square();
+    });
+    for (std::size_t n = 0; n < together; ++n) {
+      if (errors[n] >= least) continue;
+      least = errors[n];
+      best = fit(n);
     }
   }
   return best;
@@ -88,29 +114,38 @@ AffineScale search_clip(const Group &x, float top) {
 /// Rescales about the group's mean by gain = sum dx dx / sum dx dq, held to [1,
 /// 2], so that the error is orthogonal to the group. Least squares alone
 /// shrinks large values, and attention weighs exactly those.
-template <class Group, class Codes>
-AffineScale apply_gain(const Group &x, const Codes &codes, AffineScale fit) {
+inline AffineScale apply_gain(const float *x, Index count, const std::uint8_t *codes, AffineScale fit) {
   const float scale = static_cast<float>(fit.scale);
-  const float mean = x.mean(), code_mean = codes.mean();
-  const float squares = (x - mean).square().sum();
-  const float products = ((x - mean) * (codes - code_mean)).sum() * scale;
+  const float size = static_cast<float>(count);
+  const auto [sum, code_sum] = sum_terms<2>(count, [&](Index i, int n) -> Chunk {
+    return n == 0 ? load_chunk(x + i) : load_codes(codes + i);
+  });
+  const float mean = sum / size, code_mean = code_sum / size;
+  const auto [squares, code_products] = sum_terms<2>(count, [&](Index i, int n) -> Chunk {
+    const Chunk deviation = load_chunk(x + i) - mean;
+    return deviation * (n == 0 ? deviation : Chunk(load_codes(codes + i) - code_mean));
+  });
+  const float products = scale * code_products;
   const float gain = std::clamp(squares / std::max(products, 1e-12f), 1.0f, 2.0f);
   return {to_half_saturated(mean - gain * scale * code_mean), to_half_saturated(gain * scale)};
 }
 
 }  // namespace detail
 
-/// Codes one group x [n] into `codes` [n]. The range is the group's extremes as
-/// in KIVI (Liu et al., 2024, section 3); clip search and gain are ours.
+/// Codes one group x [n] into `codes` [n], n a multiple of 16. The range is the
+/// group's extremes as in KIVI (Liu et al., 2024, section 3); clip search and
+/// gain are ours.
 inline AffineScale quantize_affine(Eigen::Map<const Eigen::ArrayXf> x, int bits, AffineFit method,
                                    std::uint8_t *codes) {
   const float top = static_cast<float>((1 << bits) - 1);
-  const AffineScale fit = method == AffineFit::clip_and_gain && bits == 2 ? detail::search_clip(x, top)
-                                                                          : detail::minmax_range(x, top);
-  Eigen::Map<Eigen::Array<std::uint8_t, Eigen::Dynamic, 1>> stored(codes, x.size());
-  stored = detail::affine_codes(x, fit, top).cast<std::uint8_t>();
+  const Index count = x.size();
+  const AffineScale fit = method == AffineFit::clip_and_gain && bits == 2
+                              ? detail::search_clip(x.data(), count, top)
+                              : detail::fraction_range(detail::extremes(x.data(), count), 1, top);
+  const detail::AffineCodes range(fit, top);
+  for_each_chunk(count, [&](Index i) { store_codes(range.codes(load_chunk(x.data() + i)), codes + i); });
   if (method == AffineFit::minmax) return fit;
-  return detail::apply_gain(x, stored.cast<float>(), fit);
+  return detail::apply_gain(x.data(), count, codes, fit);
 }
 
 /// The same, and what the codes stand for into `rounded` [n], which may be x
@@ -118,23 +153,29 @@ inline AffineScale quantize_affine(Eigen::Map<const Eigen::ArrayXf> x, int bits,
 inline AffineScale quantize_affine(Eigen::Map<const Eigen::ArrayXf> x, int bits, AffineFit method,
                                    std::uint8_t *codes, Eigen::Map<Eigen::ArrayXf> rounded) {
   const AffineScale fit = quantize_affine(x, bits, method, codes);
-  const Eigen::Map<Eigen::Array<std::uint8_t, Eigen::Dynamic, 1>> stored(codes, x.size());
-  rounded = static_cast<float>(fit.zero) + static_cast<float>(fit.scale) * stored.cast<float>();
+  const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
+  for_each_chunk(x.size(), [&](Index i) {
+    Eigen::Map<Chunk>(rounded.data() + i) = zero + scale * load_codes(codes + i);
+  });
   return fit;
 }
 
 /// The squared error of coded values.
 inline float affine_error(Eigen::Map<const Eigen::ArrayXf> x, const std::uint8_t *codes,
                           AffineScale fit) {
-  const Eigen::Map<const Eigen::Array<std::uint8_t, Eigen::Dynamic, 1>> stored(codes, x.size());
   const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
-  return (zero + scale * stored.cast<float>() - x).square().sum();
+  return sum_chunks(x.size(),
+                    [&](Index i) -> Chunk {
+                      return (zero + scale * load_codes(codes + i) - load_chunk(x.data() + i)).square();
+                    })
+      .sum();
 }
 
 /// The squared error that AffineFit::minmax would make.
 inline float minmax_error(Eigen::Map<const Eigen::ArrayXf> x, int bits) {
   const float top = static_cast<float>((1 << bits) - 1);
-  return detail::range_error(x, detail::minmax_range(x, top), top);
+  const AffineScale fit = detail::fraction_range(detail::extremes(x.data(), x.size()), 1, top);
+  return detail::range_error(x.data(), x.size(), fit, top);
 }
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

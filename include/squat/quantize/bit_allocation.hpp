@@ -8,9 +8,10 @@
 #include <span>
 
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/quantize/codes.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Neighbouring channels coded at one width.
 struct CodeRun {
@@ -92,4 +93,4 @@ inline BitAllocation allocate_bits(const Eigen::ArrayXd &variance, int bits) {
   return best;
 }
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -21,16 +21,21 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Lanes of a block.
 inline constexpr Index lanes = 16;
 
 /// Bytes of a block.
 inline constexpr Index block_bytes = 64;
+
+/// The middle of the range of codes.
+constexpr float middle_code(int bits) { return static_cast<float>((1 << bits) - 1) / 2; }
 
 /// Inner codes of a block of one plane.
 template <int Bits>
@@ -69,57 +74,40 @@ void for_each_plane(int bits, Byte *packed, Index rows, Index inner, Visit &&vis
 }
 
 /// Packs one plane: the `Bits` bits from `shift` on of `rows` lanes x `inner`
-/// codes, lane l's code i at codes[l * lane_stride + i * inner_stride].
+/// codes, lane l's code i at codes[l + i * inner_stride].
 template <int Bits>
-void pack_plane(const std::uint8_t *codes, Index lane_stride, Index inner_stride, Index rows,
-                Index inner, int shift, std::uint8_t *packed) {
-  constexpr unsigned mask = (1u << Bits) - 1;
-  for (Index lane0 = 0; lane0 < rows; lane0 += lanes) {
-    for (Index inner0 = 0; inner0 < inner; inner0 += block_inner<Bits>, packed += block_bytes) {
-      const Index parts = std::min<Index>(8 / Bits, (inner - inner0) / 4);
-      for (Index lane = 0; lane < lanes; ++lane) {
-        const std::uint8_t *code = codes + (lane0 + lane) * lane_stride + inner0 * inner_stride;
-        for (Index byte = 0; byte < 4; ++byte) {
-          unsigned bits = 0;
-          for (Index part = 0; part < parts; ++part) {
-            bits |= (static_cast<unsigned>(code[(part * 4 + byte) * inner_stride]) >> shift & mask)
-                    << (part * Bits);
-          }
-          packed[lane * 4 + byte] = static_cast<std::uint8_t>(bits);
+void pack_plane(const std::uint8_t *codes, Index inner_stride, Index rows, Index inner, int shift,
+                std::uint8_t *packed) {
+  typedef std::uint8_t Bytes __attribute__((vector_size(lanes)));
+  typedef std::uint32_t Words __attribute__((vector_size(4 * lanes)));
+  constexpr std::uint8_t mask = (1u << Bits) - 1;
+  for (Index lane = 0; lane < rows; lane += lanes) {
+    for (Index first = 0; first < inner; first += block_inner<Bits>, packed += block_bytes) {
+      const Index parts = std::min<Index>(8 / Bits, (inner - first) / 4);
+      Words words = {};
+      for (Index byte = 0; byte < 4; ++byte) {
+        Bytes bits = {};
+        for (Index part = 0; part < parts; ++part) {
+          Bytes code;
+          std::memcpy(&code, codes + (first + part * 4 + byte) * inner_stride + lane, sizeof code);
+          bits |= ((code >> static_cast<std::uint8_t>(shift)) & mask)
+                  << static_cast<std::uint8_t>(part * Bits);
         }
+        words |= __builtin_convertvector(bits, Words) << static_cast<std::uint32_t>(8 * byte);
       }
+      std::memcpy(packed, &words, sizeof words);
     }
   }
 }
 
-/// Packs `rows` lanes x `inner` codes of `bits` bits, lane l's code i at
-/// codes[l * lane_stride + i * inner_stride].
-inline void pack_codes(int bits, const std::uint8_t *codes, Index lane_stride, Index inner_stride,
-                       Index rows, Index inner, std::uint8_t *packed) {
+/// Packs `rows` lanes x `inner` codes of `bits` bits, lane l's code i at codes[l
+/// + i * inner_stride].
+inline void pack_codes(int bits, const std::uint8_t *codes, Index inner_stride, Index rows, Index inner,
+                       std::uint8_t *packed) {
   SQUAT_ASSERT(rows % lanes == 0 && inner % 4 == 0);
   for_each_plane(bits, packed, rows, inner, [&]<int Bits>(std::uint8_t *plane, int shift) {
-    pack_plane<Bits>(codes, lane_stride, inner_stride, rows, inner, shift, plane);
+    pack_plane<Bits>(codes, inner_stride, rows, inner, shift, plane);
   });
 }
 
-/// The inverse of pack_codes.
-inline void unpack_codes(int bits, const std::uint8_t *packed, Index rows, Index inner,
-                         std::uint8_t *codes, Index lane_stride, Index inner_stride) {
-  for (Index lane = 0; lane < rows; ++lane) {
-    for (Index i = 0; i < inner; ++i) codes[lane * lane_stride + i * inner_stride] = 0;
-  }
-  for_each_plane(bits, packed, rows, inner, [&]<int Bits>(const std::uint8_t *plane, int shift) {
-    const Index blocks = (inner + block_inner<Bits> - 1) / block_inner<Bits>;
-    for (Index lane = 0; lane < rows; ++lane) {
-      for (Index i = 0; i < inner; ++i) {
-        const Index block = lane / lanes * blocks + i / block_inner<Bits>;
-        const Index r = i % block_inner<Bits>;
-        const unsigned byte = plane[block * block_bytes + lane % lanes * 4 + r % 4];
-        const unsigned code = (byte >> (r / 4 * Bits)) & ((1u << Bits) - 1);
-        codes[lane * lane_stride + i * inner_stride] |= static_cast<std::uint8_t>(code << shift);
-      }
-    }
-  });
-}
-
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

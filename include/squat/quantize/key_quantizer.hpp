@@ -9,6 +9,7 @@
 
 #include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/quantize/affine.hpp"
 #include "squat/quantize/bit_allocation.hpp"
 #include "squat/quantize/coding.hpp"
@@ -16,7 +17,7 @@
 #include "squat/quantize/query_statistics.hpp"
 #include "squat/quantize/subspace_basis.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// What the codes of a page's keys stand for.
 enum class KeySpace {
@@ -36,7 +37,11 @@ class KeyQuantizer {
         fit_(fit),
         options_(orthogonal),
         bits_(bits),
+        head_dim_(head_dim),
         uniform_(bits < 16 ? BitAllocation(bits, head_dim) : BitAllocation()) {}
+
+  int bits() const { return bits_; }
+  Index head_dim() const { return head_dim_; }
 
   /// Whether the coding depends on the queries and keys of a prompt.
   static constexpr bool learns(Coding coding) { return coding != Coding::plain; }
@@ -149,10 +154,11 @@ class KeyQuantizer {
   AffineFit fit_;
   OrthogonalOptions options_;
   int bits_;
+  Index head_dim_;
   BitAllocation uniform_;
   Eigen::VectorXf mean_;
   std::optional<OrthogonalRounding> rounding_;
   std::optional<SubspaceBasis> basis_;
 };
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -26,10 +26,11 @@
 #include <vector>
 
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/quantize/coding.hpp"
 #include "squat/quantize/query_statistics.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// The metric P of key errors, [head_dim, head_dim], symmetric positive
 /// definite. C: sum of q q^T over the prompt's queries. rank 0: C / mean(diag
@@ -127,4 +128,4 @@ void round_orthogonal(const OrthogonalRounding &rounding, Eigen::Map<const RowMa
   }
 }
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

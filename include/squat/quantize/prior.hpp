@@ -14,9 +14,10 @@
 
 #include "squat/config.hpp"
 #include "squat/error.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/quantize/query_statistics.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// The statistics of every layer and KV head of a model. Additive: merging two
 /// gives what one run over both texts would have given.
@@ -151,4 +152,4 @@ class Prior {
   std::vector<QueryStatistics> heads_;
 };
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -8,8 +8,9 @@
 
 #include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Rows of one head as the statistics take them: [tokens, head_dim], row-major.
 using HeadRows = Eigen::Map<const RowMatrix>;
@@ -168,4 +169,4 @@ class QueryStatistics {
   Eigen::ArrayXf high_;
 };
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -15,24 +15,28 @@
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
 #include <Eigen/Eigenvalues>
+#include <Eigen/LU>
 #include <optional>
 
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/quantize/bit_allocation.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// What subspace coding needs to know of one KV head.
 struct SubspaceBasis {
   RowMatrix to_basis;        ///< A, [coordinate, channel]
-  RowMatrix from_basis;      ///< A^-1, [channel, coordinate]; queries go by its transpose
   Eigen::ArrayXf metric;     ///< C's diagonal, [channel]: how much an error there weighs
   Eigen::ArrayXd variance;   ///< of each coordinate, falling
   BitAllocation allocation;  ///< of the coordinates
 
+  /// A^-1, [channel, coordinate]; queries go by its transpose. It is worked out each
+  /// time: who needs it often keeps it in a form of their own.
+  Eigen::MatrixXd from_basis() const { return to_basis.cast<double>().inverse(); }
+
   std::size_t bytes() const {
-    return static_cast<std::size_t>(to_basis.size() + from_basis.size() + metric.size()) *
-               sizeof(float) +
+    return static_cast<std::size_t>(to_basis.size() + metric.size()) * sizeof(float) +
            static_cast<std::size_t>(variance.size()) * sizeof(double) + sizeof(*this);
   }
 };
@@ -59,12 +63,11 @@ inline std::optional<SubspaceBasis> learn_subspace_basis(const Eigen::MatrixXd &
   const Eigen::MatrixXd W = eigen.eigenvectors().rowwise().reverse();
   SubspaceBasis basis;
   basis.to_basis = (W.transpose() * U.transpose()).cast<float>();
-  basis.from_basis = U.triangularView<Eigen::Lower>().transpose().solve(W).cast<float>();
   basis.metric = metric.diagonal().cast<float>().array();
   basis.variance = scale * eigen.eigenvalues().reverse().array().max(0.0);
   basis.allocation = allocate_bits(basis.variance, bits);
-  if (!basis.to_basis.allFinite() || !basis.from_basis.allFinite()) return {};
+  if (!basis.to_basis.allFinite() || !basis.from_basis().cast<float>().allFinite()) return {};
   return basis;
 }
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

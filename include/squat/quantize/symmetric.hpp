@@ -11,13 +11,12 @@
 #include <limits>
 
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/quantize/affine.hpp"
+#include "squat/quantize/chunks.hpp"
+#include "squat/quantize/codes.hpp"
 
-namespace squat {
-
-/// What a code's integer is counted from: level = code -
-/// symmetric_offset(bits).
-constexpr float symmetric_offset(int bits) { return static_cast<float>((1 << bits) - 1) / 2; }
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 namespace detail {
 
@@ -36,10 +35,10 @@ constexpr float gaussian_step(int bits) {
   }
 }
 
-template <class Row>
-auto symmetric_codes(const Row &x, float scale, int bits) {
-  const float levels = static_cast<float>(1 << bits);
-  return (x / scale + levels / 2).max(0.0f).min(levels - 1).floor();
+/// As integers, in floats.
+inline Chunk symmetric_codes(const Chunk &x, float inverse_scale, int bits) {
+  // Between two levels, floor(y + levels / 2) is what rounding y + offset gives.
+  return round_to_even((x * inverse_scale + middle_code(bits)).max(0.0f).min(2 * middle_code(bits)));
 }
 
 }  // namespace detail
@@ -50,23 +49,38 @@ auto symmetric_codes(const Row &x, float scale, int bits) {
 /// x. Attention averages such errors away; shrinkage it would keep.
 inline half quantize_symmetric(Eigen::Map<const Eigen::ArrayXf> x, int bits, std::uint8_t *codes) {
   constexpr std::array<float, 6> factors = {.8f, .9f, 1.0f, 1.1f, 1.25f, 1.4f};
-  const float offset = symmetric_offset(bits);
-  const float squares = x.square().sum();
-  const float rms = std::sqrt(squares / static_cast<float>(x.size())) + 1e-12f;
+  const float offset = middle_code(bits);
+  const Index count = x.size();
+  const auto row = [&](Index i) { return load_chunk(x.data() + i); };
+  const float squares = sum_chunks(count, [&](Index i) -> Chunk { return row(i).square(); }).sum();
+  const float rms = std::sqrt(squares / static_cast<float>(count)) + 1e-12f;
   float best = rms, least = std::numeric_limits<float>::infinity();
-  for (float factor : factors) {
-    const float scale = rms * detail::gaussian_step(bits) * factor;
-    const float error = (scale * (detail::symmetric_codes(x, scale, bits) - offset) - x).square().sum();
-    if (error < least) {
-      least = error;
-      best = scale;
+  constexpr std::size_t together = 3;
+  for (std::size_t first = 0; first < factors.size(); first += together) {
+    std::array<float, together> scales, inverses;
+    for (std::size_t n = 0; n < together; ++n) {
+      scales[n] = rms * detail::gaussian_step(bits) * factors[first + n];
+      inverses[n] = 1 / scales[n];
+    }
+    const auto errors = sum_terms<together>(count, [&](Index i, int n) -> Chunk {
+      const float scale = scales[static_cast<std::size_t>(n)];
+      const Chunk code = detail::symmetric_codes(row(i), inverses[static_cast<std::size_t>(n)], bits);
+      return (scale * (code - offset) - row(i)).square();
+    });
+    for (std::size_t n = 0; n < together; ++n) {
+      if (errors[n] >= least) continue;
+      least = errors[n];
+      best = scales[n];
     }
   }
-  Eigen::Map<Eigen::Array<std::uint8_t, Eigen::Dynamic, 1>> stored(codes, x.size());
-  stored = detail::symmetric_codes(x, best, bits).cast<std::uint8_t>();
-  const float products = best * (x * (stored.cast<float>() - offset)).sum();
+  const float inverse = 1 / best;
+  const float products = best * sum_chunks(count, [&](Index i) -> Chunk {
+                                  const Chunk code = detail::symmetric_codes(row(i), inverse, bits);
+                                  store_codes(code, codes + i);
+                                  return row(i) * (code - offset);
+                                }).sum();
   const float gain = std::clamp(squares / std::max(products, 1e-12f), 1.0f, 2.0f);
   return to_half_saturated(best * gain);
 }
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -6,12 +6,13 @@
 #include <cstdint>
 
 #include "squat/config.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/quantize/affine.hpp"
 #include "squat/quantize/coding.hpp"
 #include "squat/quantize/hadamard.hpp"
 #include "squat/quantize/symmetric.hpp"
 
-namespace squat {
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Channels of a group of plain values: 32, or 16 where head_dim is no multiple
 /// of 32.
@@ -25,7 +26,7 @@ constexpr Index value_scales(ValueCoding coding, Index head_dim) {
 
 /// Codes one value row [head_dim], which is overwritten. codes [head_dim];
 /// scales [value_scales]; a symmetric row's zero is left at 0: its codes count
-/// from symmetric_offset(bits).
+/// from middle_code(bits).
 inline void quantize_value(ValueCoding coding, float *row, Index head_dim, int bits, AffineFit fit,
                            std::uint8_t *codes, AffineScale *scales) {
   if (coding == ValueCoding::symmetric) {
@@ -41,4 +42,4 @@ inline void quantize_value(ValueCoding coding, float *row, Index head_dim, int b
   }
 }
 
-}  // namespace squat
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

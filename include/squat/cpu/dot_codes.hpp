@@ -1,0 +1,57 @@
+#pragma once
+
+// Sums of integer weights times packed codes, the kernel under the scores of
+// packed keys and the sums of packed values.
+//
+//   accumulated[r][lane] += multiplier[r] * sum_i weight[r][i] * code[lane][i]
+//
+// Keys: lanes are tokens, i runs over channels, a weight is query * scale.
+// Values: lanes are channels, i runs over tokens, a weight is probability *
+// scale. Weights are int8 (see round_weights.hpp), so that the sum over i is
+// integer arithmetic and exact: at most 127 * 255 * inner < 2^31 for any extent
+// a page can have. A block of 64 bytes is loaded and shifted once for every row
+// of a block of rows.
+//
+// Bytes read: plane_bytes(), once for every eight rows; weights: inner bytes a
+// row and 64 lanes.
+
+#include <cstdint>
+
+#include "squat/instruction_set.hpp"
+#include "squat/quantize/codes.hpp"
+
+#if defined(SQUAT_CPU_AVX512_VNNI)
+#include "squat/cpu/dot_codes_avx512.hpp"
+#elif defined(SQUAT_CPU_AVX2)
+#include "squat/cpu/dot_codes_avx2.hpp"
+#elif defined(SQUAT_CPU_NEON)
+#include "squat/cpu/dot_codes_neon.hpp"
+#else
+#include "squat/cpu/dot_codes_portable.hpp"
+#endif
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// Packed codes of `rows` lanes times `inner`, of any width.
+struct PackedCodes {
+  int bits;
+  const std::uint8_t *data;
+  Index rows;
+  Index inner;
+};
+
+/// The sum above over the lanes [first, first + count), multiples of 16, for
+/// codes of any width. weights: [rows, inner]; multipliers: [rows]; accumulated:
+/// [rows, count].
+inline void accumulate_codes(const PackedCodes &codes, Index first, Index count, Index rows,
+                             RowView<const std::int8_t> weights, const float *multipliers,
+                             RowView<float> accumulated) {
+  for_each_plane(codes.bits, codes.data, codes.rows, codes.inner,
+                 [&]<int Bits>(const std::uint8_t *plane, int shift) {
+                   dot_plane<Bits>(plane + plane_bytes(Bits, first, codes.inner), count, codes.inner,
+                                   rows, weights, multipliers, static_cast<float>(1 << shift),
+                                   accumulated);
+                 });
+}
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

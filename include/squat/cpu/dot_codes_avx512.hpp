@@ -1,0 +1,102 @@
+#pragma once
+
+// dot_codes.hpp for AVX-512 VNNI: vpdpbusd adds four products of an unsigned
+// code and a signed weight to each of 16 lanes.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "squat/cpu/row_blocks.hpp"
+#include "squat/quantize/codes.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// sums[r][b] += the products of one block a lane block, of which `parts` parts
+/// are filled.
+template <int Bits, int RowCount, int Blocks>
+[[gnu::always_inline]] inline void dot_block(__m512i (&sums)[RowCount][Blocks],
+                                             const std::uint8_t *packed, Index run_bytes, int parts,
+                                             RowView<const std::int8_t> weights) {
+  const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << Bits) - 1));
+  __m512i words[Blocks];
+  SQUAT_UNROLL(16)
+  for (int b = 0; b < Blocks; ++b) words[b] = _mm512_loadu_si512(packed + b * run_bytes);
+  SQUAT_UNROLL(16)
+  for (int part = 0; part < parts; ++part) {
+    __m512i codes[Blocks];
+    SQUAT_UNROLL(16)
+    for (int b = 0; b < Blocks; ++b) {
+      codes[b] = _mm512_srli_epi32(words[b], static_cast<unsigned>(part * Bits));
+      if constexpr (Bits < 8) codes[b] = _mm512_and_si512(codes[b], mask);
+    }
+    SQUAT_UNROLL(16)
+    for (int r = 0; r < RowCount; ++r) {
+      std::int32_t four;
+      std::memcpy(&four, weights[r] + part * 4, sizeof four);
+      const __m512i weight = _mm512_set1_epi32(four);
+      SQUAT_UNROLL(16)
+      for (int b = 0; b < Blocks; ++b) sums[r][b] = _mm512_dpbusd_epi32(sums[r][b], codes[b], weight);
+    }
+  }
+}
+
+/// `RowCount` rows over `Blocks` blocks of 16 lanes: their product many sums in
+/// registers, enough of them in flight to hide the latency of vpdpbusd.
+template <int Bits, int RowCount, int Blocks>
+void dot_lanes(const std::uint8_t *packed, Index run_bytes, Index inner,
+               RowView<const std::int8_t> weights, const float *multipliers, float factor,
+               RowView<float> accumulated) {
+  __m512i sums[RowCount][Blocks];
+  SQUAT_UNROLL(16)
+  for (int r = 0; r < RowCount; ++r) {
+    SQUAT_UNROLL(16)
+    for (int b = 0; b < Blocks; ++b) sums[r][b] = _mm512_setzero_si512();
+  }
+  Index first = 0;
+  for (; first + block_inner<Bits> <= inner; first += block_inner<Bits>, packed += block_bytes) {
+    dot_block<Bits, RowCount, Blocks>(sums, packed, run_bytes, 8 / Bits,
+                                      {weights.data + first, weights.stride});
+  }
+  if (first < inner) {
+    dot_block<Bits, RowCount, Blocks>(sums, packed, run_bytes, static_cast<int>((inner - first) / 4),
+                                      {weights.data + first, weights.stride});
+  }
+  SQUAT_UNROLL(16)
+  for (int r = 0; r < RowCount; ++r) {
+    const __m512 multiplier = _mm512_set1_ps(multipliers[r] * factor);
+    SQUAT_UNROLL(16)
+    for (int b = 0; b < Blocks; ++b) {
+      float *to = accumulated[r] + b * lanes;
+      const __m512 sum = _mm512_cvtepi32_ps(sums[r][b]);
+      _mm512_storeu_ps(to, _mm512_fmadd_ps(multiplier, sum, _mm512_loadu_ps(to)));
+    }
+  }
+}
+
+/// One plane of codes, for weights of which |weight| <= 127.
+template <int Bits>
+void dot_plane(const std::uint8_t *packed, Index lane_count, Index inner, Index rows,
+               RowView<const std::int8_t> weights, const float *multipliers, float factor,
+               RowView<float> accumulated) {
+  const Index run_bytes = (inner + block_inner<Bits> - 1) / block_inner<Bits> * block_bytes;
+  for_row_blocks<8>(rows, [&]<int RowCount>(Index row) {
+    constexpr int blocks = RowCount == 8 ? 2 : 4;
+    const auto run = [&]<int Blocks>(Index lane) {
+      dot_lanes<Bits, RowCount, Blocks>(packed + lane / lanes * run_bytes, run_bytes, inner,
+                                        {weights[row], weights.stride}, multipliers + row, factor,
+                                        {accumulated[row] + lane, accumulated.stride});
+    };
+    Index lane = 0;
+    for (; lane + blocks * lanes <= lane_count; lane += blocks * lanes)
+      run.template operator()<blocks>(lane);
+    if (lane + 2 * lanes <= lane_count)
+      run.template operator()<2>(std::exchange(lane, lane + 2 * lanes));
+    if (lane < lane_count) run.template operator()<1>(lane);
+  });
+}
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -1,0 +1,96 @@
+#pragma once
+
+// dot_codes.hpp for NEON: sdot where the machine has it (Armv8.2), otherwise
+// smull and sadalp.
+//
+// Both multiply signed by signed. Codes of up to 4 bits are not negative there
+// either; those of 8 bits count from 128, and sum 128 * weight is added back.
+
+#include <arm_neon.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "squat/cpu/row_blocks.hpp"
+#include "squat/quantize/codes.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// sum[lane] + the four products of lane's bytes.
+inline int32x4_t dot_quads(int32x4_t sum, int8x16_t codes, int8x16_t weights) {
+#if defined(__ARM_FEATURE_DOTPROD)
+  return vdotq_s32(sum, codes, weights);
+#else
+  const int16x8_t low = vmull_s8(vget_low_s8(codes), vget_low_s8(weights));
+  const int16x8_t high = vmull_s8(vget_high_s8(codes), vget_high_s8(weights));
+  return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+}
+
+/// `RowCount` rows over one block of 16 lanes, four lanes a register.
+template <int Bits, int RowCount>
+void dot_lanes(const std::uint8_t *packed, Index inner, RowView<const std::int8_t> weights,
+               const float *multipliers, float factor, RowView<float> accumulated) {
+  const uint8x16_t mask = vdupq_n_u8(static_cast<std::uint8_t>((1 << Bits) - 1));
+  int32x4_t sums[RowCount][4];
+  for (auto &row : sums) std::fill_n(row, 4, vdupq_n_s32(0));
+  for (Index first = 0; first < inner; first += block_inner<Bits>, packed += block_bytes) {
+    uint8x16_t words[4];
+    SQUAT_UNROLL(16)
+    for (int quarter = 0; quarter < 4; ++quarter) words[quarter] = vld1q_u8(packed + quarter * 16);
+    const int parts = static_cast<int>(std::min<Index>(8 / Bits, (inner - first) / 4));
+    for (int part = 0; part < parts; ++part) {
+      int8x16_t codes[4];
+      SQUAT_UNROLL(16)
+      for (int quarter = 0; quarter < 4; ++quarter) {
+        if constexpr (Bits == 8) {
+          codes[quarter] = vreinterpretq_s8_u8(veorq_u8(words[quarter], vdupq_n_u8(128)));
+        } else {
+          codes[quarter] = vreinterpretq_s8_u8(vandq_u8(words[quarter], mask));
+          words[quarter] = vshrq_n_u8(words[quarter], Bits);
+        }
+      }
+      SQUAT_UNROLL(16)
+      for (int row = 0; row < RowCount; ++row) {
+        std::int32_t four;
+        std::memcpy(&four, weights[row] + first + part * 4, sizeof four);
+        const int8x16_t weight = vreinterpretq_s8_s32(vdupq_n_s32(four));
+        if constexpr (Bits == 8) {
+          const int32x4_t sum = dot_quads(vdupq_n_s32(0), weight, vdupq_n_s8(1));
+          for (auto &quarter : sums[row]) quarter = vaddq_s32(quarter, vshlq_n_s32(sum, 7));
+        }
+        SQUAT_UNROLL(16)
+        for (int quarter = 0; quarter < 4; ++quarter) {
+          sums[row][quarter] = dot_quads(sums[row][quarter], codes[quarter], weight);
+        }
+      }
+    }
+  }
+  SQUAT_UNROLL(16)
+  for (int row = 0; row < RowCount; ++row) {
+    const float multiplier = multipliers[row] * factor;
+    SQUAT_UNROLL(16)
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      float *to = accumulated[row] + quarter * 4;
+      vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), vcvtq_f32_s32(sums[row][quarter]), multiplier));
+    }
+  }
+}
+
+/// One plane of codes, for weights of which |weight| <= 127.
+template <int Bits>
+void dot_plane(const std::uint8_t *packed, Index lane_count, Index inner, Index rows,
+               RowView<const std::int8_t> weights, const float *multipliers, float factor,
+               RowView<float> accumulated) {
+  const Index run_bytes = (inner + block_inner<Bits> - 1) / block_inner<Bits> * block_bytes;
+  for_row_blocks(rows, [&]<int RowCount>(Index row) {
+    for (Index lane = 0; lane < lane_count; lane += lanes) {
+      dot_lanes<Bits, RowCount>(packed + lane / lanes * run_bytes, inner, {weights[row], weights.stride},
+                                multipliers + row, factor,
+                                {accumulated[row] + lane, accumulated.stride});
+    }
+  });
+}
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

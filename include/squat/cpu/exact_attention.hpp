@@ -1,0 +1,135 @@
+#pragma once
+
+// Scores and sums of exact rows, in float, half or bfloat16: what attention over
+// the sinks, the window and 16-bit pages is made of, and the baseline that
+// packed pages are measured against.
+//
+// Each key and value is read and converted once for up to four query rows. At
+// head_dim 128 that is 8 multiply-adds of 16 lanes a row and token: with four
+// rows the arithmetic of a token takes about as long as its 512 bytes take from
+// memory.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "squat/cpu/float_vector.hpp"
+#include "squat/cpu/row_blocks.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// Asks for what lies `bytes` behind a row that is being read. Rows mostly follow
+/// each other, past the end of a page too; where they do not, nothing is lost.
+inline void prefetch_behind(const void *row, std::size_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void *>(reinterpret_cast<std::uintptr_t>(row) + bytes));
+}
+
+/// Elements of a cache line.
+template <class Scalar>
+inline constexpr Index line = 64 / sizeof(Scalar);
+
+/// Rows that are asked for ahead of the one being read.
+inline constexpr Index rows_ahead = 32;
+
+/// scores[r][t] = queries[r] . keys[t]. queries: [rows, head_dim], head_dim a
+/// multiple of 16; keys: `tokens` rows.
+template <Element Scalar>
+void score_rows(RowView<const float> queries, Index rows, Index head_dim, RowView<const Scalar> keys,
+                Index tokens, RowView<float> scores) {
+  const std::size_t ahead = static_cast<std::size_t>(rows_ahead * keys.stride) * sizeof(Scalar);
+  for_row_blocks(rows, [&]<int RowCount>(Index row) {
+    // As many sums as the registers hold beside their operands.
+    constexpr int together = float_lanes == 8 && RowCount == 4 ? 2 : 4;
+    for (Index token = 0; token < tokens; token += together) {
+      const int count = static_cast<int>(std::min<Index>(together, tokens - token));
+      const Scalar *key[together];
+      SQUAT_UNROLL(16)
+      for (int t = 0; t < together; ++t) key[t] = keys[token + std::min(t, count - 1)];
+      FloatVector sums[RowCount * together];
+      SQUAT_UNROLL(16)
+      for (auto &sum : sums) sum = broadcast(0);
+      for (Index i = 0; i < head_dim; i += float_lanes) {
+        FloatVector channels[together];
+        SQUAT_UNROLL(16)
+        for (int t = 0; t < together; ++t) {
+          channels[t] = load_floats(key[t] + i);
+          if (i % line<Scalar> == 0) prefetch_behind(key[t] + i, ahead);
+        }
+        SQUAT_UNROLL(16)
+        for (int r = 0; r < RowCount; ++r) {
+          const FloatVector query = load_floats(queries[row + r] + i);
+          SQUAT_UNROLL(16)
+          for (int t = 0; t < together; ++t) {
+            sums[r * together + t] = multiply_add(query, channels[t], sums[r * together + t]);
+          }
+        }
+      }
+      float products[RowCount * together];
+      SQUAT_UNROLL(16)
+      for (int i = 0; i < RowCount * together; i += 4) sum_each(sums + i, products + i);
+      for (int r = 0; r < RowCount; ++r) {
+        std::copy_n(products + r * together, count, scores[row + r] + token);
+      }
+    }
+  });
+}
+
+/// outputs[r] += sum_t weights[r][t] * values[t] over `Vectors` vectors of
+/// channels.
+template <int RowCount, int Vectors, Element Scalar>
+void sum_channels(RowView<const float> weights, RowView<const Scalar> values, Index tokens,
+                  RowView<float> outputs) {
+  const std::size_t ahead = static_cast<std::size_t>(rows_ahead * values.stride) * sizeof(Scalar);
+  FloatVector sums[RowCount][Vectors];
+  SQUAT_UNROLL(16)
+  for (int r = 0; r < RowCount; ++r) {
+    SQUAT_UNROLL(16)
+    for (int i = 0; i < Vectors; ++i) sums[r][i] = load_floats(outputs[r] + i * float_lanes);
+  }
+  for (Index token = 0; token < tokens; ++token) {
+    FloatVector value[Vectors];
+    SQUAT_UNROLL(16)
+    for (int i = 0; i < Vectors; ++i) {
+      value[i] = load_floats(values[token] + i * float_lanes);
+      if (i * float_lanes % line<Scalar> == 0) prefetch_behind(values[token] + i * float_lanes, ahead);
+    }
+    SQUAT_UNROLL(16)
+    for (int r = 0; r < RowCount; ++r) {
+      const FloatVector weight = broadcast(weights[r][token]);
+      SQUAT_UNROLL(16)
+      for (int i = 0; i < Vectors; ++i) sums[r][i] = multiply_add(weight, value[i], sums[r][i]);
+    }
+  }
+  SQUAT_UNROLL(16)
+  for (int r = 0; r < RowCount; ++r) {
+    SQUAT_UNROLL(16)
+    for (int i = 0; i < Vectors; ++i) store_floats(outputs[r] + i * float_lanes, sums[r][i]);
+  }
+}
+
+/// outputs[r] += sum_t weights[r][t] * values[t]. values: `tokens` rows of
+/// `channels` elements, a multiple of 16.
+template <Element Scalar>
+void sum_rows(RowView<const float> weights, Index rows, RowView<const Scalar> values, Index tokens,
+              Index channels, RowView<float> outputs) {
+  // What registers hold sums for is a part of a row; so few tokens at a time
+  // that the rest of theirs is still in the first-level cache.
+  constexpr int vectors = float_lanes == 8 ? 2 : 4;
+  for (Index token = 0; token < tokens; token += rows_ahead) {
+    const Index count = std::min(rows_ahead, tokens - token);
+    for_row_blocks(rows, [&]<int RowCount>(Index row) {
+      const auto run = [&]<int Vectors>(Index first) {
+        sum_channels<RowCount, Vectors, Scalar>({weights[row] + token, weights.stride},
+                                                {values[token] + first, values.stride}, count,
+                                                {outputs[row] + first, outputs.stride});
+      };
+      Index first = 0;
+      for (; first + vectors * float_lanes <= channels; first += vectors * float_lanes) {
+        run.template operator()<vectors>(first);
+      }
+      for (; first < channels; first += float_lanes) run.template operator()<1>(first);
+    });
+  }
+}
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

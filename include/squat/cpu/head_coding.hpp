@@ -1,0 +1,74 @@
+#pragma once
+
+// What the keys of one KV head are coded with, as the CPU's kernels take it.
+
+#include <Eigen/Core>
+#include <cstddef>
+
+#include "squat/attention/mean_modes.hpp"
+#include "squat/attention/rotary.hpp"
+#include "squat/cpu/byte_matrix.hpp"
+#include "squat/cpu/integer_matrix.hpp"
+#include "squat/quantize/key_quantizer.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// A tile frame and what the CPU's kernels make of it, for all heads.
+struct TileTables {
+  TileTables(const RotaryTable &table, Index rows)
+      : frame(table, rows), modes(frame), mode_rows(modes.rows().transpose()) {}
+
+  std::size_t bytes() const { return frame.bytes() + modes.bytes() + mode_rows.bytes(); }
+
+  TileFrame frame;
+  MeanModes modes;
+  IntegerMatrix mode_rows;  ///< [rows of a tile, modes]
+};
+
+/// What a query of one KV head is multiplied by once a tile: A^-T, the subspace
+/// basis, and the projection onto the modes of the head's mean key.
+class QueryTransform {
+ public:
+  QueryTransform() = default;
+  QueryTransform(const KeyQuantizer &quantizer, const TileTables *tiles) {
+    const Index d = quantizer.head_dim();
+    if (const SubspaceBasis *basis = quantizer.basis()) {
+      const Eigen::MatrixXd inverse = basis->from_basis().transpose();
+      if (quantizer.bits() <= most_bits_of_bytes) {
+        // A query's channels range as the metric's diagonal says.
+        bytes_ = ByteMatrix(inverse, basis->metric.cast<double>().sqrt());
+      } else {
+        words_ = IntegerMatrix(inverse);
+      }
+    }
+    if (quantizer.mean() != nullptr)
+      modes_ = IntegerMatrix(tiles->modes.projection({quantizer.mean(), d}));
+  }
+
+  /// A^-T in bytes, or in words, where more bits of the keys want more of the
+  /// queries. Empty: there is no basis, or the other holds it.
+  const ByteMatrix &byte_basis() const { return bytes_; }
+  const IntegerMatrix &word_basis() const { return words_; }
+
+  /// Onto the modes, [modes, head_dim]. Empty: there is no mean.
+  const IntegerMatrix &modes() const { return modes_; }
+
+  std::size_t bytes() const { return bytes_.bytes() + words_.bytes() + modes_.bytes(); }
+
+ private:
+  static constexpr int most_bits_of_bytes = 3;
+
+  ByteMatrix bytes_;
+  IntegerMatrix words_;
+  IntegerMatrix modes_;
+};
+
+/// What the keys of one head are coded with.
+struct HeadCoding {
+  const TileTables *tiles = nullptr;    ///< null: keys are coded in the frame they come in
+  const RotaryTable *rotary = nullptr;  ///< null: a page's base is 0
+  const KeyQuantizer *quantizer = nullptr;
+  const QueryTransform *transform = nullptr;
+};
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

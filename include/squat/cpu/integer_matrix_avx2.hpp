@@ -1,0 +1,55 @@
+#pragma once
+
+// integer_matrix.hpp for AVX2: vpmaddwd.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "squat/cpu/row_blocks.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// The products of one block of 16 outputs with `RowCount` rows, eight outputs
+/// a register.
+template <int RowCount>
+void multiply_pairs(const std::int16_t *entries, Index inputs, RowView<const std::int16_t> x,
+                    const float *steps, const float *scales, RowView<float> result) {
+  SQUAT_UNROLL(16)
+  for (int half_block = 0; half_block < 2; ++half_block) {
+    __m256i sums[RowCount];
+    std::fill_n(sums, RowCount, _mm256_setzero_si256());
+    for (Index input = 0; input < inputs; input += 2) {
+      const __m256i block = _mm256_loadu_si256(
+          reinterpret_cast<const __m256i *>(entries + input * lanes + half_block * lanes));
+      SQUAT_UNROLL(16)
+      for (int row = 0; row < RowCount; ++row) {
+        std::int32_t pair;
+        std::memcpy(&pair, x[row] + input, sizeof pair);
+        sums[row] = _mm256_add_epi32(sums[row], _mm256_madd_epi16(block, _mm256_set1_epi32(pair)));
+      }
+    }
+    SQUAT_UNROLL(16)
+    for (int row = 0; row < RowCount; ++row) {
+      const __m256 scale =
+          _mm256_mul_ps(_mm256_set1_ps(steps[row]), _mm256_loadu_ps(scales + half_block * 8));
+      _mm256_storeu_ps(result[row] + half_block * 8,
+                       _mm256_mul_ps(scale, _mm256_cvtepi32_ps(sums[row])));
+    }
+  }
+}
+
+/// The products of `outputs` outputs, a multiple of 16.
+template <int RowCount>
+void multiply_rows(const std::int16_t *entries, Index outputs, Index inputs,
+                   RowView<const std::int16_t> x, const float *steps, const float *scales,
+                   RowView<float> result) {
+  for (Index output = 0; output < outputs; output += lanes) {
+    multiply_pairs<RowCount>(entries + output * inputs, inputs, x, steps, scales + output,
+                             {result.data + output, result.stride});
+  }
+}
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

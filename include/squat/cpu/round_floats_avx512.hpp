@@ -1,0 +1,74 @@
+#pragma once
+
+// round_floats.hpp for AVX-512.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "squat/cpu/row_blocks.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// The lanes of the block at i that lie before `count`, a multiple of 8.
+inline __mmask16 lanes_before(Index count, Index i) { return count - i >= 16 ? 0xffff : 0x00ff; }
+
+/// In each 128 bits, the results of those of x[0], x[1], x[2], x[3] over four
+/// lanes; then over all lanes, one after another.
+template <class Operation>
+inline __m128 reduce_four(const __m512 (&x)[4], Operation &&operation) {
+  const __m512 pairs = operation(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const __m512 more = operation(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  const __m512 quads =
+      operation(_mm512_shuffle_ps(pairs, more, 0x44), _mm512_shuffle_ps(pairs, more, 0xee));
+  const __m512 halves = operation(quads, _mm512_shuffle_f32x4(quads, quads, 0x4e));
+  return _mm512_castps512_ps128(operation(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1)));
+}
+
+/// max |x_i| of `count` numbers, a multiple of 8, of each of `RowCount` rows.
+template <int RowCount>
+inline void largest_magnitudes(RowView<const float> x, Index count, float *largest) {
+  __m512 most[4] = {};
+  for (Index i = 0; i < count; i += 16) {
+    const __mmask16 mask = lanes_before(count, i);
+    SQUAT_UNROLL(16)
+    for (int row = 0; row < RowCount; ++row) {
+      most[row] = _mm512_max_ps(most[row], _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, x[row] + i)));
+    }
+  }
+  float four[4];
+  _mm_storeu_ps(four, reduce_four(most, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); }));
+  std::copy_n(four, RowCount, largest);
+}
+
+/// to[r][i] = x[r][i] * scales[r] to the nearest integer, for `count` numbers, a
+/// multiple of 8, of each of `RowCount` rows. rests: the sums of the fractions
+/// left, which take the place of x if KeepFractions.
+template <int RowCount, bool KeepFractions, class Integer>
+inline void round_floats(RowView<float> x, Index count, const float *scales, RowView<Integer> to,
+                         float *rests) {
+  __m512 sums[4] = {};
+  for (Index i = 0; i < count; i += 16) {
+    const __mmask16 mask = lanes_before(count, i);
+    SQUAT_UNROLL(16)
+    for (int row = 0; row < RowCount; ++row) {
+      const __m512 scaled =
+          _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x[row] + i), _mm512_set1_ps(scales[row]));
+      const __m512i rounded = _mm512_cvtps_epi32(scaled);
+      if constexpr (sizeof(Integer) == 1) {
+        _mm_mask_storeu_epi8(to[row] + i, mask, _mm512_cvtepi32_epi8(rounded));
+      } else {
+        _mm256_mask_storeu_epi16(to[row] + i, mask, _mm512_cvtepi32_epi16(rounded));
+      }
+      const __m512 fraction = _mm512_sub_ps(scaled, _mm512_cvtepi32_ps(rounded));
+      if constexpr (KeepFractions) _mm512_mask_storeu_ps(x[row] + i, mask, fraction);
+      sums[row] = _mm512_add_ps(sums[row], fraction);
+    }
+  }
+  float four[4];
+  _mm_storeu_ps(four, reduce_four(sums, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); }));
+  std::copy_n(four, RowCount, rests);
+}
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -1,0 +1,54 @@
+#pragma once
+
+// How kernels take their rows: in blocks of a size known at compile time, so
+// that what is loaded once serves all of a block from registers.
+
+#include "squat/instruction_set.hpp"
+#include "squat/quantize/codes.hpp"
+
+// Before a loop: turns to unroll. Without it GCC at -O2 keeps the registers of
+// short loops of known length in memory.
+#define SQUAT_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define SQUAT_UNROLL(turns) SQUAT_PRAGMA(unroll turns)
+#else
+#define SQUAT_UNROLL(turns) SQUAT_PRAGMA(GCC unroll turns)
+#endif
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// Rows of a matrix in a caller's memory, `stride` elements apart.
+template <class Scalar>
+struct RowView {
+  Scalar *data = nullptr;
+  Index stride = 0;
+
+  Scalar *operator[](Index row) const { return data + row * stride; }
+};
+
+/// Calls run.template operator()<Rows>(first) for blocks of 8 (if Most is 8),
+/// 4, 3, 2 or 1 rows that cover `rows`.
+template <int Most = 4, class Run>
+inline void for_row_blocks(Index rows, Run &&run) {
+  static_assert(Most == 8 || Most == 4);
+  Index row = 0;
+  if constexpr (Most == 8) {
+    for (; row + 8 <= rows; row += 8) run.template operator()<8>(row);
+  }
+  for (; row + 4 <= rows; row += 4) run.template operator()<4>(row);
+  switch (rows - row) {
+    case 3:
+      run.template operator()<3>(row);
+      break;
+    case 2:
+      run.template operator()<2>(row);
+      break;
+    case 1:
+      run.template operator()<1>(row);
+      break;
+    default:
+      break;
+  }
+}
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -1,0 +1,73 @@
+#pragma once
+
+// The exponentials of a run of scores.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "squat/attention/softmax_state.hpp"
+#include "squat/cpu/float_vector.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// e^x for x <= 0, to 2 units in the last place; below -87 what -87 gives.
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts so that r is exact;
+/// e^r by its Taylor series up to r^7 / 7!; times 2^n by an addition to the
+/// exponent.
+inline FloatVector exponential(FloatVector x) {
+  typedef std::uint32_t Words __attribute__((vector_size(sizeof(FloatVector))));
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+  constexpr float magic = 12582912.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  x = greater_of(x, broadcast(-87));
+  const FloatVector shifted = multiply_add(x, broadcast(1.44269504f), broadcast(magic));
+  const FloatVector n = shifted - broadcast(magic);
+  FloatVector r = multiply_add(n, broadcast(-ln2_high), x);
+  r = multiply_add(n, broadcast(-ln2_low), r);
+  FloatVector power = broadcast(1.0f / 5040);
+  for (float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1.0f, 1.0f}) {
+    power = multiply_add(power, r, broadcast(coefficient));
+  }
+  Words bits, steps;
+  std::memcpy(&bits, &power, sizeof bits);
+  std::memcpy(&steps, &shifted, sizeof steps);
+  bits += steps << 23;
+  std::memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
+/// Takes in the scores [first, first + count) of a row of `capacity`, a multiple
+/// of float_lanes: they become exp(score - maximum), all others of the row 0.
+/// Returns the factor by which what was accumulated before has to be multiplied.
+inline float exponentiate(SoftmaxState &state, float *scores, Index first, Index count, Index capacity) {
+  if (count == 0) {
+    std::fill_n(scores, capacity, 0.0f);
+    return 1.0f;
+  }
+  const Index last = first + count, end = (last + float_lanes - 1) / float_lanes * float_lanes;
+  const auto fill_others = [&](float value) {
+    std::fill_n(scores, first, value);
+    std::fill(scores + last, scores + end, value);
+  };
+  fill_others(-std::numeric_limits<float>::infinity());
+  FloatVector largest = load_floats(scores);
+  for (Index i = float_lanes; i < end; i += float_lanes) {
+    largest = greater_of(largest, load_floats(scores + i));
+  }
+  const float factor = state.raise(largest_lane(largest));
+  // Others add e^-87 each, which is nothing beside the maximum's share.
+  FloatVector sum = broadcast(0);
+  for (Index i = 0; i < end; i += float_lanes) {
+    const FloatVector power = exponential(load_floats(scores + i) - broadcast(state.maximum));
+    store_floats(scores + i, power);
+    sum = sum + power;
+  }
+  state.sum += sum_lanes(sum);
+  fill_others(0.0f);
+  std::fill(scores + end, scores + capacity, 0.0f);
+  return factor;
+}
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -1,0 +1,263 @@
+// Every kernel of the instruction set this is compiled for against double precision: random inputs, odd
+// sizes, every number of rows.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "squat/cpu/byte_matrix.hpp"
+#include "squat/cpu/dot_codes.hpp"
+#include "squat/cpu/exact_attention.hpp"
+#include "squat/cpu/integer_matrix.hpp"
+#include "squat/cpu/round_weights.hpp"
+#include "squat/cpu/weighted_codes.hpp"
+
+namespace squat::cpu::test {
+namespace {
+
+constexpr std::size_t size(Index count) { return static_cast<std::size_t>(count); }
+
+/// Numbers, and memory of their own for what runs over the end of them to be found.
+template <class Scalar = float>
+std::vector<Scalar> normal(Index count, unsigned seed, float scale = 1) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> distribution(0, scale);
+  std::vector<Scalar> x(size(count));
+  for (Scalar& element : x) element = static_cast<Scalar>(distribution(random));
+  return x;
+}
+
+template <class Scalar>
+RowView<const Scalar> rows(const std::vector<Scalar>& x, Index stride) {
+  return {x.data(), stride};
+}
+template <class Scalar>
+RowView<Scalar> rows(std::vector<Scalar>& x, Index stride) {
+  return {x.data(), stride};
+}
+
+struct Codes {
+  Codes(int width, Index lane_count, Index inner_count, unsigned seed)
+      : bits(width),
+        lanes_of(lane_count),
+        inner(inner_count),
+        codes(size(lane_count * inner_count)),
+        packed(code_bytes(width, lane_count, inner_count)) {
+    std::mt19937 random(seed);
+    for (std::uint8_t& code : codes) code = static_cast<std::uint8_t>(random() % (1u << bits));
+    pack_codes(bits, codes.data(), lanes_of, lanes_of, inner, packed.data());
+  }
+  PackedCodes view() const { return {bits, packed.data(), lanes_of, inner}; }
+  int at(Index lane, Index i) const { return codes[size(lane + i * lanes_of)]; }
+
+  int bits;
+  Index lanes_of, inner;
+  std::vector<std::uint8_t> codes, packed;
+};
+
+TEST(DotCodes, IsTheSumOfIntegerProductsToTheLastBit) {
+  std::mt19937 random(1);
+  for (int bits : {2, 3, 4, 8}) {
+    for (Index inner : {4, 8, 16, 20, 24, 48, 64, 128, 256, 1024}) {
+      for (Index row_count : {1, 2, 3, 4, 5, 7, 8, 11}) {
+        const Codes codes(bits, 16 * (1 + static_cast<Index>(random() % 9)), inner,
+                          static_cast<unsigned>(random()));
+        // The largest weights there are, of one sign in the first row.
+        const int most = most_weight(bits);
+        std::vector<std::int8_t> weights(size(row_count * inner));
+        for (std::size_t i = 0; i < weights.size(); ++i) {
+          const int weight = static_cast<int>(random() % static_cast<unsigned>(2 * most + 1)) - most;
+          weights[i] = static_cast<std::int8_t>(i < size(inner) ? most : weight);
+        }
+        std::vector<float> multipliers(size(row_count), 1.0f);
+        const Index first = codes.lanes_of > 32 ? 16 : 0, count = codes.lanes_of - first;
+        std::vector<float> sums(size(row_count * count), 1.0f);
+        accumulate_codes(codes.view(), first, count, row_count, rows(std::as_const(weights), inner),
+                         multipliers.data(), rows(sums, count));
+        for (Index row = 0; row < row_count; ++row) {
+          for (Index lane = 0; lane < count; ++lane) {
+            double expected = 1;
+            for (Index i = 0; i < inner; ++i) {
+              expected += weights[size(row * inner + i)] * codes.at(first + lane, i);
+            }
+            // Sums beyond 2^24 are rounded when they become floats, once a plane.
+            ASSERT_NEAR(static_cast<double>(sums[size(row * count + lane)]), expected,
+                        2e-7 * std::abs(expected))
+                << bits << " bits, inner " << inner << ", " << row_count << " rows";
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(WeightedCodes, ErrByAFractionOfTheLargestWeight) {
+  for (int bits : {2, 3, 4, 8}) {
+    for (Index row_count : {1, 3, 6}) {
+      constexpr Index inner = 128, lane_count = 48;
+      const Codes codes(bits, lane_count, inner, 3);
+      std::vector<std::byte> memory(CodeWeights::scratch_bytes(row_count, inner) + 64);
+      void* aligned = memory.data();
+      std::size_t space = memory.size();
+      std::align(64, memory.size() - 64, aligned, space);
+      Scratch scratch(static_cast<std::byte*>(aligned), space);
+      CodeWeights weights(row_count, inner, scratch);
+      const std::vector<float> exact = normal(row_count * inner, 5, 1e-3f);
+      std::copy(exact.begin(), exact.end(), weights.weights.data);
+      std::fill_n(weights.constants, row_count, 0.0f);
+      std::vector<float> sums(size(row_count * lane_count), 0.0f);
+      weights.round(0, inner, bits);
+      weights.accumulate(codes.view(), 0, lane_count, rows(sums, lane_count));
+      weights.add_constants(lane_count, rows(sums, lane_count));
+      for (Index row = 0; row < row_count; ++row) {
+        double largest = 0;
+        for (Index i = 0; i < inner; ++i) {
+          largest = std::max(largest, std::abs(static_cast<double>(exact[size(row * inner + i)])));
+        }
+        for (Index lane = 0; lane < lane_count; ++lane) {
+          double expected = 0;
+          for (Index i = 0; i < inner; ++i) {
+            expected += static_cast<double>(exact[size(row * inner + i)]) * codes.at(lane, i);
+          }
+          // Rounding errors of half a step at most, times codes' distance from their middle; five of
+          // their standard deviations.
+          const double step = largest / most_weight(bits) / (weight_terms(bits) == 2 ? 128 : 1);
+          const double deviation =
+              step / std::sqrt(12.) * std::sqrt(inner) * (1 << bits) / std::sqrt(12.);
+          ASSERT_NEAR(static_cast<double>(sums[size(row * lane_count + lane)]), expected,
+                      5 * deviation + 1e-6 * largest * (1 << bits));
+        }
+      }
+    }
+  }
+}
+
+TEST(RoundWeights, TakesNothingAndTheLeastNumbersForZero) {
+  std::vector<float> x(32, 0.0f);
+  x[17] = 1e-38f;
+  std::vector<std::int8_t> rounded(32, 1);
+  std::vector<float> multipliers(2), rests(2);
+  round_weights(rows(x, 16), 2, 16, 127, rows(rounded, 16), multipliers.data(), rests.data());
+  EXPECT_EQ(rounded, std::vector<std::int8_t>(32, 0));
+  EXPECT_EQ(multipliers, std::vector<float>(2, 0.0f));
+}
+
+Eigen::MatrixXd random_matrix(Index outputs, Index inputs, unsigned seed) {
+  const std::vector<float> x = normal(outputs * inputs, seed);
+  return Eigen::Map<const RowMatrix>(x.data(), outputs, inputs).cast<double>();
+}
+
+TEST(IntegerMatrix, ErrsByThreeThousandthsAtMostWhateverTheScale) {
+  for (auto [outputs, inputs] :
+       {std::pair<Index, Index>{1, 16}, {17, 48}, {128, 128}, {176, 128}, {37, 256}}) {
+    for (Index row_count : {1, 2, 3, 4, 5, 8, 13}) {
+      Eigen::MatrixXd m = random_matrix(outputs, inputs, 7);
+      m.row(0) *= 1e6;  // every output has a scale of its own
+      m.col(1).setZero();
+      const IntegerMatrix matrix(m);
+      std::vector<float> x = normal(row_count * inputs, 9, 1e-4f);
+      std::vector<std::int16_t> integers(size(row_count * inputs));
+      std::vector<float> steps(size(row_count));
+      std::vector<float> result(size(row_count * matrix.outputs()));
+      round_rows(rows(x, inputs), row_count, inputs, rows(integers, inputs), steps.data());
+      matrix.multiply({rows(integers, inputs), steps.data()}, row_count, 0, matrix.outputs(),
+                      rows(result, matrix.outputs()));
+      for (Index row = 0; row < row_count; ++row) {
+        const Eigen::VectorXd input =
+            Eigen::Map<const Eigen::VectorXf>(x.data() + row * inputs, inputs).cast<double>();
+        for (Index o = 0; o < outputs; ++o) {
+          const double usual = m.row(o).norm() * input.norm() / std::sqrt(static_cast<double>(inputs));
+          ASSERT_NEAR(static_cast<double>(result[size(row * matrix.outputs() + o)]), m.row(o).dot(input),
+                      3e-3 * usual * std::sqrt(static_cast<double>(inputs) / 128) + 1e-30)
+              << outputs << " x " << inputs << ", " << row_count << " rows";
+        }
+      }
+    }
+  }
+}
+
+TEST(IntegerMatrix, LargestSumsDoNotOverflow) {
+  constexpr Index inputs = 512;
+  const IntegerMatrix matrix(Eigen::MatrixXd::Ones(16, inputs));
+  const std::vector<std::int16_t> x(inputs, 32767);
+  const float step = 1;
+  std::vector<float> result(16);
+  matrix.multiply({{const_cast<std::int16_t*>(x.data()), inputs}, const_cast<float*>(&step)}, 1, 0, 16,
+                  rows(result, 16));
+  for (float sum : result) EXPECT_NEAR(sum, 32767.0f * inputs, 5e-3f * 32767 * inputs);
+}
+
+TEST(ByteMatrix, ErrsByThreePerCentOfTheUsualResult) {
+  for (Index d : {16, 48, 64, 80, 128, 256}) {
+    for (Index row_count : {1, 3, 4, 9}) {
+      Eigen::MatrixXd m = random_matrix(d, d, 11);
+      Eigen::ArrayXd widths = Eigen::ArrayXd::LinSpaced(d, .01, 5);  // as uneven as queries are
+      const ByteMatrix matrix(m * widths.inverse().matrix().asDiagonal(), widths);
+      std::vector<float> x = normal(row_count * d, 13);
+      std::vector<float> scaled = x;
+      for (Index i = 0; i < row_count * d; ++i) scaled[size(i)] *= static_cast<float>(widths[i % d]);
+      std::vector<float> result(size(row_count * d));
+      std::vector<std::byte> memory(ByteMatrix::scratch_bytes(row_count, d) + 64);
+      void* aligned = memory.data();
+      std::size_t space = memory.size();
+      std::align(64, memory.size() - 64, aligned, space);
+      matrix.multiply(rows(std::as_const(scaled), d), row_count, rows(result, d),
+                      Scratch(static_cast<std::byte*>(aligned), space));
+      double squares = 0, norm = 0;
+      for (Index row = 0; row < row_count; ++row) {
+        const Eigen::VectorXd input =
+            Eigen::Map<const Eigen::VectorXf>(x.data() + row * d, d).cast<double>();
+        const Eigen::VectorXd expected = m * input;
+        squares +=
+            (Eigen::Map<const Eigen::VectorXf>(result.data() + row * d, d).cast<double>() - expected)
+                .squaredNorm();
+        norm += expected.squaredNorm();
+      }
+      EXPECT_LT(std::sqrt(squares / norm), .03) << d << ", " << row_count << " rows";
+    }
+  }
+}
+
+template <class Scalar>
+class ExactRows : public testing::Test {};
+using Elements = testing::Types<float, half, bfloat16>;
+TYPED_TEST_SUITE(ExactRows, Elements);
+
+TYPED_TEST(ExactRows, ScoreAndSumAsInDoublePrecision) {
+  for (Index d : {16, 32, 48, 80, 128, 144, 256}) {
+    for (Index tokens : {1, 2, 3, 5, 31, 33, 128}) {
+      for (Index row_count : {1, 2, 3, 4, 6, 8}) {
+        const Index stride = d + 16;
+        const std::vector<TypeParam> keys = normal<TypeParam>(tokens * stride, 17);
+        const std::vector<float> queries = normal(row_count * d, 19),
+                                 weights = normal(row_count * tokens, 23);
+        std::vector<float> scores(size(row_count * tokens)), sums(size(row_count * d), 2.0f);
+        score_rows(rows(queries, d), row_count, d, rows(keys, stride), tokens, rows(scores, tokens));
+        sum_rows(rows(weights, tokens), row_count, rows(keys, stride), tokens, d, rows(sums, d));
+        for (Index row = 0; row < row_count; ++row) {
+          for (Index token = 0; token < tokens; ++token) {
+            double expected = 0;
+            for (Index i = 0; i < d; ++i) {
+              expected += static_cast<double>(queries[size(row * d + i)]) *
+                          static_cast<double>(static_cast<float>(keys[size(token * stride + i)]));
+            }
+            ASSERT_NEAR(static_cast<double>(scores[size(row * tokens + token)]), expected, 1e-4);
+          }
+          for (Index i = 0; i < d; ++i) {
+            double expected = 2;
+            for (Index token = 0; token < tokens; ++token) {
+              expected += static_cast<double>(weights[size(row * tokens + token)]) *
+                          static_cast<double>(static_cast<float>(keys[size(token * stride + i)]));
+            }
+            ASSERT_NEAR(static_cast<double>(sums[size(row * d + i)]), expected, 1e-4);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace squat::cpu::test

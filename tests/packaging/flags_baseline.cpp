@@ -1,0 +1,3 @@
+#include "flags_unit.hpp"
+
+Outcome run_baseline() { return run_cache(); }
