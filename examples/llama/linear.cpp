@@ -22,13 +22,15 @@ template <int Rows>
 void dot_rows(const Eigen::half* weights, const RowMatrix& x, Eigen::Index first, RowMatrix& y,
               Eigen::Index output) {
   using squat::cpu::FloatVector, squat::cpu::load_floats;
-  const Eigen::Index inputs = x.cols(), whole = inputs / squat::cpu::float_lanes * squat::cpu::float_lanes;
+  const Eigen::Index inputs = x.cols(),
+                     whole = inputs / squat::cpu::float_lanes * squat::cpu::float_lanes;
   FloatVector sums[Rows];
   std::fill_n(sums, Rows, squat::cpu::broadcast(0));
   for (Eigen::Index i = 0; i < whole; i += squat::cpu::float_lanes) {
     const FloatVector weight = load_floats(weights + i);
     for (int r = 0; r < Rows; ++r) {
-      sums[r] = squat::cpu::multiply_add(weight, load_floats(x.data() + (first + r) * inputs + i), sums[r]);
+      sums[r] =
+          squat::cpu::multiply_add(weight, load_floats(x.data() + (first + r) * inputs + i), sums[r]);
     }
   }
   for (int r = 0; r < Rows; ++r) {
@@ -52,7 +54,7 @@ void apply_few(const Weights& weights, const RowMatrix& x, RowMatrix& y) {
 
 void widen(const Eigen::half* from, Eigen::Index count, float* to) {
   const Eigen::Index whole = count / lanes * lanes;
-  squat::cpu::copy_row(from, whole, to);
+  squat::cpu::convert_row(from, whole, to);
   std::transform(from + whole, from + count, to + whole,
                  [](Eigen::half x) { return static_cast<float>(x); });
 }

@@ -98,8 +98,26 @@ TYPED_TEST(Attend, EqualsAttentionOverDequantizedRows) {
   }
 }
 
+/// Appends `tokens` tokens and checks what the last ones read, so many queries at a time.
+template <class Widths>
+void check_reading(const Options& options, Index tokens, const std::vector<Index>& counts) {
+  using S = typename Widths::Caller;
+  typename Widths::Cache cache(options);
+  const SequenceId sequence = cache.add_sequence();
+  Inputs<S> in(options, tokens, 3);
+  cache.append(sequence, 0, in.q.view(), in.k.view(), in.v.view());
+  const Contents held = contents(cache, sequence);
+  for (Index queries : counts) {
+    const Index first = tokens - queries;
+    cache.attend(sequence, 0, in.q.view(first, queries), in.out.view(first, queries));
+    EXPECT_LT(attention_distance<S>(in.q.view(first, queries), held.k.view(), held.v.view(),
+                                    in.out.view(first, queries), first),
+              Widths::tolerance);
+  }
+  EXPECT_EQ(cache.length(sequence), tokens);
+}
+
 TYPED_TEST(Attend, ReadOnlyAttendSeesWhatAppendLeft) {
-  using S = typename TypeParam::Caller;
   const Options options{.layers = 1,
                         .query_heads = 6,
                         .kv_heads = 2,
@@ -107,19 +125,8 @@ TYPED_TEST(Attend, ReadOnlyAttendSeesWhatAppendLeft) {
                         .window = 16,
                         .group = 32,
                         .statistics_tokens = 50};
-  typename TypeParam::Cache cache(options);
-  const SequenceId sequence = cache.add_sequence();
-  Inputs<S> in(options, 200, 3);
-  cache.append(sequence, 0, in.q.view(), in.k.view(), in.v.view());
-  Contents held = contents(cache, sequence);
-  for (Index queries : {1, 2, 7, 190}) {  // 190 reach back to before the first page's end
-    const Index first = 200 - queries;
-    cache.attend(sequence, 0, in.q.view(first, queries), in.out.view(first, queries));
-    EXPECT_LT(attention_distance<S>(in.q.view(first, queries), held.k.view(), held.v.view(),
-                                    in.out.view(first, queries), first),
-              TypeParam::tolerance);
-  }
-  EXPECT_EQ(cache.length(sequence), 200);
+  // 190 reach back to before the first page's end.
+  check_reading<TypeParam>(options, 200, {1, 2, 7, 190});
 }
 
 TEST(AttendBatch, IsEachSequenceAlone) {
@@ -165,19 +172,7 @@ Options many_pages() {
 }
 
 TYPED_TEST(Attend, LongContextsAreAttendedInRunsAndMerged) {
-  using S = typename TypeParam::Caller;
-  typename TypeParam::Cache cache(many_pages());
-  const SequenceId sequence = cache.add_sequence();
-  Inputs<S> in(many_pages(), 1700, 3);
-  cache.append(sequence, 0, in.q.view(), in.k.view(), in.v.view());
-  const Contents held = contents(cache, sequence);
-  for (Index queries : {1, 2, 9, 60}) {
-    const Index first = 1700 - queries;
-    cache.attend(sequence, 0, in.q.view(first, queries), in.out.view(first, queries));
-    EXPECT_LT(attention_distance<S>(in.q.view(first, queries), held.k.view(), held.v.view(),
-                                    in.out.view(first, queries), first),
-              TypeParam::tolerance);
-  }
+  check_reading<TypeParam>(many_pages(), 1700, {1, 2, 9, 60});
 }
 
 TEST(AttendParallel, ResultsDoNotDependOnThreads) {

@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "squat/cpu/buffer.hpp"
 #include "squat/cpu/byte_matrix.hpp"
 #include "squat/cpu/dot_codes.hpp"
 #include "squat/cpu/exact_attention.hpp"
@@ -98,11 +99,8 @@ TEST(WeightedCodes, ErrByAFractionOfTheLargestWeight) {
     for (Index row_count : {1, 3, 6}) {
       constexpr Index inner = 128, lane_count = 48;
       const Codes codes(bits, lane_count, inner, 3);
-      std::vector<std::byte> memory(CodeWeights::scratch_bytes(row_count, inner) + 64);
-      void* aligned = memory.data();
-      std::size_t space = memory.size();
-      std::align(64, memory.size() - 64, aligned, space);
-      Scratch scratch(static_cast<std::byte*>(aligned), space);
+      const Buffer<std::byte> memory(CodeWeights::scratch_bytes(row_count, inner));
+      Scratch scratch(memory.data(), memory.size());
       CodeWeights weights(row_count, inner, scratch);
       const std::vector<float> exact = normal(row_count * inner, 5, 1e-3f);
       std::copy(exact.begin(), exact.end(), weights.weights.data);
@@ -199,12 +197,9 @@ TEST(ByteMatrix, ErrsByThreePerCentOfTheUsualResult) {
       std::vector<float> scaled = x;
       for (Index i = 0; i < row_count * d; ++i) scaled[size(i)] *= static_cast<float>(widths[i % d]);
       std::vector<float> result(size(row_count * d));
-      std::vector<std::byte> memory(ByteMatrix::scratch_bytes(row_count, d) + 64);
-      void* aligned = memory.data();
-      std::size_t space = memory.size();
-      std::align(64, memory.size() - 64, aligned, space);
+      const Buffer<std::byte> memory(ByteMatrix::scratch_bytes(row_count, d));
       matrix.multiply(rows(std::as_const(scaled), d), row_count, rows(result, d),
-                      Scratch(static_cast<std::byte*>(aligned), space));
+                      Scratch(memory.data(), memory.size()));
       double squares = 0, norm = 0;
       for (Index row = 0; row < row_count; ++row) {
         const Eigen::VectorXd input =

@@ -80,7 +80,7 @@ class HeadAttention {
              float scale) {
     const Index d = layout_.head_dim;
     for (Index row = 0; row < tokens * heads; ++row) {
-      copy_row(q.row(first + row / heads, head_ * heads + row % heads), d, queries_ + row * d);
+      convert_row(q.row(first + row / heads, head_ * heads + row % heads), d, queries_ + row * d);
       limits_[row] = position + row / heads + 1;
       states_[row] = {};
     }
@@ -167,7 +167,7 @@ class HeadAttention {
   void score_exact(RowView<const S> keys, Index count, RowView<const float> queries) {
     const Index d = layout_.head_dim;
     if (!many()) return score_rows(queries, rows_, d, keys, count, scores());
-    for (Index token = 0; token < count; ++token) copy_row(keys[token], d, keys_ + token * d);
+    for (Index token = 0; token < count; ++token) convert_row(keys[token], d, keys_ + token * d);
     score_matrix(count).noalias() = matrix(queries) * Matrix(keys_, count, d).transpose();
   }
 
@@ -204,7 +204,7 @@ class HeadAttention {
   void sum_exact(RowView<const S> values, Index count) {
     const Index d = layout_.head_dim;
     if (!many()) return sum_rows(probabilities(), rows_, values, count, d, {exact_sum_, d});
-    for (Index token = 0; token < count; ++token) copy_row(values[token], d, values_ + token * d);
+    for (Index token = 0; token < count; ++token) convert_row(values[token], d, values_ + token * d);
     Matrix(exact_sum_, rows_, d).noalias() += score_matrix(count) * Matrix(values_, count, d);
   }
 

@@ -17,6 +17,7 @@
 
 #include <cstdint>
 
+#include "squat/cpu/row_blocks.hpp"
 #include "squat/instruction_set.hpp"
 #include "squat/quantize/codes.hpp"
 
@@ -31,6 +32,22 @@
 #endif
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// The sum above over `lane_count` lanes of one plane, times `factor`. |weight| <=
+/// most_weight().
+template <int Bits>
+void dot_plane(const std::uint8_t *packed, Index lane_count, Index inner, Index rows,
+               RowView<const std::int8_t> weights, const float *multipliers, float factor,
+               RowView<float> accumulated) {
+  const Index run_bytes = static_cast<Index>(plane_bytes(Bits, lanes, inner));
+  for_row_blocks<most_dot_rows>(rows, [&]<int RowCount>(Index row) {
+    for_lane_blocks<dot_blocks<RowCount>>(lane_count, [&]<int Blocks>(Index lane) {
+      dot_lanes<Bits, RowCount, Blocks>(packed + lane / lanes * run_bytes, run_bytes, inner,
+                                        {weights[row], weights.stride}, multipliers + row, factor,
+                                        {accumulated[row] + lane, accumulated.stride});
+    });
+  });
+}
 
 /// Packed codes of `rows` lanes times `inner`, of any width.
 struct PackedCodes {

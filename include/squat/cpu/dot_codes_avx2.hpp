@@ -19,6 +19,11 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
+/// Rows and blocks of lanes at a time.
+inline constexpr int most_dot_rows = 4;
+template <int RowCount>
+inline constexpr int dot_blocks = 1;
+
 /// Blocks of a plane whose pair sums 16 bits hold. A block adds 8 / Bits of them.
 template <int Bits>
 inline constexpr Index blocks_before_widening = Bits == 8
@@ -26,9 +31,10 @@ inline constexpr Index blocks_before_widening = Bits == 8
                                                     : 32767 / (254 * ((1 << Bits) - 1)) / (8 / Bits);
 
 /// `RowCount` rows over one block of 16 lanes, eight lanes a register.
-template <int Bits, int RowCount>
-void dot_lanes(const std::uint8_t *packed, Index inner, RowView<const std::int8_t> weights,
+template <int Bits, int RowCount, int Blocks>
+void dot_lanes(const std::uint8_t *packed, Index, Index inner, RowView<const std::int8_t> weights,
                const float *multipliers, float factor, RowView<float> accumulated) {
+  static_assert(Blocks == 1);
   const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << Bits) - 1));
   const __m256i ones = _mm256_set1_epi16(1);
   SQUAT_UNROLL(16)
@@ -69,22 +75,6 @@ void dot_lanes(const std::uint8_t *packed, Index inner, RowView<const std::int8_
                        _mm256_fmadd_ps(multiplier, _mm256_cvtepi32_ps(sums[row]), _mm256_loadu_ps(to)));
     }
   }
-}
-
-/// One plane of codes, for weights of which |weight| <= 127, and <= 64 at 8
-/// bits.
-template <int Bits>
-void dot_plane(const std::uint8_t *packed, Index lane_count, Index inner, Index rows,
-               RowView<const std::int8_t> weights, const float *multipliers, float factor,
-               RowView<float> accumulated) {
-  const Index run_bytes = (inner + block_inner<Bits> - 1) / block_inner<Bits> * block_bytes;
-  for_row_blocks(rows, [&]<int RowCount>(Index row) {
-    for (Index lane = 0; lane < lane_count; lane += lanes) {
-      dot_lanes<Bits, RowCount>(packed + lane / lanes * run_bytes, inner, {weights[row], weights.stride},
-                                multipliers + row, factor,
-                                {accumulated[row] + lane, accumulated.stride});
-    }
-  });
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -8,12 +8,17 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/quantize/codes.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// Rows and blocks of lanes at a time: their product sums, in registers, are
+/// enough in flight to hide the latency of vpdpbusd.
+inline constexpr int most_dot_rows = 8;
+template <int RowCount>
+inline constexpr int dot_blocks = RowCount == 8 ? 2 : 4;
 
 /// sums[r][b] += the products of one block a lane block, of which `parts` parts
 /// are filled.
@@ -75,28 +80,6 @@ void dot_lanes(const std::uint8_t *packed, Index run_bytes, Index inner,
       _mm512_storeu_ps(to, _mm512_fmadd_ps(multiplier, sum, _mm512_loadu_ps(to)));
     }
   }
-}
-
-/// One plane of codes, for weights of which |weight| <= 127.
-template <int Bits>
-void dot_plane(const std::uint8_t *packed, Index lane_count, Index inner, Index rows,
-               RowView<const std::int8_t> weights, const float *multipliers, float factor,
-               RowView<float> accumulated) {
-  const Index run_bytes = (inner + block_inner<Bits> - 1) / block_inner<Bits> * block_bytes;
-  for_row_blocks<8>(rows, [&]<int RowCount>(Index row) {
-    constexpr int blocks = RowCount == 8 ? 2 : 4;
-    const auto run = [&]<int Blocks>(Index lane) {
-      dot_lanes<Bits, RowCount, Blocks>(packed + lane / lanes * run_bytes, run_bytes, inner,
-                                        {weights[row], weights.stride}, multipliers + row, factor,
-                                        {accumulated[row] + lane, accumulated.stride});
-    };
-    Index lane = 0;
-    for (; lane + blocks * lanes <= lane_count; lane += blocks * lanes)
-      run.template operator()<blocks>(lane);
-    if (lane + 2 * lanes <= lane_count)
-      run.template operator()<2>(std::exchange(lane, lane + 2 * lanes));
-    if (lane < lane_count) run.template operator()<1>(lane);
-  });
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

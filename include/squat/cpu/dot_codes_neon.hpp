@@ -17,6 +17,11 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
+/// Rows and blocks of lanes at a time.
+inline constexpr int most_dot_rows = 4;
+template <int RowCount>
+inline constexpr int dot_blocks = 1;
+
 /// sum[lane] + the four products of lane's bytes.
 inline int32x4_t dot_quads(int32x4_t sum, int8x16_t codes, int8x16_t weights) {
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -29,9 +34,10 @@ inline int32x4_t dot_quads(int32x4_t sum, int8x16_t codes, int8x16_t weights) {
 }
 
 /// `RowCount` rows over one block of 16 lanes, four lanes a register.
-template <int Bits, int RowCount>
-void dot_lanes(const std::uint8_t *packed, Index inner, RowView<const std::int8_t> weights,
+template <int Bits, int RowCount, int Blocks>
+void dot_lanes(const std::uint8_t *packed, Index, Index inner, RowView<const std::int8_t> weights,
                const float *multipliers, float factor, RowView<float> accumulated) {
+  static_assert(Blocks == 1);
   const uint8x16_t mask = vdupq_n_u8(static_cast<std::uint8_t>((1 << Bits) - 1));
   int32x4_t sums[RowCount][4];
   for (auto &row : sums) std::fill_n(row, 4, vdupq_n_s32(0));
@@ -76,21 +82,6 @@ void dot_lanes(const std::uint8_t *packed, Index inner, RowView<const std::int8_
       vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), vcvtq_f32_s32(sums[row][quarter]), multiplier));
     }
   }
-}
-
-/// One plane of codes, for weights of which |weight| <= 127.
-template <int Bits>
-void dot_plane(const std::uint8_t *packed, Index lane_count, Index inner, Index rows,
-               RowView<const std::int8_t> weights, const float *multipliers, float factor,
-               RowView<float> accumulated) {
-  const Index run_bytes = (inner + block_inner<Bits> - 1) / block_inner<Bits> * block_bytes;
-  for_row_blocks(rows, [&]<int RowCount>(Index row) {
-    for (Index lane = 0; lane < lane_count; lane += lanes) {
-      dot_lanes<Bits, RowCount>(packed + lane / lanes * run_bytes, inner, {weights[row], weights.stride},
-                                multipliers + row, factor,
-                                {accumulated[row] + lane, accumulated.stride});
-    }
-  });
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -69,7 +69,6 @@ class IntegerMatrix {
   }
 
   Index outputs() const { return outputs_; }
-  Index inputs() const { return inputs_; }
   std::size_t bytes() const { return entries_.bytes() + scales_.bytes(); }
 
   /// result[r][o - first] of `rows` rows and the outputs [first, first + count),
@@ -77,9 +76,11 @@ class IntegerMatrix {
   void multiply(const RoundedRows &x, Index rows, Index first, Index count,
                 RowView<float> result) const {
     for_row_blocks<8>(rows, [&]<int RowCount>(Index row) {
-      multiply_rows<RowCount>(entries_.data() + first * inputs_, count, inputs_,
-                              {x.rows[row], x.rows.stride}, x.steps + row, scales_.data() + first,
-                              {result[row], result.stride});
+      for_lane_blocks<output_blocks<RowCount>>(count, [&]<int Blocks>(Index output) {
+        multiply_pairs<RowCount, Blocks>(
+            entries_.data() + (first + output) * inputs_, inputs_, {x.rows[row], x.rows.stride},
+            x.steps + row, scales_.data() + first + output, {result[row] + output, result.stride});
+      });
     });
   }
 

@@ -12,11 +12,16 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
+/// Blocks of 16 outputs at a time.
+template <int RowCount>
+inline constexpr int output_blocks = 1;
+
 /// The products of one block of 16 outputs with `RowCount` rows, eight outputs
 /// a register.
-template <int RowCount>
+template <int RowCount, int Blocks>
 void multiply_pairs(const std::int16_t *entries, Index inputs, RowView<const std::int16_t> x,
                     const float *steps, const float *scales, RowView<float> result) {
+  static_assert(Blocks == 1);
   SQUAT_UNROLL(16)
   for (int half_block = 0; half_block < 2; ++half_block) {
     __m256i sums[RowCount];
@@ -38,17 +43,6 @@ void multiply_pairs(const std::int16_t *entries, Index inputs, RowView<const std
       _mm256_storeu_ps(result[row] + half_block * 8,
                        _mm256_mul_ps(scale, _mm256_cvtepi32_ps(sums[row])));
     }
-  }
-}
-
-/// The products of `outputs` outputs, a multiple of 16.
-template <int RowCount>
-void multiply_rows(const std::int16_t *entries, Index outputs, Index inputs,
-                   RowView<const std::int16_t> x, const float *steps, const float *scales,
-                   RowView<float> result) {
-  for (Index output = 0; output < outputs; output += lanes) {
-    multiply_pairs<RowCount>(entries + output * inputs, inputs, x, steps, scales + output,
-                             {result.data + output, result.stride});
   }
 }
 

@@ -8,11 +8,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "squat/cpu/row_blocks.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// Blocks of 16 outputs at a time: sums enough in flight to hide the latency of
+/// the multiply-add.
+template <int RowCount>
+inline constexpr int output_blocks = RowCount == 8 ? 2 : 4;
 
 /// sum[lane] + the products of lane's two pairs.
 inline __m512i add_pair_products(__m512i sum, __m512i a, __m512i b) {
@@ -56,24 +60,6 @@ void multiply_pairs(const std::int16_t *entries, Index inputs, RowView<const std
       _mm512_storeu_ps(result[row] + b * lanes, _mm512_mul_ps(scale, _mm512_cvtepi32_ps(sums[row][b])));
     }
   }
-}
-
-/// The products of `outputs` outputs, a multiple of 16. Sums enough in flight to
-/// hide the latency of the multiply-add.
-template <int RowCount>
-void multiply_rows(const std::int16_t *entries, Index outputs, Index inputs,
-                   RowView<const std::int16_t> x, const float *steps, const float *scales,
-                   RowView<float> result) {
-  const auto run = [&]<int Blocks>(Index output) {
-    multiply_pairs<RowCount, Blocks>(entries + output * inputs, inputs, x, steps, scales + output,
-                                     {result.data + output, result.stride});
-  };
-  constexpr int most = RowCount == 8 ? 2 : 4;
-  Index output = 0;
-  for (; output + most * lanes <= outputs; output += most * lanes) run.template operator()<most>(output);
-  if (output + 2 * lanes <= outputs)
-    run.template operator()<2>(std::exchange(output, output + 2 * lanes));
-  if (output < outputs) run.template operator()<1>(output);
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

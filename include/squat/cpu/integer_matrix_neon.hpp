@@ -12,11 +12,16 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
+/// Blocks of 16 outputs at a time.
+template <int RowCount>
+inline constexpr int output_blocks = 1;
+
 /// The products of one block of 16 outputs with `RowCount` rows, four outputs a
 /// register.
-template <int RowCount>
+template <int RowCount, int Blocks>
 void multiply_pairs(const std::int16_t *entries, Index inputs, RowView<const std::int16_t> x,
                     const float *steps, const float *scales, RowView<float> result) {
+  static_assert(Blocks == 1);
   SQUAT_UNROLL(16)
   for (int row = 0; row < RowCount; ++row) {
     int32x4_t sums[4];
@@ -38,17 +43,6 @@ void multiply_pairs(const std::int16_t *entries, Index inputs, RowView<const std
       const float32x4_t scale = vmulq_n_f32(vld1q_f32(scales + quarter * 4), steps[row]);
       vst1q_f32(result[row] + quarter * 4, vmulq_f32(scale, vcvtq_f32_s32(sums[quarter])));
     }
-  }
-}
-
-/// The products of `outputs` outputs, a multiple of 16.
-template <int RowCount>
-void multiply_rows(const std::int16_t *entries, Index outputs, Index inputs,
-                   RowView<const std::int16_t> x, const float *steps, const float *scales,
-                   RowView<float> result) {
-  for (Index output = 0; output < outputs; output += lanes) {
-    multiply_pairs<RowCount>(entries + output * inputs, inputs, x, steps, scales + output,
-                             {result.data + output, result.stride});
   }
 }
 

@@ -31,7 +31,6 @@ class LayerCoding {
   LayerCoding(const Options &options, int key_bits, int layer, const TileTables *tiles)
       : layer_(layer),
         tiles_(tiles),
-        frame_(tiles ? &tiles->frame : nullptr),
         sinks_(options.sinks),
         group_(options.group),
         statistics_(static_cast<std::size_t>(options.kv_heads)),
@@ -76,7 +75,7 @@ class LayerCoding {
   void learn(Index head, bool keep_statistics) {
     const auto i = static_cast<std::size_t>(head);
     if (statistics_[i]) {
-      quantizers_[i].learn(*statistics_[i], frame_);
+      quantizers_[i].learn(*statistics_[i], frame());
       transforms_[i] = QueryTransform(quantizers_[i], tiles_);
     }
     if (!keep_statistics) statistics_[i].reset();
@@ -98,12 +97,14 @@ class LayerCoding {
   }
 
  private:
+  const TileFrame *frame() const { return tiles_ ? &tiles_->frame : nullptr; }
+
   static constexpr Index run_tokens = 64;  // observed at a time
 
   QueryStatistics &make_statistics(Index head, Index head_dim, const Prior *prior) {
     std::unique_ptr<QueryStatistics> &statistics = statistics_[static_cast<std::size_t>(head)];
     if (!statistics) {
-      statistics = std::make_unique<QueryStatistics>(head_dim, group_, frame_ ? frame_->rows() : 1);
+      statistics = std::make_unique<QueryStatistics>(head_dim, group_, frame() ? frame()->rows() : 1);
       if (prior) statistics->merge(prior->head(layer_, head));
     }
     return *statistics;
@@ -119,20 +120,20 @@ class LayerCoding {
       float *row = rows;
       for (Index token = 0; token < tokens.count; ++token) {
         for (Index shared = 0; shared < heads; ++shared, row += d) {
-          copy_row(q.row(tokens.first + token, head * heads + shared), d, row);
+          convert_row(q.row(tokens.first + token, head * heads + shared), d, row);
         }
         const Index base = base_of(tokens.position + token);
         if (base == 0) continue;
-        const Turn turn(frame_->table(), -base);
+        const Turn turn(frame()->table(), -base);
         for (Index shared = 1; shared <= heads; ++shared) turn.apply(row - shared * d);
       }
       statistics.add_queries({rows, tokens.count * heads, d});
     };
-    if (frame_ == nullptr) return add([](Index) { return Index{0}; });
+    if (frame() == nullptr) return add([](Index) { return Index{0}; });
     for (const double share : {.1, .5, .9}) {
       add([&](Index position) {
-        return static_cast<Index>(static_cast<double>(position) * share) / frame_->rows() *
-               frame_->rows();
+        return static_cast<Index>(static_cast<double>(position) * share) / frame()->rows() *
+               frame()->rows();
       });
     }
   }
@@ -141,19 +142,18 @@ class LayerCoding {
   void add_keys(QueryStatistics &statistics, Index head, TensorView<const S> k,
                 const ObservedTokens &tokens, float *rows) const {
     const Index d = k.head_dim;
-    const Index tile_row = frame_ ? (tokens.index - sinks_) % frame_->rows() : 0;
+    const Index tile_row = frame() ? (tokens.index - sinks_) % frame()->rows() : 0;
     for (Index token = 0; token < tokens.count; ++token) {
-      copy_row(k.row(tokens.first + token, head), d, rows + token * d);
-      if (frame_ == nullptr) continue;
-      const Index row = (tile_row + token) % frame_->rows();
-      Turn(frame_->table(), row - tokens.position - token).apply(rows + token * d);
+      convert_row(k.row(tokens.first + token, head), d, rows + token * d);
+      if (frame() == nullptr) continue;
+      const Index row = (tile_row + token) % frame()->rows();
+      Turn(frame()->table(), row - tokens.position - token).apply(rows + token * d);
     }
     statistics.add_keys({rows, tokens.count, d}, tile_row);
   }
 
   int layer_;
   const TileTables *tiles_;
-  const TileFrame *frame_;  // of the tiles
   Index sinks_;
   Index group_;
   std::vector<std::unique_ptr<QueryStatistics>> statistics_;  // a KV head each, while they are wanted

@@ -117,7 +117,7 @@ class Operations {
           const Index ahead = std::min(first + source - tail.tokens + 8, tensor.tokens - 1);
           if (ahead >= 0) prefetch_row(tensor.row(ahead, head));
           if (source < tail.tokens) {
-            copy_row(tail_row(source), d, row);
+            convert_row(tail_row(source), d, row);
           } else {
             copy_rounded(tensor.row(first + source - tail.tokens, head), row);
           }
@@ -272,7 +272,7 @@ class Operations {
 
   template <Element S>
   void copy_rounded(const S *from, float *to) const {
-    copy_row(from, options_.head_dim, to);
+    convert_row(from, options_.head_dim, to);
     if constexpr (!std::is_same_v<S, T>) round_row_to<T>(to, options_.head_dim);
   }
 
@@ -388,7 +388,7 @@ class Operations {
     }
     auto *values = scratch.take<float>(group * d);
     if constexpr (ValueBits == 16) {
-      copy_row(layout_.template values<Exact16<T>>(page.data, head), group * d, values);
+      convert_row(layout_.template values<Exact16<T>>(page.data, head), group * d, values);
     } else {
       unpack_values(layout_, page.data, head, values);
     }

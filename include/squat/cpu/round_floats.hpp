@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "squat/cpu/row_blocks.hpp"
+#include "squat/quantize/chunks.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
@@ -35,8 +36,6 @@ inline void largest_magnitudes(RowView<const float> x, Index count, float *large
 template <int RowCount, bool KeepFractions, class Integer>
 inline void round_floats(RowView<float> x, Index count, const float *scales, RowView<Integer> to,
                          float *rests) {
-  // Added to a number below 2^22, it leaves the nearest integer in the low bits.
-  constexpr float magic = 12582912.0f;
   typedef Integer Integers __attribute__((vector_size(8 * sizeof(Integer))));
   for (int row = 0; row < RowCount; ++row) {
     EightFloats sum = {};
@@ -44,12 +43,12 @@ inline void round_floats(RowView<float> x, Index count, const float *scales, Row
       EightFloats scaled;
       std::memcpy(&scaled, x[row] + i, sizeof scaled);
       scaled = scaled * scales[row];
-      const EightFloats shifted = scaled + magic;
+      const EightFloats shifted = scaled + integer_bits;
       EightWords words;
       std::memcpy(&words, &shifted, sizeof words);
       const Integers low = __builtin_convertvector(words, Integers);
       std::memcpy(to[row] + i, &low, sizeof low);
-      const EightFloats fraction = scaled - (shifted - magic);
+      const EightFloats fraction = scaled - (shifted - integer_bits);
       if constexpr (KeepFractions) std::memcpy(x[row] + i, &fraction, sizeof fraction);
       sum += fraction;
     }

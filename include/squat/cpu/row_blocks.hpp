@@ -1,7 +1,7 @@
 #pragma once
 
-// How kernels take their rows: in blocks of a size known at compile time, so
-// that what is loaded once serves all of a block from registers.
+// How kernels take their rows and lanes: in blocks of a size known at compile
+// time, so that what is loaded once serves all of a block from registers.
 
 #include "squat/instruction_set.hpp"
 #include "squat/quantize/codes.hpp"
@@ -48,6 +48,24 @@ inline void for_row_blocks(Index rows, Run &&run) {
       break;
     default:
       break;
+  }
+}
+
+/// Calls run.template operator()<Blocks>(first) for runs of `Most` (4, 2 or 1),
+/// 2 or 1 blocks of 16 lanes that cover `count` lanes.
+template <int Most, class Run>
+inline void for_lane_blocks(Index count, Run &&run) {
+  static_assert(Most == 4 || Most == 2 || Most == 1);
+  Index lane = 0;
+  for (; lane + Most * lanes <= count; lane += Most * lanes) run.template operator()<Most>(lane);
+  if constexpr (Most == 4) {
+    if (lane + 2 * lanes <= count) {
+      run.template operator()<2>(lane);
+      lane += 2 * lanes;
+    }
+  }
+  if constexpr (Most > 1) {
+    if (lane < count) run.template operator()<1>(lane);
   }
 }
 

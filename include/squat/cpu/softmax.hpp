@@ -9,6 +9,7 @@
 
 #include "squat/attention/softmax_state.hpp"
 #include "squat/cpu/float_vector.hpp"
+#include "squat/quantize/chunks.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
@@ -19,11 +20,10 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 /// exponent.
 inline FloatVector exponential(FloatVector x) {
   typedef std::uint32_t Words __attribute__((vector_size(sizeof(FloatVector))));
-  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
-  constexpr float magic = 12582912.0f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   x = greater_of(x, broadcast(-87));
-  const FloatVector shifted = multiply_add(x, broadcast(1.44269504f), broadcast(magic));
-  const FloatVector n = shifted - broadcast(magic);
+  const FloatVector shifted = multiply_add(x, broadcast(1.44269504f), broadcast(integer_bits));
+  const FloatVector n = shifted - broadcast(integer_bits);
   FloatVector r = multiply_add(n, broadcast(-ln2_high), x);
   r = multiply_add(n, broadcast(-ln2_low), r);
   FloatVector power = broadcast(1.0f / 5040);

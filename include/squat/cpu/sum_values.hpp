@@ -8,7 +8,6 @@
 // with zero_t = -scale_t * middle for symmetric values, whose output stays in
 // the rotated space.
 
-#include <Eigen/Core>
 #include <cstdint>
 
 #include "squat/cpu/float_vector.hpp"
