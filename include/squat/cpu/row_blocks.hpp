@@ -9,7 +9,9 @@
 // Before a loop: turns to unroll. Without it GCC at -O2 keeps the registers of
 // short loops of known length in memory.
 #define SQUAT_PRAGMA(text) _Pragma(#text)
-#if defined(__clang__)
+#if defined(__CUDACC__)
+#define SQUAT_UNROLL(turns)  // nvcc knows neither
+#elif defined(__clang__)
 #define SQUAT_UNROLL(turns) SQUAT_PRAGMA(unroll turns)
 #else
 #define SQUAT_UNROLL(turns) SQUAT_PRAGMA(GCC unroll turns)
