@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "squat/cuda/device_state.cuh"
@@ -78,7 +79,8 @@ __global__ void finish_step(PackCall call) {
   const int entry = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (entry >= call.entries) return;
   LayerState &state = *call.batch[entry].state;
-  const int pages = due_pages(state, call, Group);
+  int pages = 0;
+  while (due_page(state, call, pages, Group) != nullptr) ++pages;
   if (pages == 0) return;
   state.page_count += pages;
   state.paged_tokens += pages * Group;

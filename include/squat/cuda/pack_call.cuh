@@ -2,7 +2,6 @@
 
 // What a call packs: the oldest groups of every tail that holds window + group tokens.
 
-#include <algorithm>
 #include <cstdint>
 
 #include "squat/cuda/device_state.cuh"
@@ -22,14 +21,19 @@ struct PackCall {
   ValueCoding values;
 };
 
-/// Pages of `group` tokens that are due: their entries stand behind the table's count, and have memory.
+/// Pages of `group` tokens that are due.
 __device__ inline int due_pages(const LayerState &state, const PackCall &call, int group) {
   if (state.tail < call.window + group || call.codings[state.coding].learnt == 0) return 0;
-  const int due = min((state.tail - call.window) / group,
-                      min(call.most_pages, state.page_capacity - state.page_count));
-  int pages = 0;
-  while (pages < due && state.pages[state.page_count + pages].data != nullptr) ++pages;
-  return pages;
+  return min((state.tail - call.window) / group,
+             min(call.most_pages, state.page_capacity - state.page_count));
+}
+
+/// The memory of due page `page`; null where it is not due. Entries of pages to come are filled in their
+/// order: the first without memory ends what can be packed.
+__device__ inline std::uint8_t *due_page(const LayerState &state, const PackCall &call, int page,
+                                         int group) {
+  if (page >= due_pages(state, call, group)) return nullptr;
+  return const_cast<std::uint8_t *>(state.pages[state.page_count + page].data);
 }
 
 }  // namespace squat::cuda
