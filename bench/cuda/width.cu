@@ -1,0 +1,192 @@
+// The benchmarks at one width, BENCH_BITS: an object each, so that they compile side by side.
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "copy_bandwidth.cuh"
+#include "filled_cache.cuh"
+#include "stopwatch.cuh"
+#include "workload.hpp"
+
+namespace bench {
+namespace {
+
+using squat::Coding;
+using squat::Index;
+
+constexpr double microsecond = 1e-6;
+
+/// The median is the time of the one iteration that Google Benchmark is told of.
+void report(benchmark::State &state, const Times &times) {
+  for (auto _ : state) state.SetIterationTime(times.median());
+  const auto [least, most] = std::minmax_element(times.seconds.begin(), times.seconds.end());
+  state.counters["least_us"] = *least / microsecond;
+  state.counters["most_us"] = *most / microsecond;
+}
+
+/// Attention of one token of every sequence; it is read only, so that every repetition meets the same
+/// lengths.
+template <int Bits>
+void decode(benchmark::State &state, const Workload &workload, MaybeCoding coding) {
+  Stopwatch stopwatch;
+  FilledCache<Bits> filled(workload, coding, stopwatch.stream());
+  const Tokens in(workload.shape, workload.sequences, workload.tokens, stopwatch.stream());
+  const auto attend = [&] {
+    filled.cache().attend(filled.batch(), 0, in.q(), in.out(), stopwatch.stream());
+  };
+  const Times times = stopwatch.time(attend);
+  report(state, times);
+  const double bytes = filled.bytes_read();
+  state.counters["graph_us"] = stopwatch.time_replays(attend).median() / microsecond;
+  state.counters["host_us"] = host_seconds(attend) / microsecond;
+  state.counters["bytes_per_token"] = bytes / static_cast<double>(workload.sequences * workload.tokens);
+  state.counters["share_of_copy_bandwidth"] = bytes / times.median() / copy_bandwidth();
+  state.SetBytesProcessed(static_cast<std::int64_t>(bytes));
+}
+
+/// A whole step, one token of every sequence: append, attention, and packing when pages are due. Its
+/// mean counts the packing of one page of every sequence in `group` steps.
+template <int Bits>
+void step(benchmark::State &state, const Workload &workload, MaybeCoding coding) {
+  Stopwatch stopwatch;
+  FilledCache<Bits> filled(workload, coding, stopwatch.stream());
+  const Tokens in(workload.shape, workload.sequences, workload.tokens, stopwatch.stream());
+  const Times times = stopwatch.time(
+      [&] {
+        filled.cache().attend(filled.batch(), 0, in.q(), in.k(), in.v(), in.out(), stopwatch.stream());
+      },
+      [] {}, filled.cache().options().group);
+  report(state, times);
+  state.counters["mean_us"] = times.mean() / microsecond;
+}
+
+/// Appending one token to every sequence; the mean counts packing, as in step.
+template <int Bits>
+void append(benchmark::State &state, const Workload &workload, MaybeCoding coding) {
+  Stopwatch stopwatch;
+  FilledCache<Bits> filled(workload, coding, stopwatch.stream());
+  const Tokens in(workload.shape, workload.sequences, workload.tokens, stopwatch.stream());
+  const auto append = [&] {
+    filled.cache().append(filled.batch(), 0, in.k(), in.v(), stopwatch.stream());
+  };
+  const Times times = stopwatch.time(
+      append, [] {}, filled.cache().options().group);
+  report(state, times);
+  state.counters["mean_us"] = times.mean() / microsecond;
+  state.counters["graph_us"] = stopwatch.time_replays(append).median() / microsecond;
+}
+
+/// Appending whole pages of tokens to a sequence of a layer that has learnt: check, copies and packing.
+template <int Bits>
+void pack(benchmark::State &state, const Workload &workload, MaybeCoding coding) {
+  Stopwatch stopwatch;
+  FilledCache<Bits> filled(options_of(workload.shape, coding), stopwatch.stream());
+  filled.add(workload.shape, 1, 1024);
+  auto &cache = filled.cache();
+  const squat::Options &options = cache.options();
+  // A sequence that holds its sinks and a window: each call packs as many tokens as it brings.
+  const Index kept = options.sinks + options.window;
+  const Tokens before(workload.shape, kept, 0, stopwatch.stream());
+  const Tokens in(workload.shape, workload.tokens, kept, stopwatch.stream());
+  squat::SequenceId sequence;
+  const auto begin = [&] {
+    sequence = cache.add_sequence();
+    cache.append(sequence, 0, before.k(), before.v(), stopwatch.stream());
+    stopwatch.wait();
+  };
+  begin();
+  const Times times =
+      stopwatch.time([&] { cache.append(sequence, 0, in.k(), in.v(), stopwatch.stream()); },
+                     [&] {
+                       cache.remove_sequence(sequence);
+                       begin();
+                     });
+  report(state, times);
+  state.SetItemsProcessed(workload.tokens);
+}
+
+/// Attention of 32 layers for as many sequences as fit in a budget of memory, learnt tables and scratch
+/// included. items_per_second: tokens.
+template <int Bits>
+void throughput(benchmark::State &state, const Workload &workload, MaybeCoding coding) {
+  constexpr double budget = 16.0 * (1 << 30);
+  constexpr int layers = 32;
+  Stopwatch stopwatch;
+  FilledCache<Bits> filled(options_of(workload.shape, coding, layers), stopwatch.stream());
+  const auto bytes = [&] { return static_cast<double>(filled.cache().memory_report().total()); };
+  double used = 0;
+  while (bytes() <= budget) {
+    used = bytes();
+    filled.add(workload.shape, 1, workload.tokens);
+  }
+  filled.remove_last();
+  if (filled.batch().empty()) throw std::runtime_error("not one sequence fits");
+  const auto sequences = static_cast<Index>(filled.batch().size());
+  const Tokens in(workload.shape, sequences, workload.tokens, stopwatch.stream());
+  const Times times = stopwatch.time_replays([&] {
+    for (int layer = 0; layer < layers; ++layer) {
+      filled.cache().attend(filled.batch(), layer, in.q(), in.out(), stopwatch.stream());
+    }
+  });
+  report(state, times);
+  state.counters["sequences"] = static_cast<double>(sequences);
+  state.counters["cache_bytes"] = used;
+  state.SetItemsProcessed(sequences);
+}
+
+using Run = void (*)(benchmark::State &, const Workload &, MaybeCoding);
+
+void add(const char *operation, Run run, const Workload &workload, NamedCoding named, int bits) {
+  const std::string width = std::to_string(bits);
+  const std::string name =
+      std::string(operation) + "/" + named.name + "/k" + width + "v" + width + "/" + workload.name();
+  benchmark::RegisterBenchmark(name.c_str(),
+                               [=](benchmark::State &state) {
+                                 try {
+                                   run(state, workload, named.coding);
+                                 } catch (const std::exception &error) {
+                                   state.SkipWithError(error.what());
+                                 }
+                               })
+      ->Unit(benchmark::kMicrosecond)
+      ->Iterations(1)
+      ->UseManualTime();
+}
+
+constexpr Shape llama3_8b{32, 8, head_dim}, llama2_7b{32, 32, head_dim}, llama3_70b{64, 8, head_dim};
+
+}  // namespace
+
+template <int Bits>
+void register_width() {
+  std::vector<NamedCoding> codings{{"default", {}}};  // plain keys, symmetric values
+  if (Bits == 16) codings = {{"exact", Coding::plain}};
+  if (Bits <= 4) {
+    codings = {
+        {"subspace", Coding::subspace}, {"orthogonal", Coding::orthogonal}, {"plain", Coding::plain}};
+  }
+  for (const NamedCoding &coding : codings) {
+    for (const Workload &workload : {Workload{llama3_8b, 1, 32768},
+                                     {llama3_8b, 1, 131072},
+                                     {llama3_8b, 16, 4096},
+                                     {llama3_8b, 64, 4096},
+                                     {llama2_7b, 16, 4096},
+                                     {llama3_70b, 1, 32768}}) {
+      add("decode", decode<Bits>, workload, coding, Bits);
+    }
+    for (const Workload &workload : {Workload{llama3_8b, 1, 32768}, {llama3_8b, 64, 4096}}) {
+      add("step", step<Bits>, workload, coding, Bits);
+    }
+    add("append", append<Bits>, {llama3_8b, 64, 4096}, coding, Bits);
+    add("pack", pack<Bits>, {llama3_8b, 1, 4096}, coding, Bits);
+    add("throughput", throughput<Bits>, {llama2_7b, 0, 4096}, coding, Bits);
+  }
+}
+
+template void register_width<BENCH_BITS>();
+
+}  // namespace bench
