@@ -17,6 +17,7 @@ struct PackCall {
   int kv_heads;
   int window;
   const CodingTables *codings;  ///< by LayerState::coding
+  Coding coding;
   AffineFit fit;
   ValueCoding values;
 };
