@@ -1,0 +1,100 @@
+#pragma once
+
+// What the kernels know of sequences and codings: structures in device memory. The host keeps a mirror of the
+// counts and writes them whenever it does more than a decode step; a decode step's kernels count on their
+// own, so that a captured graph of it may be replayed.
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace squat::cuda {
+
+/// A page of the table of a sequence and layer, see PageView.
+struct PageEntry {
+  const std::uint8_t *data;  ///< null: not there yet
+  long long base;            ///< position that its keys are turned back by
+  std::int32_t first;        ///< the first of its tokens that counts
+  std::int32_t tokens;       ///< how many count
+  std::int32_t row;          ///< row of its tile that its first token (of all) stands in
+  std::int32_t before;  ///< tokens of the sequence before it, sinks included
+};
+
+/// One sequence's tokens in one layer: sinks, pages, tail.
+struct LayerState {
+  void *exact;         ///< blocks of 16 exact tokens (BlockLayout): [kv_heads, sink_blocks + tail_blocks]
+  PageEntry *pages;    ///< of page_capacity entries
+  long long position;  ///< rotary position of the next token
+  std::int32_t sinks;  ///< tokens
+  std::int32_t page_count;
+  std::int32_t paged_tokens;  ///< of all pages together
+  std::int32_t tail;          ///< tokens
+  std::int32_t tail_first;    ///< slot of the oldest in the ring, a multiple of 16
+  std::int32_t sink_blocks;
+  std::int32_t tail_blocks;
+  std::int32_t page_capacity;
+  std::int32_t coding;  ///< index into the coding tables
+  std::uint32_t arrived;  ///< blocks of a kernel that are done with this step
+
+  __host__ __device__ int length() const { return sinks + paged_tokens + tail; }
+  __host__ __device__ int blocks() const { return sink_blocks + tail_blocks; }
+};
+
+/// One sequence's part of a call.
+struct BatchEntry {
+  LayerState *state;
+  std::int32_t first_row;  ///< of the call's tensors
+  std::int32_t tokens;
+};
+
+/// A view of [tokens, heads, head_dim] in device memory, strides in elements.
+template <class Scalar>
+struct DeviceTensor {
+  Scalar *data;
+  long long token_stride;
+  long long head_stride;
+
+  __device__ Scalar *row(long long token, int head) const {
+    return data + token * token_stride + head * head_stride;
+  }
+};
+
+inline constexpr int most_units = 32;  // of a head's keys
+
+/// What the keys of one KV head are coded with. Matrices that queries meet are tiles of A in float16.
+struct HeadTables {
+  // What queries meet.
+  const uint4 *basis;       ///< A^-T, [HeadDim / 16, HeadDim / 16] tiles; null: no basis
+  const uint4 *projection;  ///< onto the modes of the mean key, [mode_tiles, HeadDim / 16] tiles; null: no mean
+  float projection_unit;    ///< what a step of its numbers is worth: a power of two
+  std::int32_t mode_tiles;
+  std::uint8_t widths[most_units];  ///< of the units of coordinates, see BitAllocation
+
+  // What keys meet when they are packed, float.
+  const float *to_basis;  ///< A, [coordinate, channel]
+  const float *metric;    ///< C's diagonal, [channel]
+  const float *mean;      ///< before the rotary embedding, [channel]; null: none
+  const std::int32_t *order;  ///< orthogonal rounding: channels in their order; null: none
+  const float *feedback;      ///< F, [HeadDim, HeadDim], in that order
+  std::int32_t block;         ///< channels rounded together
+};
+
+/// What all heads of a layer share: the rotary embedding and the tile frame.
+struct TileTables {
+  const float *inverse_frequencies;  ///< [pairs]
+  std::int32_t pairs;
+  std::int32_t interleaved;  ///< channels 2 i and 2 i + 1 turn together, else i and i + pairs
+  std::int32_t frame;        ///< rows of a tile; 0: keys stay in the frame they come in
+  std::int32_t mode_tiles;
+  const uint4 *mode_rows;  ///< [frame / 16, mode_tiles] tiles of A, rows = rows of the tile
+  const float *angles;     ///< cos and sin, [2 * pairs, frame], as TileFrame has them
+};
+
+/// A layer's coding.
+struct CodingTables {
+  const HeadTables *heads;  ///< [kv_heads]
+  TileTables tiles;
+  std::int32_t learnt;  ///< pages may be packed
+};
+
+}  // namespace squat::cuda

@@ -1,0 +1,155 @@
+#pragma once
+
+// Scores of a column tile of queries against 16-token tiles of keys, in the matrix units.
+//
+// Packed (a page's codes in shared memory):
+//
+//   score = sum_c q_c (zero_c + scale_c code_c) + q . R(row) mean
+//
+// The scale folds into the query, two channels a multiplication; codes are elements of A as they lie there
+// (fragments.cuh). The zeros are the A of one tile more, all of whose rows are alike: what it gives is the
+// same for every token. The mean key's scores are a product of rank 16 mode_tiles (MeanModes).
+//
+// A page of 128 tokens and 128 channels at 2 bits: 4,096 bytes, 64 mma, and 36 instructions to unpack 16
+// channels of 128 tokens.
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "squat/cuda/device_state.cuh"
+#include "squat/cuda/exact_tiles.cuh"
+#include "squat/cuda/fragments.cuh"
+#include "squat/cuda/page_layout.cuh"
+#include "squat/cuda/transform_queries.cuh"
+
+namespace squat::cuda {
+
+/// Reads a lane's words of a unit from shared memory.
+template <int Words>
+__device__ inline void load_words(const std::uint8_t *unit, Word (&words)[Words]) {
+  const int lane = lane_index();
+  if constexpr (Words % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < Words; i += 4) {
+      const uint4 four = reinterpret_cast<const uint4 *>(unit)[i / 4 * warp_lanes + lane];
+      words[i] = four.x, words[i + 1] = four.y, words[i + 2] = four.z, words[i + 3] = four.w;
+    }
+  } else if constexpr (Words == 2) {
+    const uint2 two = reinterpret_cast<const uint2 *>(unit)[lane];
+    words[0] = two.x, words[1] = two.y;
+  } else {
+#pragma unroll
+    for (int i = 0; i < Words; ++i) words[i] = reinterpret_cast<const Word *>(unit)[lane * Words + i];
+  }
+}
+
+/// c[i] += 2^-24 times the codes of a unit times B.
+template <int Bits, int Columns, int Tiles>
+__device__ inline void multiply_unit(float (&c)[Tiles][4], const std::uint8_t *unit, Word b0, Word b1) {
+  if constexpr (Bits == 3) {
+    multiply_unit<2, Columns>(c, unit, b0, b1);
+    constexpr int low_bytes = unit_words(2, Tiles, Columns) * 4 * warp_lanes;
+    multiply_unit<1, Columns>(c, unit + low_bytes, multiply(b0, 4.0f), multiply(b1, 4.0f));
+  } else {
+    Word words[unit_words(Bits, Tiles, Columns)];
+    load_words(unit, words);
+    multiply_codes<Bits, Columns>(c, words, b0, b1);
+  }
+}
+
+/// c = the scores of a packed page's keys, less the factors that it returns: what a lane's columns have to be
+/// multiplied by. keys: the head's key part in shared memory; row: of the page in its tile.
+template <class Layout>
+__device__ inline float2 score_packed(const std::uint8_t *keys, const Queries<Layout::HeadDim> &queries,
+                                      int row, float (&c)[Layout::token_tiles][4]) {
+  constexpr int steps = Layout::HeadDim / 16;
+  const int t = lane_index() % 4;
+  const auto *scales = reinterpret_cast<const uint2 *>(keys + Layout::key_scales) + t * steps;
+  const auto *zeros = reinterpret_cast<const uint2 *>(keys + Layout::key_zeros) + t * steps;
+  // The sign of the first channel's scale names the key space.
+  const bool in_basis = (*reinterpret_cast<const std::uint16_t *>(keys + Layout::key_scales) & 0x8000u) != 0;
+#pragma unroll
+  for (int i = 0; i < Layout::token_tiles; ++i) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0;
+  float zero_score[4] = {0, 0, 0, 0};
+  const std::uint8_t *unit = keys;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    const uint2 q = in_basis ? queries.basis(step) : queries.turned(step);
+    const uint2 scale = scales[step], zero = zeros[step];
+    multiply_add(zero_score, zero.x, zero.x, zero.y, zero.y, q.x, q.y);
+    const Word b0 = multiply(q.x, scale.x & 0x7fff7fffu), b1 = multiply(q.y, scale.y & 0x7fff7fffu);
+    const auto multiply_width = [&]<int Columns>(int bits, Word first, Word second) {
+      switch (bits) {
+        case 8:
+          multiply_unit<8, Columns>(c, unit, first, second);
+          break;
+        case 4:
+          multiply_unit<4, Columns>(c, unit, first, second);
+          break;
+        case 3:
+          multiply_unit<3, Columns>(c, unit, first, second);
+          break;
+        case 2:
+          multiply_unit<2, Columns>(c, unit, first, second);
+          break;
+        default:
+          break;
+      }
+      unit += Layout::key_unit_bytes(bits);
+    };
+    if constexpr (Layout::unit == 16) {
+      multiply_width.template operator()<16>(in_basis ? queries.head().widths[step] : Layout::KeyBits, b0, b1);
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int bits = in_basis ? queries.head().widths[2 * step + half] : Layout::KeyBits;
+        multiply_width.template operator()<8>(bits, half == 0 ? b0 : b1, 0);
+      }
+    }
+  }
+  const bool has_mean = queries.head().projection != nullptr;
+  float factors[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float basis_unit = in_basis ? queries.basis_unit(i) : 1.0f;
+    factors[i] = has_mean ? queries.mode_unit(i) : basis_unit;
+    const float to_factor = basis_unit / factors[i];
+#pragma unroll
+    for (int tile = 0; tile < Layout::token_tiles; ++tile) {
+      c[tile][i] = (c[tile][i] * code_unit + zero_score[i]) * to_factor;
+      c[tile][i + 2] = (c[tile][i + 2] * code_unit + zero_score[i]) * to_factor;
+    }
+  }
+  if (has_mean) {
+    const TileTables &tiles = queries.tiles();
+    const uint4 *rows = tiles.mode_rows + row / 16 * tiles.mode_tiles * warp_lanes + lane_index();
+    for (int mode = 0; mode < tiles.mode_tiles; ++mode) {
+      const uint2 b = queries.modes(mode);
+#pragma unroll
+      for (int tile = 0; tile < Layout::token_tiles; ++tile) {
+        const uint4 a = __ldg(rows + (tile * tiles.mode_tiles + mode) * warp_lanes);
+        multiply_add(c[tile], a.x, a.y, a.z, a.w, b.x, b.y);
+      }
+    }
+  }
+  return {factors[0] * queries.unit(0), factors[1] * queries.unit(1)};
+}
+
+/// c = the scores of a tile of 16 exact keys, in queries' units.
+template <class T, int HeadDim>
+__device__ inline void score_exact(const ExactTile<T> *keys, const Queries<HeadDim> &queries, float (&c)[4]) {
+  constexpr int steps = HeadDim / 16;
+  c[0] = c[1] = c[2] = c[3] = 0;
+  ExactTile<T> tiles[steps];
+#pragma unroll
+  for (int step = 0; step < steps; ++step) tiles[step] = keys[step * warp_lanes + lane_index()];
+#pragma unroll
+  for (int step = 0; step < steps; ++step) {
+    const uint4 a = tiles[step].halves();
+    const uint2 q = queries.turned(step);
+    multiply_add(c, a.x, a.y, a.z, a.w, q.x, q.y);
+  }
+}
+
+}  // namespace squat::cuda

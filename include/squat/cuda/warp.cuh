@@ -1,0 +1,65 @@
+#pragma once
+
+// What the lanes of a warp do together, and powers of two.
+
+#include <cstdint>
+
+#include "squat/cuda/fragments.cuh"
+
+namespace squat::cuda {
+
+/// Over the lanes of equal t (lane % 4): rows of a C fragment.
+template <class Operation>
+__device__ inline float reduce_rows(float x, Operation operation) {
+#pragma unroll
+  for (int step = 4; step < warp_lanes; step *= 2) {
+    x = operation(x, __shfl_xor_sync(0xffffffffu, x, step));
+  }
+  return x;
+}
+
+__device__ inline float largest_row(float x) {
+  return reduce_rows(x, [](float a, float b) { return fmaxf(a, b); });
+}
+__device__ inline float sum_rows(float x) {
+  return reduce_rows(x, [](float a, float b) { return a + b; });
+}
+
+/// The least power of two above x, 1 for 0: what x / unit < 1 needs. It stays so far inside float's range that
+/// its inverse is one too.
+__device__ inline float unit_above(float x) {
+  const std::uint32_t exponent = __float_as_uint(x) >> 23;  // of x >= 0
+  if (exponent == 0) return 1.0f;
+  return __uint_as_float(min(exponent + 1, 252u) << 23);
+}
+
+/// 1 / unit, exactly.
+__device__ inline float inverse_of_power(float unit) {
+  return __uint_as_float((254u << 23) - __float_as_uint(unit));
+}
+
+__device__ inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// Copies `bytes`, a multiple of 16, to shared memory, all lanes of a warp together, past the first-level
+/// cache.
+__device__ inline void copy_async(void *to, const void *from, int bytes) {
+  const auto target = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+  const auto *source = static_cast<const std::uint8_t *>(from);
+  for (int i = lane_index() * 16; i < bytes; i += warp_lanes * 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(source + i) : "memory");
+  }
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/// Waits for all but the `Pending` newest groups of the lane's copies, and for the other lanes.
+template <int Pending>
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+  __syncwarp();
+}
+
+}  // namespace squat::cuda

@@ -1,0 +1,506 @@
+// The attention kernels on sequences made by hand, against double precision: what codes, scales, bases and
+// modes stand for is worked out here anew, element by element.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "squat/config.hpp"
+#include "squat/cuda/launch_attend.cuh"
+
+namespace squat::cuda {
+namespace {
+
+bool has_device() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
+template <class Element>
+class OnDevice {
+ public:
+  explicit OnDevice(const std::vector<Element>& elements) : size_(elements.size()) {
+    check(cudaMalloc(&data_, std::max<std::size_t>(1, size_) * sizeof(Element)), "test");
+    check(cudaMemcpy(data_, elements.data(), size_ * sizeof(Element), cudaMemcpyHostToDevice), "test");
+  }
+  ~OnDevice() { cudaFree(data_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+  Element* data() const { return data_; }
+  std::vector<Element> read() const {
+    std::vector<Element> elements(size_);
+    check(cudaMemcpy(elements.data(), data_, size_ * sizeof(Element), cudaMemcpyDeviceToHost), "test");
+    return elements;
+  }
+
+ private:
+  Element* data_ = nullptr;
+  std::size_t size_;
+};
+
+struct Case {
+  int query_heads = 8, kv_heads = 2;
+  std::vector<int> lengths = {700};  // of the tail and pages of each sequence, without sinks
+  std::vector<int> tokens = {1};
+  int sinks = 4;
+  bool basis = true, mean = true, interleaved = false;
+  long long base_step = 0;  // of the positions that pages are turned back by
+  bool cut_pages = false;   // pages of which only a part counts
+};
+
+/// A head's coding in double precision.
+struct HeadModel {
+  std::vector<double> inverse;     // A^-T, [coordinate, channel]
+  std::vector<double> projection;  // [modes, channel]
+  std::vector<int> widths;         // of units
+};
+
+template <class Layout, ValueCoding Values>
+class World {
+ public:
+  static constexpr int d = Layout::HeadDim, group = Layout::Group;
+  static constexpr int frame = 2 * group, mode_tiles = 3, modes = 16 * mode_tiles - 5;
+
+  explicit World(const Case& c) : case_(c), random_(7) {
+    make_coding();
+    for (std::size_t i = 0; i < c.lengths.size(); ++i) make_sequence(c.lengths[i], c.tokens[i]);
+    run();
+  }
+
+  /// |out - reference| / |reference|.
+  double distance() const { return std::sqrt(difference_ / norm_); }
+
+ private:
+  double normal(double scale = 1) { return scale * distribution_(random_); }
+  int below(int most) { return static_cast<int>(random_() % static_cast<unsigned>(most)); }
+
+  template <class Element>
+  Element* keep(const std::vector<Element>& elements) {
+    auto memory = std::make_shared<OnDevice<Element>>(elements);
+    kept_.push_back(memory);
+    return memory->data();
+  }
+
+  /// A matrix [rows, columns] as tiles of A; it becomes what float16 holds of it.
+  uint4* tiles_of(std::vector<double>& matrix, int rows, int columns) {
+    const int row_tiles = (rows + 15) / 16;
+    std::vector<half> tiles(static_cast<std::size_t>(row_tiles * 16 * columns), half(0.0f));
+    for (int r = 0; r < rows; ++r) {
+      for (int c = 0; c < columns; ++c) {
+        double& x = matrix[static_cast<std::size_t>(r * columns + c)];
+        const half element(static_cast<float>(x));
+        x = static_cast<double>(element);
+        tiles[static_cast<std::size_t>((r / 16 * (columns / 16) + c / 16) * 256 + tile_element(r % 16, c % 16))] =
+            element;
+      }
+    }
+    return reinterpret_cast<uint4*>(keep(tiles));
+  }
+
+  void make_coding() {
+    for (int i = 0; i < d / 2; ++i) frequencies_.push_back(static_cast<float>(std::pow(1e4, -2.0 * i / d)));
+    mode_rows_.resize(frame * 16 * mode_tiles);
+    for (int r = 0; r < frame; ++r) {
+      for (int m = 0; m < modes; ++m) mode_rows_[r * 16 * mode_tiles + m] = normal(.2);
+    }
+    std::vector<HeadTables> heads;
+    for (int h = 0; h < case_.kv_heads; ++h) {
+      HeadModel model;
+      HeadTables head{};
+      if (case_.basis) {
+        model.inverse.resize(d * d);
+        for (double& x : model.inverse) x = normal(1 / std::sqrt(double(d)));
+        head.basis = tiles_of(model.inverse, d, d);
+      }
+      head.projection_unit = 4;
+      head.mode_tiles = mode_tiles;
+      if (case_.mean) {
+        model.projection.resize(16 * mode_tiles * d, 0.0);
+        for (int i = 0; i < modes * d; ++i) model.projection[i] = normal(.03);
+        head.projection = tiles_of(model.projection, 16 * mode_tiles, d);
+        for (double& x : model.projection) x *= 4;
+      }
+      // As many bits as the uniform width spends, in any mixture.
+      for (int unit = 0; unit < Layout::key_units; ++unit) model.widths.push_back(Layout::KeyBits % 16);
+      if (Layout::KeyBits == 2 || Layout::KeyBits == 4) {
+        int left = Layout::KeyBits * Layout::key_units;
+        for (int unit = 0; unit < Layout::key_units; ++unit) {
+          const int width = unit == 0 && h % 2 == 0 ? 8 : unit < Layout::key_units / 3 ? 4 : Layout::KeyBits;
+          model.widths[unit] = std::min(width, left / 2 * 2 == 6 ? 4 : left);
+          left -= model.widths[unit];
+        }
+      }
+      std::copy(model.widths.begin(), model.widths.end(), head.widths);
+      models_.push_back(model);
+      heads.push_back(head);
+    }
+    CodingTables tables{};
+    tables.heads = keep(heads);
+    tables.tiles = {.inverse_frequencies = keep(frequencies_),
+                    .pairs = d / 2,
+                    .interleaved = case_.interleaved,
+                    .frame = frame,
+                    .mode_tiles = mode_tiles,
+                    .mode_rows = tiles_of(mode_rows_, frame, 16 * mode_tiles),
+                    .angles = nullptr};
+    tables.learnt = 1;
+    codings_ = keep(std::vector<CodingTables>{tables});
+  }
+
+  struct Page {
+    std::vector<std::uint8_t> bytes;
+    PageEntry entry;
+    std::vector<bool> in_basis;                  // a head
+    std::vector<double> keys, values;            // [heads, group, d], as codes say; values rotated
+  };
+
+  /// Writes one code into a unit.
+  template <int Bits, int Columns>
+  static void put(std::uint8_t* unit, int tiles, int row, int column, int code) {
+    if constexpr (Bits == 3) {
+      put<2, Columns>(unit, tiles, row, column, code & 3);
+      put<1, Columns>(unit + Layout::plane_bytes(2, tiles, Columns), tiles, row, column, code >> 2);
+    } else {
+      const CodePlace place = code_place<Bits, Columns>(row, column);
+      auto* words = reinterpret_cast<Word*>(unit);
+      words[unit_word(unit_words(Bits, tiles, Columns), place.lane, place.word)] |= Word(code) << place.bit;
+    }
+  }
+  template <int Columns>
+  static void put(int bits, std::uint8_t* unit, int tiles, int row, int column, int code) {
+    if (bits == 2) put<2, Columns>(unit, tiles, row, column, code);
+    if (bits == 3) put<3, Columns>(unit, tiles, row, column, code);
+    if (bits == 4) put<4, Columns>(unit, tiles, row, column, code);
+    if (bits == 8) put<8, Columns>(unit, tiles, row, column, code);
+  }
+
+  half random_scale(double scale) { return half(static_cast<float>(scale * (.5 + (random_() % 1000) / 1000.0))); }
+
+  void make_keys(Page& page, int h, std::uint8_t* bytes) {
+    double* keys = page.keys.data() + h * group * d;
+    if constexpr (Layout::KeyBits == 16) {
+      auto* elements = reinterpret_cast<half*>(bytes);
+      for (int t = 0; t < group; ++t) {
+        for (int c = 0; c < d; ++c) {
+          const half x(static_cast<float>(normal()));
+          elements[t / 16 * 16 * d + BlockLayout<d>::key(t % 16, c)] = x;
+          keys[t * d + c] = static_cast<double>(x);
+        }
+      }
+    } else {
+      const bool in_basis = case_.basis && (h + static_cast<int>(pages_made_)) % 3 != 2;
+      page.in_basis[h] = in_basis;
+      auto* scales = reinterpret_cast<half*>(bytes + Layout::key_scales);
+      auto* zeros = reinterpret_cast<half*>(bytes + Layout::key_zeros);
+      std::uint8_t* unit = bytes;
+      for (int u = 0; u < Layout::key_units; ++u) {
+        const int bits = in_basis ? models_[h].widths[u] : Layout::KeyBits;
+        for (int i = 0; i < Layout::unit; ++i) {
+          const int c = u * Layout::unit + i;
+          const half scale = random_scale(3.0 / (1 << bits)), zero(static_cast<float>(normal(.7)));
+          scales[key_element<d>(c)] = c == 0 && in_basis ? half(-static_cast<float>(scale)) : scale;
+          zeros[key_element<d>(c)] = zero;
+          for (int t = 0; t < group; ++t) {
+            const int code = bits == 0 ? 0 : below(1 << bits);
+            if (bits > 0) put<Layout::unit>(bits, unit, Layout::token_tiles, t, i, code);
+            keys[t * d + c] = static_cast<double>(zero) + static_cast<double>(scale) * code;
+          }
+        }
+        unit += Layout::key_unit_bytes(bits);
+      }
+    }
+  }
+
+  void make_values(Page& page, int h, std::uint8_t* bytes) {
+    double* values = page.values.data() + h * group * d;
+    for (int t = 0; t < group; ++t) {
+      for (int c = 0; c < d; ++c) {
+        std::uint8_t* step = bytes + Layout::value_codes + t / 16 * Layout::value_step_bytes;
+        if constexpr (Layout::ValueBits == 16) {
+          const half x(static_cast<float>(normal()));
+          reinterpret_cast<half*>(step)[BlockLayout<d>::value(t % 16, c) - BlockLayout<d>::part_elements] = x;
+          values[t * d + c] = static_cast<double>(x);
+        } else {
+          const int i = Values == ValueCoding::plain ? c / 32 : 0;
+          auto* scale = reinterpret_cast<half*>(bytes + Layout::value_scales) + i * group + value_element<group>(t);
+          auto* zero =
+              reinterpret_cast<half*>(bytes + Layout::value_zeros(Values)) + i * group + value_element<group>(t);
+          if (c % 32 == 0 && (Values == ValueCoding::plain || c == 0)) {
+            *scale = random_scale(2.0 / (1 << Layout::ValueBits));
+            if (Values == ValueCoding::plain) *zero = half(static_cast<float>(normal()));
+          }
+          const int code = below(1 << Layout::ValueBits);
+          put<16>(Layout::ValueBits, step, Layout::channel_tiles, c, t % 16, code);
+          values[t * d + c] = Values == ValueCoding::plain
+                                  ? static_cast<double>(*zero) + static_cast<double>(*scale) * code
+                                  : static_cast<double>(*scale) * (code - ((1 << Layout::ValueBits) - 1) / 2.0);
+        }
+      }
+      if (Layout::ValueBits < 16 && Values == ValueCoding::symmetric) rotate(values + t * d);
+    }
+  }
+
+  static void rotate(double* row) {
+    constexpr int block = d & -d;
+    for (int span = 1; span < block; span *= 2) {
+      for (int i = 0; i < d / 2; ++i) {
+        const int low = i / span * 2 * span + i % span;
+        const double a = row[low], b = row[low + span];
+        row[low] = a + b, row[low + span] = a - b;
+      }
+    }
+    for (int i = 0; i < d; ++i) row[i] /= std::sqrt(double(block));
+  }
+
+  struct Sequence {
+    std::vector<Page> pages;
+    std::vector<double> sink_keys, sink_values, tail_keys, tail_values;  // [heads, tokens, d]
+    LayerState state{};
+    int tokens;
+  };
+
+  void make_sequence(int length, int tokens) {
+    Sequence s;
+    s.tokens = tokens;
+    const int tail = std::max(tokens, std::min(length, 37 + length % group)), heads = case_.kv_heads;
+    const int page_count = (length - tail) / group;
+    int before = case_.sinks;
+    std::vector<PageEntry> entries;
+    for (int p = 0; p < page_count; ++p, ++pages_made_) {
+      Page page;
+      page.bytes.resize(static_cast<std::size_t>(heads) * Layout::head_bytes(Values), 0);
+      page.in_basis.resize(heads);
+      page.keys.resize(heads * group * d);
+      page.values.resize(heads * group * d);
+      for (int h = 0; h < heads; ++h) {
+        std::uint8_t* bytes = page.bytes.data() + h * Layout::head_bytes(Values);
+        make_keys(page, h, bytes);
+        make_values(page, h, bytes);
+      }
+      page.entry = {.data = keep(page.bytes),
+                    .base = (p / 2) * case_.base_step,
+                    .first = case_.cut_pages && p % 3 == 1 ? 5 : 0,
+                    .tokens = group,
+                    .row = p % 2 * group,
+                    .before = before};
+      page.entry.tokens = case_.cut_pages && p % 3 != 0 ? group - page.entry.first - 9 : group - page.entry.first;
+      before += page.entry.tokens;
+      entries.push_back(page.entry);
+      s.pages.push_back(std::move(page));
+    }
+    s.state.pages = keep(entries);
+    s.state.page_count = page_count;
+    s.state.paged_tokens = before - case_.sinks;
+    s.state.sinks = case_.sinks;
+    s.state.sink_blocks = (case_.sinks + 15) / 16;
+    s.state.tail = tail;
+    s.state.tail_blocks = (tail + 15) / 16 + 1;
+    s.state.tail_first = 16 * (s.state.tail_blocks / 2);
+    const auto block = BlockLayout<d>::elements;
+    std::vector<half> exact(static_cast<std::size_t>(heads) * s.state.blocks() * block, half(0.0f));
+    const auto fill = [&](int count, auto slot_of, std::vector<double>& keys, std::vector<double>& values) {
+      keys.resize(heads * count * d);
+      values.resize(heads * count * d);
+      for (int h = 0; h < heads; ++h) {
+        for (int t = 0; t < count; ++t) {
+          const int slot = slot_of(t);
+          half* rows = exact.data() + (static_cast<std::size_t>(h) * s.state.blocks() + slot / 16) * block;
+          for (int c = 0; c < d; ++c) {
+            const half k(static_cast<float>(normal())), v(static_cast<float>(normal()));
+            rows[BlockLayout<d>::key(slot % 16, c)] = k;
+            rows[BlockLayout<d>::value(slot % 16, c)] = v;
+            keys[(h * count + t) * d + c] = static_cast<double>(k);
+            values[(h * count + t) * d + c] = static_cast<double>(v);
+          }
+        }
+      }
+    };
+    fill(case_.sinks, [](int t) { return t; }, s.sink_keys, s.sink_values);
+    const int ring = s.state.tail_blocks * 16;
+    fill(tail, [&](int t) { return s.state.sink_blocks * 16 + (s.state.tail_first + t) % ring; }, s.tail_keys,
+         s.tail_values);
+    s.state.exact = keep(exact);
+    sequences_.push_back(std::move(s));
+  }
+
+  std::vector<double> turned(const std::vector<double>& q, long long base) const {
+    std::vector<double> x = q;
+    for (int i = 0; i < d / 2; ++i) {
+      const double angle = -static_cast<double>(base) * static_cast<double>(frequencies_[i]);
+      const int a = case_.interleaved ? 2 * i : i, b = case_.interleaved ? 2 * i + 1 : i + d / 2;
+      x[a] = q[a] * std::cos(angle) - q[b] * std::sin(angle);
+      x[b] = q[a] * std::sin(angle) + q[b] * std::cos(angle);
+    }
+    return x;
+  }
+
+  void add(std::vector<double>& scores, std::vector<const double*>& values, double score, const double* value) {
+    scores.push_back(score);
+    values.push_back(value);
+  }
+
+  /// The output of one query, [d].
+  std::vector<double> reference(const Sequence& s, const std::vector<double>& q, int h, int limit) {
+    std::vector<double> scores;
+    std::vector<const double*> values;
+    const auto dot = [](const double* a, const double* b, int n) {
+      double sum = 0;
+      for (int i = 0; i < n; ++i) sum += a[i] * b[i];
+      return sum;
+    };
+    const auto exact = [&](const std::vector<double>& k, const std::vector<double>& v, int count) {
+      for (int t = 0; t < count; ++t) {
+        add(scores, values, dot(q.data(), k.data() + (h * count + t) * d, d), v.data() + (h * count + t) * d);
+      }
+    };
+    exact(s.sink_keys, s.sink_values, s.state.sinks);
+    for (const Page& page : s.pages) {
+      const std::vector<double> at = turned(q, page.entry.base);
+      std::vector<double> coordinates = at, weights(modes, 0.0);
+      if (page.in_basis[h]) {
+        for (int i = 0; i < d; ++i) coordinates[i] = dot(models_[h].inverse.data() + i * d, at.data(), d);
+      }
+      if (case_.mean && Layout::KeyBits < 16) {
+        for (int m = 0; m < modes; ++m) weights[m] = dot(models_[h].projection.data() + m * d, at.data(), d);
+      }
+      for (int t = page.entry.first; t < page.entry.first + page.entry.tokens; ++t) {
+        const double mean = dot(mode_rows_.data() + (page.entry.row + t) * 16 * mode_tiles, weights.data(), modes);
+        add(scores, values, mean + dot(page.keys.data() + (h * group + t) * d, coordinates.data(), d),
+            page.values.data() + (h * group + t) * d);
+      }
+    }
+    exact(s.tail_keys, s.tail_values, s.state.tail);
+    scores.resize(limit);
+    const double most = *std::max_element(scores.begin(), scores.end());
+    std::vector<double> out(d, 0.0);
+    double sum = 0;
+    for (int t = 0; t < limit; ++t) {
+      const double p = std::exp(scores[t] - most);
+      sum += p;
+      for (int c = 0; c < d; ++c) out[c] += p * values[t][c];
+    }
+    for (double& x : out) x /= sum;
+    return out;
+  }
+
+  void run() {
+    std::vector<LayerState> states;
+    std::vector<BatchEntry> batch;
+    int rows = 0, most = 0;
+    for (const Sequence& s : sequences_) states.push_back(s.state);
+    LayerState* device_states = keep(states);
+    for (std::size_t i = 0; i < sequences_.size(); ++i) {
+      batch.push_back({device_states + i, rows, sequences_[i].tokens});
+      rows += sequences_[i].tokens;
+      most = std::max(most, sequences_[i].tokens);
+    }
+    const int heads = case_.query_heads;
+    std::vector<half> q(static_cast<std::size_t>(rows * heads * d));
+    for (half& x : q) x = half(static_cast<float>(normal()));
+    OnDevice<half> out(std::vector<half>(q.size(), half(1e4f)));
+    const std::size_t bytes =
+        attend_workspace_bytes(d, static_cast<int>(batch.size()), heads, case_.kv_heads, most);
+    auto* workspace = keep(std::vector<std::uint8_t>(bytes, 0xff));
+    AttendCall<half> call{};
+    call.batch = keep(batch);
+    call.entries = static_cast<int>(batch.size());
+    call.query_heads = heads;
+    call.kv_heads = case_.kv_heads;
+    call.scale = 1 / std::sqrt(static_cast<float>(d));
+    call.codings = codings_;
+    call.q = {keep(q), heads * d, d};
+    call.out = {out.data(), heads * d, d};
+    launch_attend<Layout, half>(call, Values, most, workspace, nullptr);
+    check(cudaDeviceSynchronize(), "test");
+    const std::vector<half> result = out.read();
+    const int shared = heads / case_.kv_heads;
+    for (std::size_t i = 0; i < sequences_.size(); ++i) {
+      const Sequence& s = sequences_[i];
+      for (int t = 0; t < s.tokens; ++t) {
+        for (int h = 0; h < heads; ++h) {
+          const std::size_t at = static_cast<std::size_t>(((batch[i].first_row + t) * heads + h) * d);
+          std::vector<double> query(d);
+          for (int c = 0; c < d; ++c) query[c] = static_cast<double>(q[at + c]) * static_cast<double>(call.scale);
+          const auto expected = reference(s, query, h / shared, s.state.length() - s.tokens + t + 1);
+          for (int c = 0; c < d; ++c) {
+            const double difference = static_cast<double>(result[at + c]) - expected[c];
+            difference_ += difference * difference;
+            norm_ += expected[c] * expected[c];
+          }
+        }
+      }
+    }
+  }
+
+  Case case_;
+  std::mt19937 random_;
+  std::normal_distribution<double> distribution_;
+  std::vector<float> frequencies_;
+  std::vector<double> mode_rows_;
+  std::vector<HeadModel> models_;
+  std::vector<Sequence> sequences_;
+  CodingTables* codings_ = nullptr;
+  std::size_t pages_made_ = 0;
+  std::vector<std::shared_ptr<void>> kept_;
+  double difference_ = 0, norm_ = 0;
+};
+
+// Queries, transforms and weights are float16 to the matrix units, sums are float.
+constexpr double tolerance = 3e-3;
+
+template <class Layout, ValueCoding Values = ValueCoding::symmetric>
+void expect_near(const Case& c) {
+  if (!has_device()) GTEST_SKIP() << "no CUDA device";
+  EXPECT_LT((World<Layout, Values>(c).distance()), tolerance);
+}
+
+TEST(AttendKernel, TwoBitsInTheBasisOfATileFrame) {
+  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {2000}, .base_step = 256});
+}
+TEST(AttendKernel, InterleavedPairsAndFarBases) {
+  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {2000}, .interleaved = true, .base_step = -1234567});
+}
+TEST(AttendKernel, EveryRatioOfQueryHeads) {
+  for (int heads : {1, 3, 8, 16}) {
+    expect_near<PageLayout<128, 128, 2, 2>>({.query_heads = 2 * heads, .lengths = {900}, .base_step = 256});
+  }
+}
+TEST(AttendKernel, BatchesOfManyLengths) {
+  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {1, 300, 64, 5000, 129, 1000},
+                                           .tokens = {1, 1, 1, 1, 1, 1},
+                                           .base_step = 256});
+}
+TEST(AttendKernel, SeveralTokensSeeEachOtherInOrder) {
+  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {700, 500, 260}, .tokens = {65, 3, 130}});
+}
+TEST(AttendKernel, PagesOfWhichAPartCounts) {
+  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {1500}, .tokens = {7}, .base_step = 256, .cut_pages = true});
+}
+TEST(AttendKernel, FourBits) { expect_near<PageLayout<128, 128, 4, 4>>({.lengths = {1100}, .base_step = 256}); }
+TEST(AttendKernel, EightBitsOfChannels) {
+  expect_near<PageLayout<128, 128, 8, 8>>({.lengths = {1100}, .basis = false, .mean = false});
+}
+TEST(AttendKernel, ExactPages) {
+  expect_near<PageLayout<128, 128, 16, 16>>({.lengths = {1100, 3}, .tokens = {1, 2}, .base_step = 17});
+}
+TEST(AttendKernel, PlainCodingInSmallPages) {
+  expect_near<PageLayout<128, 32, 2, 2>, ValueCoding::plain>({.lengths = {400}, .basis = false, .mean = false});
+}
+TEST(AttendKernel, SmallHeads) {
+  expect_near<PageLayout<64, 128, 2, 2>>({.lengths = {1000}, .base_step = 256});
+  expect_near<PageLayout<64, 64, 3, 3>, ValueCoding::plain>({.lengths = {1000}, .sinks = 0, .basis = false});
+  expect_near<PageLayout<64, 128, 4, 4>>({.query_heads = 9, .kv_heads = 3, .lengths = {1000}, .sinks = 20});
+}
+TEST(AttendKernel, LargeHeads) { expect_near<PageLayout<256, 128, 2, 2>>({.lengths = {600}, .base_step = 256}); }
+TEST(AttendKernel, KeysAndValuesOfDifferentWidths) {
+  expect_near<PageLayout<128, 128, 16, 2>>({.lengths = {600}});
+  expect_near<PageLayout<128, 128, 4, 16>>({.lengths = {600}});
+}
+
+}  // namespace
+}  // namespace squat::cuda
