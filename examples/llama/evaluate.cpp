@@ -20,8 +20,8 @@
 #include <vector>
 
 #include "cache_spec.hpp"
+#include "engine.hpp"
 #include "metrics.hpp"
-#include "model.hpp"
 #include "parallel_for.hpp"
 #include "plot.hpp"
 #include "tokenizer.hpp"
@@ -31,7 +31,7 @@ namespace {
 using namespace llama;
 
 struct Arguments {
-  std::string model, text, csv, plot, prior;
+  std::string model, text, csv, plot, prior, device = "cpu";
   int windows = 8, length = 2048, prompt = 512, first = 0;
   std::vector<std::string> codings = {"plain:k2v2:g32:w80", "orthogonal:k2v2:g64", "subspace:k2v2"};
 };
@@ -39,7 +39,7 @@ struct Arguments {
 /// One coding over all windows.
 struct Run {
   CacheSpec spec;
-  std::vector<std::unique_ptr<Cache>> caches;  // a window each
+  std::vector<int> sequences;  // of the engine, a window each
   std::vector<Prediction> predictions;
   double seconds = 0;  // of decoding
 };
@@ -58,23 +58,15 @@ std::vector<int> read_windows(const Arguments& arguments, const Tokenizer& token
 }
 
 /// Feeds tokens [first, first + count) of every window. Returns the logits after each window's last one.
-const RowMatrix& step(Model& model, Run& run, const std::vector<int>& tokens, int length, int first,
-                      int count) {
-  const int windows = static_cast<int>(run.caches.size());
+const RowMatrix& step(Engine& engine, const Run& run, const std::vector<int>& tokens, int length,
+                      int first, int count) {
   std::vector<Position> rows;
-  std::vector<int> wanted;
-  for (int window = 0; window < windows; ++window) {
+  for (int window = 0; window < static_cast<int>(run.sequences.size()); ++window) {
     for (int i = first; i < first + count; ++i) {
       rows.push_back({tokens[static_cast<std::size_t>(window * length + i)], i});
     }
-    wanted.push_back(static_cast<int>(rows.size()) - 1);
   }
-  const auto attention = [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
-    parallel_for(windows, [&](int window) {
-      run.caches[static_cast<std::size_t>(window)]->attend(layer, q, k, v, out, window * count, count);
-    });
-  };
-  return model.forward(rows, attention, wanted);
+  return engine.forward(rows, run.sequences);
 }
 
 void show_progress(int done, int all) {
@@ -85,15 +77,15 @@ void show_progress(int done, int all) {
 }
 
 /// Decodes every window in step over all codings; runs[0] is the exact one.
-void decode(Model& model, std::vector<Run>& runs, const std::vector<int>& tokens,
+void decode(Engine& engine, std::vector<Run>& runs, const std::vector<int>& tokens,
             const Arguments& arguments) {
   const int windows = arguments.windows, length = arguments.length;
-  for (Run& run : runs) step(model, run, tokens, length, 0, arguments.prompt);
+  for (Run& run : runs) step(engine, run, tokens, length, 0, arguments.prompt);
   RowMatrix exact;
   for (int position = arguments.prompt; position + 1 < length; ++position) {
     for (Run& run : runs) {
       const auto start = std::chrono::steady_clock::now();
-      const RowMatrix& logits = step(model, run, tokens, length, position, 1);
+      const RowMatrix& logits = step(engine, run, tokens, length, position, 1);
       run.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       if (&run == &runs.front()) exact = logits;
       std::vector<Prediction> predictions(static_cast<std::size_t>(windows));
@@ -113,13 +105,14 @@ struct Row {
   double packed_bits = 0, total_bits = 0, tokens_per_second = 0, cache_bytes = 0;
 };
 
-Row measure(const Run& run) {
+Row measure(const Engine& engine, const Run& run) {
   Row row{.summary = summarize(run.predictions)};
-  for (const auto& cache : run.caches) {
-    const squat::MemoryReport report = cache->memory_report();
+  const auto windows = static_cast<double>(run.sequences.size());
+  for (int sequence : run.sequences) {
+    const squat::MemoryReport report = engine.memory_report(sequence);
     row.packed_bits = report.packed_bits_per_element;
-    row.total_bits += report.total_bits_per_element / static_cast<double>(run.caches.size());
-    row.cache_bytes += static_cast<double>(report.total()) / static_cast<double>(run.caches.size());
+    row.total_bits += report.total_bits_per_element / windows;
+    row.cache_bytes += static_cast<double>(report.total()) / windows;
   }
   row.tokens_per_second = static_cast<double>(run.predictions.size()) / std::max(run.seconds, 1e-9);
   return row;
@@ -130,7 +123,7 @@ void write(const std::string& path, const std::string& text) {
   if (!(out << text) || !out.flush()) throw std::invalid_argument("cannot write " + path);
 }
 
-void report(const std::vector<Run>& runs, const Arguments& arguments) {
+void report(const Engine& engine, const std::vector<Run>& runs, const Arguments& arguments) {
   std::string csv =
       "coding,key_bits,value_bits,group,window,sinks,packed_bits,total_bits,perplexity,kl_mean,kl_p99,"
       "top1,"
@@ -139,8 +132,8 @@ void report(const std::vector<Run>& runs, const Arguments& arguments) {
   fmt::print("{:<30} {:>7} {:>7} {:>10} {:>9} {:>9} {:>7} {:>9} {:>9}\n", "coding", "packed", "total",
              "perplexity", "KL mean", "KL p99", "top-1 %", "tokens/s", "cache MB");
   for (const Run& run : runs) {
-    const Row row = measure(run);
-    const squat::Options& options = run.caches.front()->options();
+    const Row row = measure(engine, run);
+    const squat::Options& options = engine.options(run.sequences.front());
     const Summary& s = row.summary;
     fmt::print("{:<30} {:>7.3f} {:>7.3f} {:>10.3f} {:>9.5f} {:>9.4f} {:>7.2f} {:>9.1f} {:>9.2f}\n",
                run.spec.text, row.packed_bits, row.total_bits, s.perplexity, s.kl_mean, s.kl_p99,
@@ -158,10 +151,10 @@ void report(const std::vector<Run>& runs, const Arguments& arguments) {
 
 void evaluate(const Arguments& arguments) {
   std::vector<Run> runs;
-  runs.push_back({.spec = parse_cache_spec("exact"), .caches = {}, .predictions = {}});
+  runs.push_back({.spec = parse_cache_spec("exact"), .sequences = {}, .predictions = {}});
   for (const std::string& coding : arguments.codings) {
     if (coding != "exact")
-      runs.push_back({.spec = parse_cache_spec(coding), .caches = {}, .predictions = {}});
+      runs.push_back({.spec = parse_cache_spec(coding), .sequences = {}, .predictions = {}});
   }
   if (arguments.prompt >= arguments.length - 1) {
     throw std::invalid_argument(fmt::format("--prompt is {}, must be below --length {} minus 1",
@@ -170,10 +163,10 @@ void evaluate(const Arguments& arguments) {
   const Gguf file = Gguf::open(arguments.model);
   const Tokenizer tokenizer(file);
   const std::vector<int> tokens = read_windows(arguments, tokenizer);
-  Model model(file);
-  if (arguments.length > model.config().context) {
+  const std::unique_ptr<Engine> engine = make_engine(arguments.device, file);
+  if (arguments.length > engine->config().context) {
     throw std::invalid_argument(fmt::format("--length is {}, the model's context is {}",
-                                            arguments.length, model.config().context));
+                                            arguments.length, engine->config().context));
   }
   std::shared_ptr<const squat::Prior> prior;
   if (!arguments.prior.empty()) {
@@ -182,17 +175,17 @@ void evaluate(const Arguments& arguments) {
     prior = std::make_shared<squat::Prior>(squat::Prior::load(in));
   }
   for (Run& run : runs) {
-    squat::Options options = run.spec.options_for(model.config());
+    squat::Options options = run.spec.options_for(engine->config());
     if (options.coding == squat::Coding::subspace) options.prior = prior;
     options.statistics_tokens =
         std::min(arguments.prompt, options.statistics_tokens);  // short prompts count as such
     for (int window = 0; window < arguments.windows; ++window)
-      run.caches.push_back(make_cache(run.spec, options));
+      run.sequences.push_back(engine->add_sequence(run.spec, options));
   }
-  decode(model, runs, tokens, arguments);
+  decode(*engine, runs, tokens, arguments);
   fmt::print("{}: {} windows of {} tokens, prompt {}\n", arguments.text, arguments.windows,
              arguments.length, arguments.prompt);
-  report(runs, arguments);
+  report(*engine, runs, arguments);
 }
 
 }  // namespace
@@ -225,6 +218,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--prior", arguments.prior,
                  "Statistics (collect_statistics) that subspace codings start from");
+  app.add_option("--device", arguments.device, "Where the model and its caches are")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
   app.add_option("--csv", arguments.csv, "File for the table");
   app.add_option("--plot", arguments.plot, "File for a plot (SVG)");
   CLI11_PARSE(app, argc, argv);

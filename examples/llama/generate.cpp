@@ -6,12 +6,14 @@
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <memory>
 #include <numeric>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "cache_spec.hpp"
-#include "model.hpp"
+#include "engine.hpp"
 #include "tokenizer.hpp"
 
 namespace {
@@ -19,7 +21,7 @@ namespace {
 using namespace llama;
 
 struct Arguments {
-  std::string model, prompt, coding = "subspace:k2v2";
+  std::string model, prompt, coding = "subspace:k2v2", device = "cpu";
   int tokens = 128;
   std::uint64_t seed = 1;
   double temperature = 0;
@@ -39,9 +41,9 @@ void run(const Arguments& arguments) {
   const CacheSpec spec = parse_cache_spec(arguments.coding);
   const Gguf file = Gguf::open(arguments.model);
   const Tokenizer tokenizer(file);
-  Model model(file);
-  const Config& config = model.config();
-  const std::unique_ptr<Cache> cache = make_cache(spec, spec.options_for(config));
+  const std::unique_ptr<Engine> engine = make_engine(arguments.device, file);
+  const Config& config = engine->config();
+  const int sequence = engine->add_sequence(spec, spec.options_for(config));
 
   const std::vector<int> prompt = tokenizer.encode(arguments.prompt);
   if (prompt.empty()) throw std::invalid_argument("the prompt is empty");
@@ -51,11 +53,7 @@ void run(const Arguments& arguments) {
                                             prompt.size(), arguments.tokens, room));
   }
   const auto forward = [&](const std::vector<Position>& rows) -> Eigen::RowVectorXf {
-    const auto attention = [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
-      cache->attend(layer, q, k, v, out, 0, q.rows());
-    };
-    const int last = static_cast<int>(rows.size()) - 1;
-    return model.forward(rows, attention, std::span(&last, 1)).row(0);
+    return engine->forward(rows, std::span(&sequence, 1)).row(0);
   };
 
   fmt::print("{}", arguments.prompt);
@@ -76,7 +74,7 @@ void run(const Arguments& arguments) {
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
 
-  const squat::MemoryReport report = cache->memory_report();
+  const squat::MemoryReport report = engine->memory_report(sequence);
   const double exact = 2.0 * 2 * config.layers * config.kv_heads * config.head_dim * position;
   fmt::print("\n\n{} tokens, {:.1f} tokens/s, coding {}\n", generated, generated / seconds.count(),
              spec.text);
@@ -105,6 +103,9 @@ int main(int argc, char** argv) {
   app.add_option("--seed", arguments.seed, "Of the sampling")->capture_default_str();
   app.add_option("--temperature", arguments.temperature, "0: the most likely token")
       ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  app.add_option("--device", arguments.device, "Where the model and its caches are")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   try {

@@ -1,48 +1,12 @@
 #include "model.hpp"
 
-#include <algorithm>
 #include <cmath>
-#include <stdexcept>
 #include <string>
 
 #include "dequantize.hpp"
 
 namespace llama {
 namespace {
-
-Config read_config(const Gguf& file) {
-  if (file.string("general.architecture") != "llama") {
-    throw FileError("architecture " + file.string("general.architecture") +
-                    " is not supported (llama is)");
-  }
-  constexpr int most = 1 << 20;
-  Config config;
-  config.layers = file.integer("llama.block_count", 1, 1024);
-  config.embedding = file.integer("llama.embedding_length", 1, most);
-  config.feed_forward = file.integer("llama.feed_forward_length", 1, most);
-  config.query_heads = file.integer("llama.attention.head_count", 1, 1024);
-  config.kv_heads =
-      file.integer_or("llama.attention.head_count_kv", config.query_heads, 1, config.query_heads);
-  config.head_dim =
-      file.integer_or("llama.attention.key_length", config.embedding / config.query_heads, 1, 512);
-  config.vocabulary =
-      static_cast<int>(std::min<std::size_t>(file.strings("tokenizer.ggml.tokens").size(), 1 << 24));
-  config.context = file.integer_or("llama.context_length", 2048, 1, 1 << 24);
-  config.rotary_dim = file.integer_or("llama.rope.dimension_count", config.head_dim, 2, config.head_dim);
-  config.rms_epsilon =
-      static_cast<float>(file.number_or("llama.attention.layer_norm_rms_epsilon", 1e-5));
-  config.rotary_base = file.number_or("llama.rope.freq_base", 10000);
-  if (config.query_heads % config.kv_heads != 0)
-    throw FileError("query heads are no multiple of KV heads");
-  if (config.head_dim % 16 != 0) throw FileError("the head dimension is no multiple of 16");
-  if (config.rotary_dim % 2 != 0) throw FileError("the rotary dimension is odd");
-  if (!(config.rotary_base > 0) || !std::isfinite(config.rotary_base))
-    throw FileError("the rotary base is not positive");
-  if (file.has("llama.rope.scaling.type") && file.string("llama.rope.scaling.type") != "none") {
-    throw FileError("rotary scaling " + file.string("llama.rope.scaling.type") + " is not supported");
-  }
-  return config;
-}
 
 Eigen::RowVectorXf read_vector(const Gguf& file, const std::string& name, int size) {
   const auto elements = dequantize(file.tensor(name, {static_cast<std::uint64_t>(size)}));
@@ -76,10 +40,6 @@ Model::Model(const Gguf& file) : config_(read_config(file)) {
          linear("ffn_gate", c.feed_forward, c.embedding), linear("ffn_up", c.feed_forward, c.embedding),
          linear("ffn_down", c.embedding, c.feed_forward)});
   }
-  for (int pair = 0; pair < c.rotary_dim / 2; ++pair) {
-    config_.inverse_frequencies.push_back(
-        static_cast<float>(std::pow(c.rotary_base, -2.0 * pair / c.rotary_dim)));
-  }
 }
 
 void Model::normalize(const RowMatrix& x, const Eigen::RowVectorXf& weight, RowMatrix& y) const {
@@ -106,17 +66,9 @@ void Model::rotate(RowMatrix& x, int heads, std::span<const Position> batch) con
   }
 }
 
-void Model::check_tokens(std::span<const Position> batch) const {
-  for (const Position& entry : batch) {
-    if (entry.token < 0 || entry.token >= config_.vocabulary) {
-      throw std::out_of_range("token " + std::to_string(entry.token) + " is not in the vocabulary");
-    }
-  }
-}
-
 const RowMatrix& Model::forward(std::span<const Position> batch, const Attention& attention,
                                 std::span<const int> wanted) {
-  check_tokens(batch);
+  check_tokens(config_, batch);
   const auto rows = static_cast<Eigen::Index>(batch.size());
   x_.resize(rows, config_.embedding);
   for (Eigen::Index row = 0; row < rows; ++row) {

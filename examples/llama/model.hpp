@@ -6,31 +6,11 @@
 #include <span>
 #include <vector>
 
+#include "config.hpp"
 #include "gguf.hpp"
 #include "linear.hpp"
 
 namespace llama {
-
-struct Config {
-  int layers = 0;
-  int query_heads = 0;
-  int kv_heads = 0;
-  int head_dim = 0;
-  int embedding = 0;
-  int feed_forward = 0;
-  int vocabulary = 0;
-  int context = 0;
-  int rotary_dim = 0;
-  float rms_epsilon = 0;
-  double rotary_base = 0;
-  std::vector<float> inverse_frequencies{};  // of the rotary embedding, one for every pair of neighbours
-};
-
-/// One token of a batch and where it stands in its sequence.
-struct Position {
-  int token = 0;
-  int position = 0;
-};
 
 /// Attention of one layer for the rows of a batch. q, out: [rows, query_heads * head_dim]; k, v: [rows,
 /// kv_heads * head_dim]; q and k carry their rotary embedding.
@@ -56,7 +36,6 @@ class Model {
 
   void normalize(const RowMatrix& x, const Eigen::RowVectorXf& weight, RowMatrix& y) const;
   void rotate(RowMatrix& x, int heads, std::span<const Position> batch) const;
-  void check_tokens(std::span<const Position> batch) const;
 
   Config config_;
   std::vector<Layer> layers_;
