@@ -87,8 +87,9 @@ class PackedTail {
   explicit PackedTail(const PackCase &options, std::uint32_t seed = 1) : case_(options), random_(seed) {
     if (case_.tile_pages > 0)
       tiles_ = std::make_unique<cpu::TileTables>(rotary(), case_.tile_pages * group);
-    make_tokens();
+    make_mixes();
     learn();
+    make_tokens();
     pack();
   }
 
@@ -156,28 +157,52 @@ class PackedTail {
            static_cast<std::size_t>(channel);
   }
 
-  /// Anisotropic keys about a mean, turned by their positions.
-  void make_tokens() {
-    k_.resize(static_cast<std::size_t>(tokens) * heads * d);
-    v_.resize(k_.size());
+  /// Of keys about a mean, and of queries: both anisotropic.
+  void make_mixes() {
     const Eigen::ArrayXf fall = Eigen::ArrayXf::LinSpaced(d, 1, 30).inverse().sqrt() * 3;
     for (int head = 0; head < heads; ++head) {
       mixes_[head] = fall.matrix().asDiagonal() * normal(d, d) / std::sqrt(static_cast<float>(d));
       means_[head] = 2 * normal(1, d);
       query_mixes_[head] = fall.square().matrix().asDiagonal() * normal(d, d);
+    }
+  }
+
+  /// Keys turned by their positions, and values.
+  void make_tokens() {
+    k_.resize(static_cast<std::size_t>(tokens) * heads * d);
+    v_.resize(k_.size());
+    for (int head = 0; head < heads; ++head) {
       Eigen::MatrixXf keys = normal(tokens, d) * mixes_[head];
-      if (case_.strange) keys.bottomRows(group + window) = 30 * normal(group + window, d);
       keys.rowwise() += means_[head];
       const Eigen::MatrixXf values = normal(tokens, d);
       for (int token = 0; token < tokens; ++token) {
         Eigen::RowVectorXf row = keys.row(token);
-        Turn(rotary(), first_position + token).apply(row.data());
+        Index position = first_position + token;
+        if (case_.strange && token / group == pages - 1) {
+          row = strange_key(head, token);
+          position = view(pages - 1).base;
+        }
+        Turn(rotary(), position).apply(row.data());
         for (int i = 0; i < d; ++i) {
           k_[index(token, head, i)] = half(row[i]);
           v_[index(token, head, i)] = half(values(token, i));
         }
       }
     }
+  }
+
+  /// A key in its tile's frame: of two values a channel, which plain coding meets exactly, and far from
+  /// the mean where the basis spends no bits.
+  Eigen::RowVectorXf strange_key(int head, int token) {
+    const KeyQuantizer &quantizer = quantizers_[static_cast<std::size_t>(head)];
+    Eigen::VectorXf y = Eigen::VectorXf::Zero(d);
+    y.tail(Layout::unit).setConstant(distribution_(random_) > 0 ? 30.0f : -30.0f);
+    Eigen::RowVectorXf key = Eigen::RowVectorXf::Zero(d);
+    if (quantizer.mean() != nullptr) {
+      key = Eigen::Map<const Eigen::RowVectorXf>(quantizer.mean(), d);
+      Turn(rotary(), view(pages - 1).row + token % group).apply(key.data());
+    }
+    return key + (quantizer.basis()->from_basis().cast<float>() * y).transpose();
   }
 
   void learn() {
