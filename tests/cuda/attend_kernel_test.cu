@@ -102,6 +102,21 @@ class World {
     return reinterpret_cast<uint4*>(keep(tiles));
   }
 
+  /// The mode rows, [frame, modes]: tiles of one mode tile follow each other.
+  uint4* mode_tiles_of(std::vector<double>& rows) {
+    std::vector<half> tiles(rows.size());
+    for (int r = 0; r < frame; ++r) {
+      for (int m = 0; m < 16 * mode_tiles; ++m) {
+        double& x = rows[static_cast<std::size_t>(r * 16 * mode_tiles + m)];
+        const half element(static_cast<float>(x));
+        x = static_cast<double>(element);
+        tiles[static_cast<std::size_t>((m / 16 * (frame / 16) + r / 16) * 256 + tile_element(r % 16, m % 16))] =
+            element;
+      }
+    }
+    return reinterpret_cast<uint4*>(keep(tiles));
+  }
+
   void make_coding() {
     for (int i = 0; i < d / 2; ++i) frequencies_.push_back(static_cast<float>(std::pow(1e4, -2.0 * i / d)));
     mode_rows_.resize(frame * 16 * mode_tiles);
@@ -136,6 +151,12 @@ class World {
         }
       }
       std::copy(model.widths.begin(), model.widths.end(), head.widths);
+      const auto units_of = [&](int bits) {
+        return static_cast<int>(std::count(model.widths.begin(), model.widths.end(), bits));
+      };
+      head.eight_bit_units = units_of(8);
+      head.four_bit_units = units_of(4);
+      head.two_bit_units = units_of(2);
       models_.push_back(model);
       heads.push_back(head);
     }
@@ -146,7 +167,7 @@ class World {
                     .interleaved = case_.interleaved,
                     .frame = frame,
                     .mode_tiles = mode_tiles,
-                    .mode_rows = tiles_of(mode_rows_, frame, 16 * mode_tiles),
+                    .mode_rows = mode_tiles_of(mode_rows_),
                     .angles = nullptr};
     tables.learnt = 1;
     codings_ = keep(std::vector<CodingTables>{tables});
@@ -405,7 +426,9 @@ class World {
     OnDevice<half> out(std::vector<half>(q.size(), half(1e4f)));
     const std::size_t bytes =
         attend_workspace_bytes(d, static_cast<int>(batch.size()), heads, case_.kv_heads, most);
-    auto* workspace = keep(std::vector<std::uint8_t>(bytes, 0xff));
+    std::vector<std::uint8_t> poison(bytes, 0xff);  // all but the counters
+    std::fill_n(poison.begin(), counter_bytes, std::uint8_t{0});
+    auto* workspace = keep(poison);
     AttendCall<half> call{};
     call.batch = keep(batch);
     call.entries = static_cast<int>(batch.size());

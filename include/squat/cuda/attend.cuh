@@ -7,7 +7,7 @@
 // its pages, one a unit. All units of all segments follow each other and are dealt out in equal runs to the
 // blocks of a grid that just fills the device, and within a block in equal runs to its warps, which keep a
 // running softmax in registers and merge at the segment's end in shared memory. What a block finds out about
-// a segment goes to a slot of the workspace; merge.cuh adds the slots up.
+// a segment goes to a slot of the workspace; the last block of a segment adds its slots up (merge.cuh).
 //
 // Counts are read on the device: the launch depends on the batch's size alone.
 //
@@ -19,7 +19,9 @@
 #include <cstdint>
 
 #include "squat/cuda/device_state.cuh"
+#include "squat/cuda/attend_call.cuh"
 #include "squat/cuda/exact_tiles.cuh"
+#include "squat/cuda/merge.cuh"
 #include "squat/cuda/page_layout.cuh"
 #include "squat/cuda/score_keys.cuh"
 #include "squat/cuda/sum_values.cuh"
@@ -27,76 +29,6 @@
 #include "squat/cuda/warp.cuh"
 
 namespace squat::cuda {
-
-/// Where an entry's units and segments begin among all.
-struct EntryStart {
-  std::int32_t unit;
-  std::int32_t segment;
-};
-
-/// Attention of a call: what its kernels take. The call's tokens are in the cache already; query i of an
-/// entry's n sees the first length - n + i + 1 tokens of its sequence.
-template <class S>
-struct AttendCall {
-  const BatchEntry *batch;
-  std::int32_t entries;
-  std::int32_t query_heads;
-  std::int32_t kv_heads;
-  float scale;                  // of the scores, times log2 e
-  const CodingTables *codings;  // indexed by LayerState::coding
-  DeviceTensor<const S> q;
-  DeviceTensor<S> out;
-  EntryStart *starts;  // [entries + 1], written by the first block for the merge
-  float *slots;
-  std::int32_t first_tile;  // column tiles [first_tile, first_tile + most_tiles) of every entry
-  std::int32_t most_tiles;
-};
-
-inline constexpr int block_warps = 4;
-inline constexpr int block_threads = block_warps * warp_lanes;
-inline constexpr int exact_unit_tiles = 8;  // tiles of 16 tokens
-inline constexpr float log2_e = 1.4426950408889634f;
-
-/// How the units of one entry are counted.
-struct EntryShape {
-  std::int32_t tiles;        // column tiles of the call
-  std::int32_t exact_units;  // of a segment
-  std::int32_t units;        // of a segment
-
-  template <class S>
-  __host__ __device__ EntryShape(const AttendCall<S> &call, const BatchEntry &entry) {
-    const int rows = entry.tokens * (call.query_heads / call.kv_heads);
-    const int all = (rows + column_count - 1) / column_count - call.first_tile;
-    tiles = all < 0 ? 0 : all < call.most_tiles ? all : call.most_tiles;
-    const LayerState &state = *entry.state;
-    const int blocks = (state.sinks + 15) / 16 + (state.tail + 15) / 16;
-    exact_units = (blocks + exact_unit_tiles - 1) / exact_unit_tiles;
-    units = exact_units + state.page_count;
-  }
-};
-
-/// What slots of the workspace hold: a float4 a lane and tile of channels as C has them, then maxima and sums
-/// of the columns.
-template <int HeadDim>
-struct SlotLayout {
-  static constexpr int states = HeadDim / 16 * warp_lanes * 4;
-  static constexpr int floats = states + 2 * column_count;
-};
-
-/// Exact rows come first in a segment, with a slot of their own: packed values may be rotated.
-__host__ __device__ constexpr std::int64_t slot_index(int segment, int block, bool packed) {
-  return 2 * (std::int64_t{segment} + block) + (packed ? 1 : 0);
-}
-
-/// Blocks that have units: all whose runs are not empty.
-__device__ inline int busy_blocks(std::int64_t units, int blocks) {
-  return static_cast<int>(min(units, static_cast<std::int64_t>(blocks)));
-}
-
-/// The first of the units of block `block` among `blocks` busy ones.
-__device__ inline std::int64_t run_start(std::int64_t units, int block, int blocks) {
-  return units * block / blocks;
-}
 
 /// The running softmax of a lane's columns: of the scores times their factors, in powers of two. Sums are
 /// those of the lane's rows.
@@ -192,31 +124,17 @@ class SegmentWarp {
     sums_.clear();
   }
 
-  /// Attends to the exact units [first, last).
+  /// Attends to the blocks [first, last) of exact rows, sinks' before the tail's.
   __device__ void exact(int first, int last) {
     queries_.face(0);
-    const int sink_blocks = (state_.sinks + 15) / 16;
-    const int blocks = sink_blocks + (state_.tail + 15) / 16;
-    const int ring = state_.tail_blocks;
-    for (int unit = first; unit < last; ++unit) {
-      const int begin = unit * exact_unit_tiles;
+    for (int begin = first; begin < last; begin += exact_unit_tiles) {
       float c[exact_unit_tiles][4];
-      const auto place = [&](int block) {  // of the block's rows, and how many count
-        const bool sink = block < sink_blocks;
-        const int index = sink ? block : block - sink_blocks;
-        const int slot = sink ? index : state_.sink_blocks + (state_.tail_first / 16 + index) % ring;
-        const int position = sink ? 16 * index : state_.sinks + state_.paged_tokens + 16 * index;
-        const int end = sink ? state_.sinks : state_.length();
-        return int3{slot, position, end};
-      };
-      const auto *rows = static_cast<const std::uint16_t *>(state_.exact) +
-                         static_cast<std::size_t>(head_) * state_.blocks() * Block::elements;
 #pragma unroll
       for (int i = 0; i < exact_unit_tiles; ++i) {
-        if (begin + i < blocks) {
-          const int3 at = place(begin + i);
-          score_exact<T>(reinterpret_cast<const ExactTile<T> *>(rows + at.x * Block::elements), queries_, c[i]);
-          mask(c[i], at.y, 0, at.z);
+        if (begin + i < last) {
+          const ExactBlock block = find_block(begin + i);
+          score_exact<T>(block.template tiles<T>(0), queries_, c[i]);
+          mask(c[i], block.position, 0, block.end);
         } else {
           c[i][0] = c[i][1] = c[i][2] = c[i][3] = -INFINITY;
         }
@@ -224,9 +142,8 @@ class SegmentWarp {
       exponentiate(c, {queries_.unit(0), queries_.unit(1)}, columns_, sums_);
 #pragma unroll
       for (int i = 0; i < exact_unit_tiles; ++i) {
-        if (begin + i < blocks) {
-          const auto *values = rows + place(begin + i).x * Block::elements + Block::part_elements;
-          sum_exact<T>(reinterpret_cast<const ExactTile<T> *>(values), c[i], sums_);
+        if (begin + i < last) {
+          sum_exact<T>(find_block(begin + i).template tiles<T>(Block::part_elements), c[i], sums_);
         }
       }
     }
@@ -299,6 +216,32 @@ class SegmentWarp {
  private:
   __host__ __device__ static constexpr float middle_code_of(int bits) { return static_cast<float>((1 << bits) - 1) / 2; }
 
+  /// 16 exact rows, of which those at positions below `end` count.
+  struct ExactBlock {
+    const std::uint16_t *elements;
+    int position;
+    int end;
+
+    template <class Scalar>
+    __device__ const ExactTile<Scalar> *tiles(int offset) const {
+      return reinterpret_cast<const ExactTile<Scalar> *>(elements + offset);
+    }
+  };
+
+  __device__ ExactBlock find_block(int block) const {
+    const int sink_blocks = (state_.sinks + 15) / 16;
+    const bool sink = block < sink_blocks;
+    int index = sink ? block : block - sink_blocks;
+    const int position = 16 * index + (sink ? 0 : state_.sinks + state_.paged_tokens);
+    if (!sink) {
+      index += state_.tail_first / 16;
+      index = state_.sink_blocks + (index < state_.tail_blocks ? index : index - state_.tail_blocks);
+    }
+    const auto *elements = static_cast<const std::uint16_t *>(state_.exact) +
+                           (static_cast<std::size_t>(head_) * state_.blocks() + index) * Block::elements;
+    return {elements, position, sink ? state_.sinks : state_.length()};
+  }
+
   __device__ const std::uint8_t *page_head(const PageEntry &page) const {
     return page.data + static_cast<std::size_t>(head_) * Layout::head_bytes(Values);
   }
@@ -319,7 +262,7 @@ class SegmentWarp {
 
   __device__ float2 score(const PageEntry &page, float (&c)[Layout::token_tiles][4]) {
     if constexpr (stages_keys) {
-      queries_.enter(page.base, c);
+      queries_.enter(page.base);
       wait_for_copies<stages_values ? 1 : 0>();
       return score_packed<Layout>(stage_, queries_, page.row, c);
     } else {
@@ -355,52 +298,6 @@ class SegmentWarp {
   int least_limit_;   // of all columns
   int most_limit_;
 };
-
-/// Merges the slots in the stages of a block's first `count` warps into one of the workspace.
-template <int HeadDim>
-__device__ inline void merge_stages(const std::uint8_t *stages, int stage_bytes, int count, float *slot) {
-  constexpr int fragments = HeadDim / 16 * warp_lanes;
-  const auto stage = [&](int warp) { return reinterpret_cast<const float *>(stages + warp * stage_bytes); };
-  const auto state = [&](int warp, int i) { return stage(warp)[SlotLayout<HeadDim>::states + i]; };
-  const auto maximum = [&](int column) {
-    float largest = -INFINITY;
-    for (int warp = 0; warp < count; ++warp) largest = fmaxf(largest, state(warp, column));
-    return largest;
-  };
-  const auto factor = [&](int warp, int column, float largest) {
-    const float own = state(warp, column);
-    return own == -INFINITY ? 0.0f : power_of_two(own - largest);
-  };
-  const int thread = static_cast<int>(threadIdx.x);
-  const int column = 2 * (thread % 4);  // of the thread's fragments, and the next
-  const float largest[2] = {maximum(column), maximum(column + 1)};
-  float factors[block_warps][2];
-#pragma unroll
-  for (int warp = 0; warp < block_warps; ++warp) {
-    for (int i = 0; i < 2; ++i) factors[warp][i] = warp < count ? factor(warp, column + i, largest[i]) : 0.0f;
-  }
-  for (int i = thread; i < fragments; i += block_threads) {
-    float4 sum = {0, 0, 0, 0};
-#pragma unroll
-    for (int warp = 0; warp < block_warps; ++warp) {
-      if (warp < count) {
-        const float4 part = reinterpret_cast<const float4 *>(stage(warp))[i];
-        sum.x += part.x * factors[warp][0], sum.y += part.y * factors[warp][1];
-        sum.z += part.z * factors[warp][0], sum.w += part.w * factors[warp][1];
-      }
-    }
-    reinterpret_cast<float4 *>(slot)[i] = sum;
-  }
-  if (thread < column_count) {
-    const float most = maximum(thread);
-    float sum = 0;
-    for (int warp = 0; warp < count; ++warp) {
-      sum += state(warp, column_count + thread) * factor(warp, thread, most);
-    }
-    slot[SlotLayout<HeadDim>::states + thread] = most;
-    slot[SlotLayout<HeadDim>::states + column_count + thread] = sum;
-  }
-}
 
 /// Sums up the units and segments of the batch, [entries + 1], by all threads of a block.
 template <class S>
@@ -442,25 +339,31 @@ __device__ inline int find_entry(const EntryStart *starts, int entries, int valu
   return low;
 }
 
-template <class Layout, ValueCoding Values>
+/// Shared memory of a block's warps.
+template <class Warp>
+__host__ __device__ constexpr int warps_bytes() {
+  return block_warps * (Warp::stage_bytes() / 128 * 128 + static_cast<int>(sizeof(QueryStorage<Warp::HeadDim>)));
+}
+
+/// Blocks that a processor's shared memory has room for, at most as many as leave the registers a warp needs.
+template <class Warp>
 constexpr int blocks_of_a_processor() {
-  return Layout::HeadDim > 128 ? 2 : 3;
+  constexpr int most = Warp::HeadDim > 128 ? 2 : 3, room = 227 * 1024, others = 2048;
+  constexpr int blocks = room / (warps_bytes<Warp>() + others);
+  return blocks < 1 ? 1 : blocks < most ? blocks : most;
 }
 
 template <class Layout, ValueCoding Values, class T, class S>
-__global__ void __launch_bounds__(block_threads, blocks_of_a_processor<Layout, Values>())
+__global__ void __launch_bounds__(block_threads, (blocks_of_a_processor<SegmentWarp<Layout, Values, T, S>>()))
     attend_kernel(const AttendCall<S> call) {
   using Warp = SegmentWarp<Layout, Values, T, S>;
   extern __shared__ std::uint8_t shared[];
   auto *stages = reinterpret_cast<std::uint8_t *>((reinterpret_cast<std::uintptr_t>(shared) + 127) / 128 * 128);
   constexpr int stage_bytes = Warp::stage_bytes() / 128 * 128;
+  constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
   auto *storages = reinterpret_cast<QueryStorage<Layout::HeadDim> *>(stages + block_warps * stage_bytes);
   auto *starts = reinterpret_cast<EntryStart *>(storages + block_warps);
   find_starts(call, starts);
-  if (blockIdx.x == 0) {
-    for (int i = static_cast<int>(threadIdx.x); i <= call.entries; i += block_threads) call.starts[i] = starts[i];
-  }
-
   const int warp = static_cast<int>(threadIdx.x) / warp_lanes;
   const int units = starts[call.entries].unit;
   const int block = static_cast<int>(blockIdx.x), blocks = busy_blocks(units, static_cast<int>(gridDim.x));
@@ -476,6 +379,7 @@ __global__ void __launch_bounds__(block_threads, blocks_of_a_processor<Layout, V
     const int count = min(shape.units - first, last - unit);
     const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
     Warp work(call, entry, head, tile, storages[warp], stages + warp * stage_bytes);
+    const int slot_segment = starts[index].segment + segment;
     const auto run = [&](bool packed, int begin, int end) {
       if (begin >= end) return;
       const int from = begin + (end - begin) * warp / block_warps;
@@ -485,14 +389,18 @@ __global__ void __launch_bounds__(block_threads, blocks_of_a_processor<Layout, V
       __syncwarp();
       work.store(packed);
       __syncthreads();
-      merge_stages<Layout::HeadDim>(
-          stages, stage_bytes, block_warps,
-          call.slots + slot_index(starts[index].segment + segment, block, packed) *
-                               SlotLayout<Layout::HeadDim>::floats);
+      merge_stages<Layout::HeadDim>(stages, stage_bytes, block_warps,
+                                    slot_of<Layout::HeadDim>(call, slot_segment, block, packed));
       __syncthreads();
     };
-    run(false, first, min(first + count, shape.exact_units));
+    const int first_block = first * exact_unit_tiles, last_block = (first + count) * exact_unit_tiles;
+    run(false, first_block, min(last_block, shape.exact_blocks));
     run(true, max(first - shape.exact_units, 0), first + count - shape.exact_units);
+    const SegmentSlots slots(units, blocks, unit - first, shape);
+    if (is_last(call.arrived + slot_segment, slots.blocks())) {
+      merge_slots<Layout::HeadDim, rotated>(call, entry, head, tile, slots, slot_segment,
+                                            reinterpret_cast<float *>(stages), storages);
+    }
     unit += count;
   }
 }

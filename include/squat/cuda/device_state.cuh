@@ -66,9 +66,13 @@ struct HeadTables {
   // What queries meet.
   const uint4 *basis;       ///< A^-T, [HeadDim / 16, HeadDim / 16] tiles; null: no basis
   const uint4 *projection;  ///< onto the modes of the mean key, [mode_tiles, HeadDim / 16] tiles; null: no mean
-  float projection_unit;    ///< what a step of its numbers is worth: a power of two
+  float projection_unit;    ///< a power of two: the projection is so many times the tiles' numbers, whose
+                            ///< rows have absolute sums below 2^15
   std::int32_t mode_tiles;
-  std::uint8_t widths[most_units];  ///< of the units of coordinates, see BitAllocation
+  std::uint8_t widths[most_units];  ///< of the units of coordinates, falling, see BitAllocation
+  std::int32_t eight_bit_units;     ///< of these, so many
+  std::int32_t four_bit_units;
+  std::int32_t two_bit_units;
 
   // What keys meet when they are packed, float.
   const float *to_basis;  ///< A, [coordinate, channel]
@@ -86,7 +90,7 @@ struct TileTables {
   std::int32_t interleaved;  ///< channels 2 i and 2 i + 1 turn together, else i and i + pairs
   std::int32_t frame;        ///< rows of a tile; 0: keys stay in the frame they come in
   std::int32_t mode_tiles;
-  const uint4 *mode_rows;  ///< [frame / 16, mode_tiles] tiles of A, rows = rows of the tile
+  const uint4 *mode_rows;  ///< [mode_tiles, frame / 16] tiles of A, rows = rows of the tile, columns = modes
   const float *angles;     ///< cos and sin, [2 * pairs, frame], as TileFrame has them
 };
 

@@ -1,37 +1,130 @@
 #pragma once
 
-// Adds up what the blocks of attend.cuh found out about each segment, by their log-sum-exp, turns packed
-// values back from their Hadamard rotation and writes the output.
+// Adds up what warps and blocks found out about a segment, by their log-sum-exp, turns packed values back from
+// their Hadamard rotation and writes the output.
 //
-// A thread block takes a segment: its 16-byte pieces of a slot are dealt to HeadDim * 2 threads, its slots to
-// `slot_groups` groups of these. Bytes read: HeadDim * 32 a slot, mostly from the second-level cache.
+// A slot holds a segment's sums over a run of units. The warps of a block merge theirs in shared memory; the
+// block that finishes a segment last merges those of all its blocks, which it reads from the second-level
+// cache: HeadDim * 32 bytes a slot.
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 
-#include "squat/cuda/attend.cuh"
+#include "squat/cuda/attend_call.cuh"
+#include "squat/cuda/exact_tiles.cuh"
+#include "squat/cuda/warp.cuh"
 
 namespace squat::cuda {
 
+/// What slots of the workspace hold: a float4 a lane and tile of channels as C has them, then maxima and sums
+/// of the columns.
 template <int HeadDim>
-inline constexpr int slot_groups = HeadDim > 128 ? 2 : 4;
+struct SlotLayout {
+  static constexpr int states = HeadDim / 16 * warp_lanes * 4;
+  static constexpr int floats = states + 2 * column_count;
+};
 
-/// The blocks that have a part in the units [first, last) of `units`.
-struct BlockRange {
-  int first;
-  int count;
+/// The slot of a block and segment. Exact rows have one of their own: packed values may be rotated. Blocks and
+/// segments both come in order, so that a block is in its first segment's successors once.
+template <int HeadDim, class S>
+__device__ inline float *slot_of(const AttendCall<S> &call, int segment, int block, bool packed) {
+  const std::size_t index = 2 * (static_cast<std::size_t>(segment) + static_cast<std::size_t>(block));
+  return call.slots + (index + (packed ? 1 : 0)) * SlotLayout<HeadDim>::floats;
+}
 
-  __device__ BlockRange(std::int64_t units, int blocks, std::int64_t first_unit, std::int64_t last_unit)
-      : first(block_of(units, blocks, first_unit)),
-        count(first_unit < last_unit ? block_of(units, blocks, last_unit - 1) - first + 1 : 0) {}
+/// Merges the slots in the stages of a block's first `count` warps into one of the workspace.
+template <int HeadDim>
+__device__ inline void merge_stages(const std::uint8_t *stages, int stage_bytes, int count, float *slot) {
+  constexpr int fragments = HeadDim / 16 * warp_lanes;
+  __builtin_assume(__isShared(stages));
+  const auto stage = [&](int warp) { return reinterpret_cast<const float *>(stages + warp * stage_bytes); };
+  const auto state = [&](int warp, int i) { return stage(warp)[SlotLayout<HeadDim>::states + i]; };
+  const auto maximum = [&](int column) {
+    float largest = -INFINITY;
+    for (int warp = 0; warp < count; ++warp) largest = fmaxf(largest, state(warp, column));
+    return largest;
+  };
+  const auto factor = [&](int warp, int column, float largest) {
+    const float own = state(warp, column);
+    return own == -INFINITY ? 0.0f : power_of_two(own - largest);
+  };
+  const int thread = static_cast<int>(threadIdx.x);
+  const int column = 2 * (thread % 4);  // of the thread's fragments, and the next
+  const float largest[2] = {maximum(column), maximum(column + 1)};
+  float factors[block_warps][2];
+#pragma unroll
+  for (int warp = 0; warp < block_warps; ++warp) {
+    for (int i = 0; i < 2; ++i) factors[warp][i] = warp < count ? factor(warp, column + i, largest[i]) : 0.0f;
+  }
+  for (int i = thread; i < fragments; i += block_threads) {
+    float4 sum = {0, 0, 0, 0};
+#pragma unroll
+    for (int warp = 0; warp < block_warps; ++warp) {
+      if (warp < count) {
+        const float4 part = reinterpret_cast<const float4 *>(stage(warp))[i];
+        sum.x += part.x * factors[warp][0], sum.y += part.y * factors[warp][1];
+        sum.z += part.z * factors[warp][0], sum.w += part.w * factors[warp][1];
+      }
+    }
+    reinterpret_cast<float4 *>(slot)[i] = sum;
+  }
+  if (thread < column_count) {
+    const float most = maximum(thread);
+    float sum = 0;
+    for (int warp = 0; warp < count; ++warp) {
+      sum += state(warp, column_count + thread) * factor(warp, thread, most);
+    }
+    slot[SlotLayout<HeadDim>::states + thread] = most;
+    slot[SlotLayout<HeadDim>::states + column_count + thread] = sum;
+  }
+}
+
+/// The slots of one segment: those of exact rows, then those of pages.
+struct SegmentSlots {
+  int first_exact, exact;
+  int first_packed, packed;
+
+  /// first: the segment's first unit of `units`, which `all` busy blocks share.
+  __device__ SegmentSlots(std::int64_t units, int all, std::int64_t first, const EntryShape &shape) {
+    const auto block_of = [&](std::int64_t unit) {
+      return static_cast<int>(((unit + 1) * all - 1) / units);  // the last whose run begins at or before it
+    };
+    const auto count = [&](std::int64_t begin, std::int64_t end) {
+      return begin < end ? block_of(end - 1) - block_of(begin) + 1 : 0;
+    };
+    const std::int64_t middle = first + shape.exact_units, end = first + shape.units;
+    first_exact = block_of(first);
+    exact = count(first, middle);
+    packed = count(middle, end);
+    first_packed = packed > 0 ? block_of(middle) : first_exact;
+    last_ = block_of(end - 1);
+  }
+
+  __device__ int count() const { return exact + packed; }
+  __device__ bool is_packed(int slot) const { return slot >= exact; }
+  __device__ int block(int slot) const { return is_packed(slot) ? first_packed + slot - exact : first_exact + slot; }
+  /// Blocks that have a part in the segment.
+  __device__ int blocks() const { return last_ - first_exact + 1; }
 
  private:
-  /// The last block whose run starts at or before the unit: it has a part in it.
-  __device__ static int block_of(std::int64_t units, int blocks, std::int64_t unit) {
-    return units == 0 ? 0 : static_cast<int>(((unit + 1) * blocks - 1) / units);
-  }
+  int last_;
 };
+
+/// Whether this block is the last of `blocks` to come here; it sees what the others wrote.
+__device__ inline bool is_last(std::uint32_t *arrived, int blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(arrived, 1u) == static_cast<std::uint32_t>(blocks) - 1;
+    if (last) *arrived = 0;
+  }
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}
 
 /// Rotates `HeadDim` channels in shared memory by one warp, see rotate_hadamard().
 template <int HeadDim>
@@ -53,91 +146,72 @@ __device__ inline void rotate_channels(float *row) {
   __syncwarp();
 }
 
-/// Its own grid: [most_tiles * kv_heads, entries]. grid: blocks of the attention's.
+/// Merges a segment's slots and writes its output, by all threads of a block. factors: shared memory of
+/// [slots, column_count]; scratch: of [2, column_count, HeadDim] floats.
 template <int HeadDim, bool Rotated, class S>
-__global__ void __launch_bounds__(HeadDim * 2 * slot_groups<HeadDim>)
-    merge_kernel(const AttendCall<S> call, int grid) {
-  constexpr int pieces = HeadDim * 2, groups = slot_groups<HeadDim>;
-  extern __shared__ float factors[];  // [slots, column_count], and what the slots' sums count
-  __shared__ float sums[2][column_count][HeadDim];  // of exact and of packed values
+__device__ inline void merge_slots(const AttendCall<S> &call, const BatchEntry &entry, int head, int tile,
+                                   const SegmentSlots &slots, int segment, float *factors, void *scratch) {
+  constexpr int states = SlotLayout<HeadDim>::states, fragments = HeadDim / 16 * warp_lanes;
+  using Sums = float[column_count][HeadDim];
+  auto *sums = static_cast<Sums *>(scratch);  // of exact and of packed values
   __shared__ float weights[column_count];
-
-  const int index = static_cast<int>(blockIdx.y);
-  const BatchEntry entry = call.batch[index];
-  const EntryShape shape(call, entry);
-  const int segment = static_cast<int>(blockIdx.x);
-  if (segment >= shape.tiles * call.kv_heads) return;
-  const EntryStart start = call.starts[index];
-  const std::int64_t units = call.starts[call.entries].unit;
-  const std::int64_t first = start.unit + std::int64_t{segment} * shape.units;
-  const int blocks = busy_blocks(units, grid);
-  const BlockRange exact(units, blocks, first, first + shape.exact_units);
-  const BlockRange packed(units, blocks, first + shape.exact_units, first + shape.units);
-  const int slots = exact.count + packed.count;
+  __builtin_assume(__isShared(factors) && __isShared(sums));
+  const int heads = call.query_heads / call.kv_heads;
+  const int columns = min(column_count, entry.tokens * heads - tile * column_count);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_lanes, lane = lane_index();
   const auto slot = [&](int i) {
-    const bool is_packed = i >= exact.count;
-    const int block = is_packed ? packed.first + i - exact.count : exact.first + i;
-    return call.slots + slot_index(start.segment + segment, block, is_packed) * SlotLayout<HeadDim>::floats;
+    return slot_of<HeadDim>(call, segment, slots.block(i), slots.is_packed(i));
   };
-
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  for (int i = thread; i < slots * column_count; i += threads) {
-    factors[i] = slot(i / column_count)[SlotLayout<HeadDim>::states + i % column_count];
-  }
-  for (int i = thread; i < 2 * column_count * HeadDim; i += threads) (&sums[0][0][0])[i] = 0;
-  __syncthreads();
-  if (thread / warp_lanes < column_count) {  // a warp a column
-    const int column = thread / warp_lanes, lane = thread % warp_lanes;
+  for (int column = warp; column < columns; column += block_warps) {
     float most = -INFINITY, sum = 0;
-    for (int i = lane; i < slots; i += warp_lanes) most = fmaxf(most, factors[i * column_count + column]);
+    for (int i = lane; i < slots.count(); i += warp_lanes) {
+      factors[i * column_count + column] = slot(i)[states + column];
+      most = fmaxf(most, factors[i * column_count + column]);
+    }
     for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
-    for (int i = lane; i < slots; i += warp_lanes) {
+    for (int i = lane; i < slots.count(); i += warp_lanes) {
       float &factor = factors[i * column_count + column];
       factor = factor == -INFINITY ? 0.0f : power_of_two(factor - most);
-      sum += factor * slot(i)[SlotLayout<HeadDim>::states + column_count + column];
+      sum += factor * slot(i)[states + column_count + column];
     }
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
     if (lane == 0) weights[column] = 1 / sum;
   }
   __syncthreads();
-
-  const int piece = thread % pieces, group = thread / pieces;
-  const int lane = piece % warp_lanes, column = 2 * (lane % 4);
-  const auto add_slots = [&](int begin, int end) {
-    float4 total = {0, 0, 0, 0};
-#pragma unroll 4
-    for (int i = begin + group; i < end; i += groups) {
-      const float4 part = reinterpret_cast<const float4 *>(slot(i))[piece];
-      const float low = factors[i * column_count + column], high = factors[i * column_count + column + 1];
-      total.x += part.x * low, total.y += part.y * high, total.z += part.z * low, total.w += part.w * high;
+  const int column = 2 * (lane % 4);  // of the thread's fragments, and the next
+  if (column < columns) {
+    for (int piece = thread; piece < fragments; piece += block_threads) {
+      const auto add_slots = [&](int begin, int end) {
+        float4 total = {0, 0, 0, 0};
+#pragma unroll 8
+        for (int i = begin; i < end; ++i) {
+          const float4 part = reinterpret_cast<const float4 *>(slot(i))[piece];
+          const float low = factors[i * column_count + column];
+          const float high = column + 1 < columns ? factors[i * column_count + column + 1] : 0.0f;
+          total.x += part.x * low, total.y += part.y * high, total.z += part.z * low, total.w += part.w * high;
+        }
+        return total;
+      };
+      const int channel = piece / warp_lanes * 16 + lane / 4;
+      const auto store = [&](Sums &to, const float4 &total) {
+        to[column][channel] = total.x, to[column + 1][channel] = total.y;
+        to[column][channel + 8] = total.z, to[column + 1][channel + 8] = total.w;
+      };
+      store(sums[0], add_slots(0, slots.exact));
+      store(sums[1], add_slots(slots.exact, slots.count()));
     }
-    return total;
-  };
-  const float4 total[2] = {add_slots(0, exact.count), add_slots(exact.count, slots)};
-  const int channel = piece / warp_lanes * 16 + lane / 4;
-  for (int turn = 0; turn < groups; ++turn) {
-    if (group == turn) {
-      for (int i = 0; i < 2; ++i) {
-        sums[i][column][channel] += total[i].x, sums[i][column + 1][channel] += total[i].y;
-        sums[i][column][channel + 8] += total[i].z, sums[i][column + 1][channel + 8] += total[i].w;
-      }
+  }
+  __syncthreads();
+  for (int c = warp; c < columns; c += block_warps) {
+    if constexpr (Rotated) rotate_channels<HeadDim>(sums[1][c]);
+    const int row = tile * column_count + c;
+    auto *out = reinterpret_cast<DeviceElementOf<S> *>(
+        call.out.row(entry.first_row + row / heads, head * heads + row % heads));
+    for (int i = lane; i < HeadDim; i += warp_lanes) {
+      out[i] = static_cast<DeviceElementOf<S>>((sums[0][c][i] + sums[1][c][i]) * weights[c]);
     }
-    __syncthreads();
   }
-
-  const int heads = call.query_heads / call.kv_heads;
-  const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
-  const int warp = thread / warp_lanes;
-  if (warp >= column_count) return;
-  const int row = tile * column_count + warp;
-  if (row >= entry.tokens * heads) return;
-  if constexpr (Rotated) rotate_channels<HeadDim>(sums[1][warp]);
-  auto *out = reinterpret_cast<DeviceElementOf<S> *>(
-      call.out.row(entry.first_row + row / heads, head * heads + row % heads));
-  for (int i = thread % warp_lanes; i < HeadDim; i += warp_lanes) {
-    const float x = (sums[0][warp][i] + sums[1][warp][i]) * weights[warp];
-    out[i] = static_cast<DeviceElementOf<S>>(x);
-  }
+  __syncthreads();
 }
 
 }  // namespace squat::cuda

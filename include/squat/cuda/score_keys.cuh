@@ -69,66 +69,57 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const Queries<La
   const auto *zeros = reinterpret_cast<const uint2 *>(keys + Layout::key_zeros) + t * steps;
   // The sign of the first channel's scale names the key space.
   const bool in_basis = (*reinterpret_cast<const std::uint16_t *>(keys + Layout::key_scales) & 0x8000u) != 0;
+  const uint2 *q = queries.facing(in_basis);
+  __builtin_assume(__isShared(keys) && __isShared(q));
+  float zero_score[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int step = 0; step < steps; ++step) {
+    const uint2 zero = zeros[step], b = q[step * warp_lanes];
+    multiply_add(zero_score, zero.x, zero.x, zero.y, zero.y, b.x, b.y);
+  }
 #pragma unroll
   for (int i = 0; i < Layout::token_tiles; ++i) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0;
-  float zero_score[4] = {0, 0, 0, 0};
   const std::uint8_t *unit = keys;
+  int next = 0;
+  const auto multiply_run = [&]<int Bits>(int units) {
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    const uint2 q = in_basis ? queries.basis(step) : queries.turned(step);
-    const uint2 scale = scales[step], zero = zeros[step];
-    multiply_add(zero_score, zero.x, zero.x, zero.y, zero.y, q.x, q.y);
-    const Word b0 = multiply(q.x, scale.x & 0x7fff7fffu), b1 = multiply(q.y, scale.y & 0x7fff7fffu);
-    const auto multiply_width = [&]<int Columns>(int bits, Word first, Word second) {
-      switch (bits) {
-        case 8:
-          multiply_unit<8, Columns>(c, unit, first, second);
-          break;
-        case 4:
-          multiply_unit<4, Columns>(c, unit, first, second);
-          break;
-        case 3:
-          multiply_unit<3, Columns>(c, unit, first, second);
-          break;
-        case 2:
-          multiply_unit<2, Columns>(c, unit, first, second);
-          break;
-        default:
-          break;
-      }
-      unit += Layout::key_unit_bytes(bits);
-    };
-    if constexpr (Layout::unit == 16) {
-      multiply_width.template operator()<16>(in_basis ? queries.head().widths[step] : Layout::KeyBits, b0, b1);
-    } else {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int bits = in_basis ? queries.head().widths[2 * step + half] : Layout::KeyBits;
-        multiply_width.template operator()<8>(bits, half == 0 ? b0 : b1, 0);
-      }
+    for (const int end = next + units; next < end; ++next, unit += Layout::key_unit_bytes(Bits)) {
+      const int step = next * Layout::unit / 16;
+      const uint2 b = q[step * warp_lanes], scale = scales[step];
+      const Word b0 = multiply(b.x, scale.x & 0x7fff7fffu), b1 = multiply(b.y, scale.y & 0x7fff7fffu);
+      multiply_unit<Bits, Layout::unit>(c, unit, Layout::unit == 8 && next % 2 != 0 ? b1 : b0, b1);
     }
+  };
+  if (in_basis) {
+    const UnitRuns runs = queries.runs();
+    multiply_run.template operator()<8>(runs.eight);
+    multiply_run.template operator()<4>(runs.four);
+    multiply_run.template operator()<2>(runs.two);
+  } else {
+    multiply_run.template operator()<Layout::KeyBits>(Layout::key_units);
   }
-  const bool has_mean = queries.head().projection != nullptr;
   float factors[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float basis_unit = in_basis ? queries.basis_unit(i) : 1.0f;
-    factors[i] = has_mean ? queries.mode_unit(i) : basis_unit;
+    factors[i] = queries.has_mean() ? queries.head().projection_unit : basis_unit;
     const float to_factor = basis_unit / factors[i];
+    const float code_factor = code_unit * to_factor, zero = zero_score[i] * to_factor;
 #pragma unroll
     for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-      c[tile][i] = (c[tile][i] * code_unit + zero_score[i]) * to_factor;
-      c[tile][i + 2] = (c[tile][i + 2] * code_unit + zero_score[i]) * to_factor;
+      c[tile][i] = c[tile][i] * code_factor + zero;
+      c[tile][i + 2] = c[tile][i + 2] * code_factor + zero;
     }
   }
-  if (has_mean) {
+  if (queries.has_mean()) {
     const TileTables &tiles = queries.tiles();
-    const uint4 *rows = tiles.mode_rows + row / 16 * tiles.mode_tiles * warp_lanes + lane_index();
-    for (int mode = 0; mode < tiles.mode_tiles; ++mode) {
+    const int row_tiles = tiles.frame / 16, modes = tiles.mode_tiles;
+    const uint4 *rows = tiles.mode_rows + row / 16 * warp_lanes + lane_index();
+    for (int mode = 0; mode < modes; ++mode, rows += row_tiles * warp_lanes) {
       const uint2 b = queries.modes(mode);
 #pragma unroll
       for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-        const uint4 a = __ldg(rows + (tile * tiles.mode_tiles + mode) * warp_lanes);
+        const uint4 a = __ldg(rows + tile * warp_lanes);
         multiply_add(c[tile], a.x, a.y, a.z, a.w, b.x, b.y);
       }
     }

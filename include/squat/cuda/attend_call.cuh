@@ -1,0 +1,72 @@
+#pragma once
+
+// Attention of a batch: its arguments, and how its work is counted and dealt out.
+
+#include <cstdint>
+
+#include "squat/cuda/device_state.cuh"
+#include "squat/cuda/fragments.cuh"
+#include "squat/cuda/transform_queries.cuh"
+
+namespace squat::cuda {
+
+inline constexpr int block_warps = 4;
+inline constexpr int block_threads = block_warps * warp_lanes;
+inline constexpr int exact_unit_tiles = 8;  // tiles of 16 tokens
+inline constexpr float log2_e = 1.4426950408889634f;
+
+/// Attention of a call: what its kernels take. The call's tokens are in the cache already; query i of an
+/// entry's n sees the first length - n + i + 1 tokens of its sequence.
+template <class S>
+struct AttendCall {
+  const BatchEntry *batch;
+  std::int32_t entries;
+  std::int32_t query_heads;
+  std::int32_t kv_heads;
+  float scale;                  // of the scores, times log2 e
+  const CodingTables *codings;  // indexed by LayerState::coding
+  DeviceTensor<const S> q;
+  DeviceTensor<S> out;
+  std::uint32_t *arrived;  // [segments], blocks that are done with a segment: 0 before and after
+  float *slots;
+  std::int32_t first_tile;  // column tiles [first_tile, first_tile + most_tiles) of every entry
+  std::int32_t most_tiles;
+};
+
+/// Where an entry's units and segments begin among all.
+struct EntryStart {
+  std::int32_t unit;
+  std::int32_t segment;
+};
+
+/// How the units of one entry are counted.
+struct EntryShape {
+  std::int32_t tiles;        // column tiles of the call
+  std::int32_t exact_blocks; // of 16 tokens
+  std::int32_t exact_units;  // of a segment
+  std::int32_t units;        // of a segment
+
+  template <class S>
+  __host__ __device__ EntryShape(const AttendCall<S> &call, const BatchEntry &entry) {
+    const int rows = entry.tokens * (call.query_heads / call.kv_heads);
+    const int all = (rows + column_count - 1) / column_count - call.first_tile;
+    tiles = all < 0 ? 0 : all < call.most_tiles ? all : call.most_tiles;
+    const LayerState &state = *entry.state;
+    exact_blocks = (state.sinks + 15) / 16 + (state.tail + 15) / 16;
+    exact_units = (exact_blocks + exact_unit_tiles - 1) / exact_unit_tiles;
+    units = exact_units + state.page_count;
+  }
+};
+
+/// Blocks that have units: all whose runs are not empty.
+__device__ inline int busy_blocks(std::int64_t units, int blocks) {
+  return static_cast<int>(min(units, static_cast<std::int64_t>(blocks)));
+}
+
+/// The first of the units of block `block` among `blocks` busy ones.
+__device__ inline std::int64_t run_start(std::int64_t units, int block, int blocks) {
+  return units * block / blocks;
+}
+
+
+}  // namespace squat::cuda
