@@ -2,7 +2,6 @@
 
 // What memory does at most, measured once a process: the measure of every other figure.
 
-#include "device_array.cuh"
 #include "stopwatch.cuh"
 
 namespace bench {
@@ -13,7 +12,7 @@ inline constexpr std::size_t copied_bytes = std::size_t{1} << 30;
 inline const Times &copy_times() {
   static const Times times = [] {
     Stopwatch stopwatch;
-    const DeviceArray<char> from(copied_bytes), to(copied_bytes);
+    const DeviceBuffer<char> from(copied_bytes), to(copied_bytes);
     return stopwatch.time([&] {
       check(cudaMemcpyAsync(to.data(), from.data(), copied_bytes, cudaMemcpyDeviceToDevice,
                             stopwatch.stream()),

@@ -11,26 +11,32 @@
 
 namespace bench {
 
-inline squat::Options options_of(const Shape &shape, MaybeCoding coding, int layers = 1) {
-  squat::Options options{.layers = layers,
-                         .query_heads = shape.query_heads,
-                         .kv_heads = shape.kv_heads,
-                         .head_dim = shape.head_dim,
-                         .coding = coding,
-                         .rotary = {rotary_table()}};
-  if (coding == squat::Coding::plain) options.group = 32;
-  return options;
+/// Tokens of a page: as KIVI has them, or the default.
+inline int group_of(MaybeCoding coding, int bits) {
+  return coding == squat::Coding::plain && bits < 16 ? 32 : 128;
+}
+
+inline squat::Options options_of(const Shape &shape, MaybeCoding coding, int bits, int layers = 1) {
+  return {.layers = layers,
+          .query_heads = shape.query_heads,
+          .kv_heads = shape.kv_heads,
+          .head_dim = shape.head_dim,
+          .coding = coding,
+          .group = group_of(coding, bits),
+          .rotary = {rotary_table()}};
 }
 
 template <int Bits>
 class FilledCache {
  public:
-  using Cache = squat::KVCache<squat::half, Bits, Bits, squat::CudaFor<head_dim>>;
+  // The groups of group_of(): what is left out need not be compiled.
+  using Backend = squat::CudaOf<squat::cuda::OneOf<head_dim>, squat::cuda::OneOf<32, 128>>;
+  using Cache = squat::KVCache<squat::half, Bits, Bits, Backend>;
 
   FilledCache(const squat::Options &options, cudaStream_t stream) : cache_(options), stream_(stream) {}
 
   FilledCache(const Workload &workload, MaybeCoding coding, cudaStream_t stream)
-      : FilledCache(options_of(workload.shape, coding), stream) {
+      : FilledCache(options_of(workload.shape, coding, Bits), stream) {
     add(workload.shape, workload.sequences, workload.tokens);
   }
 
@@ -50,7 +56,7 @@ class FilledCache {
         }
       }
     }
-    check(cudaStreamSynchronize(stream_), "filling a cache");
+    squat::cuda::check(cudaStreamSynchronize(stream_), "filling a cache");
   }
 
   void remove_last() {

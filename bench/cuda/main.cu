@@ -9,13 +9,14 @@
 #include <stdexcept>
 #include <string>
 
+#include "case.cuh"
 #include "copy_bandwidth.cuh"
 #include "workload.hpp"
 
 namespace {
 
 void time_copy(benchmark::State &state) {
-  for (auto _ : state) state.SetIterationTime(bench::copy_times().median());
+  bench::report(state, bench::copy_times());
   state.SetBytesProcessed(static_cast<std::int64_t>(2 * bench::copied_bytes));
 }
 
@@ -26,15 +27,13 @@ void run(int argc, char **argv) {
   benchmark::AddCustomContext("multiprocessors", std::to_string(device.multiProcessorCount));
   benchmark::AddCustomContext("l2_bytes", std::to_string(device.l2CacheSize));
   benchmark::AddCustomContext("cuda", std::to_string(CUDART_VERSION));
-  benchmark::RegisterBenchmark("copy_bandwidth", time_copy)
-      ->Unit(benchmark::kMicrosecond)
-      ->Iterations(1)
-      ->UseManualTime();
+  bench::register_case("copy_bandwidth", time_copy);
   bench::register_width<16>();
   bench::register_width<8>();
   bench::register_width<4>();
   bench::register_width<3>();
   bench::register_width<2>();
+  bench::register_learning();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) throw std::invalid_argument("see --help");
   benchmark::RunSpecifiedBenchmarks();

@@ -9,9 +9,13 @@
 #include <numeric>
 #include <vector>
 
-#include "device_array.cuh"
+#include "squat/cuda/device_buffer.hpp"
+#include "squat/cuda/error.hpp"
 
 namespace bench {
+
+using squat::cuda::check;
+using squat::cuda::DeviceBuffer;
 
 /// Reads a buffer. Reading, not writing: no dirty line is left, whose way to memory the work timed next
 /// would have to wait for.
@@ -89,6 +93,7 @@ class Stopwatch {
 
   Stopwatch() : flushed_((std::size_t{256} << 20) / sizeof(float4)), never_(1) {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    flushed_.fill(0, stream_);
   }
   ~Stopwatch() { cudaStreamDestroy(stream_); }
   Stopwatch(const Stopwatch &) = delete;
@@ -133,8 +138,8 @@ class Stopwatch {
 
  private:
   cudaStream_t stream_{};
-  DeviceArray<float4> flushed_;
-  DeviceArray<float> never_;
+  DeviceBuffer<float4> flushed_;
+  DeviceBuffer<float> never_;
 };
 
 /// What the host takes until `work` returns.

@@ -11,7 +11,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "device_array.cuh"
+#include "squat/cuda/device_buffer.hpp"
 #include "squat/squat.hpp"
 #include "workload.hpp"
 
@@ -97,21 +97,21 @@ class Tokens {
  private:
   std::size_t elements(int heads) const { return static_cast<std::size_t>(tokens_ * heads * head_dim); }
 
-  View view(const DeviceArray<squat::half> &array, int heads) const {
+  View view(const squat::cuda::DeviceBuffer<squat::half> &array, int heads) const {
     return {array.data(), tokens_, heads, head_dim};
   }
 
-  void fill(DeviceArray<squat::half> &array, int heads, long long first, Role role,
+  void fill(squat::cuda::DeviceBuffer<squat::half> &array, int heads, long long first, Role role,
             cudaStream_t stream) {
     const std::size_t threads = array.size() / 2;
     make_tokens<<<static_cast<unsigned>((threads + 255) / 256), 256, 0, stream>>>(
         reinterpret_cast<__half2 *>(array.data()), tokens_, first, heads, role);
-    check(cudaGetLastError(), "make_tokens");
+    squat::cuda::check(cudaGetLastError(), "make_tokens");
   }
 
   Shape shape_;
   squat::Index tokens_;
-  DeviceArray<squat::half> q_, k_, v_, out_;
+  squat::cuda::DeviceBuffer<squat::half> q_, k_, v_, out_;
 };
 
 }  // namespace bench

@@ -2,11 +2,11 @@
 
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
-#include <exception>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "case.cuh"
 #include "copy_bandwidth.cuh"
 #include "filled_cache.cuh"
 #include "stopwatch.cuh"
@@ -17,16 +17,6 @@ namespace {
 
 using squat::Coding;
 using squat::Index;
-
-constexpr double microsecond = 1e-6;
-
-/// The median is the time of the one iteration that Google Benchmark is told of.
-void report(benchmark::State &state, const Times &times) {
-  for (auto _ : state) state.SetIterationTime(times.median());
-  const auto [least, most] = std::minmax_element(times.seconds.begin(), times.seconds.end());
-  state.counters["least_us"] = *least / microsecond;
-  state.counters["most_us"] = *most / microsecond;
-}
 
 /// Attention of one token of every sequence; it is read only, so that every repetition meets the same
 /// lengths.
@@ -80,11 +70,31 @@ void append(benchmark::State &state, const Workload &workload, MaybeCoding codin
   state.counters["graph_us"] = stopwatch.time_replays(append).median() / microsecond;
 }
 
+/// Appending one token to every sequence where that makes a page of each due: kernels alone, packing
+/// sequences * group tokens.
+template <int Bits>
+void pack_step(benchmark::State &state, const Workload &workload, MaybeCoding coding) {
+  Stopwatch stopwatch;
+  FilledCache<Bits> filled(workload, coding, stopwatch.stream());
+  auto &cache = filled.cache();
+  const squat::Options &options = cache.options();
+  const Tokens in(workload.shape, workload.sequences, workload.tokens, stopwatch.stream());
+  const auto append = [&] { cache.append(filled.batch(), 0, in.k(), in.v(), stopwatch.stream()); };
+  const auto append_until_due = [&] {
+    const Index packed_at = options.sinks + options.window;  // and then every `group` tokens
+    while ((cache.length(filled.batch().front().sequence) - packed_at + 1) % options.group != 0)
+      append();
+  };
+  append_until_due();
+  report(state, stopwatch.time(append, append_until_due));
+  state.SetItemsProcessed(workload.sequences * options.group);
+}
+
 /// Appending whole pages of tokens to a sequence of a layer that has learnt: check, copies and packing.
 template <int Bits>
 void pack(benchmark::State &state, const Workload &workload, MaybeCoding coding) {
   Stopwatch stopwatch;
-  FilledCache<Bits> filled(options_of(workload.shape, coding), stopwatch.stream());
+  FilledCache<Bits> filled(options_of(workload.shape, coding, Bits), stopwatch.stream());
   filled.add(workload.shape, 1, 1024);
   auto &cache = filled.cache();
   const squat::Options &options = cache.options();
@@ -116,7 +126,7 @@ void throughput(benchmark::State &state, const Workload &workload, MaybeCoding c
   constexpr double budget = 16.0 * (1 << 30);
   constexpr int layers = 32;
   Stopwatch stopwatch;
-  FilledCache<Bits> filled(options_of(workload.shape, coding, layers), stopwatch.stream());
+  FilledCache<Bits> filled(options_of(workload.shape, coding, Bits, layers), stopwatch.stream());
   const auto bytes = [&] { return static_cast<double>(filled.cache().memory_report().total()); };
   double used = 0;
   while (bytes() <= budget) {
@@ -141,23 +151,12 @@ void throughput(benchmark::State &state, const Workload &workload, MaybeCoding c
 using Run = void (*)(benchmark::State &, const Workload &, MaybeCoding);
 
 void add(const char *operation, Run run, const Workload &workload, NamedCoding named, int bits) {
-  const std::string width = std::to_string(bits);
-  const std::string name =
-      std::string(operation) + "/" + named.name + "/k" + width + "v" + width + "/" + workload.name();
-  benchmark::RegisterBenchmark(name.c_str(),
-                               [=](benchmark::State &state) {
-                                 try {
-                                   run(state, workload, named.coding);
-                                 } catch (const std::exception &error) {
-                                   state.SkipWithError(error.what());
-                                 }
-                               })
-      ->Unit(benchmark::kMicrosecond)
-      ->Iterations(1)
-      ->UseManualTime();
+  const std::string width = "k" + std::to_string(bits) + "v" + std::to_string(bits);
+  register_case(std::string(operation) + "/" + named.name + "/" + width + "/" + workload.name(),
+                [=](benchmark::State &state) { run(state, workload, named.coding); });
 }
 
-constexpr Shape llama3_8b{32, 8, head_dim}, llama2_7b{32, 32, head_dim}, llama3_70b{64, 8, head_dim};
+constexpr Shape llama2_7b{32, 32, head_dim}, llama3_70b{64, 8, head_dim};
 
 }  // namespace
 
@@ -183,6 +182,8 @@ void register_width() {
     }
     add("append", append<Bits>, {llama3_8b, 64, 4096}, coding, Bits);
     add("pack", pack<Bits>, {llama3_8b, 1, 4096}, coding, Bits);
+    add("pack_step", pack_step<Bits>, {llama3_8b, 4096 / group_of(coding.coding, Bits), 2048}, coding,
+        Bits);
     add("throughput", throughput<Bits>, {llama2_7b, 0, 4096}, coding, Bits);
   }
 }

@@ -43,8 +43,14 @@ struct NamedCoding {
 /// head_dim of every workload: the kernels the benchmarks are compiled with.
 inline constexpr int head_dim = 128;
 
+/// What pack, append and learning are timed on.
+inline constexpr Shape llama3_8b{32, 8, head_dim};
+
 /// Registers what there is to time at a width. Defined in width.cu, an object a width.
 template <int Bits>
 void register_width();
+
+/// Registers what a layer does once: statistics and bases.
+void register_learning();
 
 }  // namespace bench

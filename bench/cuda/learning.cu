@@ -1,0 +1,74 @@
+// What a layer does once, before its first page: the statistics of its first tokens, and what its
+// codings make of them. The operations that KVCache calls, without its checks and copies.
+
+#include <benchmark/benchmark.h>
+
+#include <string>
+#include <utility>
+
+#include "case.cuh"
+#include "filled_cache.cuh"
+#include "stopwatch.cuh"
+
+namespace bench {
+namespace {
+
+using squat::Coding;
+using squat::Index;
+using Operations = FilledCache<2>::Backend::Operations<squat::half, 2, 2>;
+using View = squat::TensorView<const squat::half>;
+
+constexpr Index tokens = 4096;
+
+squat::Options resolved(Coding coding) {
+  return squat::detail::resolve(options_of(llama3_8b, coding, 2), 2);
+}
+
+/// Adding `tokens` tokens, all KV heads, to the statistics of a layer.
+void statistics(benchmark::State &state, Coding coding) {
+  Stopwatch stopwatch;
+  Operations operations(resolved(coding));
+  const Index layer = operations.add_coding(0);
+  const Tokens in(llama3_8b, tokens, 0, stopwatch.stream());
+  const auto observe = [&] {
+    operations.observe<squat::half>(layer, in.q(), in.k(), 0, tokens, 0, 0, stopwatch.stream());
+  };
+  report(state, stopwatch.time(observe));
+  state.counters["host_us"] = host_seconds(observe) / microsecond;
+  state.SetItemsProcessed(tokens);
+}
+
+/// The coding of a layer, all KV heads, from its statistics: what the host takes, and the way to the
+/// GPU.
+void learn(benchmark::State &state, Coding coding) {
+  Stopwatch stopwatch;
+  Operations operations(resolved(coding));
+  const Tokens in(llama3_8b, tokens, 0, stopwatch.stream());
+  Times times;
+  for (int i = 0; i < Stopwatch::repetitions; ++i) {
+    const Index layer = operations.add_coding(0);
+    operations.observe<squat::half>(layer, in.q(), in.k(), 0, tokens, 0, 0, stopwatch.stream());
+    stopwatch.wait();
+    times.seconds.push_back(host_seconds([&] {
+      operations.learn(layer, stopwatch.stream());
+      stopwatch.wait();
+    }));
+    operations.remove_coding(layer);
+  }
+  report(state, times);
+}
+
+}  // namespace
+
+void register_learning() {
+  for (const auto &[name, coding] :
+       {std::pair{"subspace", Coding::subspace}, {"orthogonal", Coding::orthogonal}}) {
+    const Workload workload{llama3_8b, 1, tokens};
+    const std::string place = std::string("/") + name + "/k2v2/" + workload.name();
+    register_case("statistics" + place,
+                  [coding = coding](benchmark::State &state) { statistics(state, coding); });
+    register_case("basis" + place, [coding = coding](benchmark::State &state) { learn(state, coding); });
+  }
+}
+
+}  // namespace bench
