@@ -5,7 +5,7 @@
 
 #include "cpu_engine.hpp"
 #ifdef LLAMA_CUDA
-#include "cuda/engine.hpp"
+#include "cuda_engine.hpp"
 #endif
 
 namespace llama {

@@ -1,0 +1,33 @@
+#pragma once
+
+// A cache on the GPU of the type a SPEC names.
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+
+#include "cache_spec.hpp"
+#include "squat/squat.hpp"
+
+namespace llama::cuda {
+
+/// One sequence in a squat::KVCache of some widths. Exact rows are float16, as engines keep them.
+class Cache {
+ public:
+  virtual ~Cache() = default;
+
+  /// Appends and attends: the tokens of the views, in device memory, are the sequence's next ones.
+  virtual void attend(int layer, squat::TensorView<float> q, squat::TensorView<float> k,
+                      squat::TensorView<float> v, squat::TensorView<float> out, cudaStream_t stream) = 0;
+  virtual squat::MemoryReport memory_report() const = 0;
+  virtual const squat::Options& options() const = 0;
+};
+
+/// Throws std::invalid_argument where the widths were not compiled in.
+std::unique_ptr<Cache> make_cache(const CacheSpec& spec, const squat::Options& options);
+
+/// Defined in cache_of_widths.cu, for the pairs in LLAMA_WIDTHS.
+template <int KeyBits, int ValueBits>
+std::unique_ptr<Cache> make_cache_of(const squat::Options& options);
+
+}  // namespace llama::cuda
