@@ -290,12 +290,16 @@ class PackedTail {
     std::vector<cuda::PageEntry> entries;
     for (int page = 0; page < pages; ++page) {
       const PageView at = view(page);
-      entries.push_back({memory.data() + page_bytes * static_cast<std::size_t>(page), at.base, 0, group,
-                         static_cast<std::int32_t>(at.row), 0});
+      cuda::PageEntry &entry = entries.emplace_back();
+      entry.data = memory.data() + page_bytes * static_cast<std::size_t>(page);
+      entry.base = at.base;
+      entry.tokens = group;
+      entry.row = static_cast<std::int32_t>(at.row);
     }
     DeviceArray<cuda::PageEntry> table(entries);
-    state_ = {
-        .exact = exact.data(), .pages = table.data(), .position = first_position + tokens, .sinks = 0};
+    state_.exact = exact.data();
+    state_.pages = table.data();
+    state_.position = first_position + tokens;
     state_.tail = tokens;
     state_.tail_first = (tail_blocks - 3) * 16;  // the ring wraps
     state_.sink_blocks = 1;

@@ -246,19 +246,11 @@ __global__ void count_bad(DeviceTensor<const S> x, long long tokens, int heads, 
        i += step) {
     const long long row = i / eighths;
     const S *from = x.row(row / heads, static_cast<int>(row % heads)) + i % eighths * 8;
-    uint4 parts[sizeof(S) / 2];
-    if (aligned) {
-#pragma unroll
-      for (int part = 0; part < static_cast<int>(sizeof(S) / 2); ++part) {
-        parts[part] = reinterpret_cast<const uint4 *>(from)[part];
-      }
-      from = reinterpret_cast<const S *>(parts);
-    }
+    const EightElements<S> elements(from, aligned);
     int bad = 8;
 #pragma unroll
     for (int channel = 7; channel >= 0; --channel) {
-      const float value = load_element(from + channel);
-      if (!in_range(value)) bad = channel;
+      if (!in_range(elements[channel])) bad = channel;
     }
     if (bad < 8) atomicMin(first_bad, static_cast<unsigned long long>(i) * 8 + bad);
   }
@@ -269,12 +261,9 @@ template <class S>
 void launch_count_bad(DeviceTensor<const S> x, long long tokens, int heads, int head_dim,
                       unsigned long long *first_bad, cudaStream_t stream) {
   if (tokens == 0) return;
-  constexpr long long in_piece = 16 / sizeof(S);
-  const bool aligned = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 &&
-                       x.token_stride % in_piece == 0 && x.head_stride % in_piece == 0;
   const long long blocks = (tokens * heads * (head_dim / 8) + 255) / 256;
   count_bad<S><<<static_cast<unsigned>(std::min(blocks, 2048ll)), 256, 0, stream>>>(
-      x, tokens, heads, head_dim, aligned, first_bad);
+      x, tokens, heads, head_dim, rows_aligned(x), first_bad);
 }
 
 }  // namespace squat::cuda

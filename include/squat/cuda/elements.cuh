@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "squat/config.hpp"
+#include "squat/cuda/device_state.cuh"
 #include "squat/cuda/fragments.cuh"
 
 namespace squat::cuda {
@@ -58,6 +59,53 @@ __device__ inline float2 word_values(Word word) {
 template <class T>
 __device__ inline Word word_of(float low, float high) {
   return element_bits<T>(low) | static_cast<Word>(element_bits<T>(high)) << 16;
+}
+
+/// Eight neighbouring elements of a row, in loads of 16 bytes where `aligned` says that all rows allow
+/// it.
+template <class S>
+class EightElements {
+ public:
+  __device__ EightElements(const S *from, bool aligned) {
+    if (aligned) {
+#pragma unroll
+      for (int part = 0; part < parts; ++part)
+        parts_[part] = reinterpret_cast<const uint4 *>(from)[part];
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        reinterpret_cast<Bits *>(parts_)[i] = reinterpret_cast<const Bits *>(from)[i];
+      }
+    }
+  }
+
+  __device__ float operator[](int i) const {
+    return load_element(reinterpret_cast<const S *>(parts_) + i);
+  }
+
+  /// As float16.
+  __device__ uint4 halves() const {
+    if constexpr (std::is_same_v<S, half>) {
+      return parts_[0];
+    } else {
+      const EightElements &x = *this;
+      return {cuda::halves(x[0], x[1]), cuda::halves(x[2], x[3]), cuda::halves(x[4], x[5]),
+              cuda::halves(x[6], x[7])};
+    }
+  }
+
+ private:
+  using Bits = std::conditional_t<sizeof(S) == 4, std::uint32_t, std::uint16_t>;
+  static constexpr int parts = sizeof(S) / 2;
+  uint4 parts_[parts];
+};
+
+/// Whether every eighth element of every row lies at a multiple of 16 bytes.
+template <class S>
+bool rows_aligned(const DeviceTensor<const S> &x) {
+  constexpr long long in_piece = 16 / sizeof(S);
+  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.token_stride % in_piece == 0 &&
+         x.head_stride % in_piece == 0;
 }
 
 }  // namespace squat::cuda

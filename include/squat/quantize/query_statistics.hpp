@@ -67,6 +67,14 @@ class QueryStatistics {
     groups_ += other.groups_;
   }
 
+  /// Adds sums over other tokens, made elsewhere, in the order of visit_sums().
+  void add_sums(const double *sums) {
+    visit_sums(*this, [&](double *data, Index size) {
+      Eigen::Map<Eigen::ArrayXd>(data, size) += Eigen::Map<const Eigen::ArrayXd>(sums, size);
+      sums += size;
+    });
+  }
+
   Index head_dim() const { return query_moment_.rows(); }
   Index rows() const { return row_counts_.size(); }
   double queries() const { return queries_; }
