@@ -37,9 +37,11 @@ struct TensorView {
         head_stride(head_step) {}
 
   /// A writable view reads as well.
-  operator TensorView<const Scalar>() const requires(!std::is_const_v<Scalar>) {
-    return {data, tokens, heads, head_dim, token_stride, head_stride};
-  }
+  template <class Writable>
+  requires(!std::is_const_v<Writable> && std::is_same_v<const Writable, Scalar>)
+      TensorView(TensorView<Writable> view)
+      : TensorView(view.data, view.tokens, view.heads, view.head_dim, view.token_stride,
+                   view.head_stride) {}
 
   Scalar *row(Index token, Index head) const { return data + token * token_stride + head * head_stride; }
 

@@ -27,6 +27,12 @@ struct ExactRows {
   }
 };
 
+/// Tokens [first, last).
+struct TokenRange {
+  Index first = 0;
+  Index last = 0;
+};
+
 /// A page of packed tokens. Its keys are coded in the rotary frame of a position
 /// `base`: as if that were position 0. Pages of one tile share a base.
 struct PageView {
@@ -54,13 +60,36 @@ Context<T> make_context(const ExactRows<T> &sinks, std::span<const PageView> pag
 
 /// One sequence's part of a batched call: `tokens` rows of the call's tensors
 /// from `first_row` on, with `past`, `past + 1`, ... tokens before them.
-template <class T>
+/// Context: what the backend sees of the cached tokens.
+template <class Context>
 struct SequenceJob {
-  Context<T> context;
+  Context context;
   Index coding = 0;  ///< names what was learnt, see BackendOperations
   Index first_row = 0;
   Index tokens = 0;
   Index past = 0;
+};
+
+/// One sequence's tokens in one layer, as the cache counts them. Exact: the
+/// backend's store of its sinks and tail.
+template <class Exact>
+struct LayerView {
+  Exact *exact = nullptr;
+  std::span<const PageView> pages{};
+  PageView next{};  ///< laid ready behind them; its data is null if there is none
+  Index coding = 0;
+  Index position = 0;  ///< rotary position of the next token
+};
+
+/// What becomes of one sequence's part of a batched call that appends.
+template <class Exact>
+struct AppendJob {
+  LayerView<Exact> layer;  ///< its position is that behind the call; settle() finds `due` pages more
+  Index first_row = 0;
+  Index tokens = 0;
+  Index sinks = 0;      ///< how many of them become sinks
+  Index due = 0;        ///< pages that become due
+  bool learnt = false;  ///< the coding is there once the call's tokens are observed
 };
 
 }  // namespace squat

@@ -5,50 +5,87 @@
 
 #include <concepts>
 #include <cstddef>
+#include <initializer_list>
 #include <span>
 
 #include "squat/attention/context.hpp"
 #include "squat/config.hpp"
+#include "squat/element_range.hpp"
 #include "squat/options.hpp"
 #include "squat/tensor.hpp"
 
 namespace squat {
 
 /// The operations of one backend for one T and pair of widths. They check
-/// nothing: KVCache did.
+/// nothing: KVCache did. A Stream names what a call's work is ordered by; on
+/// the CPU it is empty.
 ///
 /// - page_bytes(): bytes of a page, all its KV heads. Memory(n) owns n bytes
 /// that pages can live in.
-/// - make_rows(capacity): a store of exact rows, see cpu/row_store.hpp for its
-/// small interface.
-/// - turn: exact rows moved by some positions.
+/// - Exact: a sequence's sinks and tail in one layer, see cpu/exact_store.hpp
+/// for its small interface. shift: drops some of them and turns what follows.
+/// - check_elements: throws Error for the first element out of range.
 /// - add_coding, remove_coding: what a layer learns, named by a number. observe, learn: its statistics
 /// and the codings made of them. add_statistics: adds what it holds to a Prior, false if it is gone.
-/// - reserve_pack, pack: exact rows into pages; pack() itself must not fail.
-/// - attend: a batch of jobs. dequantize: what attention sees, as rows.
-/// - *_bytes(): what is allocated.
-template <class Operations, class T>
+/// - A call that appends is reserve (all memory; throws before anything changes), enter (attends to
+/// what is cached and to the call's own rows), settle (packs what became due, keeps the rest exact; must
+/// not fail).
+/// - attend: a batch of jobs, read-only; it checks q's elements, unless that would make it wait for a
+/// device. dequantize: what attention sees, as rows.
+/// - *_bytes(): what is allocated. steps_alone: whether it is a StepsAlone too.
+template <class Operations, class T, class Stream>
 concept BackendOperations = std::constructible_from<Operations, const Options &> &&
-    requires(Operations operations, const Operations constant, Index index, int layer,
-             std::span<const PageView> pages, ExactRows<T> rows, TensorView<const float> in,
-             TensorView<float> out, std::span<const SequenceJob<T>> jobs, const Context<T> &context,
-             Prior &prior, typename Operations::Rows &operations_rows) {
+    requires(Operations operations, const Operations constant, Index index, int layer, Stream stream,
+             TensorView<const float> in, TensorView<float> out, TokenRange range, Prior &prior,
+             std::initializer_list<NamedTensor<float>> tensors,
+             std::span<const typename Operations::Append> appends,
+             std::span<const typename Operations::Job> jobs, const typename Operations::Context &context,
+             typename Operations::Exact &exact) {
   typename Operations::Memory;
+  { Operations::steps_alone } -> std::convertible_to<bool>;
   { constant.page_bytes() } -> std::same_as<std::size_t>;
-  { constant.make_rows(index) } -> std::same_as<typename Operations::Rows>;
-  operations.turn(index, operations_rows, index, index);
+  operations.shift(index, exact, range, range, index, stream);
+  operations.check_elements(tensors, stream);
   { operations.add_coding(layer) } -> std::same_as<Index>;
   operations.remove_coding(index);
-  operations.observe(index, in, in, index, index, index, index);
-  operations.learn(index);
+  operations.observe(index, in, in, index, index, index, index, stream);
+  operations.learn(index, stream);
   { constant.add_statistics(index, prior) } -> std::same_as<bool>;
-  operations.reserve_pack(index);
-  operations.pack(index, pages, rows, in, in, index);
-  operations.attend(jobs, in, in, in, out);
-  operations.dequantize(index, context, out, out);
+  operations.reserve(appends, stream);
+  operations.enter(appends, jobs, in, in, in, out, stream);
+  operations.settle(appends, in, in, stream);
+  operations.attend(jobs, in, out, stream);
+  operations.dequantize(index, context, out, out, stream);
   { constant.statistics_bytes() } -> std::same_as<std::size_t>;
   { constant.bases_bytes() } -> std::same_as<std::size_t>;
   { constant.workspace_bytes() } -> std::same_as<std::size_t>;
+};
+
+/// A backend whose kernels take decode steps (a token a sequence, all else in
+/// its place) on their own: they count tokens and pack into a page that was
+/// laid ready, so that a captured graph of a step can be replayed. The host
+/// counts along.
+///
+/// - can_step: whether the next token finds everything in its place. step: appends, attends (unless
+/// there are no queries to answer) and packs what is due. capturing: whether the stream records instead
+/// of working.
+/// - Exact: count() and drop(tokens) note what the kernels did; room() is what the tail has left.
+/// - show: tells the kernels of layers that changed otherwise. show_next: of pages laid ready.
+/// - reserve_shift: what shift() and show() need for so many pages.
+/// - check: throws Error for what kernels have met since.
+template <class Operations, class Stream>
+concept StepsAlone = requires(Operations operations, const Operations constant,
+                              typename Operations::Exact &exact,
+                              std::span<const LayerView<typename Operations::Exact>> views,
+                              Stream stream, int layer, bool due, std::size_t pages,
+                              TensorView<const float> in, TensorView<float> out) {
+  { constant.can_step(exact) } -> std::same_as<bool>;
+  operations.step(views, layer, due, in, in, in, out, stream);
+  { constant.capturing(stream) } -> std::same_as<bool>;
+  operations.show(views, stream);
+  operations.show_next(views, stream);
+  operations.reserve_shift(exact, pages, stream);
+  constant.check(stream);
 };
 
 }  // namespace squat

@@ -6,18 +6,22 @@
 #include <array>
 #include <memory>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "squat/cache/append_plan.hpp"
 #include "squat/cache/backend.hpp"
 #include "squat/cache/check.hpp"
+#include "squat/cache/layer_pages.hpp"
+#include "squat/cache/learning.hpp"
 #include "squat/cache/memory_report.hpp"
-#include "squat/cache/page_pool.hpp"
 #include "squat/cache/sequence.hpp"
 #include "squat/config.hpp"
 #include "squat/cpu/operations.hpp"
+#include "squat/element_range.hpp"
 #include "squat/error.hpp"
 #include "squat/options.hpp"
 #include "squat/tensor.hpp"
@@ -46,13 +50,21 @@ constexpr bool supported_bits(int bits) {
 /// T is. A batched call takes several sequences, their rows one after another,
 /// each sequence once. Errors are `squat::Error`, name the argument and the
 /// limit, and leave the cache as it was. One thread at a time may call a cache.
+///
+/// A backend on a device takes tensors in its memory and, as the last argument of
+/// every call, the stream that the call's work is put into. Calls on several
+/// streams are the engine's to order.
 template <Element T, int KeyBits, int ValueBits = KeyBits, class Backend = Cpu>
 class KVCache {
   static_assert(supported_bits(KeyBits) && supported_bits(ValueBits),
                 "squat: KeyBits and ValueBits are 2, 3, 4, 8 or 16");
   using Operations = typename Backend::template Operations<T, KeyBits, ValueBits>;
-  static_assert(BackendOperations<Operations, T>,
+  using Stream = typename Backend::Stream;
+  static_assert(BackendOperations<Operations, T, Stream>,
                 "squat: the backend does not offer what BackendOperations asks for");
+  static constexpr bool steps_alone = Operations::steps_alone;
+  static_assert(!steps_alone || StepsAlone<Operations, Stream>,
+                "squat: the backend does not offer what StepsAlone asks for");
 
   // A call's element type follows from its first tensor; the others may be
   // views of const or mutable elements.
@@ -66,7 +78,8 @@ class KVCache {
   explicit KVCache(const Options &options)
       : options_(detail::resolve(options, KeyBits)),
         operations_(options_),
-        pool_(operations_.page_bytes(), options_.max_pages) {
+        pages_(options_, operations_.page_bytes(), KeyBits == 16 ? 0 : *options_.frame),
+        learning_(options_, KeyBits) {
     if (options_.basis_per_sequence) return;
     for (int layer = 0; layer < options_.layers; ++layer) add_coding(layer);
   }
@@ -87,8 +100,9 @@ class KVCache {
 
   void remove_sequence(SequenceId sequence) {
     for (Layer &layer : find(sequence).layers) {
-      release_pages(layer, 0);
-      if (options_.basis_per_sequence) remove_coding(layer.coding);
+      pages_.release(layer, 0);
+      pages_.release_ready(layer);
+      if (options_.basis_per_sequence) operations_.remove_coding(layer.coding);
     }
     sequences_.erase(sequence.value);
   }
@@ -99,26 +113,24 @@ class KVCache {
   /// v: [tokens, kv_heads, head_dim]; tokens: of the whole batch.
   template <class S>
   void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
-              std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out) {
+              std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out, Stream stream = {}) {
     check_batch(batch, layer, q.tokens);
     check_tensor<S>("q", q, q.tokens, options_.query_heads);
     check_tensor<S>("k", k, q.tokens, options_.kv_heads);
     check_tensor<S>("v", v, q.tokens, options_.kv_heads);
-    detail::check_shape("out", out, q.tokens, options_.query_heads, options_.head_dim);
-    plan(batch, layer);
-    observe<S>(q, k);
-    operations_.template attend<std::remove_const_t<S>>(jobs_, q, k, v, out);
-    commit<S>(k, v);
+    check_tensor<S>("out", out, q.tokens, options_.query_heads);
+    append_checked<S>(batch, layer, q, k, v, out, stream);
   }
 
   /// Attends without appending. The queries of a sequence stand at its last
   /// positions: query i of n sees the first length - n + i + 1 tokens, as after
   /// append() of the same n tokens.
   template <class S>
-  void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<Out<S>> out) {
+  void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<Out<S>> out,
+              Stream stream = {}) {
     check_batch(batch, layer, q.tokens);
     check_tensor<S>("q", q, q.tokens, options_.query_heads);
-    detail::check_shape("out", out, q.tokens, options_.query_heads, options_.head_dim);
+    check_tensor<S>("out", out, q.tokens, options_.query_heads);
     jobs_.clear();
     Index row = 0;
     for (const SequenceTokens &entry : batch) {
@@ -131,73 +143,99 @@ class KVCache {
       jobs_.push_back({tokens.context(), tokens.coding, row, entry.tokens, length - entry.tokens});
       row += entry.tokens;
     }
-    operations_.template attend<std::remove_const_t<S>>(jobs_, q, {}, {}, out);
+    operations_.template attend<std::remove_const_t<S>>(jobs_, q, out, stream);
   }
 
   /// Appends k and v without attention.
   template <class S>
-  void append(Batch batch, int layer, TensorView<S> k, std::type_identity_t<In<S>> v) {
-    append_checked<S>(batch, layer, {}, k, v);
+  void append(Batch batch, int layer, TensorView<S> k, std::type_identity_t<In<S>> v,
+              Stream stream = {}) {
+    check_appended<S>(batch, layer, k, v);
+    append_checked<S>(batch, layer, {}, k, v, {}, stream);
   }
 
   /// The same for tokens whose attention the engine computes itself: codings
   /// learn from their queries q.
   template <class S>
   void append(Batch batch, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
-              std::type_identity_t<In<S>> v) {
+              std::type_identity_t<In<S>> v, Stream stream = {}) {
+    check_appended<S>(batch, layer, k, v);
     check_tensor<S>("q", q, k.tokens, options_.query_heads);
-    append_checked<S>(batch, layer, q, k, v);
+    append_checked<S>(batch, layer, q, k, v, {}, stream);
   }
 
   // The one-sequence forms: every row belongs to `sequence`.
 
   template <class S>
   void attend(SequenceId sequence, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
-              std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out) {
+              std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out, Stream stream = {}) {
     const std::array batch{SequenceTokens{sequence, q.tokens}};
-    attend(Batch(batch), layer, q, k, v, out);
+    attend(Batch(batch), layer, q, k, v, out, stream);
   }
 
   template <class S>
-  void attend(SequenceId sequence, int layer, TensorView<S> q, std::type_identity_t<Out<S>> out) {
+  void attend(SequenceId sequence, int layer, TensorView<S> q, std::type_identity_t<Out<S>> out,
+              Stream stream = {}) {
     const std::array batch{SequenceTokens{sequence, q.tokens}};
-    attend(Batch(batch), layer, q, out);
+    attend(Batch(batch), layer, q, out, stream);
   }
 
   template <class S>
-  void append(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<In<S>> v) {
+  void append(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<In<S>> v,
+              Stream stream = {}) {
     const std::array batch{SequenceTokens{sequence, k.tokens}};
-    append(Batch(batch), layer, k, v);
+    append(Batch(batch), layer, k, v, stream);
   }
 
   template <class S>
   void append(SequenceId sequence, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
-              std::type_identity_t<In<S>> v) {
+              std::type_identity_t<In<S>> v, Stream stream = {}) {
     const std::array batch{SequenceTokens{sequence, q.tokens}};
-    append(Batch(batch), layer, q, k, v);
+    append(Batch(batch), layer, q, k, v, stream);
   }
+
+  /// Counts `steps` replays of a captured decode step: a graph of attend() in every layer for a batch of
+  /// sequences with one token each, captured once all of them have packed a page or could. Call it at
+  /// least once every `group` replays: it lays the next page ready. The batch's token counts are not
+  /// read.
+  void advance(Batch batch, Index steps, Stream stream = {}) requires steps_alone {
+    detail::check_range("steps", steps, 0, options_.group);
+    for (const SequenceTokens &entry : batch) {
+      for (const Layer &layer : find(entry.sequence).layers) {
+        const Index room = layer.exact.room() + (layer.next_page ? options_.group : 0);
+        if (steps > room)
+          throw_invalid("steps", steps, "at most what tail and next page have room for,", room);
+      }
+    }
+    for (int layer = 0; layer < options_.layers; ++layer) count_steps(batch, layer, steps, stream);
+  }
+
+  /// Throws Error for what kernels have met in decode steps since the last call: elements out of range,
+  /// tokens without room. Waits for the stream.
+  void check(Stream stream = {}) const requires steps_alone { operations_.check(stream); }
 
   /// Writes all tokens of a sequence and layer as attention sees them: exact
   /// rows as they are, packed ones as their codes say. k, v: [length(sequence,
   /// layer), kv_heads, head_dim].
   template <Element S>
-  void dequantize(SequenceId sequence, int layer, TensorView<S> k,
-                  std::type_identity_t<TensorView<S>> v) {
+  void dequantize(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<TensorView<S>> v,
+                  Stream stream = {}) {
     check_layer(layer);
     const Layer &tokens = find(sequence, layer);
-    detail::check_shape("k", k, tokens.length(), options_.kv_heads, options_.head_dim);
-    detail::check_shape("v", v, tokens.length(), options_.kv_heads, options_.head_dim);
-    operations_.dequantize(tokens.coding, tokens.context(), k, v);
+    check_tensor<S>("k", k, tokens.length(), options_.kv_heads);
+    check_tensor<S>("v", v, tokens.length(), options_.kv_heads);
+    operations_.dequantize(tokens.coding, tokens.context(), k, v, stream);
   }
 
   /// Keeps the first `tokens` tokens of a sequence in every layer. A page cut
   /// in two stays packed.
-  void truncate(SequenceId sequence, Index tokens) {
+  void truncate(SequenceId sequence, Index tokens, Stream stream = {}) {
     Sequence &state = find(sequence);
     const Index most = length(sequence);
     if (tokens < 0 || tokens > most)
       throw_invalid("tokens", tokens, "0 to the length of the sequence,", most);
-    for (Layer &layer : state.layers) truncate_layer(layer, tokens);
+    for (Layer &layer : state.layers) pages_.truncate(layer, tokens);
+    show(state, stream);
   }
 
   /// Drops the tokens [first, last) of a sequence in every layer and moves what
@@ -206,7 +244,7 @@ class KVCache {
   /// their pages change the position they are turned back by. Exact ones are
   /// turned. The engine's next token stands `by` positions from where it would
   /// have stood. by other than 0 needs Options::rotary.
-  void shift(SequenceId sequence, Index first, Index last, Index by) {
+  void shift(SequenceId sequence, Index first, Index last, Index by, Stream stream = {}) {
     Sequence &state = find(sequence);
     const Index most = length(sequence);
     constexpr Index farthest = Index{1} << 32;
@@ -214,14 +252,22 @@ class KVCache {
     detail::check_range("first", first, 0, last);
     detail::check_range("by", by, -farthest, farthest);
     if (by != 0 && options_.rotary.empty()) throw_invalid("by", by, "0 without a rotary table");
-    for (Layer &layer : state.layers) layer.reserve_pages(1);
     for (Layer &layer : state.layers) {
-      const Index sinks = layer.sinks.tokens(), paged = layer.paged_tokens();
-      shift_rows(layer, layer.sinks, first, last, by);
-      shift_pages(layer, first - sinks, last - sinks, by);
-      shift_rows(layer, layer.tail, first - sinks - paged, last - sinks - paged, by);
+      layer.reserve_pages(1);
+      if constexpr (steps_alone) operations_.reserve_shift(layer.exact, layer.pages.size() + 1, stream);
+    }
+    for (Layer &layer : state.layers) {
+      const Index sinks = layer.exact.sinks(), tail = sinks + layer.paged_tokens();
+      const auto part = [&](Index begin, Index count) {
+        return TokenRange{std::clamp<Index>(first - begin, 0, count),
+                          std::clamp<Index>(last - begin, 0, count)};
+      };
+      const TokenRange of_sinks = part(0, sinks), of_tail = part(tail, layer.exact.tail());
+      pages_.shift(layer, first - sinks, last - sinks, by);
+      operations_.shift(layer.coding, layer.exact, of_sinks, of_tail, by, stream);
       layer.next_position += by;
     }
+    show(state, stream);
   }
 
   /// The statistics of queries and keys that codings have learnt from, to be
@@ -231,7 +277,7 @@ class KVCache {
   Prior statistics() const {
     Prior prior(options_.layers, options_.kv_heads, options_.head_dim, std::max(1, *options_.frame));
     const auto add = [&](Index coding) {
-      if (observed(coding) > 0 && !operations_.add_statistics(coding, prior)) {
+      if (learning_.observed(coding) > 0 && !operations_.add_statistics(coding, prior)) {
         throw_invalid("keep_statistics", false, "true to read statistics that codings have learnt from");
       }
     };
@@ -260,16 +306,17 @@ class KVCache {
   }
 
   MemoryReport memory_report() const {
+    if constexpr (steps_alone) check();
     MemoryReport report;
-    report.pages = pool_.bytes();
-    report.pages_used = pool_.used_bytes();
+    report.pages = pages_.bytes();
+    report.pages_used = pages_.used_bytes();
     report.statistics = operations_.statistics_bytes();
     report.bases = operations_.bases_bytes();
     report.workspace = operations_.workspace_bytes();
     for (const auto &[id, sequence] : sequences_) {
       for (const Layer &layer : sequence->layers) {
-        report.exact += layer.sinks.bytes() + layer.tail.bytes();
-        report.exact_tokens += layer.sinks.tokens() + layer.tail.tokens();
+        report.exact += layer.exact.bytes();
+        report.exact_tokens += layer.exact.sinks() + layer.exact.tail();
         report.packed_tokens += layer.paged_tokens();
       }
     }
@@ -286,21 +333,9 @@ class KVCache {
   }
 
  private:
-  using Rows = typename Operations::Rows;
-  using Layer = LayerTokens<Rows>;
-  using Sequence = SequenceState<Rows>;
-
-  /// What one entry of a batch will do to its sequence.
-  struct Append {
-    Layer *layer = nullptr;
-    Index first = 0;  // row of the call's tensors
-    Index tokens = 0;
-    Index past = 0;   // tokens before them
-    Index sinks = 0;  // tokens that become sinks
-    Index pages = 0;  // pages that become due
-    bool learnt = false;
-    Rows new_tail{};  // with room, where the tail has to move
-  };
+  using Plan = AppendPlan<Operations>;
+  using Layer = typename Plan::Layer;
+  using Sequence = SequenceState<typename Operations::Exact>;
 
   // ---- checks
   // -----------------------------------------------------------------------------------------------
@@ -330,7 +365,13 @@ class KVCache {
   void check_tensor(const char *name, In<S> tensor, Index tokens, Index heads) const {
     static_assert(Element<std::remove_const_t<S>>, "squat: tensors are float, half or bfloat16");
     detail::check_shape(name, tensor, tokens, heads, options_.head_dim);
-    detail::check_elements(name, tensor);
+  }
+
+  template <class S>
+  void check_appended(Batch batch, int layer, In<S> k, In<S> v) {
+    check_batch(batch, layer, k.tokens);
+    check_tensor<S>("k", k, k.tokens, options_.kv_heads);
+    check_tensor<S>("v", v, k.tokens, options_.kv_heads);
   }
 
   Sequence &find(SequenceId sequence) const {
@@ -348,199 +389,123 @@ class KVCache {
   // --------------------------------------------------------------------------------------------
 
   template <class S>
-  void append_checked(Batch batch, int layer, In<S> q, In<S> k, In<S> v) {
-    check_batch(batch, layer, k.tokens);
-    check_tensor<S>("k", k, k.tokens, options_.kv_heads);
-    check_tensor<S>("v", v, k.tokens, options_.kv_heads);
-    plan(batch, layer);
-    observe<S>(q, k);
-    commit<S>(k, v);
+  void append_checked(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
+    using Scalar = std::remove_const_t<S>;
+    if constexpr (steps_alone) {
+      if (is_step(batch, layer, q.tokens > 0)) return step<Scalar>(batch, layer, q, k, v, out, stream);
+      if (operations_.capturing(stream)) {
+        throw Error(
+            "squat: stream is being captured, and the call is no decode step: one token a sequence, "
+            "sinks "
+            "full, coding learnt, a page laid ready");
+      }
+    }
+    operations_.template check_elements<Scalar>({{"q", q}, {"k", k}, {"v", v}}, stream);
+    plan(batch, layer, stream);
+    learning_.template observe<Scalar>(operations_, plan_, q, k, stream);
+    operations_.template enter<Scalar>(plan_.appends(), plan_.jobs(), q, k, v, out, stream);
+    pages_.add(plan_);
+    operations_.template settle<Scalar>(plan_.appends(), k, v, stream);
+  }
+
+  /// Decides what an append will do, and allocates all that it needs. Throws
+  /// before anything changes.
+  void plan(Batch batch, int layer, Stream stream) {
+    Index tokens = 0;
+    for (const SequenceTokens &entry : batch) tokens += entry.tokens;
+    plan_.clear();
+    for (const SequenceTokens &entry : batch) {
+      Layer &state = find(entry.sequence, layer);
+      const Index more = options_.basis_per_sequence ? entry.tokens : tokens;
+      plan_.add(state, entry.tokens, learning_.learnt(state.coding, more), options_);
+    }
+    if constexpr (steps_alone) {
+      if (!pages_.try_reserve(plan_.new_pages())) release_ready_pages(stream);
+    }
+    pages_.reserve(plan_);
+    operations_.reserve(plan_.appends(), stream);
+    plan_.make_jobs();
   }
 
   Index add_coding(int layer) {
     const Index coding = operations_.add_coding(layer);
-    if (static_cast<std::size_t>(coding) == observed_.size()) observed_.push_back(0);
+    learning_.add(coding);
     return coding;
   }
 
-  void remove_coding(Index coding) {
-    operations_.remove_coding(coding);
-    observed(coding) = 0;
+  // ---- decode steps that the backend takes alone
+  // ------------------------------------------------------------
+
+  bool is_step(Batch batch, int layer, bool queries) const requires steps_alone {
+    if (queries && options_.keep_statistics) return false;
+    return std::all_of(batch.begin(), batch.end(), [&](const SequenceTokens &entry) {
+      const Layer &state = find(entry.sequence, layer);
+      const Index tail = state.exact.tail() + 1;
+      return entry.tokens == 1 && learning_.learnt(state.coding) &&
+             state.exact.sinks() == options_.sinks &&
+             (tail < full_tail() || (tail == full_tail() && state.next_page)) &&
+             operations_.can_step(state.exact);
+    });
   }
 
-  /// Tokens a coding has to see before it packs.
-  Index tokens_to_learn() const {
-    if (KeyBits == 16 || !KeyQuantizer::learns(*options_.coding)) return 0;
-    const Index first_page = options_.sinks + options_.window + options_.group;
-    return options_.prior ? first_page : std::max<Index>(options_.statistics_tokens, first_page);
-  }
-
-  Index &observed(Index coding) { return observed_[static_cast<std::size_t>(coding)]; }
-  Index observed(Index coding) const { return observed_[static_cast<std::size_t>(coding)]; }
-
-  /// Decides what an append will do, and allocates all that it needs. Throws
-  /// before anything changes.
-  void plan(Batch batch, int layer) {
-    appends_.clear();
-    jobs_.clear();
-    Index row = 0, pages = 0, tokens = 0;
-    for (const SequenceTokens &entry : batch) tokens += entry.tokens;
+  template <Element S>
+  void step(Batch batch, int layer, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
+            TensorView<S> out, Stream stream) requires steps_alone {
+    const bool capturing = operations_.capturing(stream);
+    bool due = capturing;  // replays meet every step
+    views_.clear();
     for (const SequenceTokens &entry : batch) {
       Layer &state = find(entry.sequence, layer);
-      Append append{.layer = &state, .first = row, .tokens = entry.tokens, .past = state.length()};
-      append.sinks = state.sinks_to_fill(entry.tokens, options_.sinks);
-      const Index exact = state.tail.tokens() + entry.tokens - append.sinks;
-      const Index seen = observed(state.coding) + (options_.basis_per_sequence ? entry.tokens : tokens);
-      append.learnt = seen >= tokens_to_learn();
-      if (append.learnt && exact >= options_.window + options_.group) {
-        append.pages = (exact - options_.window) / options_.group;
-      }
-      jobs_.push_back({state.context(), state.coding, row, entry.tokens, append.past});
-      row += entry.tokens;
-      pages += append.pages;
-      appends_.push_back(std::move(append));
+      due |= state.exact.tail() + 1 == full_tail();
+      views_.push_back(pages_.view(state));
     }
-    pool_.reserve(static_cast<std::size_t>(pages));
-    operations_.reserve_pack(pages);
-    for (Append &append : appends_) make_room(append);
+    operations_.template step<S>(views_, layer, due, q, k, v, out, stream);
+    if (!capturing) count_steps(batch, layer, 1, stream);
   }
 
-  void make_room(Append &append) {
-    Layer &layer = *append.layer;
-    if (layer.sinks.capacity() < options_.sinks) layer.sinks = operations_.make_rows(options_.sinks);
-    const Index usual = options_.window + options_.group;
-    const Index rest =
-        layer.tail.tokens() + append.tokens - append.sinks - append.pages * options_.group;
-    if (append.learnt ? layer.tail.capacity() != usual : layer.tail.capacity() < rest) {
-      append.new_tail = operations_.make_rows(
-          append.learnt ? usual : std::max({usual, rest, 2 * layer.tail.capacity()}));
+  /// Counts along, and lays pages ready where they were taken.
+  void count_steps(Batch batch, int layer, Index steps, Stream stream) requires steps_alone {
+    views_.clear();
+    for (const SequenceTokens &entry : batch) {
+      Layer &state = find(entry.sequence, layer);
+      for (Index step = 0; step < steps; ++step) pages_.count_step(state, full_tail());
+      if (state.next_page) continue;
+      pages_.lay_ready(state);
+      if (state.next_page) views_.push_back(pages_.view(state));
     }
-    layer.reserve_pages(static_cast<std::size_t>(append.pages));
-    jobs_[static_cast<std::size_t>(&append - appends_.data())].context = layer.context();
+    operations_.show_next(views_, stream);
   }
 
-  /// Adds what the plan's tokens bring to the statistics that are still wanted,
-  /// and learns from them when complete.
-  template <class S>
-  void observe(In<S> q, In<S> k) {
-    for (const Append &append : appends_) {
-      const Index coding = append.layer->coding, position = append.layer->next_position;
-      const auto add = [&](Index first, Index count) {
-        operations_.template observe<std::remove_const_t<S>>(coding, q, k, append.first + first, count,
-                                                             append.past + first, position + first);
-        observed(coding) += count;
-      };
-      const Index wanted = std::clamp<Index>(tokens_to_learn() - observed(coding), 0, append.tokens);
-      if (wanted > 0) {
-        add(0, wanted);
-        if (observed(coding) == tokens_to_learn()) operations_.learn(coding);
-      }
-      const Index more = append.tokens - wanted;
-      if (more > 0 && q.tokens > 0 && options_.keep_statistics) add(wanted, more);
+  /// Tells the kernels of a sequence that changed otherwise.
+  void show(Sequence &sequence, Stream stream) {
+    if constexpr (steps_alone) {
+      views_.clear();
+      for (Layer &layer : sequence.layers) views_.push_back(pages_.view(layer));
+      operations_.show(views_, stream);
     }
   }
 
-  /// Carries the plan out.
-  template <class S>
-  void commit(In<S> k, In<S> v) {
-    for (Append &append : appends_) {
-      Layer &state = *append.layer;
-      state.sinks.append(k, v, append.first, append.sinks);
-      const Index first = append.first + append.sinks;
-      const Index position = state.next_position + append.sinks - state.tail.tokens();
-      for (Index page = 0; page < append.pages; ++page) {
-        const PageIndex index = pool_.acquire();
-        state.add_page(index, pool_.data(index), options_.group, position + page * options_.group,
-                       KeyBits == 16 ? 0 : *options_.frame);
-      }
-      const auto new_pages =
-          std::span<const PageView>(state.page_views).last(static_cast<std::size_t>(append.pages));
-      operations_.template pack<std::remove_const_t<S>>(state.coding, new_pages, state.tail.view(), k, v,
-                                                        first);
-      const Index packed = append.pages * options_.group;
-      const Index from_tail = std::min(packed, state.tail.tokens());
-      if (append.new_tail.capacity() > 0) {
-        state.tail.move_to(std::move(append.new_tail), from_tail);
-      } else {
-        state.tail.erase(0, from_tail);
-      }
-      const Index from_call = packed - from_tail;
-      state.tail.append(k, v, first + from_call, append.tokens - append.sinks - from_call);
-      state.next_position += append.tokens;
+  /// Pages laid ready are given back where others need them.
+  void release_ready_pages(Stream stream) {
+    for (const auto &[id, sequence] : sequences_) {
+      for (Layer &layer : sequence->layers) pages_.release_ready(layer);
+      show(*sequence, stream);
     }
   }
 
-  // ---- truncation
-  // -------------------------------------------------------------------------------------------
-
-  void truncate_layer(Layer &layer, Index tokens) {
-    layer.next_position -= layer.length() - tokens;
-    layer.sinks.truncate(tokens);
-    Index left = tokens - layer.sinks.tokens();
-    std::size_t kept = 0;
-    while (kept < layer.pages.size() && left > 0) {
-      PageView &page = layer.page_views[kept++];
-      page.tokens = std::min(page.tokens, left);
-      left -= page.tokens;
-    }
-    release_pages(layer, kept);
-    layer.tail.truncate(left);
-  }
-
-  // Both take first and last from their own first token on, so that either may lie outside.
-
-  void shift_rows(Layer &layer, Rows &rows, Index first, Index last, Index by) {
-    first = std::clamp<Index>(first, 0, rows.tokens());
-    last = std::clamp<Index>(last, 0, rows.tokens());
-    rows.erase(first, last - first);
-    if (by != 0) operations_.turn(layer.coding, rows, first, by);
-  }
-
-  /// What lies before `first` stays, what lies behind `last` changes its base. At most one page is cut
-  /// in two, for which reserve_pages(1) has made room.
-  void shift_pages(Layer &layer, Index first, Index last, Index by) {
-    Index begin = 0;  // of the page, in tokens
-    for (std::size_t page = 0; page < layer.pages.size();) {
-      PageView left = layer.page_views[page], right = left;
-      const Index end = begin + left.tokens, cut = std::clamp(last, begin, end);
-      left.tokens = std::clamp(first, begin, end) - begin;
-      right.first += cut - begin;
-      right.tokens = end - cut;
-      right.base += by;
-      begin = end;
-      const auto at = static_cast<std::ptrdiff_t>(page);
-      if (left.tokens > 0 && right.tokens > 0) {
-        pool_.retain(layer.pages[page]);
-        layer.pages.insert(layer.pages.begin() + at, layer.pages[page]);
-        layer.page_views[page] = left;
-        layer.page_views.insert(layer.page_views.begin() + at + 1, right);
-        page += 2;
-      } else if (left.tokens > 0 || right.tokens > 0) {
-        layer.page_views[page++] = left.tokens > 0 ? left : right;
-      } else {
-        pool_.release(layer.pages[page]);
-        layer.pages.erase(layer.pages.begin() + at);
-        layer.page_views.erase(layer.page_views.begin() + at);
-      }
-    }
-  }
-
-  /// Releases all pages but the first `kept`.
-  void release_pages(Layer &layer, std::size_t kept) {
-    for (std::size_t page = kept; page < layer.pages.size(); ++page) pool_.release(layer.pages[page]);
-    layer.pages.resize(kept);
-    layer.page_views.resize(kept);
-  }
+  /// Tokens of a tail of which the oldest group is packed.
+  Index full_tail() const { return options_.window + options_.group; }
 
   Options options_;
   Operations operations_;
-  PagePool<typename Operations::Memory> pool_;
+  LayerPages<Operations, steps_alone> pages_;
+  Learning learning_;
   std::unordered_map<std::uint64_t, std::unique_ptr<Sequence>> sequences_;
-  std::vector<Index> observed_;  // tokens a coding has learnt from
   std::uint64_t next_id_ = 1;
   std::uint64_t call_ = 0;
-  std::vector<Append> appends_;  // of the call in progress
-  std::vector<SequenceJob<T>> jobs_;
+  Plan plan_;  // of the call in progress
+  std::vector<typename Operations::Job> jobs_;
+  std::vector<LayerView<typename Operations::Exact>> views_;
 };
 
 }  // namespace squat

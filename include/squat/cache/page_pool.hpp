@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <limits>
 #include <vector>
 
 #include "squat/config.hpp"
@@ -16,14 +18,15 @@ namespace squat {
 using PageIndex = std::uint32_t;
 
 /// Hands out pages of `page_bytes` bytes, at most `max_pages` of them, from
-/// slabs of memory. A page is free again when its last reference is released.
+/// slabs of memory, of at least Memory::slab_bytes. A page is free again when its last reference is
+/// released.
 template <class Memory>
 class PagePool {
  public:
   PagePool(std::size_t page_bytes, std::size_t max_pages)
       : page_bytes_(page_bytes),
         max_pages_(std::min<std::size_t>(max_pages, std::numeric_limits<PageIndex>::max())),
-        slab_pages_(std::max<std::size_t>(1, slab_bytes / page_bytes)) {}
+        slab_pages_(std::max<std::size_t>(1, Memory::slab_bytes / page_bytes)) {}
 
   /// Makes sure that `count` pages can be acquired without allocating. Throws
   /// Error where the limit is passed.
@@ -32,6 +35,17 @@ class PagePool {
       throw_invalid("max_pages", max_pages_, "at least", used() + count);
     }
     while (free_.size() < count) add_slab();
+  }
+
+  /// The same for pages that can be done without. Returns whether they are there.
+  bool try_reserve(std::size_t count) {
+    if (count > max_pages_ - used()) return false;
+    try {
+      reserve(count);
+      return true;
+    } catch (const std::exception &) {
+      return false;  // no memory
+    }
   }
 
   /// One of the pages a reserve() made sure of.
@@ -68,8 +82,6 @@ class PagePool {
   }
 
  private:
-  static constexpr std::size_t slab_bytes = std::size_t{1} << 20;
-
   void add_slab() {
     const std::size_t first = references_.size();
     const std::size_t pages = std::min(slab_pages_, max_pages_ - first);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <compare>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "squat/attention/context.hpp"
@@ -26,28 +27,29 @@ struct SequenceTokens {
   Index tokens = 0;
 };
 
-/// One sequence's tokens in one layer, in their order: sinks, pages, tail.
-template <class Rows>
+/// One sequence's tokens in one layer, in their order: sinks, pages, tail. Exact: the backend's store of
+/// sinks and tail.
+template <class Exact>
 struct LayerTokens {
-  Rows sinks;
-  Rows tail;
+  Exact exact;
   std::vector<PageIndex> pages;
-  std::vector<PageView> page_views;  // of the same pages
-  Index coding = 0;                  // what its pages are coded with
-  Index next_position = 0;           // rotary position of the next token
+  std::vector<PageView> page_views;    // of the same pages
+  Index coding = 0;                    // what its pages are coded with
+  Index next_position = 0;             // rotary position of the next token
+  std::optional<PageIndex> next_page;  // laid ready for a backend that takes steps on its own
 
   Index paged_tokens() const {
     Index sum = 0;
     for (const PageView &page : page_views) sum += page.tokens;
     return sum;
   }
-  Index length() const { return sinks.tokens() + paged_tokens() + tail.tokens(); }
-  auto context() const { return make_context(sinks.view(), page_views, tail.view()); }
+  Index length() const { return exact.sinks() + paged_tokens() + exact.tail(); }
+  auto context() const { return exact.context(page_views); }
 
   /// How many of the next `count` tokens become sinks: only a sequence's first
   /// tokens do.
   Index sinks_to_fill(Index count, Index most) const {
-    return pages.empty() && tail.tokens() == 0 ? std::min(count, most - sinks.tokens()) : 0;
+    return pages.empty() && exact.tail() == 0 ? std::min(count, most - exact.sinks()) : 0;
   }
 
   /// Room for `count` more pages.
@@ -57,31 +59,33 @@ struct LayerTokens {
     if (page_views.capacity() < wanted) page_views.reserve(2 * wanted);
   }
 
-  /// Adds a page of `group` tokens, the first of which stands at `position`. It
+  /// A page of `group` tokens behind the others, the first of which stands at `position`. It
   /// joins the last page's tile where that has room and the two are neighbours.
   /// frame: rows of a tile, 0 for none.
-  void add_page(PageIndex page, std::byte *data, Index group, Index position, Index frame) {
+  PageView page_behind(std::byte *data, Index group, Index position, Index frame) const {
     PageView view{.data = data, .first = 0, .tokens = group};
-    if (frame > 0) {
-      view.base = position;
-      if (!page_views.empty()) {
-        const PageView &last = page_views.back();
-        const Index row = last.row + group;
-        const bool whole = last.first == 0 && last.tokens == group;
-        if (whole && row + group <= frame && last.base + row == position) {
-          view.base = last.base;
-          view.row = row;
-        }
-      }
+    if (frame == 0) return view;
+    view.base = position;
+    if (page_views.empty()) return view;
+    const PageView &last = page_views.back();
+    const Index row = last.row + group;
+    const bool whole = last.first == 0 && last.tokens == group;
+    if (whole && row + group <= frame && last.base + row == position) {
+      view.base = last.base;
+      view.row = row;
     }
+    return view;
+  }
+
+  void add_page(PageIndex page, const PageView &view) {
     pages.push_back(page);
     page_views.push_back(view);
   }
 };
 
-template <class Rows>
+template <class Exact>
 struct SequenceState {
-  std::vector<LayerTokens<Rows>> layers;
+  std::vector<LayerTokens<Exact>> layers;
   std::uint64_t last_call = 0;  // the batched call that named it last
 };
 

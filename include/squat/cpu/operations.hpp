@@ -4,6 +4,7 @@
 // each must do.
 
 #include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <utility>
@@ -12,14 +13,16 @@
 #include "squat/attention/context.hpp"
 #include "squat/cpu/attend_head.hpp"
 #include "squat/cpu/buffer.hpp"
+#include "squat/cpu/check_elements.hpp"
+#include "squat/cpu/exact_store.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/layer_coding.hpp"
 #include "squat/cpu/pack_page.hpp"
 #include "squat/cpu/page_layout.hpp"
 #include "squat/cpu/partial_results.hpp"
-#include "squat/cpu/row_store.hpp"
 #include "squat/cpu/unpack_page.hpp"
 #include "squat/cpu/workspace.hpp"
+#include "squat/element_range.hpp"
 #include "squat/options.hpp"
 #include "squat/quantize/key_quantizer.hpp"
 #include "squat/quantize/prior.hpp"
@@ -27,10 +30,17 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
+/// A call is done when it returns: there is nothing to name.
+struct Stream {};
+
 template <class T, int KeyBits, int ValueBits>
 class Operations {
  public:
-  using Rows = RowStore<T>;
+  using Exact = ExactStore<T>;
+  using Context = squat::Context<T>;
+  using Job = SequenceJob<Context>;
+  using Append = AppendJob<Exact>;
+  static constexpr bool steps_alone = false;
   using Memory = Buffer<std::byte>;
 
   explicit Operations(const Options &options)
@@ -42,11 +52,9 @@ class Operations {
 
   std::size_t page_bytes() const { return layout_.page_bytes(); }
 
-  Rows make_rows(Index capacity) const { return {options_.kv_heads, options_.head_dim, capacity}; }
-
-  /// Turns the keys of exact rows from `first` on by `by` positions.
-  void turn(Index coding, Rows &rows, Index first, Index by) const {
-    rows.turn(first, Turn(*head_coding(coding, 0).rotary, by));
+  template <Element S>
+  void check_elements(std::initializer_list<NamedTensor<S>> tensors, Stream) const {
+    for (const auto &[name, view] : tensors) cpu::check_elements(name, view);
   }
 
   /// Room for what a layer learns; what it returns names it.
@@ -67,7 +75,7 @@ class Operations {
   /// Adds tokens of a call to the statistics of a coding.
   template <Element S>
   void observe(Index coding, TensorView<const S> q, TensorView<const S> k, Index first, Index count,
-               Index index, Index position) {
+               Index index, Index position, Stream) {
     const Index d = options_.head_dim, heads = heads_per_kv_head();
     const Index elements = LayerCoding::scratch_elements(heads, d);
     for_each_kv_head(elements * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
@@ -77,7 +85,7 @@ class Operations {
   }
 
   /// Fixes a coding from its statistics.
-  void learn(Index coding) {
+  void learn(Index coding, Stream) {
     for_each_kv_head(
         0, [&](Index head, Scratch) { layer_coding(coding).learn(head, options_.keep_statistics); });
   }
@@ -94,9 +102,49 @@ class Operations {
     return true;
   }
 
-  /// Makes the scratch memory of pack() for `pages` pages at a time, so that
-  /// pack() itself cannot fail.
-  void reserve_pack(Index pages) { workspace_.reserve(pages * options_.kv_heads, pack_bytes()); }
+  /// Makes all that settle() needs, so that it cannot fail.
+  void reserve(std::span<const Append> appends, Stream) {
+    Index pages = 0;
+    for (const Append &append : appends) {
+      pages += append.due;
+      append.layer.exact->reserve(options_, append);
+    }
+    workspace_.reserve(pages * options_.kv_heads, pack_bytes());
+  }
+
+  /// Attends to what is cached and to the call's own rows, unless there are no
+  /// queries to answer.
+  template <Element S>
+  void enter(std::span<const Append>, std::span<const Job> jobs, TensorView<const S> q,
+             TensorView<const S> k, TensorView<const S> v, TensorView<S> out, Stream) {
+    if (out.tokens > 0) attend(jobs, q, k, v, out);
+  }
+
+  /// Packs what became due and keeps the rest exact.
+  template <Element S>
+  void settle(std::span<const Append> appends, TensorView<const S> k, TensorView<const S> v, Stream) {
+    for (const Append &append : appends) {
+      Exact &exact = *append.layer.exact;
+      const auto pages = append.layer.pages.last(static_cast<std::size_t>(append.due));
+      pack(append.layer.coding, pages, exact.tail_rows(), k, v, append.first_row + append.sinks);
+      exact.append(append, k, v, append.due * options_.group);
+    }
+  }
+
+  /// Attends to what is cached.
+  template <Element S>
+  void attend(std::span<const Job> jobs, TensorView<const S> q, TensorView<S> out, Stream stream) {
+    check_elements<S>({{"q", q}}, stream);
+    attend(jobs, q, {}, {}, out);
+  }
+
+  /// Exact tokens without those of `sinks` and `tail`, and what follows them
+  /// turned by `by` positions.
+  void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by, Stream) const {
+    if (by == 0) return exact.shift(sinks, tail, nullptr);
+    const Turn turn(*head_coding(coding, 0).rotary, by);
+    exact.shift(sinks, tail, &turn);
+  }
 
   /// Packs consecutive groups of tokens into `pages`. Tokens come from the tail
   /// first, then from the rows of k and v from `first` on, rounded to T as the
@@ -134,14 +182,14 @@ class Operations {
   /// rows of k and v that stand where its queries stand. k.tokens = 0: the
   /// queries' own keys are in the context.
   template <Element S>
-  void attend(std::span<const SequenceJob<T>> jobs, TensorView<const S> q, TensorView<const S> k,
+  void attend(std::span<const Job> jobs, TensorView<const S> q, TensorView<const S> k,
               TensorView<const S> v, TensorView<S> out) {
     const Index heads = heads_per_kv_head();
     const Index block = std::max<Index>(1, most_rows / heads);
     items_.clear();
     merges_.clear();
     Index rows = 0, partial_rows = 0;
-    for (const SequenceJob<T> &job : jobs) {
+    for (const Job &job : jobs) {
       for (Index first = 0; first < job.tokens; first += block) {
         const Index tokens = std::min(block, job.tokens - first);
         rows = std::max(rows, tokens * heads);
@@ -163,7 +211,7 @@ class Operations {
   /// Writes the cached keys and values of a sequence and layer, [tokens,
   /// kv_heads, head_dim].
   template <Element S>
-  void dequantize(Index coding, const Context<T> &context, TensorView<S> k, TensorView<S> v) {
+  void dequantize(Index coding, const Context &context, TensorView<S> k, TensorView<S> v, Stream) {
     const Index d = options_.head_dim;
     for_each_kv_head(3 * layout_.group * d * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
       const HeadCoding head_keys = head_coding(coding, head);
@@ -207,7 +255,7 @@ class Operations {
 
   /// A block of tokens of one job and KV head.
   struct Block {
-    const SequenceJob<T> *job;
+    const Job *job;
     Index head;
     Index first;
     Index tokens;
@@ -295,7 +343,7 @@ class Operations {
   void attend_item(const Item &item, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
                    TensorView<S> out, Scratch scratch) {
     const Block &block = item.block;
-    const SequenceJob<T> &job = *block.job;
+    const Job &job = *block.job;
     const Index heads = heads_per_kv_head(), d = options_.head_dim, rows = block.tokens * heads;
     const auto pages = job.context.pages;
     Head attention(layout_, head_coding(job.coding, block.head), block.head, rows, scratch);
@@ -418,6 +466,7 @@ inline namespace SQUAT_CPU_NAMESPACE {
 /// The CPU backend. Its name holds the instruction set it is compiled for, so
 /// that objects built with different flags do not share code.
 struct Cpu {
+  using Stream = cpu::Stream;
   template <class T, int KeyBits, int ValueBits>
   using Operations = cpu::Operations<T, KeyBits, ValueBits>;
 };
