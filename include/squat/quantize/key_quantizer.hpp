@@ -71,6 +71,9 @@ class KeyQuantizer {
   /// The basis of KeySpace::basis; null if no page is coded there.
   const SubspaceBasis *basis() const { return basis_ ? &*basis_ : nullptr; }
 
+  /// How channels are rounded with feedback; null if they are not.
+  const OrthogonalRounding *rounding() const { return rounding_ ? &*rounding_ : nullptr; }
+
   /// The widths of a page's codes.
   const BitAllocation &allocation(KeySpace space) const {
     return space == KeySpace::basis ? basis_->allocation : uniform_;

@@ -1,0 +1,99 @@
+#pragma once
+
+// What a layer's codings learn and have learnt, a KV head each. Statistics are gathered on the device;
+// learning from them is the host's; what kernels need of it lies in device memory.
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "squat/config.hpp"
+#include "squat/cuda/coding_tables.hpp"
+#include "squat/cuda/device_buffer.hpp"
+#include "squat/cuda/device_statistics.cuh"
+#include "squat/options.hpp"
+#include "squat/quantize/key_quantizer.hpp"
+#include "squat/quantize/query_statistics.hpp"
+
+namespace squat::cuda {
+
+/// The statistics and codings of one layer, for all sequences or for one.
+class LayerCoding {
+ public:
+  LayerCoding(const Options &options, int key_bits, int layer, const DeviceTiles &tiles)
+      : options_(&options),
+        layer_(layer),
+        tiles_(&tiles),
+        quantizers_(static_cast<std::size_t>(options.kv_heads),
+                    KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits,
+                                 options.head_dim)) {
+    const bool learns = key_bits < 16 && KeyQuantizer::learns(*options.coding);
+    tables_ = coding_tables(memory_, quantizers_, tiles, !learns, nullptr);
+    check(cudaStreamSynchronize(nullptr), "coding tables");
+  }
+
+  int layer() const { return layer_; }
+  const DeviceTiles &tiles() const { return *tiles_; }
+  const CodingTables &tables() const { return tables_; }
+  const KeyQuantizer &quantizer(Index head) const { return quantizers_[static_cast<std::size_t>(head)]; }
+
+  /// Adds tokens to the statistics.
+  template <int HeadDim, class S>
+  void observe(const ObservedRows<S> &rows, DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
+    if (!statistics_) {
+      statistics_ = std::make_unique<DeviceStatistics>(options_->kv_heads, HeadDim, options_->group,
+                                                       rows_of_frame(), options_->sinks, stream);
+    }
+    statistics_->template observe<HeadDim>(rows, tables_.tiles, workspace, stream);
+  }
+
+  bool has_statistics() const { return statistics_ != nullptr; }
+
+  /// Those of a KV head each, with those of the prior. Waits for the stream.
+  std::vector<QueryStatistics> statistics(cudaStream_t stream) const {
+    std::vector<QueryStatistics> heads = statistics_->read(stream);
+    for (std::size_t head = 0; options_->prior && head < heads.size(); ++head) {
+      heads[head].merge(options_->prior->head(layer_, static_cast<Index>(head)));
+    }
+    return heads;
+  }
+
+  /// Fixes the codings from their statistics; for_each(run) runs a task a KV head.
+  template <class ForEach>
+  void learn(ForEach &&for_each, cudaStream_t stream) {
+    if (statistics_) {
+      const std::vector<QueryStatistics> heads = statistics(stream);
+      for_each([&](Index head) {
+        const auto i = static_cast<std::size_t>(head);
+        quantizers_[i].learn(heads[i], tiles_->frame());
+      });
+    }
+    if (!options_->keep_statistics) statistics_.reset();
+    DeviceBuffer<std::byte> memory;
+    tables_ = coding_tables(memory, quantizers_, *tiles_, true, stream);
+    memory_ = std::move(memory);
+  }
+
+  std::size_t statistics_bytes() const { return statistics_ ? statistics_->bytes() : 0; }
+
+  std::size_t bytes() const {
+    std::size_t sum = memory_.bytes();
+    for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
+    return sum;
+  }
+
+ private:
+  Index rows_of_frame() const { return tiles_->frame() ? tiles_->frame()->rows() : 1; }
+
+  const Options *options_;
+  int layer_;
+  const DeviceTiles *tiles_;
+  std::unique_ptr<DeviceStatistics> statistics_;  // while they are wanted
+  std::vector<KeyQuantizer> quantizers_;
+  DeviceBuffer<std::byte> memory_;
+  CodingTables tables_{};
+};
+
+}  // namespace squat::cuda

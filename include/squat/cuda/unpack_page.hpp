@@ -1,0 +1,179 @@
+#pragma once
+
+// Exact rows and pages of the GPU's layout as floats, by the host: for KVCache::dequantize.
+
+#include <Eigen/Core>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "squat/attention/context.hpp"
+#include "squat/attention/rotary.hpp"
+#include "squat/config.hpp"
+#include "squat/cuda/exact_slots.cuh"
+#include "squat/cuda/fragments.cuh"
+#include "squat/cuda/page_layout.cuh"
+#include "squat/quantize/hadamard.hpp"
+#include "squat/quantize/key_quantizer.hpp"
+#include "squat/tensor.hpp"
+
+namespace squat::cuda {
+
+/// Codes of one unit of `tiles` tiles of 16 rows.
+class UnitCodes {
+ public:
+  UnitCodes(const std::uint8_t *bytes, int bits, int tiles)
+      : bytes_(bytes), bits_(bits), tiles_(tiles) {}
+
+  /// Columns: 16 or 8.
+  template <int Columns>
+  int code(int row, int column) const {
+    switch (bits_) {
+      case 2:
+        return plane<2, Columns>(bytes_, row, column);
+      case 3:
+        return plane<2, Columns>(bytes_, row, column) |
+               plane<1, Columns>(bytes_ + unit_words(2, tiles_, Columns) * 4 * warp_lanes, row, column)
+                   << 2;
+      case 4:
+        return plane<4, Columns>(bytes_, row, column);
+      default:
+        return plane<8, Columns>(bytes_, row, column);
+    }
+  }
+
+ private:
+  template <int Bits, int Columns>
+  int plane(const std::uint8_t *bytes, int row, int column) const {
+    const CodePlace place = code_place<Bits, Columns>(row, column);
+    const int index = unit_word(unit_words(Bits, tiles_, Columns), place.lane, place.word);
+    Word word;
+    std::memcpy(&word, bytes + index * 4, sizeof word);
+    return static_cast<int>(word >> place.bit & ((1u << Bits) - 1));
+  }
+
+  const std::uint8_t *bytes_;
+  int bits_;
+  int tiles_;
+};
+
+/// Writes exact rows, which lie in the host's memory by now, to the tokens of k and v.
+template <int HeadDim, class T, Element S>
+void unpack_slots(ExactSlots slots, TensorView<S> k, TensorView<S> v) {
+  using Block = BlockLayout<HeadDim>;
+  for (Index token = 0; token < k.tokens; ++token) {
+    const int slot = slots.slot(static_cast<int>(token));
+    for (Index head = 0; head < k.heads; ++head) {
+      const T *block = static_cast<const T *>(slots.data) +
+                       (head * slots.blocks + slots.first_block + slot / 16) * Block::elements;
+      for (int channel = 0; channel < HeadDim; ++channel) {
+        k.row(token, head)[channel] =
+            static_cast<S>(static_cast<float>(block[Block::key(slot % 16, channel)]));
+        v.row(token, head)[channel] =
+            static_cast<S>(static_cast<float>(block[Block::value(slot % 16, channel)]));
+      }
+    }
+  }
+}
+
+/// One KV head's part of a page.
+template <class Layout, class T>
+class HeadPage {
+ public:
+  static constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group;
+
+  HeadPage(const std::byte *bytes, ValueCoding values)
+      : bytes_(reinterpret_cast<const std::uint8_t *>(bytes)), values_(values) {}
+
+  /// What the codes of keys stand for, channel-major [HeadDim, Group]: in the frame they are coded in.
+  /// from_basis: A^-1, [channel, coordinate], empty without a basis.
+  RowMatrix keys(const KeyQuantizer &quantizer, const RowMatrix &from_basis) const {
+    RowMatrix keys(HeadDim, Group);
+    if constexpr (Layout::KeyBits == 16) {
+      for (int channel = 0; channel < HeadDim; ++channel) {
+        for (int token = 0; token < Group; ++token) {
+          const int tile = token / 16 * Layout::channel_tiles + channel / 16;
+          keys(channel, token) = exact(0, tile, tile_element(token % 16, channel % 16));
+        }
+      }
+      return keys;
+    } else {
+      const bool basis = std::signbit(scale(Layout::key_scales, key_element<HeadDim>(0)));
+      const std::uint8_t *unit = bytes_;
+      for (int first = 0; first < HeadDim; first += Layout::unit) {
+        const int bits = basis ? width(quantizer.allocation(KeySpace::basis), first) : Layout::KeyBits;
+        const UnitCodes codes(unit, bits, Layout::token_tiles);
+        for (int column = 0; column < Layout::unit; ++column) {
+          const int channel = first + column, at = key_element<HeadDim>(channel);
+          const float zero = scale(Layout::key_zeros, at),
+                      step = std::abs(scale(Layout::key_scales, at));
+          for (int token = 0; token < Group; ++token) {
+            const int code = bits == 0 ? 0 : codes.template code<Layout::unit>(token, column);
+            keys(channel, token) = zero + step * static_cast<float>(code);
+          }
+        }
+        unit += Layout::key_unit_bytes(bits);
+      }
+      if (basis) keys = (from_basis * keys).eval();
+      return keys;
+    }
+  }
+
+  /// Values, [Group, HeadDim].
+  RowMatrix values() const {
+    RowMatrix values(Group, HeadDim);
+    for (int token = 0; token < Group; ++token) {
+      const std::uint8_t *step = bytes_ + Layout::value_codes + token / 16 * Layout::value_step_bytes;
+      for (int channel = 0; channel < HeadDim; ++channel) {
+        if constexpr (Layout::ValueBits == 16) {
+          values(token, channel) =
+              exact(Layout::value_codes, token / 16 * Layout::channel_tiles + channel / 16,
+                    tile_element(channel % 16, token % 16));
+        } else {
+          const UnitCodes codes(step, Layout::ValueBits, Layout::channel_tiles);
+          const auto code = static_cast<float>(codes.template code<16>(channel, token % 16));
+          values(token, channel) = value(token, channel, code);
+        }
+      }
+      if (Layout::ValueBits < 16 && values_ == ValueCoding::symmetric) {
+        rotate_hadamard(values.row(token).data(), HeadDim);
+      }
+    }
+    return values;
+  }
+
+ private:
+  static int width(const BitAllocation &allocation, int channel) {
+    for (const CodeRun &run : allocation.runs()) {
+      if (channel < run.first + run.channels) return run.bits;
+    }
+    return 0;
+  }
+
+  float value(int token, int channel, float code) const {
+    const bool symmetric = values_ == ValueCoding::symmetric;
+    const int at = (symmetric ? 0 : channel / Layout::value_group) * Group + value_element<Group>(token);
+    const float step = scale(Layout::value_scales, at);
+    constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
+    return symmetric ? step * (code - middle) : scale(Layout::value_zeros(values_), at) + step * code;
+  }
+
+  float scale(int offset, int element) const {
+    half number;
+    std::memcpy(&number, bytes_ + offset + element * 2, sizeof number);
+    return static_cast<float>(number);
+  }
+
+  float exact(int offset, int tile, int element) const {
+    T number;
+    std::memcpy(&number, bytes_ + offset + (tile * 256 + element) * 2, sizeof number);
+    return static_cast<float>(number);
+  }
+
+  const std::uint8_t *bytes_;
+  ValueCoding values_;
+};
+
+}  // namespace squat::cuda
