@@ -6,17 +6,26 @@ endif()
 
 add_library(squat_development INTERFACE)
 target_link_libraries(squat_development INTERFACE squat::squat)
-target_compile_options(squat_development INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror)
+target_compile_options(squat_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror>
+                                                   $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -Xcompiler=-Wall -Werror=all-warnings>)
+target_compile_definitions(squat_development INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:EIGEN_NO_CUDA>)
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   # GCC 12 warns of its own AVX-512 intrinsics, and of std::string's operator+ (GCC bug 105651).
-  target_compile_options(squat_development INTERFACE -Wno-uninitialized -Wno-maybe-uninitialized -Wno-restrict)
+  target_compile_options(squat_development INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-Wno-uninitialized -Wno-maybe-uninitialized -Wno-restrict>)
 endif()
 if(SQUAT_NATIVE)
-  target_compile_options(squat_development INTERFACE -march=native)
+  target_compile_options(squat_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
 endif()
 if(SQUAT_SANITIZE)
   # Assertions too, whatever the build type.
-  target_compile_options(squat_development INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
-                                                     -fno-omit-frame-pointer -UNDEBUG -O1)
+  target_compile_options(squat_development INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -UNDEBUG -O1>)
   target_link_options(squat_development INTERFACE -fsanitize=address,undefined)
+endif()
+
+# Programs with CUDA: all of the above, for nvcc.
+if(SQUAT_BUILD_CUDA)
+  add_library(squat_cuda_development INTERFACE)
+  target_link_libraries(squat_cuda_development INTERFACE squat_development squat::cuda)
 endif()

@@ -8,4 +8,5 @@ configure_package_config_file(cmake/squat-config.cmake.in squat-config.cmake
                               INSTALL_DESTINATION ${CMAKE_INSTALL_DATADIR}/squat/cmake)
 write_basic_package_version_file(squat-config-version.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/squat-config.cmake ${CMAKE_CURRENT_BINARY_DIR}/squat-config-version.cmake
+              cmake/squat-cuda.cmake
         DESTINATION ${CMAKE_INSTALL_DATADIR}/squat/cmake)

@@ -1,0 +1,103 @@
+#pragma once
+
+// Caches on the device, beside the kernels that kernels.cu compiles for them.
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "device_array.hpp"
+#include "reference/reference_attention.hpp"
+#include "squat/squat.cuh"
+
+namespace squat::test {
+
+/// Kernels for one head_dim and group.
+template <int HeadDim, int Group>
+using DeviceBackend = CudaOf<cuda::OneOf<HeadDim>, cuda::OneOf<Group>>;
+
+template <int HeadDim, int Group, int KeyBits, int ValueBits>
+using DeviceCache = KVCache<half, KeyBits, ValueBits, DeviceBackend<HeadDim, Group>>;
+
+/// A tensor in device memory.
+template <class S = float>
+class DeviceTensorCopy {
+ public:
+  explicit DeviceTensorCopy(const Tensor<S> &host) : host_(host), device_(host.elements) {}
+
+  TensorView<S> view() { return {device_.data(), host_.tokens, host_.heads, host_.head_dim}; }
+  TensorView<S> view(Index first, Index count) { return view().slice(first, count); }
+  void write(const Tensor<S> &host) { device_.write(host.elements); }
+  Tensor<S> read() {
+    Tensor<S> copy = host_;
+    copy.elements = device_.read();
+    return copy;
+  }
+
+ private:
+  Tensor<S> host_;
+  DeviceArray<S> device_;
+};
+
+/// The queries, keys and values of one layer of a sequence: on the host, whose elements float16 holds,
+/// and on the device.
+struct DeviceInputs {
+  DeviceInputs(const Options &options, Index tokens, unsigned seed)
+      : host(rounded({options, tokens, seed})), q(host.q), k(host.k), v(host.v), out(host.out) {}
+
+  Inputs<> host;
+  DeviceTensorCopy<> q, k, v, out;
+
+ private:
+  /// So that a cache that keeps float16 rows keeps them as they are.
+  static Inputs<> rounded(Inputs<> inputs) {
+    for (auto *tensor : {&inputs.q, &inputs.k, &inputs.v}) {
+      for (float &x : tensor->elements) x = static_cast<float>(half(x));
+    }
+    return inputs;
+  }
+};
+
+/// What a cache on the device holds of one sequence and layer, on the host.
+template <class Cache>
+Contents device_contents(Cache &cache, SequenceId sequence, int layer = 0) {
+  const Options &options = cache.options();
+  const Tensor<float> empty(cache.length(sequence, layer), options.kv_heads, options.head_dim);
+  DeviceTensorCopy<> k(empty), v(empty);
+  cache.dequantize(sequence, layer, k.view(), v.view());
+  return {k.read(), v.read()};
+}
+
+/// How far attention on the device may be from attention over what it holds: queries, probabilities and
+/// bases are float16 there.
+constexpr double device_tolerance = 3e-3;
+
+class OnDevice : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!has_device()) GTEST_SKIP() << "no CUDA device";
+  }
+};
+
+}  // namespace squat::test
+
+namespace squat::cuda {
+
+#define TEST_KERNELS(prefix, ...)                                                                       \
+  prefix template void launch_attend<PageLayout<__VA_ARGS__>, half, float>(                             \
+      const AttendCall<float> &, ValueCoding, int, void *, cudaStream_t);                               \
+  prefix template void launch_pack_keys<PageLayout<__VA_ARGS__>, half>(const PackCall &, cudaStream_t); \
+  prefix template void launch_pack_values<PageLayout<__VA_ARGS__>, half>(const PackCall &, cudaStream_t);
+
+#ifdef TEST_LAYOUT
+TEST_KERNELS(, TEST_LAYOUT)
+#else
+TEST_KERNELS(extern, 64, 32, 2, 2)
+TEST_KERNELS(extern, 64, 32, 3, 4)
+TEST_KERNELS(extern, 64, 32, 16, 16)
+TEST_KERNELS(extern, 128, 128, 2, 3)
+TEST_KERNELS(extern, 128, 128, 4, 4)
+TEST_KERNELS(extern, 128, 128, 8, 16)
+#endif
+
+}  // namespace squat::cuda

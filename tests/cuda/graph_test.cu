@@ -1,0 +1,158 @@
+// A decode step that was captured once and is replayed does what the same steps do one by one, across
+// pages, and no call in it waits for the device or allocates.
+
+#include <array>
+#include <vector>
+
+#include "caches.cuh"
+#include "reference/inputs.hpp"
+
+namespace squat::test {
+namespace {
+
+using Cache = DeviceCache<64, 32, 2, 2>;
+
+constexpr int layers = 2;
+constexpr Index sequences = 3;
+
+Options options_of(Coding coding) {
+  return {.layers = layers,
+          .query_heads = 8,
+          .kv_heads = 2,
+          .head_dim = 64,
+          .coding = coding,
+          .window = 20,
+          .group = 32,
+          .rotary = {rotary_table(1e4, 64)},
+          .statistics_tokens = 60};
+}
+
+/// A cache with sequences of different lengths.
+struct Filled {
+  explicit Filled(const Options &options) : cache(options) {
+    const std::array<Index, sequences> lengths = {90, 131, 70};
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+      batch[i] = {cache.add_sequence(), 1};
+      DeviceInputs in(options, lengths[i], 10 * static_cast<unsigned>(i));
+      for (int layer = 0; layer < layers; ++layer) {
+        cache.append(batch[i].sequence, layer, in.q.view(), in.k.view(), in.v.view());
+      }
+    }
+  }
+
+  void step(DeviceInputs &in, cudaStream_t stream) {
+    for (int layer = 0; layer < layers; ++layer) {
+      cache.attend(batch, layer, in.q.view(), in.k.view(), in.v.view(), in.out.view(), stream);
+    }
+  }
+
+  Cache cache;
+  std::array<SequenceTokens, sequences> batch;
+};
+
+class CudaGraph : public OnDevice {
+ protected:
+  void SetUp() override {
+    OnDevice::SetUp();
+    if (!IsSkipped()) require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  }
+  void TearDown() override {
+    if (stream != nullptr) cudaStreamDestroy(stream);
+  }
+
+  cudaStream_t stream = nullptr;
+};
+
+TEST_F(CudaGraph, ReplaysAreSteps) {
+  for (Coding coding : {Coding::plain, Coding::subspace}) {
+    const Options options = options_of(coding);
+    Filled eager(options), replayed(options);
+    DeviceInputs in(options, sequences, 77);
+    // What every step reads, at one place.
+    DeviceTensorCopy<> out_of_eager(in.host.out);
+    eager.step(in, stream);
+    replayed.step(in, stream);
+    require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    replayed.step(in, stream);
+    cudaGraph_t graph = nullptr;
+    require(cudaStreamEndCapture(stream, &graph));
+    cudaGraphExec_t executable = nullptr;
+    require(cudaGraphInstantiate(&executable, graph, 0));
+    for (unsigned step = 0; step < 100; ++step) {
+      const DeviceInputs next(options, sequences, 100 + 3 * step);
+      in.q.write(next.host.q);
+      in.k.write(next.host.k);
+      in.v.write(next.host.v);
+      eager.step(in, stream);
+      require(cudaStreamSynchronize(stream));
+      const Tensor<float> expected = in.out.read();
+      require(cudaGraphLaunch(executable, stream));
+      replayed.cache.advance(replayed.batch, 1, stream);
+      require(cudaStreamSynchronize(stream));
+      const Tensor<float> out = in.out.read();
+      for (std::size_t i = 0; i < out.elements.size(); ++i) {
+        ASSERT_NEAR(out.elements[i], expected.elements[i], 1e-3) << "step " << step;
+      }
+    }
+    eager.cache.check(stream);
+    replayed.cache.check(stream);
+    EXPECT_EQ(eager.cache.memory_report().packed_tokens, replayed.cache.memory_report().packed_tokens);
+    for (std::size_t i = 0; i < sequences; ++i) {
+      const SequenceId a = eager.batch[i].sequence, b = replayed.batch[i].sequence;
+      EXPECT_EQ(eager.cache.length(a), replayed.cache.length(b));
+      for (int layer = 0; layer < layers; ++layer) {
+        EXPECT_EQ(device_contents(eager.cache, a, layer), device_contents(replayed.cache, b, layer));
+      }
+    }
+    require(cudaGraphExecDestroy(executable));
+    require(cudaGraphDestroy(graph));
+  }
+}
+
+TEST_F(CudaGraph, SeveralReplaysAreCountedTogether) {
+  const Options options = options_of(Coding::plain);
+  Filled filled(options);
+  DeviceInputs in(options, sequences, 77);
+  filled.step(in, stream);
+  require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  filled.step(in, stream);
+  cudaGraph_t graph = nullptr;
+  require(cudaStreamEndCapture(stream, &graph));
+  cudaGraphExec_t executable = nullptr;
+  require(cudaGraphInstantiate(&executable, graph, 0));
+  const Index before = filled.cache.length(filled.batch[0].sequence);
+  for (int round = 0; round < 4; ++round) {
+    for (int replay = 0; replay < options.group; ++replay) require(cudaGraphLaunch(executable, stream));
+    filled.cache.advance(filled.batch, options.group, stream);
+  }
+  filled.cache.check(stream);
+  EXPECT_EQ(filled.cache.length(filled.batch[0].sequence), before + 4 * options.group);
+  // What the kernels counted is what the host did: attention and contents agree.
+  const Contents held = device_contents(filled.cache, filled.batch[0].sequence);
+  filled.cache.attend(filled.batch[0].sequence, 0, in.q.view(0, 1), in.out.view(0, 1), stream);
+  require(cudaStreamSynchronize(stream));
+  const Tensor<float> out = in.out.read();
+  EXPECT_LT(attention_distance<float>(in.host.q.view(0, 1), held.k.view(), held.v.view(),
+                                      out.view().slice(0, 1), held.k.tokens - 1),
+            device_tolerance);
+  require(cudaGraphExecDestroy(executable));
+  require(cudaGraphDestroy(graph));
+}
+
+TEST_F(CudaGraph, RefusesToCaptureWhatIsNoStep) {
+  const Options options = options_of(Coding::plain);
+  Filled filled(options);
+  DeviceInputs in(options, 2, 1);
+  require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  EXPECT_THROW(filled.cache.attend(filled.batch[0].sequence, 0, in.q.view(), in.k.view(), in.v.view(),
+                                   in.out.view(), stream),
+               Error);
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(stream, &graph);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  (void)cudaGetLastError();
+  EXPECT_EQ(filled.cache.length(filled.batch[0].sequence), 90);
+}
+
+}  // namespace
+}  // namespace squat::test

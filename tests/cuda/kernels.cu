@@ -1,0 +1,3 @@
+// The kernels of one page layout, see CMakeLists.txt.
+
+#include "caches.cuh"
