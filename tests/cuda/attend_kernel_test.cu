@@ -308,7 +308,8 @@ class World {
                     .first = case_.cut_pages && p % 3 == 1 ? 5 : 0,
                     .tokens = group,
                     .row = p % 2 * group,
-                    .before = before};
+                    .before = before,
+                    .tile_page = case_.base_step == 0 ? p : p % 2};
       page.entry.tokens = case_.cut_pages && p % 3 != 0 ? group - page.entry.first - 9 : group - page.entry.first;
       before += page.entry.tokens;
       entries.push_back(page.entry);
@@ -316,6 +317,7 @@ class World {
     }
     s.state.pages = keep(entries);
     s.state.page_count = page_count;
+    s.state.page_capacity = page_count;
     s.state.paged_tokens = before - case_.sinks;
     s.state.sinks = case_.sinks;
     s.state.sink_blocks = (case_.sinks + 15) / 16;
@@ -413,7 +415,11 @@ class World {
     std::vector<LayerState> states;
     std::vector<BatchEntry> batch;
     int rows = 0, most = 0;
-    for (const Sequence& s : sequences_) states.push_back(s.state);
+    int table_pages = 0;
+    for (const Sequence& s : sequences_) {
+      states.push_back(s.state);
+      table_pages += s.state.page_capacity;
+    }
     LayerState* device_states = keep(states);
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
       batch.push_back({device_states + i, rows, sequences_[i].tokens});
@@ -425,7 +431,7 @@ class World {
     for (half& x : q) x = half(static_cast<float>(normal()));
     OnDevice<half> out(std::vector<half>(q.size(), half(1e4f)));
     const std::size_t bytes =
-        attend_workspace_bytes(d, static_cast<int>(batch.size()), heads, case_.kv_heads, most);
+        attend_workspace_bytes(d, static_cast<int>(batch.size()), heads, case_.kv_heads, most, table_pages);
     std::vector<std::uint8_t> poison(bytes, 0xff);  // all but the counters
     std::fill_n(poison.begin(), counter_bytes, std::uint8_t{0});
     auto* workspace = keep(poison);
@@ -436,6 +442,7 @@ class World {
     call.kv_heads = case_.kv_heads;
     call.scale = 1 / std::sqrt(static_cast<float>(d));
     call.codings = codings_;
+    call.table_pages = table_pages;
     call.q = {keep(q), heads * d, d};
     call.out = {out.data(), heads * d, d};
     launch_attend<Layout, half>(call, Values, most, workspace, nullptr);

@@ -11,7 +11,7 @@
 //
 // Counts are read on the device: the launch depends on the batch's size alone.
 //
-// A warp's page is copied to shared memory asynchronously, its keys while the page before it goes through
+// Queries come in sets, one a tile (query_sets.cuh). A warp's page is copied to shared memory asynchronously, its keys while the page before it goes through
 // softmax and values, its values meanwhile the keys are scored: one page of buffer a warp.
 
 #include <cuda_runtime.h>
@@ -23,6 +23,7 @@
 #include "squat/cuda/exact_tiles.cuh"
 #include "squat/cuda/merge.cuh"
 #include "squat/cuda/page_layout.cuh"
+#include "squat/cuda/query_sets.cuh"
 #include "squat/cuda/score_keys.cuh"
 #include "squat/cuda/sum_values.cuh"
 #include "squat/cuda/transform_queries.cuh"
@@ -81,33 +82,34 @@ class SegmentWarp {
   using Block = BlockLayout<HeadDim>;
   using Sums = OutputSums<HeadDim, Values>;
   static constexpr bool stages_keys = Layout::KeyBits < 16, stages_values = Layout::ValueBits < 16;
+  using Set = QuerySet<HeadDim>;
   static constexpr int key_bytes = Layout::value_codes;
   static constexpr int value_bytes = Layout::head_bytes(Values) - Layout::value_codes;
 
-  /// Shared memory of a warp: a page's head, and the output while warps merge.
+  /// Shared memory of a warp: a page's head behind its query set; or the queries of exact rows; or the output
+  /// while warps merge.
   __host__ __device__ static constexpr int stage_bytes() {
-    const int output = SlotLayout<HeadDim>::floats * 4;
-    const int page = (stages_keys ? key_bytes : 0) + (stages_values ? value_bytes : 0);
-    return (output > page ? output : page) + 127;
+    constexpr int output = SlotLayout<HeadDim>::floats * 4;
+    constexpr int queries = static_cast<int>(sizeof(QueryStorage<HeadDim>));
+    const int page = stage_keys() + (stages_keys ? key_bytes : 0) + (stages_values ? value_bytes : 0);
+    int most = page;
+    for (const int size : {output, queries}) most = size > most ? size : most;
+    return (most + 127) / 128 * 128;
   }
 
-  __device__ SegmentWarp(const AttendCall<S> &call, const BatchEntry &entry, int head, int tile,
-                         QueryStorage<HeadDim> &storage, std::uint8_t *stage)
+  __device__ SegmentWarp(const AttendCall<S> &call, const BatchEntry &entry, const EntryStart &start, int segment,
+                         int head, int tile, std::uint8_t *stage)
       : call_(call),
+        entry_(entry),
+        start_(start),
         state_(*entry.state),
+        coding_(call.codings[state_.coding]),
+        segment_(segment),
         head_(head),
-        stage_(stage),
-        queries_(storage, call.codings[state_.coding].heads + head, &call.codings[state_.coding].tiles) {
+        tile_(tile),
+        stage_(stage) {
     const int heads = call.query_heads / call.kv_heads, rows = entry.tokens * heads;
     const int first = tile * column_count;
-    queries_.template load<DeviceElementOf<S>>(
-        [&](int column) -> const DeviceElementOf<S> * {
-          const int row = first + column;
-          if (row >= rows) return nullptr;
-          return reinterpret_cast<const DeviceElementOf<S> *>(
-              call.q.row(entry.first_row + row / heads, head * heads + row % heads));
-        },
-        call.scale);
     const int past = state_.length() - entry.tokens;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -126,20 +128,21 @@ class SegmentWarp {
 
   /// Attends to the blocks [first, last) of exact rows, sinks' before the tail's.
   __device__ void exact(int first, int last) {
-    queries_.face(0);
+    if (first >= last) return;
+    Queries<HeadDim> queries = own_queries();
     for (int begin = first; begin < last; begin += exact_unit_tiles) {
       float c[exact_unit_tiles][4];
 #pragma unroll
       for (int i = 0; i < exact_unit_tiles; ++i) {
         if (begin + i < last) {
           const ExactBlock block = find_block(begin + i);
-          score_exact<T>(block.template tiles<T>(0), queries_, c[i]);
+          score_exact<T>(block.template tiles<T>(0), queries, c[i]);
           mask(c[i], block.position, 0, block.end);
         } else {
           c[i][0] = c[i][1] = c[i][2] = c[i][3] = -INFINITY;
         }
       }
-      exponentiate(c, {queries_.unit(0), queries_.unit(1)}, columns_, sums_);
+      exponentiate(c, {queries.unit(0), queries.unit(1)}, columns_, sums_);
 #pragma unroll
       for (int i = 0; i < exact_unit_tiles; ++i) {
         if (begin + i < last) {
@@ -153,36 +156,24 @@ class SegmentWarp {
   __device__ void pages(int first, int last) {
     while (last > first && state_.pages[last - 1].before >= most_limit_) --last;
     if (first >= last) return;
-    PageEntry page = state_.pages[first], next = page;
-    copy_keys(page);
-    for (int i = first; i < last; ++i, page = next) {
-      copy_values(page);
-      if (i + 1 < last) next = state_.pages[i + 1];
-      float c[Layout::token_tiles][4];
-      const float2 factors = score(page, c);
-      const int end = page.first + page.tokens;
-      if (page.first > 0 || end < Layout::Group || page.before + page.tokens > least_limit_) {
-        // The limits count a page's tokens from the first that counts.
+    if constexpr (!stages_keys) {
+      Queries<HeadDim> queries = own_queries();
+      for_each_page(first, last, [&](const PageEntry &page, float(&c)[Layout::token_tiles][4]) {
+        queries.face(page.base);
+        const std::uint8_t *keys = page_head(page);
 #pragma unroll
         for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-          mask(c[tile], page.before - page.first + 16 * tile, page.before, page.before + page.tokens);
+          score_exact<T>(reinterpret_cast<const ExactTile<T> *>(keys + tile * HeadDim * 32), queries, c[tile]);
         }
-      }
-      __syncwarp();
-      if (i + 1 < last) copy_keys(next);
-      exponentiate(c, factors, columns_, sums_);
-      if constexpr (stages_values) {
-        i + 1 < last ? wait_for_copies<stages_keys ? 1 : 0>() : wait_for_copies<0>();
-        sum_packed<Layout, Values>(value_stage() - Layout::value_codes, c, sums_);
-        __syncwarp();
-      } else {
-        const std::uint8_t *values = page_head(page) + Layout::value_codes;
-#pragma unroll
-        for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-          sum_exact<T>(reinterpret_cast<const ExactTile<T> *>(values + tile * Layout::value_step_bytes), c[tile],
-                       sums_);
-        }
-      }
+        return float2{queries.unit(0), queries.unit(1)};
+      });
+    } else {
+      set_holds_ = no_set;
+      for_each_page(first, last, [&](const PageEntry &page, float(&c)[Layout::token_tiles][4]) {
+        wait_for_copies<stages_values ? 1 : 0>();
+        return score_packed<Layout>(stage_ + stage_keys(), query_set(page), coding_.heads[head_], coding_.tiles,
+                                    page.row, c);
+      });
     }
   }
 
@@ -242,14 +233,70 @@ class SegmentWarp {
     return {elements, position, sink ? state_.sinks : state_.length()};
   }
 
+  /// Scores the pages [first, last) by score(page, c), and sums their values up.
+  template <class Score>
+  __device__ void for_each_page(int first, int last, Score &&score) {
+    PageEntry page = state_.pages[first], next = page;
+    copy_keys(first, page);
+    for (int i = first; i < last; ++i, page = next) {
+      copy_values(page);
+      if (i + 1 < last) next = state_.pages[i + 1];
+      float c[Layout::token_tiles][4];
+      page_ = i;
+      const float2 factors = score(page, c);
+      const int end = page.first + page.tokens;
+      if (page.first > 0 || end < Layout::Group || page.before + page.tokens > least_limit_) {
+        // The limits count a page's tokens from the first that counts.
+#pragma unroll
+        for (int tile = 0; tile < Layout::token_tiles; ++tile) {
+          mask(c[tile], page.before - page.first + 16 * tile, page.before, page.before + page.tokens);
+        }
+      }
+      __syncwarp();
+      if (i + 1 < last) copy_keys(i + 1, next);
+      exponentiate(c, factors, columns_, sums_);
+      if constexpr (stages_values) {
+        i + 1 < last ? wait_for_copies<stages_keys ? 1 : 0>() : wait_for_copies<0>();
+        sum_packed<Layout, Values>(value_stage() - Layout::value_codes, c, sums_);
+        __syncwarp();
+      } else {
+        const std::uint8_t *values = page_head(page) + Layout::value_codes;
+#pragma unroll
+        for (int tile = 0; tile < Layout::token_tiles; ++tile) {
+          sum_exact<T>(reinterpret_cast<const ExactTile<T> *>(values + tile * Layout::value_step_bytes), c[tile],
+                       sums_);
+        }
+      }
+    }
+  }
+
   __device__ const std::uint8_t *page_head(const PageEntry &page) const {
     return page.data + static_cast<std::size_t>(head_) * Layout::head_bytes(Values);
   }
-  __device__ std::uint8_t *value_stage() const { return stage_ + (stages_keys ? key_bytes : 0); }
+  /// Where a page begins in the stage: behind the queries that face it.
+  __host__ __device__ static constexpr int stage_keys() {
+    return stages_keys ? static_cast<int>(offsetof(Set, turned)) : static_cast<int>(sizeof(QueryStorage<HeadDim>));
+  }
+  __device__ std::uint8_t *value_stage() const { return stage_ + stage_keys() + (stages_keys ? key_bytes : 0); }
 
-  __device__ void copy_keys(const PageEntry &page) {
+  /// The queries of exact rows, in the stage while no page is there.
+  __device__ Queries<HeadDim> own_queries() const {
+    Queries<HeadDim> queries(*reinterpret_cast<QueryStorage<HeadDim> *>(stage_), &coding_.tiles);
+    load_queries(queries, call_, entry_, head_, tile_);
+    return queries;
+  }
+
+  __device__ const Set *global_set(int page) const {
+    return set_of<HeadDim>(call_, start_, segment_, state_.page_count, page);
+  }
+
+  __device__ void copy_keys(int index, const PageEntry &page) {
     if constexpr (stages_keys) {
-      copy_async(stage_, page_head(page), key_bytes);
+      if (set_holds_ != index - page.tile_page) {
+        set_holds_ = index - page.tile_page;
+        copy_async(stage_, global_set(set_holds_), set_bytes<HeadDim>(coding_.heads[head_].mode_tiles));
+      }
+      copy_async(stage_ + stage_keys(), page_head(page), key_bytes);
       commit_copies();
     }
   }
@@ -260,20 +307,20 @@ class SegmentWarp {
     }
   }
 
-  __device__ float2 score(const PageEntry &page, float (&c)[Layout::token_tiles][4]) {
-    if constexpr (stages_keys) {
-      queries_.enter(page.base);
-      wait_for_copies<stages_values ? 1 : 0>();
-      return score_packed<Layout>(stage_, queries_, page.row, c);
-    } else {
-      queries_.face(page.base);
-      const std::uint8_t *keys = page_head(page);
-#pragma unroll
-      for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-        score_exact<T>(reinterpret_cast<const ExactTile<T> *>(keys + tile * HeadDim * 32), queries_, c[tile]);
+  /// The set of the page in the stage. Where the page's codes are of channels and the set is in the basis, its
+  /// turned rows take the others' place, until the next page asks for a set.
+  __device__ const Set &query_set(const PageEntry &page) {
+    auto &set = *reinterpret_cast<Set *>(stage_);
+    if (!in_basis<Layout>(stage_ + stage_keys()) && coding_.heads[head_].basis != nullptr) {
+      const Set *from = global_set(page_ - page.tile_page);
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        set.facing[step * warp_lanes + lane_index()] = from->turned[step * warp_lanes + lane_index()];
       }
-      return {queries_.unit(0), queries_.unit(1)};
+      set_holds_ = no_set;
+      __syncwarp();
     }
+    return set;
   }
 
   /// Takes out of a tile of 16 tokens, the first at `position`, those that lie before `begin` or not before
@@ -287,11 +334,19 @@ class SegmentWarp {
     }
   }
 
+  static constexpr int no_set = -1;
+
   const AttendCall<S> &call_;
+  const BatchEntry &entry_;
+  const EntryStart &start_;
   const LayerState &state_;
+  const CodingTables &coding_;
+  int segment_;
   int head_;
+  int tile_;
   std::uint8_t *stage_;
-  Queries<HeadDim> queries_;
+  int set_holds_ = no_set;  // the page whose set is in the stage
+  int page_ = 0;            // in the stage
   ColumnState columns_;
   Sums sums_;
   int limits_[2];     // of the lane's columns: positions below are seen
@@ -299,50 +354,10 @@ class SegmentWarp {
   int most_limit_;
 };
 
-/// Sums up the units and segments of the batch, [entries + 1], by all threads of a block.
-template <class S>
-__device__ inline void find_starts(const AttendCall<S> &call, EntryStart *starts) {
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  for (int i = thread; i < call.entries; i += threads) {
-    const EntryShape shape(call, call.batch[i]);
-    const int segments = shape.tiles * call.kv_heads;
-    starts[i + 1] = {segments * shape.units, segments};
-  }
-  if (thread == 0) starts[0] = {0, 0};
-  __syncthreads();
-  if (thread < warp_lanes) {  // a scan of 32 entries at a time
-    EntryStart carry{0, 0};
-    for (int first = 0; first < call.entries; first += warp_lanes) {
-      const int i = first + thread;
-      EntryStart own = i < call.entries ? starts[i + 1] : EntryStart{0, 0};
-      for (int step = 1; step < warp_lanes; step *= 2) {
-        const int unit = __shfl_up_sync(0xffffffffu, own.unit, step);
-        const int segment = __shfl_up_sync(0xffffffffu, own.segment, step);
-        if (thread >= step) own.unit += unit, own.segment += segment;
-      }
-      own.unit += carry.unit, own.segment += carry.segment;
-      if (i < call.entries) starts[i + 1] = own;
-      carry = {__shfl_sync(0xffffffffu, own.unit, 31), __shfl_sync(0xffffffffu, own.segment, 31)};
-    }
-  }
-  __syncthreads();
-}
-
-/// The last entry whose `member` is at most `value`, among those that have any.
-template <class Member>
-__device__ inline int find_entry(const EntryStart *starts, int entries, int value, Member member) {
-  int low = 0, high = entries;  // starts[low] <= value < starts[high]
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (starts[middle].*member <= value ? low : high) = middle;
-  }
-  return low;
-}
-
 /// Shared memory of a block's warps.
 template <class Warp>
 __host__ __device__ constexpr int warps_bytes() {
-  return block_warps * (Warp::stage_bytes() / 128 * 128 + static_cast<int>(sizeof(QueryStorage<Warp::HeadDim>)));
+  return block_warps * Warp::stage_bytes();
 }
 
 /// Blocks that a processor's shared memory has room for, at most as many as leave the registers a warp needs.
@@ -357,12 +372,10 @@ template <class Layout, ValueCoding Values, class T, class S>
 __global__ void __launch_bounds__(block_threads, (blocks_of_a_processor<SegmentWarp<Layout, Values, T, S>>()))
     attend_kernel(const AttendCall<S> call) {
   using Warp = SegmentWarp<Layout, Values, T, S>;
-  extern __shared__ std::uint8_t shared[];
-  auto *stages = reinterpret_cast<std::uint8_t *>((reinterpret_cast<std::uintptr_t>(shared) + 127) / 128 * 128);
-  constexpr int stage_bytes = Warp::stage_bytes() / 128 * 128;
+  extern __shared__ __align__(128) std::uint8_t stages[];
+  constexpr int stage_bytes = Warp::stage_bytes();
   constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
-  auto *storages = reinterpret_cast<QueryStorage<Layout::HeadDim> *>(stages + block_warps * stage_bytes);
-  auto *starts = reinterpret_cast<EntryStart *>(storages + block_warps);
+  auto *starts = reinterpret_cast<EntryStart *>(stages + block_warps * stage_bytes);
   find_starts(call, starts);
   const int warp = static_cast<int>(threadIdx.x) / warp_lanes;
   const int units = starts[call.entries].unit;
@@ -378,7 +391,7 @@ __global__ void __launch_bounds__(block_threads, (blocks_of_a_processor<SegmentW
     const int first = (unit - starts[index].unit) % shape.units;
     const int count = min(shape.units - first, last - unit);
     const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
-    Warp work(call, entry, head, tile, storages[warp], stages + warp * stage_bytes);
+    Warp work(call, entry, starts[index], segment, head, tile, stages + warp * stage_bytes);
     const int slot_segment = starts[index].segment + segment;
     const auto run = [&](bool packed, int begin, int end) {
       if (begin >= end) return;
@@ -399,7 +412,7 @@ __global__ void __launch_bounds__(block_threads, (blocks_of_a_processor<SegmentW
     const SegmentSlots slots(units, blocks, unit - first, shape);
     if (is_last(call.arrived + slot_segment, slots.blocks())) {
       merge_slots<Layout::HeadDim, rotated>(call, entry, head, tile, slots, slot_segment,
-                                            reinterpret_cast<float *>(stages), storages);
+                                            stages);
     }
     unit += count;
   }

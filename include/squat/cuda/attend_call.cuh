@@ -29,14 +29,17 @@ struct AttendCall {
   DeviceTensor<S> out;
   std::uint32_t *arrived;  // [segments], blocks that are done with a segment: 0 before and after
   float *slots;
+  void *sets;               // of queries, see query_sets.cuh
+  std::int32_t table_pages; // entries of the page tables of the batch's sequences together, used or not
   std::int32_t first_tile;  // column tiles [first_tile, first_tile + most_tiles) of every entry
   std::int32_t most_tiles;
 };
 
-/// Where an entry's units and segments begin among all.
+/// Where an entry's units, segments and query sets begin among all.
 struct EntryStart {
   std::int32_t unit;
   std::int32_t segment;
+  std::int32_t set;
 };
 
 /// How the units of one entry are counted.
@@ -68,5 +71,47 @@ __device__ inline std::int64_t run_start(std::int64_t units, int block, int bloc
   return units * block / blocks;
 }
 
+/// Sums up the units and segments of the batch, [entries + 1], by all threads of a block.
+template <class S>
+__device__ inline void find_starts(const AttendCall<S> &call, EntryStart *starts) {
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  for (int i = thread; i < call.entries; i += threads) {
+    const EntryShape shape(call, call.batch[i]);
+    const int segments = shape.tiles * call.kv_heads;
+    starts[i + 1] = {segments * shape.units, segments, segments * call.batch[i].state->page_count};
+  }
+  if (thread == 0) starts[0] = {};
+  __syncthreads();
+  if (thread < warp_lanes) {  // a scan of 32 entries at a time
+    EntryStart carry{};
+    for (int first = 0; first < call.entries; first += warp_lanes) {
+      const int i = first + thread;
+      EntryStart own = i < call.entries ? starts[i + 1] : EntryStart{};
+      const auto scan = [&](std::int32_t x) {
+        for (int step = 1; step < warp_lanes; step *= 2) {
+          const std::int32_t before = __shfl_up_sync(0xffffffffu, x, step);
+          if (thread >= step) x += before;
+        }
+        return x;
+      };
+      own = {scan(own.unit) + carry.unit, scan(own.segment) + carry.segment, scan(own.set) + carry.set};
+      if (i < call.entries) starts[i + 1] = own;
+      const auto last = [](std::int32_t x) { return __shfl_sync(0xffffffffu, x, warp_lanes - 1); };
+      carry = {last(own.unit), last(own.segment), last(own.set)};
+    }
+  }
+  __syncthreads();
+}
+
+/// The last entry whose `member` is at most `value`, among those that have any.
+template <class Member>
+__device__ inline int find_entry(const EntryStart *starts, int entries, int value, Member member) {
+  int low = 0, high = entries;  // starts[low] <= value < starts[high]
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (starts[middle].*member <= value ? low : high) = middle;
+  }
+  return low;
+}
 
 }  // namespace squat::cuda

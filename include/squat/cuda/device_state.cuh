@@ -18,6 +18,8 @@ struct PageEntry {
   std::int32_t tokens;       ///< how many count
   std::int32_t row;          ///< row of its tile that its first token (of all) stands in
   std::int32_t before;  ///< tokens of the sequence before it, sinks included
+  std::int32_t tile_page;  ///< pages of the same base right before it in the table
+  std::int32_t unused;
 };
 
 /// One sequence's tokens in one layer: sinks, pages, tail.

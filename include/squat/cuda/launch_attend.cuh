@@ -17,6 +17,7 @@ namespace squat::cuda {
 
 /// Column tiles an attention of many tokens takes at a time, so that its workspace stays bounded.
 inline constexpr int most_segments = 8192;
+inline constexpr int most_sets = 32768;
 
 /// Blocks of the attention's grid at most, on any device: a merge's shared memory has room for their slots.
 inline constexpr int most_blocks = 480;
@@ -26,10 +27,11 @@ constexpr int column_tiles(int tokens, int heads_per_kv_head) {
   return (tokens * heads_per_kv_head + column_count - 1) / column_count;
 }
 
-/// Column tiles of an entry a launch takes.
-inline int tiles_at_once(int entries, int kv_heads, int most_tokens, int heads_per_kv_head) {
-  const int tiles = std::max(1, most_segments / std::max(1, entries * kv_heads));
-  return std::min(tiles, column_tiles(most_tokens, heads_per_kv_head));
+/// Column tiles of an entry a launch takes. table_pages: entries of the batch's page tables together.
+inline int tiles_at_once(int entries, int query_heads, int kv_heads, int most_tokens, int table_pages) {
+  const int by_segments = most_segments / std::max(1, entries * kv_heads);
+  const int by_sets = most_sets / std::max(1, table_pages * kv_heads);
+  return std::clamp(std::min(by_segments, by_sets), 1, column_tiles(most_tokens, query_heads / kv_heads));
 }
 
 /// Sequences times KV heads an attention takes at most: the workspace begins with a counter for each segment of
@@ -37,13 +39,33 @@ inline int tiles_at_once(int entries, int kv_heads, int most_tokens, int heads_p
 inline constexpr int most_counters = 65536;
 inline constexpr std::size_t counter_bytes = most_counters * sizeof(std::uint32_t);
 
+/// The parts of the workspace, in bytes from its beginning.
+struct AttendWorkspace {
+  std::size_t slots, sets, end;
+
+  template <class S>
+  AttendWorkspace(const AttendCall<S> &call, int head_dim, int most_tokens)
+      : AttendWorkspace(head_dim, call.entries, call.query_heads, call.kv_heads, most_tokens, call.table_pages) {}
+
+  AttendWorkspace(int head_dim, int entries, int query_heads, int kv_heads, int most_tokens, int table_pages) {
+    const auto tiles =
+        static_cast<std::size_t>(tiles_at_once(entries, query_heads, kv_heads, most_tokens, table_pages)) *
+        static_cast<std::size_t>(kv_heads);
+    const auto d = static_cast<std::size_t>(head_dim);
+    const std::size_t slot_bytes = (d * 8 + 2 * column_count) * sizeof(float);
+    const std::size_t set_bytes =
+        2 * d * warp_lanes / 2 + 2 * column_count * sizeof(float) + most_mode_tiles * warp_lanes * sizeof(uint2);
+    slots = counter_bytes;
+    sets = slots + 2 * (static_cast<std::size_t>(entries) * tiles + most_blocks) * slot_bytes;
+    end = sets + static_cast<std::size_t>(table_pages) * tiles * set_bytes;
+  }
+};
+
 /// Bytes of the workspace of an attention of `entries` sequences of at most `most_tokens` tokens each.
+/// table_pages: entries of the page tables of these sequences together, used or not.
 inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_heads, int kv_heads,
-                                          int most_tokens) {
-  const int tiles = tiles_at_once(entries, kv_heads, most_tokens, query_heads / kv_heads);
-  const std::size_t slots = 2 * (static_cast<std::size_t>(entries) * kv_heads * tiles + most_blocks);
-  const std::size_t floats = static_cast<std::size_t>(head_dim) / 16 * warp_lanes * 4 + 2 * column_count;
-  return counter_bytes + slots * floats * sizeof(float);
+                                          int most_tokens, int table_pages) {
+  return AttendWorkspace(head_dim, entries, query_heads, kv_heads, most_tokens, table_pages).end;
 }
 
 template <class Layout, ValueCoding Values, class T, class S>
@@ -51,7 +73,7 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   using Warp = SegmentWarp<Layout, Values, T, S>;
   const auto kernel = attend_kernel<Layout, Values, T, S>;
   const std::size_t starts_bytes = (static_cast<std::size_t>(call.entries) + 1) * sizeof(EntryStart);
-  const std::size_t shared = 128 + warps_bytes<Warp>() + starts_bytes;
+  const std::size_t shared = warps_bytes<Warp>() + starts_bytes;
   int device = 0, processors = 0, blocks = 0;
   check(cudaGetDevice(&device), "attend");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "attend");
@@ -60,14 +82,29 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, block_threads, shared), "attend");
   blocks = std::min(blocks * processors, most_blocks);
 
-  const int heads = call.query_heads / call.kv_heads;
+  constexpr int head_dim = Layout::HeadDim;
+  static_assert(sizeof(QuerySet<head_dim>) == 2 * head_dim * 16 + 64 + most_mode_tiles * 256);
+  static_assert(SlotLayout<head_dim>::floats == head_dim * 8 + 16);
+  const AttendWorkspace parts(call, head_dim, most_tokens);
+  auto *bytes = static_cast<std::byte *>(workspace);
   call.scale *= log2_e;
-  call.most_tiles = tiles_at_once(call.entries, call.kv_heads, most_tokens, heads);
-  call.arrived = static_cast<std::uint32_t *>(workspace);
-  call.slots = reinterpret_cast<float *>(static_cast<std::byte *>(workspace) +
-                                         counter_bytes);
-  for (call.first_tile = 0; call.first_tile < column_tiles(most_tokens, heads);
-       call.first_tile += call.most_tiles) {
+  call.most_tiles =
+      tiles_at_once(call.entries, call.query_heads, call.kv_heads, most_tokens, call.table_pages);
+  call.arrived = reinterpret_cast<std::uint32_t *>(bytes);
+  call.slots = reinterpret_cast<float *>(bytes + parts.slots);
+  call.sets = bytes + parts.sets;
+  const int tiles = column_tiles(most_tokens, call.query_heads / call.kv_heads);
+  const auto make_sets = make_query_sets<head_dim, S>;
+  const std::size_t sets_shared = set_kernel_bytes<head_dim>() + starts_bytes;
+  if constexpr (Layout::KeyBits < 16) {
+    check(cudaFuncSetAttribute(make_sets, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sets_shared)),
+          "attend: shared memory of queries");
+  }
+  for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
+    if constexpr (Layout::KeyBits < 16) {
+      make_sets<<<static_cast<unsigned>(2 * processors), set_threads, sets_shared, stream>>>(call);
+      check(cudaGetLastError(), "attend: queries");
+    }
     kernel<<<static_cast<unsigned>(blocks), block_threads, shared, stream>>>(call);
     check(cudaGetLastError(), "attend");
   }

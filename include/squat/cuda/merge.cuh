@@ -38,7 +38,6 @@ __device__ inline float *slot_of(const AttendCall<S> &call, int segment, int blo
 template <int HeadDim>
 __device__ inline void merge_stages(const std::uint8_t *stages, int stage_bytes, int count, float *slot) {
   constexpr int fragments = HeadDim / 16 * warp_lanes;
-  __builtin_assume(__isShared(stages));
   const auto stage = [&](int warp) { return reinterpret_cast<const float *>(stages + warp * stage_bytes); };
   const auto state = [&](int warp, int i) { return stage(warp)[SlotLayout<HeadDim>::states + i]; };
   const auto maximum = [&](int column) {
@@ -112,6 +111,9 @@ struct SegmentSlots {
   int last_;
 };
 
+/// Slots a segment has at most, see most_blocks.
+inline constexpr int most_slots = 512;
+
 /// Whether this block is the last of `blocks` to come here; it sees what the others wrote.
 __device__ inline bool is_last(std::uint32_t *arrived, int blocks) {
   __shared__ bool last;
@@ -146,16 +148,16 @@ __device__ inline void rotate_channels(float *row) {
   __syncwarp();
 }
 
-/// Merges a segment's slots and writes its output, by all threads of a block. factors: shared memory of
-/// [slots, column_count]; scratch: of [2, column_count, HeadDim] floats.
+/// Merges a segment's slots and writes its output, by all threads of a block. scratch: shared memory of
+/// [2, column_count, HeadDim] and [slots, column_count] floats.
 template <int HeadDim, bool Rotated, class S>
 __device__ inline void merge_slots(const AttendCall<S> &call, const BatchEntry &entry, int head, int tile,
-                                   const SegmentSlots &slots, int segment, float *factors, void *scratch) {
-  constexpr int states = SlotLayout<HeadDim>::states, fragments = HeadDim / 16 * warp_lanes;
+                                   const SegmentSlots &slots, int segment, void *scratch) {
+  constexpr int states = SlotLayout<HeadDim>::states;
   using Sums = float[column_count][HeadDim];
   auto *sums = static_cast<Sums *>(scratch);  // of exact and of packed values
+  auto *factors = reinterpret_cast<float *>(sums + 2);
   __shared__ float weights[column_count];
-  __builtin_assume(__isShared(factors) && __isShared(sums));
   const int heads = call.query_heads / call.kv_heads;
   const int columns = min(column_count, entry.tokens * heads - tile * column_count);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_lanes, lane = lane_index();
@@ -163,43 +165,54 @@ __device__ inline void merge_slots(const AttendCall<S> &call, const BatchEntry &
     return slot_of<HeadDim>(call, segment, slots.block(i), slots.is_packed(i));
   };
   for (int column = warp; column < columns; column += block_warps) {
-    float most = -INFINITY, sum = 0;
-    for (int i = lane; i < slots.count(); i += warp_lanes) {
-      factors[i * column_count + column] = slot(i)[states + column];
-      most = fmaxf(most, factors[i * column_count + column]);
+    constexpr int at_once = most_slots / warp_lanes;  // slots a lane has
+    float maxima[at_once], own[at_once], most = -INFINITY, sum = 0;
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int index = i * warp_lanes + lane;
+      maxima[i] = -INFINITY;
+      if (index < slots.count()) {
+        const float *state = slot(index) + states + column;
+        maxima[i] = state[0], own[i] = state[column_count];
+        most = fmaxf(most, maxima[i]);
+      }
     }
     for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
-    for (int i = lane; i < slots.count(); i += warp_lanes) {
-      float &factor = factors[i * column_count + column];
-      factor = factor == -INFINITY ? 0.0f : power_of_two(factor - most);
-      sum += factor * slot(i)[states + column_count + column];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int index = i * warp_lanes + lane;
+      if (index < slots.count()) {
+        const float factor = maxima[i] == -INFINITY ? 0.0f : power_of_two(maxima[i] - most);
+        factors[index * column_count + column] = factor;
+        sum += factor * own[i];
+      }
     }
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
     if (lane == 0) weights[column] = 1 / sum;
   }
   __syncthreads();
-  const int column = 2 * (lane % 4);  // of the thread's fragments, and the next
-  if (column < columns) {
-    for (int piece = thread; piece < fragments; piece += block_threads) {
-      const auto add_slots = [&](int begin, int end) {
-        float4 total = {0, 0, 0, 0};
-#pragma unroll 8
-        for (int i = begin; i < end; ++i) {
-          const float4 part = reinterpret_cast<const float4 *>(slot(i))[piece];
-          const float low = factors[i * column_count + column];
-          const float high = column + 1 < columns ? factors[i * column_count + column + 1] : 0.0f;
-          total.x += part.x * low, total.y += part.y * high, total.z += part.z * low, total.w += part.w * high;
-        }
-        return total;
-      };
-      const int channel = piece / warp_lanes * 16 + lane / 4;
-      const auto store = [&](Sums &to, const float4 &total) {
-        to[column][channel] = total.x, to[column + 1][channel] = total.y;
-        to[column][channel + 8] = total.z, to[column + 1][channel + 8] = total.w;
-      };
-      store(sums[0], add_slots(0, slots.exact));
-      store(sums[1], add_slots(slots.exact, slots.count()));
-    }
+  // Fragments of the columns that count: lanes of the first `pairs` values of t.
+  const int pairs = (columns + 1) / 2;
+  for (int i = thread; i < HeadDim / 2 * pairs; i += block_threads) {
+    const int t = i % pairs, row = i / pairs, piece = row * 4 + t, column = 2 * t;
+    const auto add_slots = [&](int begin, int end) {
+      float4 total = {0, 0, 0, 0};
+#pragma unroll 16
+      for (int j = begin; j < end; ++j) {
+        const float4 part = reinterpret_cast<const float4 *>(slot(j))[piece];
+        const float low = factors[j * column_count + column];
+        const float high = column + 1 < columns ? factors[j * column_count + column + 1] : 0.0f;
+        total.x += part.x * low, total.y += part.y * high, total.z += part.z * low, total.w += part.w * high;
+      }
+      return total;
+    };
+    const int channel = row / 8 * 16 + row % 8;
+    const auto store = [&](Sums &to, const float4 &total) {
+      to[column][channel] = total.x, to[column + 1][channel] = total.y;
+      to[column][channel + 8] = total.z, to[column + 1][channel + 8] = total.w;
+    };
+    store(sums[0], add_slots(0, slots.exact));
+    store(sums[1], add_slots(slots.exact, slots.count()));
   }
   __syncthreads();
   for (int c = warp; c < columns; c += block_warps) {

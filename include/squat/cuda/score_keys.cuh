@@ -21,6 +21,7 @@
 #include "squat/cuda/exact_tiles.cuh"
 #include "squat/cuda/fragments.cuh"
 #include "squat/cuda/page_layout.cuh"
+#include "squat/cuda/query_sets.cuh"
 #include "squat/cuda/transform_queries.cuh"
 
 namespace squat::cuda {
@@ -58,19 +59,24 @@ __device__ inline void multiply_unit(float (&c)[Tiles][4], const std::uint8_t *u
   }
 }
 
-/// c = the scores of a packed page's keys, less the factors that it returns: what a lane's columns have to be
-/// multiplied by. keys: the head's key part in shared memory; row: of the page in its tile.
+/// Whether a head's keys, in shared memory, are coordinates in the basis: the sign of the first scale says so.
 template <class Layout>
-__device__ inline float2 score_packed(const std::uint8_t *keys, const Queries<Layout::HeadDim> &queries,
-                                      int row, float (&c)[Layout::token_tiles][4]) {
+__device__ inline bool in_basis(const std::uint8_t *keys) {
+  return (*reinterpret_cast<const std::uint16_t *>(keys + Layout::key_scales) & 0x8000u) != 0;
+}
+
+/// c = the scores of a packed page's keys, less the factors that it returns: what a lane's columns have to be
+/// multiplied by. keys: the head's key part, set: the queries that face it, both in shared memory; row: of the
+/// page in its tile.
+template <class Layout>
+__device__ inline float2 score_packed(const std::uint8_t *keys, const QuerySet<Layout::HeadDim> &set,
+                                      const HeadTables &head, const TileTables &tiles, int row,
+                                      float (&c)[Layout::token_tiles][4]) {
   constexpr int steps = Layout::HeadDim / 16;
   const int t = lane_index() % 4;
   const auto *scales = reinterpret_cast<const uint2 *>(keys + Layout::key_scales) + t * steps;
   const auto *zeros = reinterpret_cast<const uint2 *>(keys + Layout::key_zeros) + t * steps;
-  // The sign of the first channel's scale names the key space.
-  const bool in_basis = (*reinterpret_cast<const std::uint16_t *>(keys + Layout::key_scales) & 0x8000u) != 0;
-  const uint2 *q = queries.facing(in_basis);
-  __builtin_assume(__isShared(keys) && __isShared(q));
+  const uint2 *q = set.facing + lane_index();
   float zero_score[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int step = 0; step < steps; ++step) {
@@ -90,19 +96,22 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const Queries<La
       multiply_unit<Bits, Layout::unit>(c, unit, Layout::unit == 8 && next % 2 != 0 ? b1 : b0, b1);
     }
   };
-  if (in_basis) {
-    const UnitRuns runs = queries.runs();
-    multiply_run.template operator()<8>(runs.eight);
-    multiply_run.template operator()<4>(runs.four);
-    multiply_run.template operator()<2>(runs.two);
+  const bool basis = in_basis<Layout>(keys);
+  if (basis) {
+    multiply_run.template operator()<8>(head.eight_bit_units);
+    multiply_run.template operator()<4>(head.four_bit_units);
+    multiply_run.template operator()<2>(head.two_bit_units);
   } else {
     multiply_run.template operator()<Layout::KeyBits>(Layout::key_units);
   }
+  const bool has_mean = head.projection != nullptr;
+  const float2 basis_units = reinterpret_cast<const float2 *>(set.basis_units)[t];
+  const float2 units = reinterpret_cast<const float2 *>(set.units)[t];
   float factors[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float basis_unit = in_basis ? queries.basis_unit(i) : 1.0f;
-    factors[i] = queries.has_mean() ? queries.head().projection_unit : basis_unit;
+    const float basis_unit = !basis ? 1.0f : i == 0 ? basis_units.x : basis_units.y;
+    factors[i] = has_mean ? head.projection_unit : basis_unit;
     const float to_factor = basis_unit / factors[i];
     const float code_factor = code_unit * to_factor, zero = zero_score[i] * to_factor;
 #pragma unroll
@@ -111,12 +120,11 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const Queries<La
       c[tile][i + 2] = c[tile][i + 2] * code_factor + zero;
     }
   }
-  if (queries.has_mean()) {
-    const TileTables &tiles = queries.tiles();
-    const int row_tiles = tiles.frame / 16, modes = tiles.mode_tiles;
+  if (has_mean) {
+    const int row_tiles = tiles.frame / 16;
     const uint4 *rows = tiles.mode_rows + row / 16 * warp_lanes + lane_index();
-    for (int mode = 0; mode < modes; ++mode, rows += row_tiles * warp_lanes) {
-      const uint2 b = queries.modes(mode);
+    for (int mode = 0; mode < tiles.mode_tiles; ++mode, rows += row_tiles * warp_lanes) {
+      const uint2 b = set.modes[mode * warp_lanes + lane_index()];
 #pragma unroll
       for (int tile = 0; tile < Layout::token_tiles; ++tile) {
         const uint4 a = __ldg(rows + tile * warp_lanes);
@@ -124,7 +132,7 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const Queries<La
       }
     }
   }
-  return {factors[0] * queries.unit(0), factors[1] * queries.unit(1)};
+  return {factors[0] * units.x, factors[1] * units.y};
 }
 
 /// c = the scores of a tile of 16 exact keys, in queries' units.
@@ -134,7 +142,7 @@ __device__ inline void score_exact(const ExactTile<T> *keys, const Queries<HeadD
   c[0] = c[1] = c[2] = c[3] = 0;
   ExactTile<T> tiles[steps];
 #pragma unroll
-  for (int step = 0; step < steps; ++step) tiles[step] = keys[step * warp_lanes + lane_index()];
+  for (int step = 0; step < steps; ++step) tiles[step].words = __ldg(&keys[step * warp_lanes + lane_index()].words);
 #pragma unroll
   for (int step = 0; step < steps; ++step) {
     const uint4 a = tiles[step].halves();

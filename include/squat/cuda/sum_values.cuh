@@ -162,7 +162,7 @@ __device__ inline void sum_exact(const ExactTile<T> *values, const float (&p)[4]
   constexpr int tiles = HeadDim / 16;
   ExactTile<T> loaded[tiles];
 #pragma unroll
-  for (int i = 0; i < tiles; ++i) loaded[i] = values[i * warp_lanes + lane_index()];
+  for (int i = 0; i < tiles; ++i) loaded[i].words = __ldg(&values[i * warp_lanes + lane_index()].words);
   const uint2 b = weights_of(p, weight_range, weight_range);
 #pragma unroll
   for (int i = 0; i < tiles; ++i) {
