@@ -22,10 +22,11 @@ void time_copy(benchmark::State &state) {
 
 void run(int argc, char **argv) {
   cudaDeviceProp device{};
-  bench::check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
-  benchmark::AddCustomContext("device", device.name);
-  benchmark::AddCustomContext("multiprocessors", std::to_string(device.multiProcessorCount));
-  benchmark::AddCustomContext("l2_bytes", std::to_string(device.l2CacheSize));
+  if (cudaGetDeviceProperties(&device, 0) == cudaSuccess) {  // else --help and lists are all there is
+    benchmark::AddCustomContext("device", device.name);
+    benchmark::AddCustomContext("multiprocessors", std::to_string(device.multiProcessorCount));
+    benchmark::AddCustomContext("l2_bytes", std::to_string(device.l2CacheSize));
+  }
   benchmark::AddCustomContext("cuda", std::to_string(CUDART_VERSION));
   bench::register_case("copy_bandwidth", time_copy);
   bench::register_width<16>();
