@@ -270,12 +270,12 @@ __global__ void __launch_bounds__(Layout::HeadDim * 2, 256 / Layout::HeadDim) pa
     }
   } else {
     using Coder = PageCoder<Layout>;
-    extern __shared__ float4 memory[];
+    extern __shared__ float4 page_memory[];
     __shared__ float2 turn[HeadDim / 2];
     const CodingTables &coding = call.codings[state.coding];
     const HeadTables &tables = coding.heads[head];
     const PageEntry &entry = state.pages[state.page_count + page];
-    const typename Coder::Keys keys{reinterpret_cast<float *>(memory)};
+    const typename Coder::Keys keys{reinterpret_cast<float *>(page_memory)};
     const bool turns = entry.base != 0;
     if (turns) make_turn(coding.tiles, -entry.base, turn);
     keys.template load<T>(tail, head, page * Group);
