@@ -2,6 +2,8 @@
 // pages, and no call in it waits for the device or allocates.
 
 #include <array>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "caches.cuh"
@@ -29,7 +31,7 @@ Options options_of(Coding coding) {
 
 /// A cache with sequences of different lengths.
 struct Filled {
-  explicit Filled(const Options &options) : cache(options) {
+  explicit Filled(const Options& options) : cache(options) {
     const std::array<Index, sequences> lengths = {90, 131, 70};
     for (std::size_t i = 0; i < lengths.size(); ++i) {
       batch[i] = {cache.add_sequence(), 1};
@@ -40,7 +42,7 @@ struct Filled {
     }
   }
 
-  void step(DeviceInputs &in, cudaStream_t stream) {
+  void step(DeviceInputs& in, cudaStream_t stream) {
     for (int layer = 0; layer < layers; ++layer) {
       cache.attend(batch, layer, in.q.view(), in.k.view(), in.v.view(), in.out.view(), stream);
     }
@@ -48,6 +50,28 @@ struct Filled {
 
   Cache cache;
   std::array<SequenceTokens, sequences> batch;
+};
+
+/// A graph of a decode step, which the caches have taken once before.
+class CapturedStep {
+ public:
+  CapturedStep(Filled& filled, DeviceInputs& in, cudaStream_t stream) : stream_(stream) {
+    require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    filled.step(in, stream);
+    cudaGraph_t graph = nullptr;
+    require(cudaStreamEndCapture(stream, &graph));
+    require(cudaGraphInstantiate(&executable_, graph, 0));
+    require(cudaGraphDestroy(graph));
+  }
+  ~CapturedStep() { cudaGraphExecDestroy(executable_); }
+  CapturedStep(const CapturedStep&) = delete;
+  CapturedStep& operator=(const CapturedStep&) = delete;
+
+  void replay() const { require(cudaGraphLaunch(executable_, stream_)); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t executable_ = nullptr;
 };
 
 class CudaGraph : public OnDevice {
@@ -60,6 +84,18 @@ class CudaGraph : public OnDevice {
     if (stream != nullptr) cudaStreamDestroy(stream);
   }
 
+  /// What the kernels counted is what the host did: attention and contents agree.
+  void expect_attention(Filled& filled, DeviceInputs& in) {
+    const SequenceId sequence = filled.batch[0].sequence;
+    const Contents held = device_contents(filled.cache, sequence);
+    filled.cache.attend(sequence, 0, in.q.view(0, 1), in.out.view(0, 1), stream);
+    require(cudaStreamSynchronize(stream));
+    const Tensor<float> out = in.out.read();
+    EXPECT_LT(attention_distance<float>(in.host.q.view(0, 1), held.k.view(), held.v.view(),
+                                        out.view().slice(0, 1), held.k.tokens - 1),
+              device_tolerance);
+  }
+
   cudaStream_t stream = nullptr;
 };
 
@@ -68,16 +104,9 @@ TEST_F(CudaGraph, ReplaysAreSteps) {
     const Options options = options_of(coding);
     Filled eager(options), replayed(options);
     DeviceInputs in(options, sequences, 77);
-    // What every step reads, at one place.
-    DeviceTensorCopy<> out_of_eager(in.host.out);
     eager.step(in, stream);
     replayed.step(in, stream);
-    require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    replayed.step(in, stream);
-    cudaGraph_t graph = nullptr;
-    require(cudaStreamEndCapture(stream, &graph));
-    cudaGraphExec_t executable = nullptr;
-    require(cudaGraphInstantiate(&executable, graph, 0));
+    const CapturedStep captured(replayed, in, stream);
     for (unsigned step = 0; step < 100; ++step) {
       const DeviceInputs next(options, sequences, 100 + 3 * step);
       in.q.write(next.host.q);
@@ -86,7 +115,7 @@ TEST_F(CudaGraph, ReplaysAreSteps) {
       eager.step(in, stream);
       require(cudaStreamSynchronize(stream));
       const Tensor<float> expected = in.out.read();
-      require(cudaGraphLaunch(executable, stream));
+      captured.replay();
       replayed.cache.advance(replayed.batch, 1, stream);
       require(cudaStreamSynchronize(stream));
       const Tensor<float> out = in.out.read();
@@ -104,8 +133,6 @@ TEST_F(CudaGraph, ReplaysAreSteps) {
         EXPECT_EQ(device_contents(eager.cache, a, layer), device_contents(replayed.cache, b, layer));
       }
     }
-    require(cudaGraphExecDestroy(executable));
-    require(cudaGraphDestroy(graph));
   }
 }
 
@@ -114,29 +141,41 @@ TEST_F(CudaGraph, SeveralReplaysAreCountedTogether) {
   Filled filled(options);
   DeviceInputs in(options, sequences, 77);
   filled.step(in, stream);
-  require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  filled.step(in, stream);
-  cudaGraph_t graph = nullptr;
-  require(cudaStreamEndCapture(stream, &graph));
-  cudaGraphExec_t executable = nullptr;
-  require(cudaGraphInstantiate(&executable, graph, 0));
+  const CapturedStep captured(filled, in, stream);
   const Index before = filled.cache.length(filled.batch[0].sequence);
   for (int round = 0; round < 4; ++round) {
-    for (int replay = 0; replay < options.group; ++replay) require(cudaGraphLaunch(executable, stream));
+    for (int replay = 0; replay < options.group; ++replay) captured.replay();
     filled.cache.advance(filled.batch, options.group, stream);
   }
   filled.cache.check(stream);
   EXPECT_EQ(filled.cache.length(filled.batch[0].sequence), before + 4 * options.group);
-  // What the kernels counted is what the host did: attention and contents agree.
-  const Contents held = device_contents(filled.cache, filled.batch[0].sequence);
-  filled.cache.attend(filled.batch[0].sequence, 0, in.q.view(0, 1), in.out.view(0, 1), stream);
-  require(cudaStreamSynchronize(stream));
-  const Tensor<float> out = in.out.read();
-  EXPECT_LT(attention_distance<float>(in.host.q.view(0, 1), held.k.view(), held.v.view(),
-                                      out.view().slice(0, 1), held.k.tokens - 1),
-            device_tolerance);
-  require(cudaGraphExecDestroy(executable));
-  require(cudaGraphDestroy(graph));
+  expect_attention(filled, in);
+}
+
+TEST_F(CudaGraph, SaysWhenItIsOutgrownAndIsCapturedAnew) {
+  const Options options = options_of(Coding::plain);
+  Filled filled(options);
+  DeviceInputs in(options, sequences, 77);
+  filled.step(in, stream);
+  std::unique_ptr<CapturedStep> captured = std::make_unique<CapturedStep>(filled, in, stream);
+  const Index before = filled.cache.length(filled.batch[0].sequence);
+  int outgrown = 0;
+  constexpr int rounds = 80;  // pages are as many, and tables begin with 64
+  for (int round = 0; round < rounds; ++round) {
+    for (int replay = 0; replay < options.group; ++replay) captured->replay();
+    try {
+      filled.cache.advance(filled.batch, options.group, stream);
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("outgrown"), std::string::npos) << error.what();
+      ++outgrown;
+      filled.step(in, stream);
+      captured = std::make_unique<CapturedStep>(filled, in, stream);
+    }
+  }
+  EXPECT_GT(outgrown, 0);
+  filled.cache.check(stream);
+  EXPECT_EQ(filled.cache.length(filled.batch[0].sequence), before + rounds * options.group + outgrown);
+  expect_attention(filled, in);
 }
 
 TEST_F(CudaGraph, RefusesToCaptureWhatIsNoStep) {

@@ -69,7 +69,8 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
 /// - can_step: whether the next token finds everything in its place. step: appends, attends (unless
 /// there are no queries to answer) and packs what is due. capturing: whether the stream records instead
 /// of working.
-/// - Exact: count() and drop(tokens) note what the kernels did; room() is what the tail has left.
+/// - Exact: count() and drop(tokens) note what the kernels did; room() is what the tail has left;
+/// outgrown(): a captured step does not hold any more.
 /// - show: tells the kernels of layers that changed otherwise. show_next: of pages laid ready.
 /// - reserve_shift: what shift() and show() need for so many pages.
 /// - check: throws Error for what kernels have met since.

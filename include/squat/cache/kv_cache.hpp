@@ -194,10 +194,11 @@ class KVCache {
     append(Batch(batch), layer, q, k, v, stream);
   }
 
-  /// Counts `steps` replays of a captured decode step: a graph of attend() in every layer for a batch of
-  /// sequences with one token each, captured once all of them have packed a page or could. Call it at
-  /// least once every `group` replays: it lays the next page ready. The batch's token counts are not
-  /// read.
+  /// Counts `steps` replays of a captured decode step, that is, of a graph of attend() in every layer
+  /// for a batch of sequences with one token each, and lays the next pages ready: call it at least once
+  /// every `group` replays. The step must have been taken once before it was captured. The batch's token
+  /// counts are not read. Throws Error, once all is counted, where a sequence has outgrown the graph,
+  /// which happens each time its length doubles: capture the step anew.
   void advance(Batch batch, Index steps, Stream stream = {}) requires steps_alone {
     detail::check_range("steps", steps, 0, options_.group);
     for (const SequenceTokens &entry : batch) {
@@ -208,6 +209,14 @@ class KVCache {
       }
     }
     for (int layer = 0; layer < options_.layers; ++layer) count_steps(batch, layer, steps, stream);
+    for (const SequenceTokens &entry : batch) {
+      for (const Layer &layer : find(entry.sequence).layers) {
+        if (layer.exact.outgrown()) {
+          throw Error("squat: the sequence " + std::to_string(entry.sequence.value) +
+                      " has outgrown the captured step: capture it anew");
+        }
+      }
+    }
   }
 
   /// Throws Error for what kernels have met in decode steps since the last call: elements out of range,

@@ -59,6 +59,9 @@ class ExactStore {
   }
   /// Tokens the tail has room for.
   Index room() const { return capacity() - tail_; }
+  /// Whether the table is larger than when a step was captured: the graph's workspace is too small then.
+  bool outgrown() const { return captured_pages_ > 0 && table_.size() > captured_pages_; }
+  void note_capture() { captured_pages_ = table_.size(); }
 
   // What the operations make of it.
 
@@ -144,6 +147,7 @@ class ExactStore {
   std::int32_t sink_blocks_ = 0;
   std::int32_t tail_blocks_ = 0;
   bool stale_ = false;
+  std::size_t captured_pages_ = 0;  // of the table when a step was captured, 0 before
 };
 
 }  // namespace squat::cuda

@@ -327,6 +327,9 @@ class Operations {
     }
     if (out.tokens > 0) reserve_attend(size, stream);
     const BatchEntry *batch = find_batch(batches_[static_cast<std::size_t>(layer)], stream);
+    if (capturing(stream)) {
+      for (const View &view : views) view.exact->note_capture();
+    }
     with_layout([&]<class Layout>() {
       launch_append_step<Layout::HeadDim, T, S>(batch, static_cast<int>(views.size()), kv_heads(),
                                                 device_tensor(k), device_tensor(v), errors_.data(),
