@@ -240,7 +240,7 @@ class SegmentWarp {
     copy_keys(first, page);
     for (int i = first; i < last; ++i, page = next) {
       copy_values(page);
-      if (i + 1 < last) next = state_.pages[i + 1];
+      next = state_.pages[min(i + 1, last - 1)];
       float c[Layout::token_tiles][4];
       page_ = i;
       const float2 factors = score(page, c);
@@ -282,7 +282,7 @@ class SegmentWarp {
   /// The queries of exact rows, in the stage while no page is there.
   __device__ Queries<HeadDim> own_queries() const {
     Queries<HeadDim> queries(*reinterpret_cast<QueryStorage<HeadDim> *>(stage_), &coding_.tiles);
-    load_queries(queries, call_, entry_, head_, tile_);
+    load_queries<false>(queries, call_, entry_, head_, tile_);
     return queries;
   }
 

@@ -45,12 +45,12 @@ __device__ inline QuerySet<HeadDim> *set_of(const AttendCall<S> &call, const Ent
 }
 
 /// The queries of a column tile: rows of the call's tensor.
-template <int HeadDim, class S>
+template <bool Doubled, int HeadDim, class S>
 __device__ inline void load_queries(Queries<HeadDim> &queries, const AttendCall<S> &call,
                                     const BatchEntry &entry, int head, int tile) {
   using Element = DeviceElementOf<S>;
   const int heads = call.query_heads / call.kv_heads, rows = entry.tokens * heads;
-  queries.template load<Element>(
+  queries.template load<Element, Doubled>(
       [&](int column) -> const Element * {
         const int row = tile * column_count + column;
         if (row >= rows) return nullptr;
@@ -77,41 +77,89 @@ constexpr int set_kernel_bytes() {
   return SetMatrices<HeadDim>::bytes + set_warps * static_cast<int>(sizeof(QueryStorage<HeadDim>));
 }
 
-/// One warp's work on the sets of a head: pages [first, last) of the entry's segments.
+/// One warp's work on the sets of a head.
 template <int HeadDim, class S>
-__device__ inline void make_sets(const AttendCall<S> &call, const BatchEntry &entry, const EntryStart &start, int first,
-                                 int last, const uint4 *basis, const uint4 *projection,
-                                 QueryStorage<HeadDim> &storage) {
-  const LayerState &state = *entry.state;
-  const CodingTables &coding = call.codings[state.coding];
-  const EntryShape shape(call, entry);
-  const int lane = lane_index();
-  Queries<HeadDim> queries(storage, &coding.tiles);
-  int loaded = -1;
-  for (int index = first; index < last; ++index) {
-    const int segment = index / state.page_count, page_index = index % state.page_count;
-    const PageEntry page = state.pages[page_index];
-    if (page.tile_page != 0) continue;
-    if (segment != loaded) {
-      load_queries(queries, call, entry, segment / shape.tiles, call.first_tile + segment % shape.tiles);
-      loaded = segment;
-    }
-    queries.face(page.base);
-    QuerySet<HeadDim> &set = *set_of<HeadDim>(call, start, segment, state.page_count, page_index);
-    uint2 *turned = basis != nullptr ? set.turned : set.facing;
-#pragma unroll
-    for (int step = 0; step < HeadDim / 16; ++step) turned[step * warp_lanes + lane] = queries.turned(step);
-    float2 units = {1, 1};
-    if (basis != nullptr) units = queries.transform_to_basis(basis, set.facing);
-    if (projection != nullptr) {
-      queries.transform_to_modes(projection, coding.heads[segment / shape.tiles].mode_tiles, set.modes);
-    }
-    if (lane < 4) {
-      reinterpret_cast<float2 *>(set.basis_units)[lane] = units;
-      reinterpret_cast<float2 *>(set.units)[lane] = {queries.unit(0), queries.unit(1)};
+struct SetWarp {
+  static constexpr int steps = HeadDim / 16;
+
+  const AttendCall<S> &call;
+  const BatchEntry &entry;
+  const EntryStart &start;
+  const LayerState &state;
+  const uint4 *basis;
+  const uint4 *projection;
+  int mode_tiles;
+  Queries<HeadDim> queries;
+
+  /// Makes the sets of pages [first, last) of the entry's segments, counted over all of them. Doubled: two at a
+  /// time, where columns 4 to 7 have no queries of their own; each is left the other's in its columns 4 to 7.
+  template <bool Doubled>
+  __device__ void make(int first, int last) {
+    const EntryShape shape(call, entry);
+    int loaded = -1;
+    for (int index = first; index < last;) {
+      const int segment = index / state.page_count;
+      const int end = min(last, (segment + 1) * state.page_count) - segment * state.page_count;  // of the segment
+      int page = next_tile(index - segment * state.page_count, end);
+      while (page < end) {
+        const int other = Doubled ? next_tile(page + 1, end) : end;
+        if (segment != loaded) {
+          load_queries<Doubled>(queries, call, entry, segment / shape.tiles,
+                                call.first_tile + segment % shape.tiles);
+          loaded = segment;
+        }
+        const bool both = other < end;
+        const long long base = state.pages[page].base;
+        queries.face(base, both ? state.pages[other].base : base);
+        write(set(segment, page), both ? &set(segment, other) : nullptr);
+        page = next_tile((both ? other : page) + 1, end);
+      }
+      index = segment * state.page_count + end;
     }
   }
-}
+
+ private:
+  /// The first page from `page` on that is the first of its tile.
+  __device__ int next_tile(int page, int end) const {
+    while (page < end && state.pages[page].tile_page != 0) ++page;
+    return page;
+  }
+
+  __device__ QuerySet<HeadDim> &set(int segment, int page) const {
+    return *set_of<HeadDim>(call, start, segment, state.page_count, page);
+  }
+
+  /// Columns 4 to 7 of what goes to `set` are columns 0 to 3 of `other`.
+  __device__ void write(QuerySet<HeadDim> &set, QuerySet<HeadDim> *other) const {
+    const int lane = lane_index();
+    const auto store = [&](uint2 *to, uint2 *to_other) {
+      return [=](int i, uint2 b) {
+        to[i * warp_lanes + lane] = b;
+        if (to_other != nullptr) to_other[i * warp_lanes + (lane ^ 16)] = b;
+      };
+    };
+    QuerySet<HeadDim> &second = other == nullptr ? set : *other;
+    const auto of_both = [&](uint2(QuerySet<HeadDim>::*member)[steps * warp_lanes]) {
+      return store(set.*member, other == nullptr ? nullptr : second.*member);
+    };
+    const auto turned = of_both(basis != nullptr ? &QuerySet<HeadDim>::turned : &QuerySet<HeadDim>::facing);
+#pragma unroll
+    for (int step = 0; step < steps; ++step) turned(step, queries.turned(step));
+    float2 units = {1, 1};
+    if (basis != nullptr) units = queries.transform_to_basis(basis, of_both(&QuerySet<HeadDim>::facing));
+    if (projection != nullptr) {
+      queries.transform_to_modes(projection, mode_tiles,
+                                 store(set.modes, other == nullptr ? nullptr : second.modes));
+    }
+    if (lane >= 4) return;
+    const auto write_units = [&](QuerySet<HeadDim> &to, int pair) {
+      reinterpret_cast<float2 *>(to.basis_units)[pair] = units;
+      reinterpret_cast<float2 *>(to.units)[pair] = {queries.unit(0), queries.unit(1)};
+    };
+    write_units(set, lane);
+    if (other != nullptr) write_units(second, lane ^ 2);
+  }
+};
 
 /// The sets of all segments follow each other and are dealt out to the blocks in equal runs.
 template <int HeadDim, class S>
@@ -147,8 +195,11 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
       __syncthreads();
     }
     const int count = last - first;
-    make_sets<HeadDim>(call, entry, starts[e], first + count * warp / set_warps,
-                       first + count * (warp + 1) / set_warps, basis, projection, storages[warp]);
+    const int from = first + count * warp / set_warps, to = first + count * (warp + 1) / set_warps;
+    SetWarp<HeadDim, S> work{call,  entry,      starts[e],         state,
+                             basis, projection, tables.mode_tiles, {storages[warp], &call.codings[state.coding].tiles}};
+    const int rows = entry.tokens * (call.query_heads / call.kv_heads);
+    rows <= column_count / 2 ? work.template make<true>(from, to) : work.template make<false>(from, to);
     index = starts[e].set + last;
   }
 }

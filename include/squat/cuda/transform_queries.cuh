@@ -34,8 +34,8 @@ struct QueryStorage {
   static constexpr int row_stride = HeadDim + 8;  // columns of a quarter warp in different banks
 
   alignas(16) __half rows[column_count * row_stride];  // q / unit_q
-  float cosines[HeadDim / 2];
-  float sines[HeadDim / 2];
+  float cosines[2][HeadDim / 2];                       // of columns 0 to 3 and 4 to 7
+  float sines[2][HeadDim / 2];
   uint2 turned[steps * warp_lanes];  // b0 and b1 of every step
 };
 
@@ -49,14 +49,14 @@ class Queries {
       : storage_(storage), tiles_(tiles), pairs_(tiles->pairs), interleaved_(tiles->interleaved != 0) {}
 
   /// Takes in the rows of a column tile: row(column) is where a column's query stands, null for none. They are
-  /// turned by nothing.
-  template <class S, class Row>
+  /// turned by nothing. Doubled: rows of at most four columns are taken in twice, to be turned by two bases.
+  template <class S, bool Doubled = false, class Row>
   __device__ void load(Row &&row, float scale) {
     const int lane = lane_index();
     // Eight rows, four lanes each, which take runs of eight channels in turn.
     const int column = lane / 4, t = lane % 4;
     constexpr int runs = HeadDim / 32;
-    const S *query = row(column);
+    const S *query = row(Doubled ? column % 4 : column);
     float x[runs][8];
     float largest = 0;
 #pragma unroll
@@ -82,19 +82,23 @@ class Queries {
     unit_[0] = __shfl_sync(0xffffffffu, unit, 2 * t * 4);
     unit_[1] = __shfl_sync(0xffffffffu, unit, (2 * t + 1) * 4);
     __syncwarp();
-    turn(0);
+    turn(0, 0);
   }
 
-  /// Turns the queries back by `base`, unless that is done: for rows that no coding holds.
-  __device__ void face(long long base) {
-    if (base != turned_by_) turn(base);
+  /// Turns the queries back by `base`, unless that is done.
+  __device__ void face(long long base) { face(base, base); }
+
+  /// The same for columns 0 to 3 and for columns 4 to 7.
+  __device__ void face(long long low, long long high) {
+    if (low != turned_by_[0] || high != turned_by_[1]) turn(low, high);
   }
 
   __device__ uint2 turned(int step) const { return storage_.turned[step * warp_lanes + lane_index()]; }
   __device__ float unit(int i) const { return unit_[i]; }
 
-  /// The coordinates in the basis, as B, into to[steps]: `matrix` is A^-T. Returns the units of the lane's columns.
-  __device__ float2 transform_to_basis(const uint4 *matrix, uint2 *to) const {
+  /// The coordinates in the basis, as B: store(step, b). `matrix` is A^-T. Returns the units of the lane's columns.
+  template <class Store>
+  __device__ float2 transform_to_basis(const uint4 *matrix, Store &&store) const {
     float c[steps][4];
 #pragma unroll
     for (int i = 0; i < steps; ++i) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0;
@@ -118,13 +122,14 @@ class Queries {
       inverse[j] = inverse_of_power(units[j]);
     }
 #pragma unroll
-    for (int i = 0; i < steps; ++i) to[i * warp_lanes + lane_index()] = columns_of(c[i], inverse[0], inverse[1]);
+    for (int i = 0; i < steps; ++i) store(i, columns_of(c[i], inverse[0], inverse[1]));
     return {units[0], units[1]};
   }
 
-  /// The weights of the mean key's modes, as B, into to[tiles], which float16 holds as they come: `matrix` is the
+  /// The weights of the mean key's modes, as B, which float16 holds as they come: store(tile, b). `matrix` is the
   /// projection.
-  __device__ void transform_to_modes(const uint4 *matrix, int tiles, uint2 *to) const {
+  template <class Store>
+  __device__ void transform_to_modes(const uint4 *matrix, int tiles, Store &&store) const {
     matrix += lane_index();
     for (int tile = 0; tile < tiles; ++tile, matrix += steps * warp_lanes) {
       float c[4] = {0, 0, 0, 0};
@@ -134,69 +139,76 @@ class Queries {
         const uint2 b = turned(step);
         multiply_add(c, a.x, a.y, a.z, a.w, b.x, b.y);
       }
-      to[tile * warp_lanes + lane_index()] = columns_of(c, 1, 1);
+      store(tile, columns_of(c, 1, 1));
     }
   }
 
  private:
-  __device__ void turn(long long base) {
+  __device__ void turn(long long low, long long high) {
     const int lane = lane_index(), g = lane / 4, t = lane % 4;
-    if (base != 0) find_turn(base);
+    const bool turns = low != 0 || high != 0;
+    if (turns) {
+      __syncwarp();
+      find_turn(low, 0);
+      if (high != low) find_turn(high, 1);
+      __syncwarp();
+    }
+    const int half = high == low ? 0 : g / 4;
+    const float *cosines = storage_.cosines[half], *sines = storage_.sines[half];
     const __half *row = storage_.rows + g * QueryStorage<HeadDim>::row_stride;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       const int channel = step * 16 + 2 * t;
       uint2 pairs;
-      if (base == 0) {
+      if (!turns) {
         pairs = {*reinterpret_cast<const Word *>(row + channel), *reinterpret_cast<const Word *>(row + channel + 8)};
       } else {
-        pairs = {turned_pair(row, channel), turned_pair(row, channel + 8)};
+        pairs = {turned_pair(row, channel, cosines, sines), turned_pair(row, channel + 8, cosines, sines)};
       }
       storage_.turned[step * warp_lanes + lane] = pairs;
     }
-    turned_by_ = base;
+    turned_by_[0] = low, turned_by_[1] = high;
     __syncwarp();
   }
 
   /// cos and sin of -base times every inverse frequency. Whole turns come off in double precision.
-  __device__ void find_turn(long long base) {
-    __syncwarp();
-    for (int pair = lane_index(); pair < tiles_->pairs; pair += warp_lanes) {
+  __device__ void find_turn(long long base, int half) {
+    for (int pair = lane_index(); pair < pairs_; pair += warp_lanes) {
       constexpr double inverse_turn = 0.15915494309189535;  // 1 / 2 pi
       const double turns =
           static_cast<double>(-base) * static_cast<double>(tiles_->inverse_frequencies[pair]) * inverse_turn;
       float sine, cosine;
       sincospif(2 * static_cast<float>(turns - rint(turns)), &sine, &cosine);
-      storage_.sines[pair] = sine;
-      storage_.cosines[pair] = cosine;
+      storage_.sines[half][pair] = sine;
+      storage_.cosines[half][pair] = cosine;
     }
-    __syncwarp();
   }
 
   /// Channels c and c + 1 of a row, c even, turned. Their pairs are neighbours too, but where halves of an odd
   /// number of pairs meet.
-  __device__ Word turned_pair(const __half *row, int channel) const {
+  __device__ Word turned_pair(const __half *row, int channel, const float *cosines, const float *sines) const {
     const int pairs = pairs_;
     const float2 x = __half22float2(*reinterpret_cast<const __half2 *>(row + channel));
     if (interleaved_) {
       if (channel >= 2 * pairs) return halves(x.x, x.y);
-      const float c = storage_.cosines[channel / 2], s = storage_.sines[channel / 2];
+      const float c = cosines[channel / 2], s = sines[channel / 2];
       return halves(x.x * c - x.y * s, x.x * s + x.y * c);
     }
-    if (pairs % 2 != 0) return halves(turned_half(row, channel, x.x), turned_half(row, channel + 1, x.y));
+    if (pairs % 2 != 0) return halves(turned_half(row, channel, x.x, cosines, sines),
+                                         turned_half(row, channel + 1, x.y, cosines, sines));
     if (channel >= 2 * pairs) return halves(x.x, x.y);
     const bool low = channel < pairs;
     const int pair = low ? channel : channel - pairs;
     const float2 y = __half22float2(*reinterpret_cast<const __half2 *>(row + (low ? channel + pairs : pair)));
-    const float2 c = *reinterpret_cast<const float2 *>(storage_.cosines + pair);
-    float2 s = *reinterpret_cast<const float2 *>(storage_.sines + pair);
+    const float2 c = *reinterpret_cast<const float2 *>(cosines + pair);
+    float2 s = *reinterpret_cast<const float2 *>(sines + pair);
     if (low) s = {-s.x, -s.y};
     return halves(x.x * c.x + y.x * s.x, x.y * c.y + y.y * s.y);
   }
-  __device__ float turned_half(const __half *row, int channel, float x) const {
+  __device__ float turned_half(const __half *row, int channel, float x, const float *cosines, const float *sines) const {
     if (channel >= 2 * pairs_) return x;
     const int pair = channel % pairs_;
-    const float c = storage_.cosines[pair], s = storage_.sines[pair];
+    const float c = cosines[pair], s = sines[pair];
     return channel < pairs_ ? x * c - __half2float(row[channel + pairs_]) * s
                             : __half2float(row[channel - pairs_]) * s + x * c;
   }
@@ -211,7 +223,7 @@ class Queries {
   int pairs_;
   bool interleaved_;
   float unit_[2];
-  long long turned_by_ = 0;
+  long long turned_by_[2] = {0, 0};  // columns 0 to 3, columns 4 to 7
 };
 
 }  // namespace squat::cuda
