@@ -89,8 +89,8 @@ namespace squat::cuda {
   prefix template void launch_pack_keys<PageLayout<__VA_ARGS__>, half>(const PackCall &, cudaStream_t); \
   prefix template void launch_pack_values<PageLayout<__VA_ARGS__>, half>(const PackCall &, cudaStream_t);
 
-#ifdef TEST_LAYOUT
-TEST_KERNELS(, TEST_LAYOUT)
+#ifdef TEST_HEAD_DIM
+TEST_KERNELS(, TEST_HEAD_DIM, TEST_GROUP, TEST_KEY_BITS, TEST_VALUE_BITS)
 #else
 TEST_KERNELS(extern, 64, 32, 2, 2)
 TEST_KERNELS(extern, 64, 32, 3, 4)
