@@ -63,9 +63,11 @@ void check_pieces(const Options &options, const std::vector<Index> &pieces, unsi
   typename W::Cache cache(options);
   typename W::CpuCache cpu_cache(options);
   const SequenceId sequence = cache.add_sequence(), cpu_sequence = cpu_cache.add_sequence();
+  Contents fed{{0, options.kv_heads, options.head_dim}, {0, options.kv_heads, options.head_dim}};
   Index past = 0;
   for (Index piece : pieces) {
     DeviceInputs in(options, piece, seed++);
+    fed = {joined(fed.k, in.host.k), joined(fed.v, in.host.v)};
     const Contents before = device_contents(cache, sequence);
     const Tensor<float> k = joined(before.k, in.host.k), v = joined(before.v, in.host.v);
     cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
@@ -80,11 +82,17 @@ void check_pieces(const Options &options, const std::vector<Index> &pieces, unsi
     EXPECT_EQ(cache.memory_report().packed_tokens, cpu_cache.memory_report().packed_tokens);
   }
   EXPECT_GT(cache.memory_report().packed_tokens, 0);
-  // Numbers near a tie, or near the edge of a range, may be coded otherwise: a few in a thousand.
+  // Numbers near a tie are coded otherwise, a few in a thousand. What is learnt from statistics that
+  // differ in the last digits turns bases within a flat spectrum: then the keys err as much, but not
+  // alike.
   const Contents on_device = device_contents(cache, sequence),
                  on_cpu = contents(cpu_cache, cpu_sequence);
-  EXPECT_LT(distance(on_device.k.elements, on_cpu.k.elements), .02);
   EXPECT_LT(distance(on_device.v.elements, on_cpu.v.elements), .02);
+  if (options.coding == Coding::plain) {
+    EXPECT_LT(distance(on_device.k.elements, on_cpu.k.elements), .02);
+  }
+  EXPECT_LT(distance(on_device.k.elements, fed.k.elements),
+            1.1 * distance(on_cpu.k.elements, fed.k.elements) + 1e-3);
 }
 
 TYPED_TEST(CudaAttend, EqualsAttentionOverDequantizedRowsAndThoseAreTheCpus) {

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "squat/cuda/device_buffer.hpp"
@@ -14,11 +14,13 @@
 
 namespace squat::cuda {
 
-/// One layer's batches: the one of the last step, and those that graphs were captured with, which stay
-/// as they are.
+/// The batches of the last few calls, and those that graphs were captured with, which stay as they are.
 class BatchArrays {
  public:
-  /// The entries in device memory. They are uploaded where they changed; while the stream is being
+  /// most: batches kept beside those of graphs.
+  explicit BatchArrays(std::size_t most = 1) : most_(most) {}
+
+  /// The entries in device memory. They are uploaded where they are new; while the stream is being
   /// captured they must be there already.
   const BatchEntry *find(std::span<const BatchEntry> entries, bool capturing, cudaStream_t stream) {
     const auto same = [&](const Array &array) {
@@ -29,21 +31,19 @@ class BatchArrays {
                         });
     };
     auto found = std::find_if(arrays_.begin(), arrays_.end(), same);
-    if (capturing) {
-      if (found == arrays_.end()) {
+    if (found == arrays_.end()) {
+      if (capturing) {
         throw Error("squat: stream is being captured, and the batch is new: take the step once before");
       }
-      found->captured = true;
-      return found->device.data();
+      found = oldest();
+      found->entries.clear();  // until all is there
+      if (found->device.size() < entries.size())
+        found->device = DeviceBuffer<BatchEntry>(entries.size());
+      upload(entries, found->device.data(), stream);
+      found->entries.assign(entries.begin(), entries.end());
     }
-    if (found != arrays_.end()) return found->device.data();
-    found =
-        std::find_if(arrays_.begin(), arrays_.end(), [](const Array &array) { return !array.captured; });
-    if (found == arrays_.end()) found = arrays_.insert(found, Array{});
-    found->entries.clear();  // until all is there
-    if (found->device.size() < entries.size()) found->device = DeviceBuffer<BatchEntry>(entries.size());
-    upload(entries, found->device.data(), stream);
-    found->entries.assign(entries.begin(), entries.end());
+    found->captured |= capturing;
+    found->call = ++call_;
     return found->device.data();
   }
 
@@ -58,7 +58,21 @@ class BatchArrays {
     std::vector<BatchEntry> entries;
     DeviceBuffer<BatchEntry> device;
     bool captured = false;
+    std::uint64_t call = 0;  // that asked for it last
   };
+
+  /// A new array, or the one that was not asked for for longest.
+  std::vector<Array>::iterator oldest() {
+    const auto age = [](const Array &array) { return array.captured ? ~std::uint64_t{0} : array.call; };
+    const auto kept = std::count_if(arrays_.begin(), arrays_.end(),
+                                    [](const Array &array) { return !array.captured; });
+    if (static_cast<std::size_t>(kept) < most_) return arrays_.insert(arrays_.end(), Array{});
+    return std::min_element(arrays_.begin(), arrays_.end(),
+                            [&](const Array &a, const Array &b) { return age(a) < age(b); });
+  }
+
+  std::size_t most_;
+  std::uint64_t call_ = 0;
   std::vector<Array> arrays_;
 };
 

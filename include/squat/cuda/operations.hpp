@@ -65,6 +65,7 @@ class Operations {
   explicit Operations(const Options &options)
       : options_(std::make_unique<Options>(options)),
         batches_(static_cast<std::size_t>(options.layers)),
+        reading_(static_cast<std::size_t>(options.layers)),
         first_bad_(most_checked),
         errors_(1) {
     bool known = false;
