@@ -7,7 +7,7 @@
 namespace llama::cuda {
 namespace {
 
-using Backend = squat::CudaFor<LLAMA_HEAD_DIMS>;
+using Backend = squat::CudaFor<LLAMA_HEAD_DIM>;
 
 class CacheOfWidths : public Cache {
  public:
