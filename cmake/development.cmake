@@ -12,7 +12,8 @@ target_compile_definitions(squat_development INTERFACE $<$<COMPILE_LANGUAGE:CUDA
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   # GCC 12 warns of its own AVX-512 intrinsics, and of std::string's operator+ (GCC bug 105651).
   target_compile_options(squat_development INTERFACE
-    $<$<COMPILE_LANGUAGE:CXX>:-Wno-uninitialized -Wno-maybe-uninitialized -Wno-restrict>)
+    $<$<COMPILE_LANGUAGE:CXX>:-Wno-uninitialized -Wno-maybe-uninitialized -Wno-restrict>
+    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wno-uninitialized,-Wno-maybe-uninitialized,-Wno-restrict>)
 endif()
 if(SQUAT_NATIVE)
   target_compile_options(squat_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)

@@ -513,7 +513,7 @@ class Operations {
   [[noreturn]] void refuse_shape(OneOf<Dims...>, OneOf<Sizes...>) const {
     const auto list = [](std::initializer_list<int> numbers) {
       std::string text = "one of";
-      for (int number : numbers) text += " " + std::to_string(number);
+      for (int number : numbers) text.append(" ").append(std::to_string(number));
       return text + " on CUDA";
     };
     if (((options_->head_dim == Dims) || ...)) {
