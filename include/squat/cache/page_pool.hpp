@@ -23,7 +23,7 @@ class PagePool {
   PagePool(std::size_t page_bytes, std::size_t max_pages)
       : page_bytes_(page_bytes),
         max_pages_(std::min<std::size_t>(max_pages, std::numeric_limits<PageIndex>::max())),
-        slab_pages_(std::max<std::size_t>(1, slab_bytes / page_bytes)) {}
+        slab_pages_(slab_bytes(page_bytes) / page_bytes) {}
 
   /// Makes sure that `count` pages can be acquired without allocating. Throws
   /// Error where the limit is passed.
@@ -68,7 +68,14 @@ class PagePool {
   }
 
  private:
-  static constexpr std::size_t slab_bytes = std::size_t{1} << 20;
+  /// Bytes of a slab: the least multiple of 2 MiB, what operating systems and
+  /// devices map in one piece, of which pages leave less than a sixteenth over.
+  static std::size_t slab_bytes(std::size_t page_bytes) {
+    constexpr std::size_t unit = std::size_t{2} << 20;
+    std::size_t bytes = unit;
+    while (bytes < page_bytes || bytes % page_bytes > bytes / 16) bytes += unit;
+    return bytes;
+  }
 
   void add_slab() {
     const std::size_t first = references_.size();
@@ -76,7 +83,7 @@ class PagePool {
     slabs_.reserve(slabs_.size() + 1);
     free_.reserve(first + pages);
     references_.reserve(first + pages);
-    slabs_.emplace_back(pages * page_bytes_);
+    slabs_.emplace_back(pages == slab_pages_ ? slab_bytes(page_bytes_) : pages * page_bytes_);
     references_.resize(first + pages, 0);
     for (std::size_t page = first + pages; page > first; --page) {
       free_.push_back(static_cast<PageIndex>(page - 1));
