@@ -14,6 +14,7 @@
 
 #include "squat/cpu/float_vector.hpp"
 #include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/prefetch.hpp"
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/cpu/weighted_codes.hpp"
 #include "squat/quantize/bit_allocation.hpp"
@@ -24,9 +25,12 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 /// head_dim], as the codes see them.
 template <class Layout>
 void score_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
-                RowView<const float> queries, RowView<float> scores, CodeWeights &scratch) {
+                RowView<const float> queries, RowView<float> scores, CodeWeights &scratch,
+                std::ptrdiff_t ahead = 0) {
   const Index d = layout.head_dim, group = layout.group, rows = scratch.row_count;
   const half *zeros = layout.key_zeros(page, head), *scales = layout.key_scales(page, head);
+  prefetch_ahead_all(zeros, d, ahead);
+  prefetch_ahead_all(scales, d, ahead);
   for (Index row = 0; row < rows; ++row) {
     float *weights = scratch.weights[row];
     FloatVector zero_score = broadcast(0);
@@ -41,8 +45,8 @@ void score_keys(const Layout &layout, const BitAllocation &allocation, std::byte
   }
   const auto *packed = layout.template keys<std::uint8_t>(page, head);
   for (const CodeRun &run : allocation.runs()) {
-    scratch.round(run.first, run.channels, run.bits);
-    scratch.accumulate({run.bits, packed, group, run.channels}, 0, group, scores);
+    scratch.accumulate<WeightSign::any>(run.first, {run.bits, packed, group, run.channels, ahead}, 0,
+                                        group, scores);
     packed += code_bytes(run.bits, group, run.channels);
   }
   scratch.add_constants(group, scores);

@@ -12,6 +12,7 @@
 
 #include "squat/cpu/float_vector.hpp"
 #include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/prefetch.hpp"
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/cpu/weighted_codes.hpp"
 
@@ -21,13 +22,15 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 /// probabilities: [rows, group], 0 for tokens that do not count.
 template <int KeyBits, int ValueBits>
 void sum_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page, Index head,
-                RowView<const float> probabilities, RowView<float> outputs, CodeWeights &scratch) {
+                RowView<const float> probabilities, RowView<float> outputs, CodeWeights &scratch,
+                std::ptrdiff_t ahead = 0) {
   const Index d = layout.head_dim, group = layout.group, rows = scratch.row_count;
   const Index run = d / layout.scales_of_a_value;
   const auto *packed = layout.template values<std::uint8_t>(page, head);
   for (Index i = 0; i < layout.scales_of_a_value; ++i) {
     const half *scales = layout.value_scales_row(page, head, i);
     const half *zeros = layout.value_zeros_row(page, head, i);
+    prefetch_ahead_all(scales, group, ahead);
     for (Index row = 0; row < rows; ++row) {
       FloatVector weight_sum = broadcast(0), zero_sum = broadcast(0);
       for (Index token = 0; token < group; token += float_lanes) {
@@ -43,9 +46,10 @@ void sum_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page, I
                                    ? sum_lanes(zero_sum)
                                    : -middle_code(ValueBits) * sum_lanes(weight_sum);
     }
-    scratch.round(0, group, ValueBits);
     const RowView<float> channels{outputs.data + i * run, outputs.stride};
-    scratch.accumulate({ValueBits, packed, d, group}, i * run, run, channels);
+    // Probabilities and the scales of values have no sign.
+    scratch.accumulate<WeightSign::none>(0, {ValueBits, packed, d, group, ahead}, i * run, run,
+                                         channels);
     scratch.add_constants(run, channels);
   }
 }
