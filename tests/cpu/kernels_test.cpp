@@ -78,7 +78,7 @@ void expect_exact_sums(int bits, int most) {
       const Index first = codes.lanes_of > 32 ? 16 : 0, count = codes.lanes_of - first;
       std::vector<float> sums(size(row_count * count), 1.0f);
       accumulate_codes(codes.view(), first, count, row_count, rows(std::as_const(weights), inner),
-                       multipliers.data(), rows(sums, count));
+                       multipliers.data(), {rows(sums, count), row_count});
       for (Index row = 0; row < row_count; ++row) {
         for (Index lane = 0; lane < count; ++lane) {
           double expected = 1;

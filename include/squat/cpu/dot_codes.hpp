@@ -39,14 +39,14 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 template <int Bits, class Weight>
 void dot_plane(const std::uint8_t *packed, std::ptrdiff_t ahead, Index lane_count, Index inner,
                Index rows, RowView<const Weight> weights, const float *multipliers, float factor,
-               RowView<float> accumulated) {
+               const SumRows &accumulated) {
   const Index run_bytes = static_cast<Index>(plane_bytes(Bits, lanes, inner));
   for_row_blocks<most_dot_rows>(rows, [&]<int RowCount>(Index row) {
     for_lane_blocks<dot_blocks<RowCount>>(lane_count, [&]<int Blocks>(Index lane) {
-      dot_lanes<Bits, RowCount, Blocks>(packed + lane / lanes * run_bytes, run_bytes, ahead, inner,
-                                        RowView<const Weight>{weights[row], weights.stride},
-                                        multipliers + row, factor,
-                                        {accumulated[row] + lane, accumulated.stride});
+      dot_lanes<Bits, RowCount, Blocks>(
+          packed + lane / lanes * run_bytes, run_bytes, ahead, inner,
+          RowView<const Weight>{weights[row], weights.stride}, multipliers + row, factor,
+          {{accumulated.rows.data + lane, accumulated.rows.stride}, accumulated.count, row});
     });
   });
 }
@@ -62,11 +62,11 @@ struct PackedCodes {
 
 /// The sum above over the lanes [first, first + count), multiples of 16, for
 /// codes of any width. weights: [rows, inner]; multipliers: [rows]; accumulated:
-/// [rows, count].
+/// [rows, count], or half as many rows.
 template <class Weight>
 void accumulate_codes(const PackedCodes &codes, Index first, Index count, Index rows,
                       RowView<const Weight> weights, const float *multipliers,
-                      RowView<float> accumulated) {
+                      const SumRows &accumulated) {
   for_each_plane(codes.bits, codes.data, codes.rows, codes.inner,
                  [&]<int Bits>(const std::uint8_t *plane, int shift) {
                    dot_plane<Bits>(plane + plane_bytes(Bits, first, codes.inner), codes.ahead, count,

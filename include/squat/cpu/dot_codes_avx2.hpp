@@ -64,7 +64,7 @@ template <int Bits, int RowCount, class Weight>
 template <int Bits, int RowCount, int Blocks, class Weight>
 void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
                RowView<const Weight> weights, const float *multipliers, float factor,
-               RowView<float> accumulated) {
+               SumRows accumulated) {
   static_assert(Blocks == 1);
   const __m256i ones = _mm256_set1_epi16(1);
   SQUAT_UNROLL(16)

@@ -72,7 +72,7 @@ template <int Bits, int RowCount, int Blocks, class Weight>
 template <int Bits, int RowCount, int Blocks, class Weight>
 void dot_lanes(const std::uint8_t *packed, Index run_bytes, std::ptrdiff_t ahead, Index inner,
                RowView<const Weight> weights, const float *multipliers, float factor,
-               RowView<float> accumulated) {
+               SumRows accumulated) {
   __m512i sums[RowCount][Blocks];
   SQUAT_UNROLL(16)
   for (int r = 0; r < RowCount; ++r) {

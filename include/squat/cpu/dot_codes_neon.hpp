@@ -63,7 +63,7 @@ inline uint8x16_t repeat(const std::uint8_t *four) {
 template <int Bits, int RowCount, int Blocks, class Weight>
 void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
                RowView<const Weight> weights, const float *multipliers, float factor,
-               RowView<float> accumulated) {
+               SumRows accumulated) {
   static_assert(Blocks == 1);
   const uint8x16_t mask = vdupq_n_u8(static_cast<std::uint8_t>((1 << Bits) - 1));
   int32x4_t sums[RowCount][4];

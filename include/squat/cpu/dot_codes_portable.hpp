@@ -20,7 +20,7 @@ inline constexpr int dot_blocks = 1;
 template <int Bits, int RowCount, int Blocks, class Weight>
 void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
                RowView<const Weight> weights, const float *multipliers, float factor,
-               RowView<float> accumulated) {
+               SumRows accumulated) {
   static_assert(Blocks == 1);
   constexpr unsigned mask = (1u << Bits) - 1;
   for (Index row = 0; row < RowCount; ++row) {

@@ -9,7 +9,7 @@
 // round_weights.hpp) meets the codes, one run of a width at a time. That codes
 // count from the middle of their range halves the error of rounding the query.
 
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "squat/cpu/float_vector.hpp"
@@ -31,18 +31,23 @@ void score_keys(const Layout &layout, const BitAllocation &allocation, std::byte
   const half *zeros = layout.key_zeros(page, head), *scales = layout.key_scales(page, head);
   prefetch_ahead_all(zeros, d, ahead);
   prefetch_ahead_all(scales, d, ahead);
-  for (Index row = 0; row < rows; ++row) {
-    float *weights = scratch.weights[row];
-    FloatVector zero_score = broadcast(0);
+  for_row_blocks(rows, [&]<int RowCount>(Index row) {
+    FloatVector zero_scores[RowCount];
+    SQUAT_UNROLL(16)
+    for (auto &score : zero_scores) score = broadcast(0);
     for (Index i = 0; i < d; i += float_lanes) {
-      const FloatVector query = load_floats(queries[row] + i);
-      zero_score = multiply_add(query, load_floats(zeros + i), zero_score);
-      store_floats(weights + i, query * load_floats(scales + i));
+      const FloatVector zero = load_floats(zeros + i);
+      // The sign of the first scale is the page's key space.
+      const FloatVector scale = magnitude(load_floats(scales + i));
+      SQUAT_UNROLL(16)
+      for (int r = 0; r < RowCount; ++r) {
+        const FloatVector query = load_floats(queries[row + r] + i);
+        zero_scores[r] = multiply_add(query, zero, zero_scores[r]);
+        store_floats(scratch.weights[row + r] + i, query * scale);
+      }
     }
-    // The sign of the first scale is the page's key space.
-    weights[0] = queries[row][0] * std::abs(static_cast<float>(scales[0]));
-    scratch.constants[row] = sum_lanes(zero_score);
-  }
+    for (int r = 0; r < RowCount; ++r) scratch.constants[row + r] = sum_lanes(zero_scores[r]);
+  });
   const auto *packed = layout.template keys<std::uint8_t>(page, head);
   for (const CodeRun &run : allocation.runs()) {
     scratch.accumulate<WeightSign::any>(run.first, {run.bits, packed, group, run.channels, ahead}, 0,

@@ -73,21 +73,19 @@ class CodeWeights {
                 Index lane, Index count, RowView<float> sums) {
     round_weights(used, row_count, codes.inner, most, rounded, multipliers_, rests_);
     accumulate_codes<Weight>(codes, lane, count, row_count, {rounded.data, rounded.stride}, multipliers_,
-                             sums);
+                             {sums, row_count});
   }
 
-  void add_two_terms(RowView<float> used, PackedCodes codes, Index lane, Index count,
+  /// Both terms at once: what is loaded serves both.
+  void add_two_terms(RowView<float> used, const PackedCodes &codes, Index lane, Index count,
                      RowView<float> sums) {
     const RowView<std::int8_t> second{rounded_[row_count], rounded_.stride};
-    float *second_multipliers = multipliers_ + row_count;
     round_weights<true>(used, row_count, codes.inner, most_weight(codes.bits), rounded_, multipliers_,
                         rests_);
-    round_fractions(used, row_count, codes.inner, second, multipliers_, second_multipliers, rests_);
-    accumulate_codes<std::int8_t>(codes, lane, count, row_count, {rounded_.data, rounded_.stride},
-                                  multipliers_, sums);
-    codes.ahead = 0;  // the first term asked for it
-    accumulate_codes<std::int8_t>(codes, lane, count, row_count, {second.data, second.stride},
-                                  second_multipliers, sums);
+    round_fractions(used, row_count, codes.inner, second, multipliers_, multipliers_ + row_count,
+                    rests_);
+    accumulate_codes<std::int8_t>(codes, lane, count, 2 * row_count, {rounded_.data, rounded_.stride},
+                                  multipliers_, {sums, row_count});
   }
 
   RowView<std::int8_t> rounded_;  // [terms, row_count, most]
