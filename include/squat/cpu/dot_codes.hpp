@@ -17,6 +17,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/instruction_set.hpp"
@@ -69,9 +70,13 @@ void accumulate_codes(const PackedCodes &codes, Index first, Index count, Index 
                       const SumRows &accumulated) {
   for_each_plane(codes.bits, codes.data, codes.rows, codes.inner,
                  [&]<int Bits>(const std::uint8_t *plane, int shift) {
-                   dot_plane<Bits>(plane + plane_bytes(Bits, first, codes.inner), codes.ahead, count,
-                                   codes.inner, rows, weights, multipliers,
-                                   static_cast<float>(1 << shift), accumulated);
+                   if constexpr (Bits < 8 || std::is_signed_v<Weight>) {
+                     dot_plane<Bits>(plane + plane_bytes(Bits, first, codes.inner), codes.ahead, count,
+                                     codes.inner, rows, weights, multipliers,
+                                     static_cast<float>(1 << shift), accumulated);
+                   } else {
+                     SQUAT_ASSERT(false);  // see most_unsigned_weight
+                   }
                  });
 }
 
