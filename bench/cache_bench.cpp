@@ -14,6 +14,8 @@
 #include <vector>
 
 #include "squat/cpu/float_vector.hpp"
+#include "squat/cpu/page_memory.hpp"
+#include "squat/cpu/row_blocks.hpp"
 #include "squat/parallel/thread_pool.hpp"
 #include "squat/squat.hpp"
 
@@ -150,7 +152,7 @@ void pack(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens
     if (cache.length(sequence) > 16384) cache.truncate(sequence, kept);
     state.ResumeTiming();
   }
-  const auto pages = static_cast<double>(tokens / cache.options().group * shape.kv_heads);
+  const double pages = static_cast<double>(tokens * shape.kv_heads) / 128;
   state.counters["seconds_per_head_page"] =
       benchmark::Counter(pages * static_cast<double>(state.iterations()),
                          benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
@@ -182,36 +184,46 @@ void basis(benchmark::State& state, Index head_dim) {
   for (auto _ : state) benchmark::DoNotOptimize(squat::learn_subspace_basis(queries, keys, 2));
 }
 
-/// Reading memory of as many bytes as 16,384 exact tokens of 32/8/128 take: what a core can read at
-/// most.
+/// Reading memory of as many bytes as 16,384 exact tokens of 32/8/128 take, of the kind that pages lie
+/// in: what a core can read at most.
 void read_bandwidth(benchmark::State& state) {
   using squat::cpu::FloatVector;
-  constexpr std::size_t at_once = 8 * squat::cpu::float_lanes;
-  std::vector<float> memory(std::size_t{16} << 20, 1.0f);
+  constexpr std::size_t bytes = std::size_t{64} << 20, elements = bytes / sizeof(float);
+  constexpr std::size_t lanes = squat::cpu::float_lanes;
+  const squat::cpu::PageMemory memory(bytes);
+  auto* numbers = reinterpret_cast<float*>(memory.data());
+  std::fill_n(numbers, elements, 1.0f);
   for (auto _ : state) {
     FloatVector sums[8];
+    SQUAT_UNROLL(8)
     for (FloatVector& sum : sums) sum = squat::cpu::broadcast(0);
-    for (std::size_t i = 0; i + at_once <= memory.size(); i += at_once) {
+    for (std::size_t i = 0; i < elements; i += 8 * lanes) {
+      SQUAT_UNROLL(8)
       for (std::size_t j = 0; j < 8; ++j) {
-        sums[j] = sums[j] + squat::cpu::load_floats(memory.data() + i + j * squat::cpu::float_lanes);
+        sums[j] = sums[j] + squat::cpu::load_floats(numbers + i + j * lanes);
       }
     }
     benchmark::DoNotOptimize(sums);
   }
-  state.SetBytesProcessed(static_cast<std::int64_t>(memory.size() * sizeof(float)) * state.iterations());
+  state.SetBytesProcessed(static_cast<std::int64_t>(bytes) * state.iterations());
 }
 
 using Run = void (*)(benchmark::State&, Shape, MaybeCoding, Index);
+
+/// What runs on one thread is timed by its CPU time, so that other programs on the machine do not count
+/// but for the memory they use.
+enum class Threads { one, all };
 
 /// One operation at every width it is instantiated for.
 struct Operation {
   const char* name;
   Run two, three, four, eight, exact;
+  Threads threads = Threads::one;
 };
 
 template <class Register>
 void for_each_coding(const Operation& operation, Register&& add) {
-  add("exact", 16, Coding::plain, operation.exact);
+  add("exact", 16, MaybeCoding(), operation.exact);
   for (const auto& [name, coding] : {std::pair{"plain", Coding::plain},
                                      {"orthogonal", Coding::orthogonal},
                                      {"subspace", Coding::subspace}}) {
@@ -227,10 +239,10 @@ void add_all(const Operation& operation, const Shape& shape, Index tokens) {
     const std::string width = std::to_string(bits);
     const std::string name = std::string(operation.name) + "/" + coding_name + "/k" + width + "v" +
                              width + "/" + shape.name() + "/" + std::to_string(tokens);
-    benchmark::RegisterBenchmark(name.c_str(),
-                                 [=](benchmark::State& state) { run(state, shape, coding, tokens); })
-        ->Unit(benchmark::kMicrosecond)
-        ->UseRealTime();
+    auto* registered = benchmark::RegisterBenchmark(
+        name.c_str(), [=](benchmark::State& state) { run(state, shape, coding, tokens); });
+    registered->Unit(benchmark::kMicrosecond);
+    if (operation.threads == Threads::all) registered->UseRealTime();
   });
 }
 
@@ -242,7 +254,8 @@ void add_all(const Operation& operation, const Shape& shape, Index tokens) {
 int main(int argc, char** argv) {
   const Operation decodes{"decode", decode<2>, decode<3>, decode<4>, decode<8>, decode<16>};
   const Operation parallel_decodes{"decode_parallel",  decode_parallel<2>, decode_parallel<3>,
-                                   decode_parallel<4>, decode_parallel<8>, decode_parallel<16>};
+                                   decode_parallel<4>, decode_parallel<8>, decode_parallel<16>,
+                                   Threads::all};
   const Operation appends{"append", append<2>, append<3>, append<4>, append<8>, append<16>};
   const Operation packs{"pack", pack<2>, pack<3>, pack<4>, pack<8>, pack<16>};
   const Operation prompts{"prompt", prompt<2>, prompt<3>, prompt<4>, prompt<8>, prompt<16>};

@@ -34,7 +34,7 @@ def read(path):
         match = NAME.match(name)
         if not match:
             continue
-        seconds = statistics.median(run["real_time"] for run in measured) * 1e-6
+        seconds = statistics.median(run["cpu_time"] for run in measured) * 1e-6
         tokens = int(match["tokens"])
         key = match["shape"], tokens
         steps.setdefault(key, {})[f"{match['coding']} {match['widths']}"] = (

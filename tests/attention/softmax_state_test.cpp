@@ -34,10 +34,12 @@ TEST(SoftmaxState, RunsOfAnyLengthGiveTheSameSoftmax) {
       // Behind scores that do not count, in a row that is longer.
       const std::size_t before = random() % 20, capacity = (before + count + 40) / 16 * 16;
       std::vector<float> row(capacity, 1e9f);
-      std::copy_n(scores.begin() + static_cast<std::ptrdiff_t>(first), count,
-                  row.begin() + static_cast<std::ptrdiff_t>(before));
-      output *= cpu::exponentiate(state, row.data(), static_cast<Index>(before),
-                                  static_cast<Index>(count), static_cast<Index>(capacity));
+      for (std::size_t i = 0; i < count; ++i) row[before + i] = scores[first + i];
+      const auto stride = static_cast<Index>(capacity);
+      float factor;
+      cpu::exponentiate<1>(&state, {row.data(), stride}, static_cast<Index>(before),
+                           static_cast<Index>(count), stride, &factor);
+      output *= factor;
       for (std::size_t i = 0; i < capacity; ++i) {
         if (i < before || i >= before + count) {
           EXPECT_EQ(row[i], 0);
@@ -50,6 +52,27 @@ TEST(SoftmaxState, RunsOfAnyLengthGiveTheSameSoftmax) {
     EXPECT_NEAR(output / state.sum, expected, 1e-4 * std::abs(expected) + 1e-3);
     EXPECT_FLOAT_EQ(state.maximum, static_cast<float>(most));
   }
+}
+
+TEST(Exponentiate, RowsSideBySideAreAsOneByOne) {
+  constexpr Index first = 3, count = 50, capacity = 64;
+  std::vector<float> together(4 * capacity);
+  std::mt19937 random(7);
+  for (float& score : together) score = std::normal_distribution<float>(0, 9)(random);
+  std::vector<float> alone = together;
+  SoftmaxState states[4] = {{1, 2}, {}, {40, 1}, {-5, 3}},
+               single_states[4] = {{1, 2}, {}, {40, 1}, {-5, 3}};
+  float factors[4];
+  cpu::exponentiate<4>(states, {together.data(), capacity}, first, count, capacity, factors);
+  for (int row = 0; row < 4; ++row) {
+    float factor;
+    cpu::exponentiate<1>(single_states + row, {alone.data() + row * capacity, capacity}, first, count,
+                         capacity, &factor);
+    EXPECT_EQ(factors[row], factor);
+    EXPECT_EQ(states[row].maximum, single_states[row].maximum);
+    EXPECT_FLOAT_EQ(states[row].sum, single_states[row].sum);
+  }
+  EXPECT_EQ(together, alone);
 }
 
 TEST(SoftmaxState, MergedStatesAreThatOfAllScores) {

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "squat/cpu/buffer.hpp"
@@ -58,40 +59,48 @@ struct Codes {
   std::vector<std::uint8_t> codes, packed;
 };
 
-TEST(DotCodes, IsTheSumOfIntegerProductsToTheLastBit) {
+/// Codes of that width, weights from -`most` or 0 to `most`.
+template <class Weight>
+void expect_exact_sums(int bits, int most) {
   std::mt19937 random(1);
-  for (int bits : {2, 3, 4, 8}) {
-    for (Index inner : {4, 8, 16, 20, 24, 48, 64, 128, 256, 1024}) {
-      for (Index row_count : {1, 2, 3, 4, 5, 7, 8, 11}) {
-        const Codes codes(bits, 16 * (1 + static_cast<Index>(random() % 9)), inner,
-                          static_cast<unsigned>(random()));
-        // The largest weights there are, of one sign in the first row.
-        const int most = most_weight(bits);
-        std::vector<std::int8_t> weights(size(row_count * inner));
-        for (std::size_t i = 0; i < weights.size(); ++i) {
-          const int weight = static_cast<int>(random() % static_cast<unsigned>(2 * most + 1)) - most;
-          weights[i] = static_cast<std::int8_t>(i < size(inner) ? most : weight);
-        }
-        std::vector<float> multipliers(size(row_count), 1.0f);
-        const Index first = codes.lanes_of > 32 ? 16 : 0, count = codes.lanes_of - first;
-        std::vector<float> sums(size(row_count * count), 1.0f);
-        accumulate_codes(codes.view(), first, count, row_count, rows(std::as_const(weights), inner),
-                         multipliers.data(), rows(sums, count));
-        for (Index row = 0; row < row_count; ++row) {
-          for (Index lane = 0; lane < count; ++lane) {
-            double expected = 1;
-            for (Index i = 0; i < inner; ++i) {
-              expected += weights[size(row * inner + i)] * codes.at(first + lane, i);
-            }
-            // Sums beyond 2^24 are rounded when they become floats, once a plane.
-            ASSERT_NEAR(static_cast<double>(sums[size(row * count + lane)]), expected,
-                        2e-7 * std::abs(expected))
-                << bits << " bits, inner " << inner << ", " << row_count << " rows";
+  for (Index inner : {4, 8, 16, 20, 24, 48, 64, 128, 256, 1024}) {
+    for (Index row_count : {1, 2, 3, 4, 5, 7, 8, 11}) {
+      const Codes codes(bits, 16 * (1 + static_cast<Index>(random() % 9)), inner,
+                        static_cast<unsigned>(random()));
+      // The largest weights there are, of one sign in the first row.
+      const int least = std::is_signed_v<Weight> ? -most : 0;
+      std::vector<Weight> weights(size(row_count * inner));
+      for (std::size_t i = 0; i < weights.size(); ++i) {
+        const int weight = least + static_cast<int>(random() % static_cast<unsigned>(most - least + 1));
+        weights[i] = static_cast<Weight>(i < size(inner) ? most : weight);
+      }
+      std::vector<float> multipliers(size(row_count), 1.0f);
+      const Index first = codes.lanes_of > 32 ? 16 : 0, count = codes.lanes_of - first;
+      std::vector<float> sums(size(row_count * count), 1.0f);
+      accumulate_codes(codes.view(), first, count, row_count, rows(std::as_const(weights), inner),
+                       multipliers.data(), {rows(sums, count), row_count});
+      for (Index row = 0; row < row_count; ++row) {
+        for (Index lane = 0; lane < count; ++lane) {
+          double expected = 1;
+          for (Index i = 0; i < inner; ++i) {
+            expected += weights[size(row * inner + i)] * codes.at(first + lane, i);
           }
+          // Sums beyond 2^24 are rounded when they become floats, once a plane.
+          ASSERT_NEAR(static_cast<double>(sums[size(row * count + lane)]), expected,
+                      2e-7 * std::abs(expected))
+              << bits << " bits, inner " << inner << ", " << row_count << " rows";
         }
       }
     }
   }
+}
+
+TEST(DotCodes, IsTheSumOfIntegerProductsToTheLastBit) {
+  for (int bits : {2, 3, 4, 8}) expect_exact_sums<std::int8_t>(bits, most_weight(bits));
+}
+
+TEST(DotCodes, TakesWeightsWithoutASign) {
+  for (int bits : {2, 3, 4}) expect_exact_sums<std::uint8_t>(bits, most_unsigned_weight);
 }
 
 TEST(WeightedCodes, ErrByAFractionOfTheLargestWeight) {
@@ -106,8 +115,7 @@ TEST(WeightedCodes, ErrByAFractionOfTheLargestWeight) {
       std::copy(exact.begin(), exact.end(), weights.weights.data);
       std::fill_n(weights.constants, row_count, 0.0f);
       std::vector<float> sums(size(row_count * lane_count), 0.0f);
-      weights.round(0, inner, bits);
-      weights.accumulate(codes.view(), 0, lane_count, rows(sums, lane_count));
+      weights.accumulate<WeightSign::any>(0, codes.view(), 0, lane_count, rows(sums, lane_count));
       weights.add_constants(lane_count, rows(sums, lane_count));
       for (Index row = 0; row < row_count; ++row) {
         double largest = 0;

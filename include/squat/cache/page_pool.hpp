@@ -26,7 +26,7 @@ class PagePool {
   PagePool(std::size_t page_bytes, std::size_t max_pages)
       : page_bytes_(page_bytes),
         max_pages_(std::min<std::size_t>(max_pages, std::numeric_limits<PageIndex>::max())),
-        slab_pages_(std::max<std::size_t>(1, Memory::slab_bytes / page_bytes)) {}
+        slab_pages_(slab_bytes(page_bytes) / page_bytes) {}
 
   /// Makes sure that `count` pages can be acquired without allocating. Throws
   /// Error where the limit is passed.
@@ -82,13 +82,21 @@ class PagePool {
   }
 
  private:
+  /// Bytes of a slab: the least multiple of what its memory comes in of which
+  /// pages leave less than a sixteenth over.
+  static std::size_t slab_bytes(std::size_t page_bytes) {
+    std::size_t bytes = Memory::slab_bytes;
+    while (bytes < page_bytes || bytes % page_bytes > bytes / 16) bytes += Memory::slab_bytes;
+    return bytes;
+  }
+
   void add_slab() {
     const std::size_t first = references_.size();
     const std::size_t pages = std::min(slab_pages_, max_pages_ - first);
     slabs_.reserve(slabs_.size() + 1);
     free_.reserve(first + pages);
     references_.reserve(first + pages);
-    slabs_.emplace_back(pages * page_bytes_);
+    slabs_.emplace_back(pages == slab_pages_ ? slab_bytes(page_bytes_) : pages * page_bytes_);
     references_.resize(first + pages, 0);
     for (std::size_t page = first + pages; page > first; --page) {
       free_.push_back(static_cast<PageIndex>(page - 1));

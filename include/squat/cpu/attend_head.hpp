@@ -16,9 +16,11 @@
 
 #include "squat/attention/context.hpp"
 #include "squat/attention/softmax_state.hpp"
+#include "squat/cpu/attend_batch.hpp"
 #include "squat/cpu/exact_attention.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/prefetch.hpp"
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/cpu/score_keys.hpp"
 #include "squat/cpu/softmax.hpp"
@@ -39,7 +41,7 @@ class HeadAttention {
   using Layout = PageLayout<KeyBits, ValueBits>;
 
   /// Rows up to which codes are read straight from the page.
-  static constexpr Index few_rows = 32;
+  static constexpr Index few_rows = cpu::few_rows;
   /// Exact tokens taken at a time.
   static constexpr Index run_tokens = 128;
 
@@ -98,9 +100,10 @@ class HeadAttention {
     tokens = std::min(tokens, limits_[rows_ - 1] - position);
     for (Index first = 0; first < tokens; first += run_tokens) {
       const Index count = std::min(run_tokens, tokens - first);
-      score_exact<S>({keys + first * key_stride, key_stride}, count, {queries_, layout_.head_dim});
+      const S *key = keys + first * key_stride, *value = values + first * value_stride;
+      score_exact<S>({key, key_stride}, count, {queries_, layout_.head_dim}, bytes_ahead(key, value));
       softmax(position + first, 0, count);
-      sum_exact<S>({values + first * value_stride, value_stride}, count);
+      sum_exact<S>({value, value_stride}, count, 0);
     }
   }
 
@@ -109,28 +112,22 @@ class HeadAttention {
   void page(const PageView &page, Index position, const std::byte *next) {
     const Index tokens = std::min(page.tokens, limits_[rows_ - 1] - position);
     if (tokens <= 0) return;
-    const auto prefetch = [&](std::size_t part) {
-      if (KeyBits < 8 && next != nullptr) layout_.prefetch_quarter(next, head_, part);
-    };
+    const std::ptrdiff_t ahead = bytes_ahead(page.data, next);
     tile_.enter(page.base);
-    prefetch(0);
     if constexpr (KeyBits == 16) {
       const auto *keys = layout_.template keys<Exact16<T>>(page.data, head_);
       score_exact<Exact16<T>>({keys, layout_.head_dim}, page.first + tokens,
-                              tile_.in(KeySpace::channels));
+                              tile_.in(KeySpace::channels), ahead);
     } else {
-      score_packed(page);
+      score_packed(page, ahead);
     }
-    prefetch(1);
     softmax(position, page.first, tokens);
-    prefetch(2);
     if constexpr (ValueBits == 16) {
       sum_exact<Exact16<T>>({layout_.template values<Exact16<T>>(page.data, head_), layout_.head_dim},
-                            page.first + tokens);
+                            page.first + tokens, ahead);
     } else {
-      sum_packed(page.data);
+      sum_packed(page.data, ahead);
     }
-    prefetch(3);
   }
 
   /// The outputs of what begin() took in, times their states' sums: [rows,
@@ -164,14 +161,15 @@ class HeadAttention {
   RowView<const float> probabilities() const { return {scores_, stride_}; }
 
   template <Element S>
-  void score_exact(RowView<const S> keys, Index count, RowView<const float> queries) {
+  void score_exact(RowView<const S> keys, Index count, RowView<const float> queries,
+                   std::ptrdiff_t ahead) {
     const Index d = layout_.head_dim;
-    if (!many()) return score_rows(queries, rows_, d, keys, count, scores());
+    if (!many()) return score_rows(queries, rows_, d, keys, count, scores(), ahead);
     for (Index token = 0; token < count; ++token) convert_row(keys[token], d, keys_ + token * d);
     score_matrix(count).noalias() = matrix(queries) * Matrix(keys_, count, d).transpose();
   }
 
-  void score_packed(const PageView &page) {
+  void score_packed(const PageView &page, std::ptrdiff_t ahead) {
     const Index d = layout_.head_dim, group = layout_.group;
     const KeySpace space = layout_.key_space(page.data, head_);
     const BitAllocation &allocation = coding_.quantizer->allocation(space);
@@ -180,7 +178,7 @@ class HeadAttention {
       unpack_keys(layout_, allocation, page.data, head_, keys_);
       score_matrix(group).noalias() += matrix(tile_.in(space)) * Matrix(keys_, d, group);
     } else {
-      score_keys(layout_, allocation, page.data, head_, tile_.in(space), scores(), weights_);
+      score_keys(layout_, allocation, page.data, head_, tile_.in(space), scores(), weights_, ahead);
     }
   }
 
@@ -188,33 +186,50 @@ class HeadAttention {
   /// `position` tokens before it, into exp(score - maximum), 0 for what a row
   /// does not see, and rescales what was summed before.
   void softmax(Index position, Index first, Index count) {
-    const Index d = layout_.head_dim;
-    for (Index row = 0; row < rows_; ++row) {
-      const Index visible = std::clamp(limits_[row] - position, Index{0}, count);
-      const float factor = exponentiate(states_[row], scores_ + row * stride_, first, visible, stride_);
-      if (factor == 1.0f) continue;
-      for (Index i = 0; i < d; ++i) {
-        exact_sum_[row * d + i] *= factor;
-        packed_sum_[row * d + i] *= factor;
+    const auto visible = [&](Index row) { return std::clamp(limits_[row] - position, Index{0}, count); };
+    const auto take = [&]<int RowCount>(Index row) {
+      float factors[RowCount];
+      exponentiate<RowCount>(states_ + row, {scores_ + row * stride_, stride_}, first, visible(row),
+                             stride_, factors);
+      for (int r = 0; r < RowCount; ++r) rescale(row + r, factors[r]);
+    };
+    Index row = 0;
+    while (row < rows_) {
+      // Rows of one token see the same.
+      const bool four = row + 4 <= rows_ && visible(row) == visible(row + 3);
+      if (four) {
+        take.template operator()<4>(row);
+      } else {
+        take.template operator()<1>(row);
       }
+      row += four ? 4 : 1;
+    }
+  }
+
+  void rescale(Index row, float factor) {
+    if (factor == 1.0f) return;
+    const Index d = layout_.head_dim;
+    for (Index i = row * d; i < (row + 1) * d; ++i) {
+      exact_sum_[i] *= factor;
+      packed_sum_[i] *= factor;
     }
   }
 
   template <Element S>
-  void sum_exact(RowView<const S> values, Index count) {
+  void sum_exact(RowView<const S> values, Index count, std::ptrdiff_t ahead) {
     const Index d = layout_.head_dim;
-    if (!many()) return sum_rows(probabilities(), rows_, values, count, d, {exact_sum_, d});
+    if (!many()) return sum_rows(probabilities(), rows_, values, count, d, {exact_sum_, d}, ahead);
     for (Index token = 0; token < count; ++token) convert_row(values[token], d, values_ + token * d);
     Matrix(exact_sum_, rows_, d).noalias() += score_matrix(count) * Matrix(values_, count, d);
   }
 
-  void sum_packed(std::byte *page) {
+  void sum_packed(std::byte *page, std::ptrdiff_t ahead) {
     const Index d = layout_.head_dim, group = layout_.group;
     if (many()) {
       unpack_values(layout_, page, head_, values_);
       Matrix(packed_sum_, rows_, d).noalias() += score_matrix(group) * Matrix(values_, group, d);
     } else {
-      sum_values(layout_, page, head_, probabilities(), {packed_sum_, d}, weights_);
+      sum_values(layout_, page, head_, probabilities(), {packed_sum_, d}, weights_, ahead);
     }
   }
 

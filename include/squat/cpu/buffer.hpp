@@ -14,9 +14,6 @@ namespace squat::cpu {
 template <class Scalar>
 class Buffer {
  public:
-  /// Bytes of pages that are worth an allocation.
-  static constexpr std::size_t slab_bytes = std::size_t{1} << 20;
-
   Buffer() = default;
   explicit Buffer(std::size_t size)
       : data_(static_cast<Scalar *>(::operator new(size * sizeof(Scalar), alignment))), size_(size) {}

@@ -83,7 +83,8 @@ class ByteMatrix {
     }
     round_weights(even, rows, inputs_, most_weight(8), rounded, multipliers, rests);
     accumulate_codes({8, codes_.data(), outputs_, inputs_}, 0, outputs_, rows,
-                     {rounded.data, rounded.stride}, multipliers, result);
+                     RowView<const std::int8_t>{rounded.data, rounded.stride}, multipliers,
+                     {result, rows});
     for (Index row = 0; row < rows; ++row) {
       // What codes count from, times the sum of the rounded inputs.
       const FloatVector offset = broadcast(middle_code(8) * (sums[row] - rests[row]));

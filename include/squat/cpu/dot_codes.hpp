@@ -7,15 +7,17 @@
 //
 // Keys: lanes are tokens, i runs over channels, a weight is query * scale.
 // Values: lanes are channels, i runs over tokens, a weight is probability *
-// scale. Weights are int8 (see round_weights.hpp), so that the sum over i is
-// integer arithmetic and exact: at most 127 * 255 * inner < 2^31 for any extent
-// a page can have. A block of 64 bytes is loaded and shifted once for every row
-// of a block of rows.
+// scale. Weights are int8, or uint8 where none is negative and codes have up to
+// 4 bits (see round_weights.hpp), so that the sum over i is integer arithmetic and
+// exact: at most 127 * 255 * inner < 2^31 for any extent a page can have. A block of 64 bytes is loaded
+// and shifted once for every row of a block of rows.
 //
 // Bytes read: plane_bytes(), once for every eight rows; weights: inner bytes a
 // row and 64 lanes.
 
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/instruction_set.hpp"
@@ -35,16 +37,17 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 /// The sum above over `lane_count` lanes of one plane, times `factor`. |weight| <=
 /// most_weight().
-template <int Bits>
-void dot_plane(const std::uint8_t *packed, Index lane_count, Index inner, Index rows,
-               RowView<const std::int8_t> weights, const float *multipliers, float factor,
-               RowView<float> accumulated) {
+template <int Bits, class Weight>
+void dot_plane(const std::uint8_t *packed, std::ptrdiff_t ahead, Index lane_count, Index inner,
+               Index rows, RowView<const Weight> weights, const float *multipliers, float factor,
+               const SumRows &accumulated) {
   const Index run_bytes = static_cast<Index>(plane_bytes(Bits, lanes, inner));
   for_row_blocks<most_dot_rows>(rows, [&]<int RowCount>(Index row) {
     for_lane_blocks<dot_blocks<RowCount>>(lane_count, [&]<int Blocks>(Index lane) {
-      dot_lanes<Bits, RowCount, Blocks>(packed + lane / lanes * run_bytes, run_bytes, inner,
-                                        {weights[row], weights.stride}, multipliers + row, factor,
-                                        {accumulated[row] + lane, accumulated.stride});
+      dot_lanes<Bits, RowCount, Blocks>(
+          packed + lane / lanes * run_bytes, run_bytes, ahead, inner,
+          RowView<const Weight>{weights[row], weights.stride}, multipliers + row, factor,
+          {{accumulated.rows.data + lane, accumulated.rows.stride}, accumulated.count, row});
     });
   });
 }
@@ -55,19 +58,25 @@ struct PackedCodes {
   const std::uint8_t *data;
   Index rows;
   Index inner;
+  std::ptrdiff_t ahead = 0;  ///< bytes to the codes that are read next, see prefetch.hpp
 };
 
 /// The sum above over the lanes [first, first + count), multiples of 16, for
 /// codes of any width. weights: [rows, inner]; multipliers: [rows]; accumulated:
-/// [rows, count].
-inline void accumulate_codes(const PackedCodes &codes, Index first, Index count, Index rows,
-                             RowView<const std::int8_t> weights, const float *multipliers,
-                             RowView<float> accumulated) {
+/// [rows, count], or half as many rows.
+template <class Weight>
+void accumulate_codes(const PackedCodes &codes, Index first, Index count, Index rows,
+                      RowView<const Weight> weights, const float *multipliers,
+                      const SumRows &accumulated) {
   for_each_plane(codes.bits, codes.data, codes.rows, codes.inner,
                  [&]<int Bits>(const std::uint8_t *plane, int shift) {
-                   dot_plane<Bits>(plane + plane_bytes(Bits, first, codes.inner), count, codes.inner,
-                                   rows, weights, multipliers, static_cast<float>(1 << shift),
-                                   accumulated);
+                   if constexpr (Bits < 8 || std::is_signed_v<Weight>) {
+                     dot_plane<Bits>(plane + plane_bytes(Bits, first, codes.inner), codes.ahead, count,
+                                     codes.inner, rows, weights, multipliers,
+                                     static_cast<float>(1 << shift), accumulated);
+                   } else {
+                     SQUAT_ASSERT(false);  // see most_unsigned_weight
+                   }
                  });
 }
 

@@ -1,19 +1,22 @@
 #pragma once
 
-// dot_codes.hpp for AVX2: vpmaddubsw adds pairs of products of an unsigned code
-// and a signed weight into 16 bits, vpmaddwd pairs of those into 32.
+// dot_codes.hpp for AVX2: vpmaddubsw adds pairs of products of an unsigned and a
+// signed byte into 16 bits, vpmaddwd pairs of those into 32.
 //
-// A pair sum of codes below 2^Bits and weights of at most 127 is at most
-// 254 * (2^Bits - 1): 16 bits hold 43 of them at 2 bits and 8 at 4 bits, which
+// A pair sum of codes below 2^Bits and weights of at most 255 is at most
+// 510 * (2^Bits - 1): 16 bits hold 21 of them at 2 bits and 4 at 4 bits, which
 // is how many are added before they are widened. At 8 bits one has to fit, so
 // weights there are at most 64 (see round_weights.hpp).
 
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "squat/cpu/prefetch.hpp"
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/quantize/codes.hpp"
 
@@ -28,14 +31,41 @@ inline constexpr int dot_blocks = 1;
 template <int Bits>
 inline constexpr Index blocks_before_widening = Bits == 8
                                                     ? 1
-                                                    : 32767 / (254 * ((1 << Bits) - 1)) / (8 / Bits);
+                                                    : 32767 / (510 * ((1 << Bits) - 1)) / (8 / Bits);
+
+/// pairs + the pair sums of products. Weights are the unsigned operand if they
+/// are unsigned, codes otherwise.
+template <class Weight>
+inline __m256i add_products(__m256i pairs, __m256i codes, __m256i weights) {
+  return _mm256_add_epi16(pairs, std::is_signed_v<Weight> ? _mm256_maddubs_epi16(codes, weights)
+                                                          : _mm256_maddubs_epi16(weights, codes));
+}
+
+/// pairs[row] += the products of one half block, of which `parts` parts are
+/// filled.
+template <int Bits, int RowCount, class Weight>
+[[gnu::always_inline]] inline void dot_block(__m256i (&pairs)[RowCount], __m256i words, int parts,
+                                             RowView<const Weight> weights) {
+  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << Bits) - 1));
+  SQUAT_UNROLL(16)
+  for (int part = 0; part < parts; ++part) {
+    __m256i codes = words;
+    if constexpr (Bits < 8) codes = _mm256_and_si256(_mm256_srli_epi32(words, part * Bits), mask);
+    SQUAT_UNROLL(16)
+    for (int row = 0; row < RowCount; ++row) {
+      std::int32_t four;
+      std::memcpy(&four, weights[row] + part * 4, sizeof four);
+      pairs[row] = add_products<Weight>(pairs[row], codes, _mm256_set1_epi32(four));
+    }
+  }
+}
 
 /// `RowCount` rows over one block of 16 lanes, eight lanes a register.
-template <int Bits, int RowCount, int Blocks>
-void dot_lanes(const std::uint8_t *packed, Index, Index inner, RowView<const std::int8_t> weights,
-               const float *multipliers, float factor, RowView<float> accumulated) {
+template <int Bits, int RowCount, int Blocks, class Weight>
+void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
+               RowView<const Weight> weights, const float *multipliers, float factor,
+               SumRows accumulated) {
   static_assert(Blocks == 1);
-  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << Bits) - 1));
   const __m256i ones = _mm256_set1_epi16(1);
   SQUAT_UNROLL(16)
   for (int half_block = 0; half_block < 2; ++half_block) {
@@ -48,18 +78,13 @@ void dot_lanes(const std::uint8_t *packed, Index, Index inner, RowView<const std
       __m256i pairs[RowCount];
       std::fill_n(pairs, RowCount, _mm256_setzero_si256());
       for (Index first = begin; first < end; first += block_inner<Bits>, block += block_bytes) {
-        __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(block));
-        const int parts = static_cast<int>(std::min<Index>(8 / Bits, (inner - first) / 4));
-        for (int part = 0; part < parts; ++part) {
-          const __m256i codes = Bits == 8 ? words : _mm256_and_si256(words, mask);
-          if constexpr (Bits < 8) words = _mm256_srli_epi32(words, Bits);
-          SQUAT_UNROLL(16)
-          for (int row = 0; row < RowCount; ++row) {
-            std::int32_t four;
-            std::memcpy(&four, weights[row] + first + part * 4, sizeof four);
-            pairs[row] =
-                _mm256_add_epi16(pairs[row], _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four)));
-          }
+        const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(block));
+        if (half_block == 0) prefetch_ahead(block, ahead);
+        const RowView<const Weight> block_weights{weights.data + first, weights.stride};
+        if (first + block_inner<Bits> <= inner) {
+          dot_block<Bits>(pairs, words, 8 / Bits, block_weights);
+        } else {
+          dot_block<Bits>(pairs, words, static_cast<int>((inner - first) / 4), block_weights);
         }
       }
       SQUAT_UNROLL(16)

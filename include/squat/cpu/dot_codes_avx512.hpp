@@ -6,9 +6,12 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "squat/cpu/prefetch.hpp"
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/quantize/codes.hpp"
 
@@ -20,16 +23,29 @@ inline constexpr int most_dot_rows = 8;
 template <int RowCount>
 inline constexpr int dot_blocks = RowCount == 8 ? 2 : 4;
 
+/// sum[lane] + the four products of lane's bytes. One operand of vpdpbusd is
+/// unsigned: the codes, or weights that are, where codes are too small to have a
+/// sign.
+template <class Weight>
+inline __m512i add_products(__m512i sum, __m512i codes, __m512i weights) {
+  return std::is_signed_v<Weight> ? _mm512_dpbusd_epi32(sum, codes, weights)
+                                  : _mm512_dpbusd_epi32(sum, weights, codes);
+}
+
 /// sums[r][b] += the products of one block a lane block, of which `parts` parts
 /// are filled.
-template <int Bits, int RowCount, int Blocks>
+template <int Bits, int RowCount, int Blocks, class Weight>
 [[gnu::always_inline]] inline void dot_block(__m512i (&sums)[RowCount][Blocks],
-                                             const std::uint8_t *packed, Index run_bytes, int parts,
-                                             RowView<const std::int8_t> weights) {
+                                             const std::uint8_t *packed, Index run_bytes,
+                                             std::ptrdiff_t ahead, int parts,
+                                             RowView<const Weight> weights) {
   const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << Bits) - 1));
   __m512i words[Blocks];
   SQUAT_UNROLL(16)
-  for (int b = 0; b < Blocks; ++b) words[b] = _mm512_loadu_si512(packed + b * run_bytes);
+  for (int b = 0; b < Blocks; ++b) {
+    words[b] = _mm512_loadu_si512(packed + b * run_bytes);
+    prefetch_ahead(packed + b * run_bytes, ahead);
+  }
   SQUAT_UNROLL(16)
   for (int part = 0; part < parts; ++part) {
     __m512i codes[Blocks];
@@ -44,17 +60,19 @@ template <int Bits, int RowCount, int Blocks>
       std::memcpy(&four, weights[r] + part * 4, sizeof four);
       const __m512i weight = _mm512_set1_epi32(four);
       SQUAT_UNROLL(16)
-      for (int b = 0; b < Blocks; ++b) sums[r][b] = _mm512_dpbusd_epi32(sums[r][b], codes[b], weight);
+      for (int b = 0; b < Blocks; ++b) {
+        sums[r][b] = add_products<Weight>(sums[r][b], codes[b], weight);
+      }
     }
   }
 }
 
 /// `RowCount` rows over `Blocks` blocks of 16 lanes: their product many sums in
 /// registers, enough of them in flight to hide the latency of vpdpbusd.
-template <int Bits, int RowCount, int Blocks>
-void dot_lanes(const std::uint8_t *packed, Index run_bytes, Index inner,
-               RowView<const std::int8_t> weights, const float *multipliers, float factor,
-               RowView<float> accumulated) {
+template <int Bits, int RowCount, int Blocks, class Weight>
+void dot_lanes(const std::uint8_t *packed, Index run_bytes, std::ptrdiff_t ahead, Index inner,
+               RowView<const Weight> weights, const float *multipliers, float factor,
+               SumRows accumulated) {
   __m512i sums[RowCount][Blocks];
   SQUAT_UNROLL(16)
   for (int r = 0; r < RowCount; ++r) {
@@ -63,12 +81,12 @@ void dot_lanes(const std::uint8_t *packed, Index run_bytes, Index inner,
   }
   Index first = 0;
   for (; first + block_inner<Bits> <= inner; first += block_inner<Bits>, packed += block_bytes) {
-    dot_block<Bits, RowCount, Blocks>(sums, packed, run_bytes, 8 / Bits,
-                                      {weights.data + first, weights.stride});
+    dot_block<Bits>(sums, packed, run_bytes, ahead, 8 / Bits,
+                    RowView<const Weight>{weights.data + first, weights.stride});
   }
   if (first < inner) {
-    dot_block<Bits, RowCount, Blocks>(sums, packed, run_bytes, static_cast<int>((inner - first) / 4),
-                                      {weights.data + first, weights.stride});
+    dot_block<Bits>(sums, packed, run_bytes, ahead, static_cast<int>((inner - first) / 4),
+                    RowView<const Weight>{weights.data + first, weights.stride});
   }
   SQUAT_UNROLL(16)
   for (int r = 0; r < RowCount; ++r) {

@@ -3,15 +3,17 @@
 // dot_codes.hpp for NEON: sdot where the machine has it (Armv8.2), otherwise
 // smull and sadalp.
 //
-// Both multiply signed by signed. Codes of up to 4 bits are not negative there
-// either; those of 8 bits count from 128, and sum 128 * weight is added back.
+// Both multiply signed by signed, or unsigned by unsigned. Codes of up to 4 bits
+// are either; those of 8 bits count from 128, and sum 128 * weight is added back.
 
 #include <arm_neon.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
+#include "squat/cpu/prefetch.hpp"
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/quantize/codes.hpp"
 
@@ -33,10 +35,35 @@ inline int32x4_t dot_quads(int32x4_t sum, int8x16_t codes, int8x16_t weights) {
 #endif
 }
 
+/// The same for unsigned weights.
+inline int32x4_t dot_quads(int32x4_t sum, int8x16_t codes, uint8x16_t weights) {
+  const uint8x16_t unsigned_codes = vreinterpretq_u8_s8(codes);
+#if defined(__ARM_FEATURE_DOTPROD)
+  return vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(sum), unsigned_codes, weights));
+#else
+  const uint16x8_t low = vmull_u8(vget_low_u8(unsigned_codes), vget_low_u8(weights));
+  const uint16x8_t high = vmull_u8(vget_high_u8(unsigned_codes), vget_high_u8(weights));
+  return vaddq_s32(sum, vreinterpretq_s32_u32(vpaddq_u32(vpaddlq_u16(low), vpaddlq_u16(high))));
+#endif
+}
+
+/// Four bytes, over and over.
+inline int8x16_t repeat(const std::int8_t *four) {
+  std::int32_t word;
+  std::memcpy(&word, four, sizeof word);
+  return vreinterpretq_s8_s32(vdupq_n_s32(word));
+}
+inline uint8x16_t repeat(const std::uint8_t *four) {
+  std::int32_t word;
+  std::memcpy(&word, four, sizeof word);
+  return vreinterpretq_u8_s32(vdupq_n_s32(word));
+}
+
 /// `RowCount` rows over one block of 16 lanes, four lanes a register.
-template <int Bits, int RowCount, int Blocks>
-void dot_lanes(const std::uint8_t *packed, Index, Index inner, RowView<const std::int8_t> weights,
-               const float *multipliers, float factor, RowView<float> accumulated) {
+template <int Bits, int RowCount, int Blocks, class Weight>
+void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
+               RowView<const Weight> weights, const float *multipliers, float factor,
+               SumRows accumulated) {
   static_assert(Blocks == 1);
   const uint8x16_t mask = vdupq_n_u8(static_cast<std::uint8_t>((1 << Bits) - 1));
   int32x4_t sums[RowCount][4];
@@ -45,6 +72,7 @@ void dot_lanes(const std::uint8_t *packed, Index, Index inner, RowView<const std
     uint8x16_t words[4];
     SQUAT_UNROLL(16)
     for (int quarter = 0; quarter < 4; ++quarter) words[quarter] = vld1q_u8(packed + quarter * 16);
+    prefetch_ahead(packed, ahead);
     const int parts = static_cast<int>(std::min<Index>(8 / Bits, (inner - first) / 4));
     for (int part = 0; part < parts; ++part) {
       int8x16_t codes[4];
@@ -59,9 +87,7 @@ void dot_lanes(const std::uint8_t *packed, Index, Index inner, RowView<const std
       }
       SQUAT_UNROLL(16)
       for (int row = 0; row < RowCount; ++row) {
-        std::int32_t four;
-        std::memcpy(&four, weights[row] + first + part * 4, sizeof four);
-        const int8x16_t weight = vreinterpretq_s8_s32(vdupq_n_s32(four));
+        const auto weight = repeat(weights[row] + first + part * 4);
         if constexpr (Bits == 8) {
           const int32x4_t sum = dot_quads(vdupq_n_s32(0), weight, vdupq_n_s8(1));
           for (auto &quarter : sums[row]) quarter = vaddq_s32(quarter, vshlq_n_s32(sum, 7));

@@ -2,8 +2,10 @@
 
 // dot_codes.hpp in plain C++: the reference of every other version.
 
+#include <cstddef>
 #include <cstdint>
 
+#include "squat/cpu/prefetch.hpp"
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/quantize/codes.hpp"
 
@@ -15,9 +17,10 @@ template <int RowCount>
 inline constexpr int dot_blocks = 1;
 
 /// `RowCount` rows over one block of 16 lanes.
-template <int Bits, int RowCount, int Blocks>
-void dot_lanes(const std::uint8_t *packed, Index, Index inner, RowView<const std::int8_t> weights,
-               const float *multipliers, float factor, RowView<float> accumulated) {
+template <int Bits, int RowCount, int Blocks, class Weight>
+void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
+               RowView<const Weight> weights, const float *multipliers, float factor,
+               SumRows accumulated) {
   static_assert(Blocks == 1);
   constexpr unsigned mask = (1u << Bits) - 1;
   for (Index row = 0; row < RowCount; ++row) {
@@ -25,7 +28,8 @@ void dot_lanes(const std::uint8_t *packed, Index, Index inner, RowView<const std
     for (Index i = 0; i < inner; i += 4) {
       const std::uint8_t *codes = packed + i / block_inner<Bits> * block_bytes;
       const int shift = static_cast<int>(i % block_inner<Bits> / 4) * Bits;
-      const std::int8_t *weight = weights[row] + i;
+      const Weight *weight = weights[row] + i;
+      prefetch_ahead(codes, ahead);
       for (Index l = 0; l < lanes; ++l) {
         for (Index byte = 0; byte < 4; ++byte) {
           sums[l] += weight[byte] * static_cast<int>((codes[l * 4 + byte] >> shift) & mask);

@@ -11,32 +11,27 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
+#include <cstring>
 
 #include "squat/cpu/float_vector.hpp"
+#include "squat/cpu/prefetch.hpp"
 #include "squat/cpu/row_blocks.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
-
-/// Asks for what lies `bytes` behind a row that is being read. Rows mostly follow
-/// each other, past the end of a page too; where they do not, nothing is lost.
-inline void prefetch_behind(const void *row, std::size_t bytes) {
-  __builtin_prefetch(reinterpret_cast<const void *>(reinterpret_cast<std::uintptr_t>(row) + bytes));
-}
 
 /// Elements of a cache line.
 template <class Scalar>
 inline constexpr Index line = 64 / sizeof(Scalar);
 
-/// Rows that are asked for ahead of the one being read.
-inline constexpr Index rows_ahead = 32;
+/// Rows ahead of the one being read that are called from the second-level cache,
+/// where prefetch_ahead() put them, into the first.
+inline constexpr Index rows_near = 8;
 
 /// scores[r][t] = queries[r] . keys[t]. queries: [rows, head_dim], head_dim a
-/// multiple of 16; keys: `tokens` rows.
+/// multiple of 16; keys: `tokens` rows; ahead: see prefetch.hpp.
 template <Element Scalar>
 void score_rows(RowView<const float> queries, Index rows, Index head_dim, RowView<const Scalar> keys,
-                Index tokens, RowView<float> scores) {
-  const std::size_t ahead = static_cast<std::size_t>(rows_ahead * keys.stride) * sizeof(Scalar);
+                Index tokens, RowView<float> scores, std::ptrdiff_t ahead = 0) {
   for_row_blocks(rows, [&]<int RowCount>(Index row) {
     // As many sums as the registers hold beside their operands.
     constexpr int together = float_lanes == 8 && RowCount == 4 ? 2 : 4;
@@ -53,11 +48,14 @@ void score_rows(RowView<const float> queries, Index rows, Index head_dim, RowVie
         SQUAT_UNROLL(16)
         for (int t = 0; t < together; ++t) {
           channels[t] = load_floats(key[t] + i);
-          if (i % line<Scalar> == 0) prefetch_behind(key[t] + i, ahead);
+          if (i % line<Scalar> == 0) {
+            prefetch_ahead(key[t] + i, ahead);
+            prefetch_near(key[t] + i + rows_near * keys.stride);
+          }
         }
         SQUAT_UNROLL(16)
         for (int r = 0; r < RowCount; ++r) {
-          const FloatVector query = load_floats(queries[row + r] + i);
+          const FloatVector query = in_register(load_floats(queries[row + r] + i));
           SQUAT_UNROLL(16)
           for (int t = 0; t < together; ++t) {
             sums[r * together + t] = multiply_add(query, channels[t], sums[r * together + t]);
@@ -67,8 +65,15 @@ void score_rows(RowView<const float> queries, Index rows, Index head_dim, RowVie
       float products[RowCount * together];
       SQUAT_UNROLL(16)
       for (int i = 0; i < RowCount * together; i += 4) sum_each(sums + i, products + i);
-      for (int r = 0; r < RowCount; ++r) {
-        std::copy_n(products + r * together, count, scores[row + r] + token);
+      if (count == together) {
+        SQUAT_UNROLL(16)
+        for (int r = 0; r < RowCount; ++r) {
+          std::memcpy(scores[row + r] + token, products + r * together, together * sizeof(float));
+        }
+      } else {
+        for (int r = 0; r < RowCount; ++r) {
+          std::copy_n(products + r * together, count, scores[row + r] + token);
+        }
       }
     }
   });
@@ -78,8 +83,7 @@ void score_rows(RowView<const float> queries, Index rows, Index head_dim, RowVie
 /// channels.
 template <int RowCount, int Vectors, Element Scalar>
 void sum_channels(RowView<const float> weights, RowView<const Scalar> values, Index tokens,
-                  RowView<float> outputs) {
-  const std::size_t ahead = static_cast<std::size_t>(rows_ahead * values.stride) * sizeof(Scalar);
+                  RowView<float> outputs, std::ptrdiff_t ahead) {
   FloatVector sums[RowCount][Vectors];
   SQUAT_UNROLL(16)
   for (int r = 0; r < RowCount; ++r) {
@@ -91,7 +95,10 @@ void sum_channels(RowView<const float> weights, RowView<const Scalar> values, In
     SQUAT_UNROLL(16)
     for (int i = 0; i < Vectors; ++i) {
       value[i] = load_floats(values[token] + i * float_lanes);
-      if (i * float_lanes % line<Scalar> == 0) prefetch_behind(values[token] + i * float_lanes, ahead);
+      if (i * float_lanes % line<Scalar> == 0) {
+        prefetch_ahead(values[token] + i * float_lanes, ahead);
+        prefetch_near(values[token + rows_near] + i * float_lanes);
+      }
     }
     SQUAT_UNROLL(16)
     for (int r = 0; r < RowCount; ++r) {
@@ -111,17 +118,18 @@ void sum_channels(RowView<const float> weights, RowView<const Scalar> values, In
 /// `channels` elements, a multiple of 16.
 template <Element Scalar>
 void sum_rows(RowView<const float> weights, Index rows, RowView<const Scalar> values, Index tokens,
-              Index channels, RowView<float> outputs) {
+              Index channels, RowView<float> outputs, std::ptrdiff_t ahead = 0) {
   // What registers hold sums for is a part of a row; so few tokens at a time
   // that the rest of theirs is still in the first-level cache.
   constexpr int vectors = float_lanes == 8 ? 2 : 4;
-  for (Index token = 0; token < tokens; token += rows_ahead) {
-    const Index count = std::min(rows_ahead, tokens - token);
+  constexpr Index together = 32;
+  for (Index token = 0; token < tokens; token += together) {
+    const Index count = std::min(together, tokens - token);
     for_row_blocks(rows, [&]<int RowCount>(Index row) {
       const auto run = [&]<int Vectors>(Index first) {
         sum_channels<RowCount, Vectors, Scalar>({weights[row] + token, weights.stride},
                                                 {values[token] + first, values.stride}, count,
-                                                {outputs[row] + first, outputs.stride});
+                                                {outputs[row] + first, outputs.stride}, ahead);
       };
       Index first = 0;
       for (; first + vectors * float_lanes <= channels; first += vectors * float_lanes) {

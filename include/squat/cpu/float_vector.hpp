@@ -132,6 +132,18 @@ inline void store_floats(bfloat16 *to, FloatVector x) {
   for (Index lane = 0; lane < float_lanes; ++lane) to[lane] = static_cast<bfloat16>(values[lane]);
 }
 
+/// |x| of every lane.
+inline FloatVector magnitude(FloatVector x) { return greater_of(x, broadcast(0) - x); }
+
+/// x, held in a register: GCC would fold its load into every operation that takes
+/// it, and the loads of a kernel would outnumber its multiply-adds.
+inline FloatVector in_register(FloatVector x) {
+#if defined(SQUAT_CPU_AVX2)
+  asm("" : "+v"(x));
+#endif
+  return x;
+}
+
 /// The sum of the lanes.
 inline float sum_lanes(FloatVector x) {
 #if defined(SQUAT_CPU_AVX512)

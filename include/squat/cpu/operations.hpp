@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "squat/attention/context.hpp"
+#include "squat/cpu/attend_batch.hpp"
 #include "squat/cpu/attend_head.hpp"
 #include "squat/cpu/buffer.hpp"
 #include "squat/cpu/check_elements.hpp"
@@ -19,6 +20,7 @@
 #include "squat/cpu/layer_coding.hpp"
 #include "squat/cpu/pack_page.hpp"
 #include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/page_memory.hpp"
 #include "squat/cpu/partial_results.hpp"
 #include "squat/cpu/unpack_page.hpp"
 #include "squat/cpu/workspace.hpp"
@@ -41,7 +43,7 @@ class Operations {
   using Job = SequenceJob<Context>;
   using Append = AppendJob<Exact>;
   static constexpr bool steps_alone = false;
-  using Memory = Buffer<std::byte>;
+  using Memory = PageMemory;
 
   explicit Operations(const Options &options)
       : options_(options), layout_(options), workspace_(options.parallel) {
@@ -184,28 +186,13 @@ class Operations {
   template <Element S>
   void attend(std::span<const Job> jobs, TensorView<const S> q, TensorView<const S> k,
               TensorView<const S> v, TensorView<S> out) {
-    const Index heads = heads_per_kv_head();
-    const Index block = std::max<Index>(1, most_rows / heads);
-    items_.clear();
-    merges_.clear();
-    Index rows = 0, partial_rows = 0;
-    for (const Job &job : jobs) {
-      for (Index first = 0; first < job.tokens; first += block) {
-        const Index tokens = std::min(block, job.tokens - first);
-        rows = std::max(rows, tokens * heads);
-        for (Index head = 0; head < options_.kv_heads; ++head) {
-          partial_rows = add_items({&job, head, first, tokens}, partial_rows);
-        }
-      }
-    }
-    const auto items = static_cast<Index>(items_.size()), merges = static_cast<Index>(merges_.size());
-    workspace_.reserve(items, Head::scratch_bytes(layout_, rows));
-    partials_.reserve(partial_rows, options_.head_dim);
-    workspace_.for_each(items, [&](Index index, Scratch scratch) {
-      attend_item(items_[static_cast<std::size_t>(index)], q, k, v, out, scratch);
+    batch_.cut(jobs, options_.kv_heads, heads_per_kv_head());
+    workspace_.reserve(batch_.items(), Head::scratch_bytes(layout_, batch_.rows()));
+    partials_.reserve(batch_.partial_rows(), options_.head_dim);
+    workspace_.for_each(batch_.items(), [&](Index index, Scratch scratch) {
+      attend_item(batch_.item(index), q, k, v, out, scratch);
     });
-    workspace_.for_each(
-        merges, [&](Index index, Scratch) { merge(merges_[static_cast<std::size_t>(index)], out); });
+    workspace_.for_each(batch_.merges(), [&](Index index, Scratch) { merge(batch_.merge(index), out); });
   }
 
   /// Writes the cached keys and values of a sequence and layer, [tokens,
@@ -252,37 +239,8 @@ class Operations {
 
  private:
   using Head = HeadAttention<T, KeyBits, ValueBits>;
-
-  /// A block of tokens of one job and KV head.
-  struct Block {
-    const Job *job;
-    Index head;
-    Index first;
-    Index tokens;
-  };
-
-  /// A block's attention to a run of pages: to the sinks too with the first page,
-  /// to the tail with the last. Where a block has several, their results go to
-  /// rows of partials_, else straight to the output.
-  struct Item {
-    Block block;
-    Index first_page;
-    Index last_page;
-    Index partial_row;  // or -1
-  };
-
-  /// A block whose results lie in `runs` times its rows of partials_.
-  struct Merge {
-    Block block;
-    Index partial_row;
-    Index runs;
-  };
-
-  static constexpr Index most_rows = 128;  // query rows of a block
-
-  /// Pages of a run. It is fixed, so that results do not depend on how many tasks
-  /// share the work.
-  static constexpr Index run_pages = 32;
+  using Batch = AttendBatch<Job>;
+  using Block = typename Batch::Block;
 
   LayerCoding &layer_coding(Index coding) const { return *codings_[static_cast<std::size_t>(coding)]; }
 
@@ -324,24 +282,9 @@ class Operations {
     if constexpr (!std::is_same_v<S, T>) round_row_to<T>(to, options_.head_dim);
   }
 
-  /// Splits a block of few rows by runs of pages. Returns the first free row of
-  /// the partial results.
-  Index add_items(const Block &block, Index partial_row) {
-    const auto pages = static_cast<Index>(block.job->context.pages.size());
-    const Index rows = block.tokens * heads_per_kv_head();
-    const Index runs = rows <= Head::few_rows ? std::max<Index>(1, pages / run_pages) : 1;
-    for (Index run = 0; run < runs; ++run) {
-      const Index last = run + 1 == runs ? pages : (run + 1) * run_pages;
-      items_.push_back({block, run * run_pages, last, runs == 1 ? -1 : partial_row + run * rows});
-    }
-    if (runs == 1) return partial_row;
-    merges_.push_back({block, partial_row, runs});
-    return partial_row + runs * rows;
-  }
-
   template <Element S>
-  void attend_item(const Item &item, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
-                   TensorView<S> out, Scratch scratch) {
+  void attend_item(const typename Batch::Item &item, TensorView<const S> q, TensorView<const S> k,
+                   TensorView<const S> v, TensorView<S> out, Scratch scratch) {
     const Block &block = item.block;
     const Job &job = *block.job;
     const Index heads = heads_per_kv_head(), d = options_.head_dim, rows = block.tokens * heads;
@@ -382,7 +325,7 @@ class Operations {
 
   /// Adds up what the runs of a block left, in their order.
   template <Element S>
-  void merge(const Merge &merge, TensorView<S> out) {
+  void merge(const typename Batch::Merge &merge, TensorView<S> out) {
     const Index rows = merge.block.tokens * heads_per_kv_head();
     for (Index row = 0; row < rows; ++row) {
       const Index first = merge.partial_row + row;
@@ -452,8 +395,7 @@ class Operations {
   Workspace workspace_;
   std::vector<std::unique_ptr<TileTables>> tiles_;  // one, or one a layer; none: keys stay as they come
   std::vector<std::unique_ptr<LayerCoding>> codings_;  // by name
-  std::vector<Item> items_;                            // of the call in progress
-  std::vector<Merge> merges_;
+  Batch batch_;                                        // of the call in progress
   PartialResults partials_;
 };
 

@@ -98,17 +98,6 @@ class PageLayout {
     return at<half>(page, head, value_zeros_) + scale * group;
   }
 
-  /// Asks for one of four parts of a head's bytes, to be in the second-level cache
-  /// when their turn comes: pages lie anywhere, and no hardware foresees them. In
-  /// parts, so that the requests do not wait for each other.
-  void prefetch_quarter(const std::byte *page, Index head, std::size_t part) const {
-    const std::byte *bytes = page + static_cast<std::size_t>(head) * head_bytes_;
-    const std::size_t lines = head_bytes_ / 64;
-    for (std::size_t line = lines * part / 4; line < lines * (part + 1) / 4; ++line) {
-      __builtin_prefetch(bytes + line * 64, 0, 2);
-    }
-  }
-
   Index kv_heads = 0;
   Index head_dim = 0;
   Index group = 0;

@@ -11,8 +11,14 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// The lanes of the block at i that lie before `count`, a multiple of 8.
-inline __mmask16 lanes_before(Index count, Index i) { return count - i >= 16 ? 0xffff : 0x00ff; }
+/// Calls visit(i, mask) for every sixteen of `count` numbers, a multiple of 8; mask:
+/// which of them there are. The whole ones are loads and stores like any other.
+template <class Visit>
+[[gnu::always_inline]] inline void for_each_sixteen(Index count, Visit &&visit) {
+  Index i = 0;
+  for (; i + 16 <= count; i += 16) visit(i, __mmask16{0xffff});
+  if (i < count) visit(i, __mmask16{0x00ff});
+}
 
 /// In each 128 bits, the results of those of x[0], x[1], x[2], x[3] over four
 /// lanes; then over all lanes, one after another.
@@ -30,13 +36,12 @@ inline __m128 reduce_four(const __m512 (&x)[4], Operation &&operation) {
 template <int RowCount>
 inline void largest_magnitudes(RowView<const float> x, Index count, float *largest) {
   __m512 most[4] = {};
-  for (Index i = 0; i < count; i += 16) {
-    const __mmask16 mask = lanes_before(count, i);
+  for_each_sixteen(count, [&](Index i, __mmask16 mask) {
     SQUAT_UNROLL(16)
     for (int row = 0; row < RowCount; ++row) {
       most[row] = _mm512_max_ps(most[row], _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, x[row] + i)));
     }
-  }
+  });
   float four[4];
   _mm_storeu_ps(four, reduce_four(most, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); }));
   std::copy_n(four, RowCount, largest);
@@ -49,8 +54,7 @@ template <int RowCount, bool KeepFractions, class Integer>
 inline void round_floats(RowView<float> x, Index count, const float *scales, RowView<Integer> to,
                          float *rests) {
   __m512 sums[4] = {};
-  for (Index i = 0; i < count; i += 16) {
-    const __mmask16 mask = lanes_before(count, i);
+  for_each_sixteen(count, [&](Index i, __mmask16 mask) {
     SQUAT_UNROLL(16)
     for (int row = 0; row < RowCount; ++row) {
       const __m512 scaled =
@@ -65,7 +69,7 @@ inline void round_floats(RowView<float> x, Index count, const float *scales, Row
       if constexpr (KeepFractions) _mm512_mask_storeu_ps(x[row] + i, mask, fraction);
       sums[row] = _mm512_add_ps(sums[row], fraction);
     }
-  }
+  });
   float four[4];
   _mm_storeu_ps(four, reduce_four(sums, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); }));
   std::copy_n(four, RowCount, rests);

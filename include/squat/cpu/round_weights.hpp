@@ -20,6 +20,9 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 /// AVX2's 16-bit pair sums no more room: 2 * 64 * 255 < 2^15.
 constexpr int most_weight(int bits) { return bits == 8 ? 64 : 127; }
 
+/// What uint8 weights, of codes of up to 4 bits, are held to.
+inline constexpr int most_unsigned_weight = 255;
+
 /// int8 terms of a weight. Rounding to one term adds an error of 1 / 127 of the
 /// largest weight times a code's distance from the middle of its range: a few
 /// per cent of what codes of up to 4 bits err themselves. 8-bit codes get a
@@ -32,13 +35,13 @@ inline float rounding_scale(float largest, float steps) {
   return largest > 1e-30f ? steps / largest : 0.0f;
 }
 
-/// Rounds the first `count` weights of each row, a multiple of 8, to int8 of at
+/// Rounds the first `count` weights of each row, a multiple of 8, to bytes of at
 /// most `most`: weight ~ multipliers[row] * rounded. rests: the sum of weight less
 /// rounded weight of each row. KeepFractions: what is left of a weight, in steps
 /// of its row's multiplier, takes its place.
-template <bool KeepFractions = false>
+template <bool KeepFractions = false, class Weight>
 inline void round_weights(RowView<float> weights, Index rows, Index count, int most,
-                          RowView<std::int8_t> rounded, float *multipliers, float *rests) {
+                          RowView<Weight> rounded, float *multipliers, float *rests) {
   for_row_blocks(rows, [&]<int RowCount>(Index row) {
     const RowView<float> x{weights[row], weights.stride};
     float scales[RowCount];
@@ -47,8 +50,8 @@ inline void round_weights(RowView<float> weights, Index rows, Index count, int m
       scales[r] = rounding_scale(scales[r], static_cast<float>(most));
       multipliers[row + r] = scales[r] > 0 ? 1 / scales[r] : 0.0f;
     }
-    round_floats<RowCount, KeepFractions>(
-        x, count, scales, RowView<std::int8_t>{rounded[row], rounded.stride}, rests + row);
+    round_floats<RowCount, KeepFractions>(x, count, scales,
+                                          RowView<Weight>{rounded[row], rounded.stride}, rests + row);
     for (int r = 0; r < RowCount; ++r) rests[row + r] *= multipliers[row + r];
   });
 }

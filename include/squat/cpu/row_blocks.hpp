@@ -28,6 +28,19 @@ struct RowView {
   Scalar *operator[](Index row) const { return data + row * stride; }
 };
 
+/// Rows that sums go to, `count` of them: row r of what is summed to row r mod
+/// count, r < 2 count, so that two terms of a weight meet in one sum.
+struct SumRows {
+  RowView<float> rows{};
+  Index count = 0;
+  Index first = 0;  ///< added to r
+
+  float *operator[](Index row) const {
+    const Index r = first + row;
+    return rows[r < count ? r : r - count];
+  }
+};
+
 /// Calls run.template operator()<Rows>(first) for blocks of 8 (if Most is 8),
 /// 4, 3, 2 or 1 rows that cover `rows`.
 template <int Most = 4, class Run>

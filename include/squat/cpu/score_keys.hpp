@@ -9,11 +9,12 @@
 // round_weights.hpp) meets the codes, one run of a width at a time. That codes
 // count from the middle of their range halves the error of rounding the query.
 
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "squat/cpu/float_vector.hpp"
 #include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/prefetch.hpp"
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/cpu/weighted_codes.hpp"
 #include "squat/quantize/bit_allocation.hpp"
@@ -24,25 +25,33 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 /// head_dim], as the codes see them.
 template <class Layout>
 void score_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
-                RowView<const float> queries, RowView<float> scores, CodeWeights &scratch) {
+                RowView<const float> queries, RowView<float> scores, CodeWeights &scratch,
+                std::ptrdiff_t ahead = 0) {
   const Index d = layout.head_dim, group = layout.group, rows = scratch.row_count;
   const half *zeros = layout.key_zeros(page, head), *scales = layout.key_scales(page, head);
-  for (Index row = 0; row < rows; ++row) {
-    float *weights = scratch.weights[row];
-    FloatVector zero_score = broadcast(0);
+  prefetch_ahead_all(zeros, d, ahead);
+  prefetch_ahead_all(scales, d, ahead);
+  for_row_blocks(rows, [&]<int RowCount>(Index row) {
+    FloatVector zero_scores[RowCount];
+    SQUAT_UNROLL(16)
+    for (auto &score : zero_scores) score = broadcast(0);
     for (Index i = 0; i < d; i += float_lanes) {
-      const FloatVector query = load_floats(queries[row] + i);
-      zero_score = multiply_add(query, load_floats(zeros + i), zero_score);
-      store_floats(weights + i, query * load_floats(scales + i));
+      const FloatVector zero = load_floats(zeros + i);
+      // The sign of the first scale is the page's key space.
+      const FloatVector scale = magnitude(load_floats(scales + i));
+      SQUAT_UNROLL(16)
+      for (int r = 0; r < RowCount; ++r) {
+        const FloatVector query = load_floats(queries[row + r] + i);
+        zero_scores[r] = multiply_add(query, zero, zero_scores[r]);
+        store_floats(scratch.weights[row + r] + i, query * scale);
+      }
     }
-    // The sign of the first scale is the page's key space.
-    weights[0] = queries[row][0] * std::abs(static_cast<float>(scales[0]));
-    scratch.constants[row] = sum_lanes(zero_score);
-  }
+    for (int r = 0; r < RowCount; ++r) scratch.constants[row + r] = sum_lanes(zero_scores[r]);
+  });
   const auto *packed = layout.template keys<std::uint8_t>(page, head);
   for (const CodeRun &run : allocation.runs()) {
-    scratch.round(run.first, run.channels, run.bits);
-    scratch.accumulate({run.bits, packed, group, run.channels}, 0, group, scores);
+    scratch.accumulate<WeightSign::any>(run.first, {run.bits, packed, group, run.channels, ahead}, 0,
+                                        group, scores);
     packed += code_bytes(run.bits, group, run.channels);
   }
   scratch.add_constants(group, scores);

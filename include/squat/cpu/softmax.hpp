@@ -9,6 +9,7 @@
 
 #include "squat/attention/softmax_state.hpp"
 #include "squat/cpu/float_vector.hpp"
+#include "squat/cpu/row_blocks.hpp"
 #include "squat/quantize/chunks.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
@@ -38,36 +39,56 @@ inline FloatVector exponential(FloatVector x) {
   return power;
 }
 
-/// Takes in the scores [first, first + count) of a row of `capacity`, a multiple
-/// of float_lanes: they become exp(score - maximum), all others of the row 0.
-/// Returns the factor by which what was accumulated before has to be multiplied.
-inline float exponentiate(SoftmaxState &state, float *scores, Index first, Index count, Index capacity) {
+/// Takes in the scores [first, first + count) of `RowCount` rows of `capacity`, a
+/// multiple of float_lanes: they become exp(score - maximum), all others of the
+/// row 0. factors: by which what was accumulated before has to be multiplied. Rows
+/// go side by side, since each step of a power waits for the last.
+template <int RowCount>
+inline void exponentiate(SoftmaxState *states, RowView<float> scores, Index first, Index count,
+                         Index capacity, float *factors) {
   if (count == 0) {
-    std::fill_n(scores, capacity, 0.0f);
-    return 1.0f;
+    for (int row = 0; row < RowCount; ++row) {
+      std::fill_n(scores[row], capacity, 0.0f);
+      factors[row] = 1;
+    }
+    return;
   }
   const Index last = first + count, end = (last + float_lanes - 1) / float_lanes * float_lanes;
   const auto fill_others = [&](float value) {
-    std::fill_n(scores, first, value);
-    std::fill(scores + last, scores + end, value);
+    for (int row = 0; row < RowCount; ++row) {
+      std::fill_n(scores[row], first, value);
+      std::fill(scores[row] + last, scores[row] + end, value);
+    }
   };
   fill_others(-std::numeric_limits<float>::infinity());
-  FloatVector largest = load_floats(scores);
+  FloatVector largest[RowCount], sums[RowCount];
+  SQUAT_UNROLL(16)
+  for (int row = 0; row < RowCount; ++row) largest[row] = load_floats(scores[row]);
   for (Index i = float_lanes; i < end; i += float_lanes) {
-    largest = greater_of(largest, load_floats(scores + i));
+    SQUAT_UNROLL(16)
+    for (int row = 0; row < RowCount; ++row) {
+      largest[row] = greater_of(largest[row], load_floats(scores[row] + i));
+    }
   }
-  const float factor = state.raise(largest_lane(largest));
+  for (int row = 0; row < RowCount; ++row) {
+    factors[row] = states[row].raise(largest_lane(largest[row]));
+    sums[row] = broadcast(0);
+  }
   // Others add e^-87 each, which is nothing beside the maximum's share.
-  FloatVector sum = broadcast(0);
   for (Index i = 0; i < end; i += float_lanes) {
-    const FloatVector power = exponential(load_floats(scores + i) - broadcast(state.maximum));
-    store_floats(scores + i, power);
-    sum = sum + power;
+    SQUAT_UNROLL(16)
+    for (int row = 0; row < RowCount; ++row) {
+      const FloatVector power =
+          exponential(load_floats(scores[row] + i) - broadcast(states[row].maximum));
+      store_floats(scores[row] + i, power);
+      sums[row] = sums[row] + power;
+    }
   }
-  state.sum += sum_lanes(sum);
+  for (int row = 0; row < RowCount; ++row) states[row].sum += sum_lanes(sums[row]);
   fill_others(0.0f);
-  std::fill(scores + end, scores + capacity, 0.0f);
-  return factor;
+  for (int row = 0; row < RowCount; ++row) {
+    std::fill(scores[row] + end, scores[row] + capacity, 0.0f);
+  }
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

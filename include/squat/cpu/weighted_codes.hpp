@@ -19,42 +19,41 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
+/// Whether weights may be negative. Bytes without a sign round twice as finely.
+enum class WeightSign { any, none };
+
 /// The weights of `row_count` rows, and memory for what they are rounded to.
-struct CodeWeights {
+class CodeWeights {
+ public:
   CodeWeights(Index rows, Index most, Scratch &scratch)
       : row_count(rows),
         weights{scratch.take<float>(rows * most), most},
         constants(scratch.take<float>(rows)),
-        rounded{scratch.take<std::int8_t>(2 * rows * most), most},
-        multipliers(scratch.take<float>(2 * rows)),
-        rests(scratch.take<float>(rows)) {}
+        rounded_{scratch.take<std::int8_t>(2 * rows * most), most},
+        multipliers_(scratch.take<float>(2 * rows)),
+        rests_(scratch.take<float>(rows)) {}
 
   static std::size_t scratch_bytes(Index rows, Index most) {
     return Scratch::bytes<float>(rows * most) + 2 * Scratch::bytes<float>(rows) +
            Scratch::bytes<std::int8_t>(2 * rows * most) + Scratch::bytes<float>(2 * rows);
   }
 
-  /// Rounds the weights [first, first + count) of all rows for codes of that
-  /// width. They are used up.
-  void round(Index first, Index count, int bits) {
+  /// sums[r][lane] += sum_i weight[r][first + i] code[lane][i] over the lanes
+  /// [lane, lane + count), but for what is added to the constants. Those weights
+  /// are used up.
+  template <WeightSign Sign>
+  void accumulate(Index first, const PackedCodes &codes, Index lane, Index count, RowView<float> sums) {
     const RowView<float> used{weights.data + first, weights.stride};
-    if (weight_terms(bits) == 1) {
-      round_weights(used, row_count, count, most_weight(bits), rounded, multipliers, rests);
+    if (weight_terms(codes.bits) == 2) {
+      add_two_terms(used, codes, lane, count, sums);
+    } else if constexpr (Sign == WeightSign::none) {
+      const RowView<std::uint8_t> bytes{reinterpret_cast<std::uint8_t *>(rounded_.data),
+                                        rounded_.stride};
+      add_term(used, most_unsigned_weight, bytes, codes, lane, count, sums);
     } else {
-      round_weights<true>(used, row_count, count, most_weight(bits), rounded, multipliers, rests);
-      round_fractions(used, row_count, count, {rounded[row_count], rounded.stride}, multipliers,
-                      multipliers + row_count, rests);
+      add_term(used, most_weight(codes.bits), rounded_, codes, lane, count, sums);
     }
-    for (Index row = 0; row < row_count; ++row) constants[row] += middle_code(bits) * rests[row];
-  }
-
-  /// sums[r][lane] += sum_i weight[r][i] code[lane][i] over the lanes [first,
-  /// first + count), but for the constants, with the weights rounded last.
-  void accumulate(const PackedCodes &codes, Index first, Index count, RowView<float> sums) const {
-    for (int term = 0; term < weight_terms(codes.bits); ++term) {
-      accumulate_codes(codes, first, count, row_count, {rounded[term * row_count], rounded.stride},
-                       multipliers + term * row_count, sums);
-    }
+    for (Index row = 0; row < row_count; ++row) constants[row] += middle_code(codes.bits) * rests_[row];
   }
 
   /// sums[r][0 ... count) += constants[r].
@@ -65,11 +64,33 @@ struct CodeWeights {
   }
 
   Index row_count;
-  RowView<float> weights;        // [row_count, most]
-  float *constants;              // [row_count]
-  RowView<std::int8_t> rounded;  // [terms, row_count, most]
-  float *multipliers;            // [terms, row_count]
-  float *rests;                  // [row_count], what rounding left
+  RowView<float> weights;  ///< [row_count, most]
+  float *constants;        ///< [row_count]
+
+ private:
+  template <class Weight>
+  void add_term(RowView<float> used, int most, RowView<Weight> rounded, const PackedCodes &codes,
+                Index lane, Index count, RowView<float> sums) {
+    round_weights(used, row_count, codes.inner, most, rounded, multipliers_, rests_);
+    accumulate_codes<Weight>(codes, lane, count, row_count, {rounded.data, rounded.stride}, multipliers_,
+                             {sums, row_count});
+  }
+
+  /// Both terms at once: what is loaded serves both.
+  void add_two_terms(RowView<float> used, const PackedCodes &codes, Index lane, Index count,
+                     RowView<float> sums) {
+    const RowView<std::int8_t> second{rounded_[row_count], rounded_.stride};
+    round_weights<true>(used, row_count, codes.inner, most_weight(codes.bits), rounded_, multipliers_,
+                        rests_);
+    round_fractions(used, row_count, codes.inner, second, multipliers_, multipliers_ + row_count,
+                    rests_);
+    accumulate_codes<std::int8_t>(codes, lane, count, 2 * row_count, {rounded_.data, rounded_.stride},
+                                  multipliers_, {sums, row_count});
+  }
+
+  RowView<std::int8_t> rounded_;  // [terms, row_count, most]
+  float *multipliers_;            // [terms, row_count]
+  float *rests_;                  // [row_count], what rounding left
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE
