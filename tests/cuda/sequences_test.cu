@@ -80,7 +80,7 @@ TEST_F(CudaSequences, ShiftTurnsKeysAndKeepsValues) {
     cache.shift(sequence, c.first, c.last, c.by);
     const Contents after = device_contents(cache, sequence, 1);
     ASSERT_EQ(after.k.tokens, 160 - (c.last - c.first));
-    const RotaryTable &table = small().rotary.front();
+    const RotaryTable table = small().rotary.front();
     double difference = 0, norm = 0;
     for (Index token = 0; token < after.k.tokens; ++token) {
       const bool moved = token >= c.first;
