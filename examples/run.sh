@@ -39,12 +39,16 @@ if ! intact; then
   intact || { echo "examples/run.sh: $model is not the file expected" >&2; exit 1; }
 fi
 
-cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSQUAT_BUILD_TESTS=OFF -DSQUAT_BUILD_BENCHMARKS=OFF
+has() { case " $arguments " in *" $1 "* | *" $1="*) return 0 ;; *) return 1 ;; esac; }
+arguments=$*
+
+# nvcc takes minutes for what --device cuda needs: only then.
+case " $arguments " in *" --device cuda "* | *" --device=cuda "*) cuda=ON ;; *) cuda=OFF ;; esac
+cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSQUAT_BUILD_TESTS=OFF -DSQUAT_BUILD_BENCHMARKS=OFF \
+  -DSQUAT_BUILD_CUDA=$cuda
 cmake --build "$build"
 
 # The defaults of what the arguments leave open.
-has() { case " $arguments " in *" $1 "* | *" $1="*) return 0 ;; *) return 1 ;; esac; }
-arguments=$*
 has --windows || set -- "$@" --windows 2
 has --length || set -- "$@" --length 1536
 has --prompt || set -- "$@" --prompt 512
