@@ -44,8 +44,8 @@ case $compiler in
              install_packages "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev" ;;
 esac
 
-# CUDA sources are compiled wherever nvcc is there, once: sanitizers see the host's code alone.
-if [ $sanitize = ON ]; then once=-DSQUAT_BUILD_CUDA=OFF; else once=-DLLAMA_CUDA_WIDTHS=2_2; fi
+# Benchmarks, and CUDA sources wherever nvcc is there, are compiled once: sanitizers see what tests run on the host.
+if [ $sanitize = ON ]; then once="-DSQUAT_BUILD_CUDA=OFF -DSQUAT_BUILD_BENCHMARKS=OFF"; else once=-DLLAMA_CUDA_WIDTHS=2_2; fi
 
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$compiler" \
   -DSQUAT_SANITIZE=$sanitize -DSQUAT_NATIVE=$native $once
