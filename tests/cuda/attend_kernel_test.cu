@@ -1,5 +1,5 @@
-// The attention kernels on sequences made by hand, against double precision: what codes, scales, bases and
-// modes stand for is worked out here anew, element by element.
+// The attention kernels on sequences made by hand, against double precision: what codes, scales, bases
+// and modes stand for is worked out here anew, element by element.
 
 #include <gtest/gtest.h>
 
@@ -95,8 +95,8 @@ class World {
         double& x = matrix[static_cast<std::size_t>(r * columns + c)];
         const half element(static_cast<float>(x));
         x = static_cast<double>(element);
-        tiles[static_cast<std::size_t>((r / 16 * (columns / 16) + c / 16) * 256 + tile_element(r % 16, c % 16))] =
-            element;
+        tiles[static_cast<std::size_t>((r / 16 * (columns / 16) + c / 16) * 256 +
+                                       tile_element(r % 16, c % 16))] = element;
       }
     }
     return reinterpret_cast<uint4*>(keep(tiles));
@@ -110,15 +110,16 @@ class World {
         double& x = rows[static_cast<std::size_t>(r * 16 * mode_tiles + m)];
         const half element(static_cast<float>(x));
         x = static_cast<double>(element);
-        tiles[static_cast<std::size_t>((m / 16 * (frame / 16) + r / 16) * 256 + tile_element(r % 16, m % 16))] =
-            element;
+        tiles[static_cast<std::size_t>((m / 16 * (frame / 16) + r / 16) * 256 +
+                                       tile_element(r % 16, m % 16))] = element;
       }
     }
     return reinterpret_cast<uint4*>(keep(tiles));
   }
 
   void make_coding() {
-    for (int i = 0; i < d / 2; ++i) frequencies_.push_back(static_cast<float>(std::pow(1e4, -2.0 * i / d)));
+    for (int i = 0; i < d / 2; ++i)
+      frequencies_.push_back(static_cast<float>(std::pow(1e4, -2.0 * i / d)));
     mode_rows_.resize(frame * 16 * mode_tiles);
     for (int r = 0; r < frame; ++r) {
       for (int m = 0; m < modes; ++m) mode_rows_[r * 16 * mode_tiles + m] = normal(.2);
@@ -145,7 +146,9 @@ class World {
       if (Layout::KeyBits == 2 || Layout::KeyBits == 4) {
         int left = Layout::KeyBits * Layout::key_units;
         for (int unit = 0; unit < Layout::key_units; ++unit) {
-          const int width = unit == 0 && h % 2 == 0 ? 8 : unit < Layout::key_units / 3 ? 4 : Layout::KeyBits;
+          const int width = unit == 0 && h % 2 == 0        ? 8
+                            : unit < Layout::key_units / 3 ? 4
+                                                           : Layout::KeyBits;
           model.widths[unit] = std::min(width, left / 2 * 2 == 6 ? 4 : left);
           left -= model.widths[unit];
         }
@@ -176,8 +179,8 @@ class World {
   struct Page {
     std::vector<std::uint8_t> bytes;
     PageEntry entry;
-    std::vector<bool> in_basis;                  // a head
-    std::vector<double> keys, values;            // [heads, group, d], as codes say; values rotated
+    std::vector<bool> in_basis;        // a head
+    std::vector<double> keys, values;  // [heads, group, d], as codes say; values rotated
   };
 
   /// Writes one code into a unit.
@@ -189,7 +192,8 @@ class World {
     } else {
       const CodePlace place = code_place<Bits, Columns>(row, column);
       auto* words = reinterpret_cast<Word*>(unit);
-      words[unit_word(unit_words(Bits, tiles, Columns), place.lane, place.word)] |= Word(code) << place.bit;
+      words[unit_word(unit_words(Bits, tiles, Columns), place.lane, place.word)] |= Word(code)
+                                                                                    << place.bit;
     }
   }
   template <int Columns>
@@ -200,7 +204,9 @@ class World {
     if (bits == 8) put<8, Columns>(unit, tiles, row, column, code);
   }
 
-  half random_scale(double scale) { return half(static_cast<float>(scale * (.5 + (random_() % 1000) / 1000.0))); }
+  half random_scale(double scale) {
+    return half(static_cast<float>(scale * (.5 + (random_() % 1000) / 1000.0)));
+  }
 
   void make_keys(Page& page, int h, std::uint8_t* bytes) {
     double* keys = page.keys.data() + h * group * d;
@@ -244,22 +250,25 @@ class World {
         std::uint8_t* step = bytes + Layout::value_codes + t / 16 * Layout::value_step_bytes;
         if constexpr (Layout::ValueBits == 16) {
           const half x(static_cast<float>(normal()));
-          reinterpret_cast<half*>(step)[BlockLayout<d>::value(t % 16, c) - BlockLayout<d>::part_elements] = x;
+          reinterpret_cast<half*>(
+              step)[BlockLayout<d>::value(t % 16, c) - BlockLayout<d>::part_elements] = x;
           values[t * d + c] = static_cast<double>(x);
         } else {
           const int i = Values == ValueCoding::plain ? c / 32 : 0;
-          auto* scale = reinterpret_cast<half*>(bytes + Layout::value_scales) + i * group + value_element<group>(t);
-          auto* zero =
-              reinterpret_cast<half*>(bytes + Layout::value_zeros(Values)) + i * group + value_element<group>(t);
+          auto* scale = reinterpret_cast<half*>(bytes + Layout::value_scales) + i * group +
+                        value_element<group>(t);
+          auto* zero = reinterpret_cast<half*>(bytes + Layout::value_zeros(Values)) + i * group +
+                       value_element<group>(t);
           if (c % 32 == 0 && (Values == ValueCoding::plain || c == 0)) {
             *scale = random_scale(2.0 / (1 << Layout::ValueBits));
             if (Values == ValueCoding::plain) *zero = half(static_cast<float>(normal()));
           }
           const int code = below(1 << Layout::ValueBits);
           put<16>(Layout::ValueBits, step, Layout::channel_tiles, c, t % 16, code);
-          values[t * d + c] = Values == ValueCoding::plain
-                                  ? static_cast<double>(*zero) + static_cast<double>(*scale) * code
-                                  : static_cast<double>(*scale) * (code - ((1 << Layout::ValueBits) - 1) / 2.0);
+          values[t * d + c] =
+              Values == ValueCoding::plain
+                  ? static_cast<double>(*zero) + static_cast<double>(*scale) * code
+                  : static_cast<double>(*scale) * (code - ((1 << Layout::ValueBits) - 1) / 2.0);
         }
       }
       if (Layout::ValueBits < 16 && Values == ValueCoding::symmetric) rotate(values + t * d);
@@ -310,7 +319,8 @@ class World {
                     .row = p % 2 * group,
                     .before = before,
                     .tile_page = case_.base_step == 0 ? p : p % 2};
-      page.entry.tokens = case_.cut_pages && p % 3 != 0 ? group - page.entry.first - 9 : group - page.entry.first;
+      page.entry.tokens =
+          case_.cut_pages && p % 3 != 0 ? group - page.entry.first - 9 : group - page.entry.first;
       before += page.entry.tokens;
       entries.push_back(page.entry);
       s.pages.push_back(std::move(page));
@@ -326,13 +336,15 @@ class World {
     s.state.tail_first = 16 * (s.state.tail_blocks / 2);
     const auto block = BlockLayout<d>::elements;
     std::vector<half> exact(static_cast<std::size_t>(heads) * s.state.blocks() * block, half(0.0f));
-    const auto fill = [&](int count, auto slot_of, std::vector<double>& keys, std::vector<double>& values) {
+    const auto fill = [&](int count, auto slot_of, std::vector<double>& keys,
+                          std::vector<double>& values) {
       keys.resize(heads * count * d);
       values.resize(heads * count * d);
       for (int h = 0; h < heads; ++h) {
         for (int t = 0; t < count; ++t) {
           const int slot = slot_of(t);
-          half* rows = exact.data() + (static_cast<std::size_t>(h) * s.state.blocks() + slot / 16) * block;
+          half* rows =
+              exact.data() + (static_cast<std::size_t>(h) * s.state.blocks() + slot / 16) * block;
           for (int c = 0; c < d; ++c) {
             const half k(static_cast<float>(normal())), v(static_cast<float>(normal()));
             rows[BlockLayout<d>::key(slot % 16, c)] = k;
@@ -343,10 +355,12 @@ class World {
         }
       }
     };
-    fill(case_.sinks, [](int t) { return t; }, s.sink_keys, s.sink_values);
+    fill(
+        case_.sinks, [](int t) { return t; }, s.sink_keys, s.sink_values);
     const int ring = s.state.tail_blocks * 16;
-    fill(tail, [&](int t) { return s.state.sink_blocks * 16 + (s.state.tail_first + t) % ring; }, s.tail_keys,
-         s.tail_values);
+    fill(
+        tail, [&](int t) { return s.state.sink_blocks * 16 + (s.state.tail_first + t) % ring; },
+        s.tail_keys, s.tail_values);
     s.state.exact = keep(exact);
     sequences_.push_back(std::move(s));
   }
@@ -362,7 +376,8 @@ class World {
     return x;
   }
 
-  void add(std::vector<double>& scores, std::vector<const double*>& values, double score, const double* value) {
+  void add(std::vector<double>& scores, std::vector<const double*>& values, double score,
+           const double* value) {
     scores.push_back(score);
     values.push_back(value);
   }
@@ -378,7 +393,8 @@ class World {
     };
     const auto exact = [&](const std::vector<double>& k, const std::vector<double>& v, int count) {
       for (int t = 0; t < count; ++t) {
-        add(scores, values, dot(q.data(), k.data() + (h * count + t) * d, d), v.data() + (h * count + t) * d);
+        add(scores, values, dot(q.data(), k.data() + (h * count + t) * d, d),
+            v.data() + (h * count + t) * d);
       }
     };
     exact(s.sink_keys, s.sink_values, s.state.sinks);
@@ -386,13 +402,16 @@ class World {
       const std::vector<double> at = turned(q, page.entry.base);
       std::vector<double> coordinates = at, weights(modes, 0.0);
       if (page.in_basis[h]) {
-        for (int i = 0; i < d; ++i) coordinates[i] = dot(models_[h].inverse.data() + i * d, at.data(), d);
+        for (int i = 0; i < d; ++i)
+          coordinates[i] = dot(models_[h].inverse.data() + i * d, at.data(), d);
       }
       if (case_.mean && Layout::KeyBits < 16) {
-        for (int m = 0; m < modes; ++m) weights[m] = dot(models_[h].projection.data() + m * d, at.data(), d);
+        for (int m = 0; m < modes; ++m)
+          weights[m] = dot(models_[h].projection.data() + m * d, at.data(), d);
       }
       for (int t = page.entry.first; t < page.entry.first + page.entry.tokens; ++t) {
-        const double mean = dot(mode_rows_.data() + (page.entry.row + t) * 16 * mode_tiles, weights.data(), modes);
+        const double mean =
+            dot(mode_rows_.data() + (page.entry.row + t) * 16 * mode_tiles, weights.data(), modes);
         add(scores, values, mean + dot(page.keys.data() + (h * group + t) * d, coordinates.data(), d),
             page.values.data() + (h * group + t) * d);
       }
@@ -430,8 +449,8 @@ class World {
     std::vector<half> q(static_cast<std::size_t>(rows * heads * d));
     for (half& x : q) x = half(static_cast<float>(normal()));
     OnDevice<half> out(std::vector<half>(q.size(), half(1e4f)));
-    const std::size_t bytes =
-        attend_workspace_bytes(d, static_cast<int>(batch.size()), heads, case_.kv_heads, most, table_pages);
+    const std::size_t bytes = attend_workspace_bytes(d, static_cast<int>(batch.size()), heads,
+                                                     case_.kv_heads, most, table_pages);
     std::vector<std::uint8_t> poison(bytes, 0xff);  // all but the counters
     std::fill_n(poison.begin(), counter_bytes, std::uint8_t{0});
     auto* workspace = keep(poison);
@@ -455,7 +474,8 @@ class World {
         for (int h = 0; h < heads; ++h) {
           const std::size_t at = static_cast<std::size_t>(((batch[i].first_row + t) * heads + h) * d);
           std::vector<double> query(d);
-          for (int c = 0; c < d; ++c) query[c] = static_cast<double>(q[at + c]) * static_cast<double>(call.scale);
+          for (int c = 0; c < d; ++c)
+            query[c] = static_cast<double>(q[at + c]) * static_cast<double>(call.scale);
           const auto expected = reference(s, query, h / shared, s.state.length() - s.tokens + t + 1);
           for (int c = 0; c < d; ++c) {
             const double difference = static_cast<double>(result[at + c]) - expected[c];
@@ -493,25 +513,29 @@ TEST(AttendKernel, TwoBitsInTheBasisOfATileFrame) {
   expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {2000}, .base_step = 256});
 }
 TEST(AttendKernel, InterleavedPairsAndFarBases) {
-  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {2000}, .interleaved = true, .base_step = -1234567});
+  expect_near<PageLayout<128, 128, 2, 2>>(
+      {.lengths = {2000}, .interleaved = true, .base_step = -1234567});
 }
 TEST(AttendKernel, EveryRatioOfQueryHeads) {
   for (int heads : {1, 3, 8, 16}) {
-    expect_near<PageLayout<128, 128, 2, 2>>({.query_heads = 2 * heads, .lengths = {900}, .base_step = 256});
+    expect_near<PageLayout<128, 128, 2, 2>>(
+        {.query_heads = 2 * heads, .lengths = {900}, .base_step = 256});
   }
 }
 TEST(AttendKernel, BatchesOfManyLengths) {
-  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {1, 300, 64, 5000, 129, 1000},
-                                           .tokens = {1, 1, 1, 1, 1, 1},
-                                           .base_step = 256});
+  expect_near<PageLayout<128, 128, 2, 2>>(
+      {.lengths = {1, 300, 64, 5000, 129, 1000}, .tokens = {1, 1, 1, 1, 1, 1}, .base_step = 256});
 }
 TEST(AttendKernel, SeveralTokensSeeEachOtherInOrder) {
   expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {700, 500, 260}, .tokens = {65, 3, 130}});
 }
 TEST(AttendKernel, PagesOfWhichAPartCounts) {
-  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {1500}, .tokens = {7}, .base_step = 256, .cut_pages = true});
+  expect_near<PageLayout<128, 128, 2, 2>>(
+      {.lengths = {1500}, .tokens = {7}, .base_step = 256, .cut_pages = true});
 }
-TEST(AttendKernel, FourBits) { expect_near<PageLayout<128, 128, 4, 4>>({.lengths = {1100}, .base_step = 256}); }
+TEST(AttendKernel, FourBits) {
+  expect_near<PageLayout<128, 128, 4, 4>>({.lengths = {1100}, .base_step = 256});
+}
 TEST(AttendKernel, EightBitsOfChannels) {
   expect_near<PageLayout<128, 128, 8, 8>>({.lengths = {1100}, .basis = false, .mean = false});
 }
@@ -519,14 +543,19 @@ TEST(AttendKernel, ExactPages) {
   expect_near<PageLayout<128, 128, 16, 16>>({.lengths = {1100, 3}, .tokens = {1, 2}, .base_step = 17});
 }
 TEST(AttendKernel, PlainCodingInSmallPages) {
-  expect_near<PageLayout<128, 32, 2, 2>, ValueCoding::plain>({.lengths = {400}, .basis = false, .mean = false});
+  expect_near<PageLayout<128, 32, 2, 2>, ValueCoding::plain>(
+      {.lengths = {400}, .basis = false, .mean = false});
 }
 TEST(AttendKernel, SmallHeads) {
   expect_near<PageLayout<64, 128, 2, 2>>({.lengths = {1000}, .base_step = 256});
-  expect_near<PageLayout<64, 64, 3, 3>, ValueCoding::plain>({.lengths = {1000}, .sinks = 0, .basis = false});
-  expect_near<PageLayout<64, 128, 4, 4>>({.query_heads = 9, .kv_heads = 3, .lengths = {1000}, .sinks = 20});
+  expect_near<PageLayout<64, 64, 3, 3>, ValueCoding::plain>(
+      {.lengths = {1000}, .sinks = 0, .basis = false});
+  expect_near<PageLayout<64, 128, 4, 4>>(
+      {.query_heads = 9, .kv_heads = 3, .lengths = {1000}, .sinks = 20});
 }
-TEST(AttendKernel, LargeHeads) { expect_near<PageLayout<256, 128, 2, 2>>({.lengths = {600}, .base_step = 256}); }
+TEST(AttendKernel, LargeHeads) {
+  expect_near<PageLayout<256, 128, 2, 2>>({.lengths = {600}, .base_step = 256});
+}
 TEST(AttendKernel, KeysAndValuesOfDifferentWidths) {
   expect_near<PageLayout<128, 128, 16, 2>>({.lengths = {600}});
   expect_near<PageLayout<128, 128, 4, 16>>({.lengths = {600}});

@@ -2,24 +2,26 @@
 
 // Attention of a batch of queries over sinks, pages and tails.
 //
-// Eight query rows of a token and KV head (more heads a KV head or more tokens: several such column tiles)
-// meet the context of their sequence and layer, a segment: first its exact rows in units of 128 tokens, then
-// its pages, one a unit. All units of all segments follow each other and are dealt out in equal runs to the
-// blocks of a grid that just fills the device, and within a block in equal runs to its warps, which keep a
-// running softmax in registers and merge at the segment's end in shared memory. What a block finds out about
-// a segment goes to a slot of the workspace; the last block of a segment adds its slots up (merge.cuh).
+// Eight query rows of a token and KV head (more heads a KV head or more tokens: several such column
+// tiles) meet the context of their sequence and layer, a segment: first its exact rows in units of 128
+// tokens, then its pages, one a unit. All units of all segments follow each other and are dealt out in
+// equal runs to the blocks of a grid that just fills the device, and within a block in equal runs to its
+// warps, which keep a running softmax in registers and merge at the segment's end in shared memory. What
+// a block finds out about a segment goes to a slot of the workspace; the last block of a segment adds
+// its slots up (merge.cuh).
 //
 // Counts are read on the device: the launch depends on the batch's size alone.
 //
-// Queries come in sets, one a tile (query_sets.cuh). A warp's page is copied to shared memory asynchronously, its keys while the page before it goes through
-// softmax and values, its values meanwhile the keys are scored: one page of buffer a warp.
+// Queries come in sets, one a tile (query_sets.cuh). A warp's page is copied to shared memory
+// asynchronously: its keys while the page before it goes through softmax and values, its values while
+// the keys are scored. One page of buffer a warp is enough.
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "squat/cuda/device_state.cuh"
 #include "squat/cuda/attend_call.cuh"
+#include "squat/cuda/device_state.cuh"
 #include "squat/cuda/exact_tiles.cuh"
 #include "squat/cuda/merge.cuh"
 #include "squat/cuda/page_layout.cuh"
@@ -31,8 +33,8 @@
 
 namespace squat::cuda {
 
-/// The running softmax of a lane's columns: of the scores times their factors, in powers of two. Sums are
-/// those of the lane's rows.
+/// The running softmax of a lane's columns: of the scores times their factors, in powers of two. Sums
+/// are those of the lane's rows.
 struct ColumnState {
   float maximum[2];
   float sum[2];
@@ -45,7 +47,8 @@ struct ColumnState {
 
 /// c becomes probabilities relative to the running maximum; sums are rescaled where it rises.
 template <int Tiles, class Sums>
-__device__ inline void exponentiate(float (&c)[Tiles][4], float2 factors, ColumnState &state, Sums &sums) {
+__device__ inline void exponentiate(float (&c)[Tiles][4], float2 factors, ColumnState &state,
+                                    Sums &sums) {
   const float factor[2] = {factors.x, factors.y};
   float rescale[2], maximum[2];
 #pragma unroll
@@ -86,8 +89,8 @@ class SegmentWarp {
   static constexpr int key_bytes = Layout::value_codes;
   static constexpr int value_bytes = Layout::head_bytes(Values) - Layout::value_codes;
 
-  /// Shared memory of a warp: a page's head behind its query set; or the queries of exact rows; or the output
-  /// while warps merge.
+  /// Shared memory of a warp: a page's head behind its query set; or the queries of exact rows; or the
+  /// output while warps merge.
   __host__ __device__ static constexpr int stage_bytes() {
     constexpr int output = SlotLayout<HeadDim>::floats * 4;
     constexpr int queries = static_cast<int>(sizeof(QueryStorage<HeadDim>));
@@ -97,8 +100,8 @@ class SegmentWarp {
     return (most + 127) / 128 * 128;
   }
 
-  __device__ SegmentWarp(const AttendCall<S> &call, const BatchEntry &entry, const EntryStart &start, int segment,
-                         int head, int tile, std::uint8_t *stage)
+  __device__ SegmentWarp(const AttendCall<S> &call, const BatchEntry &entry, const EntryStart &start,
+                         int segment, int head, int tile, std::uint8_t *stage)
       : call_(call),
         entry_(entry),
         start_(start),
@@ -163,7 +166,8 @@ class SegmentWarp {
         const std::uint8_t *keys = page_head(page);
 #pragma unroll
         for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-          score_exact<T>(reinterpret_cast<const ExactTile<T> *>(keys + tile * HeadDim * 32), queries, c[tile]);
+          score_exact<T>(reinterpret_cast<const ExactTile<T> *>(keys + tile * HeadDim * 32), queries,
+                         c[tile]);
         }
         return float2{queries.unit(0), queries.unit(1)};
       });
@@ -171,8 +175,8 @@ class SegmentWarp {
       set_holds_ = no_set;
       for_each_page(first, last, [&](const PageEntry &page, float(&c)[Layout::token_tiles][4]) {
         wait_for_copies<stages_values ? 1 : 0>();
-        return score_packed<Layout>(stage_ + stage_keys(), query_set(page), coding_.heads[head_], coding_.tiles,
-                                    page.row, c);
+        return score_packed<Layout>(stage_ + stage_keys(), query_set(page), coding_.heads[head_],
+                                    coding_.tiles, page.row, c);
       });
     }
   }
@@ -184,14 +188,15 @@ class SegmentWarp {
     const bool codes = packed && stages_values;
     const float unit = sums_.unit / weight_range;
     const float code_factor = codes ? code_unit * unit : 1 / weight_range;
-    const float middle = codes ? (Values == ValueCoding::plain ? 1.0f : -middle_code_of(Layout::ValueBits)) * unit
-                               : 0.0f;
+    const float middle =
+        codes ? (Values == ValueCoding::plain ? 1.0f : -middle_code_of(Layout::ValueBits)) * unit : 0.0f;
 #pragma unroll
     for (int i = 0; i < steps; ++i) {
       const float(&c)[4] = sums_.codes[i];
       const float(&k)[4] = sums_.constant[Values == ValueCoding::plain ? i / 2 : 0];
-      slot[i * warp_lanes + lane] = {c[0] * code_factor + k[0] * middle, c[1] * code_factor + k[1] * middle,
-                                     c[2] * code_factor + k[2] * middle, c[3] * code_factor + k[3] * middle};
+      slot[i * warp_lanes + lane] = {
+          c[0] * code_factor + k[0] * middle, c[1] * code_factor + k[1] * middle,
+          c[2] * code_factor + k[2] * middle, c[3] * code_factor + k[3] * middle};
     }
     float *states = reinterpret_cast<float *>(stage_) + SlotLayout<HeadDim>::states;
 #pragma unroll
@@ -205,7 +210,9 @@ class SegmentWarp {
   }
 
  private:
-  __host__ __device__ static constexpr float middle_code_of(int bits) { return static_cast<float>((1 << bits) - 1) / 2; }
+  __host__ __device__ static constexpr float middle_code_of(int bits) {
+    return static_cast<float>((1 << bits) - 1) / 2;
+  }
 
   /// 16 exact rows, of which those at positions below `end` count.
   struct ExactBlock {
@@ -263,8 +270,8 @@ class SegmentWarp {
         const std::uint8_t *values = page_head(page) + Layout::value_codes;
 #pragma unroll
         for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-          sum_exact<T>(reinterpret_cast<const ExactTile<T> *>(values + tile * Layout::value_step_bytes), c[tile],
-                       sums_);
+          sum_exact<T>(reinterpret_cast<const ExactTile<T> *>(values + tile * Layout::value_step_bytes),
+                       c[tile], sums_);
         }
       }
     }
@@ -275,9 +282,12 @@ class SegmentWarp {
   }
   /// Where a page begins in the stage: behind the queries that face it.
   __host__ __device__ static constexpr int stage_keys() {
-    return stages_keys ? static_cast<int>(offsetof(Set, turned)) : static_cast<int>(sizeof(QueryStorage<HeadDim>));
+    return stages_keys ? static_cast<int>(offsetof(Set, turned))
+                       : static_cast<int>(sizeof(QueryStorage<HeadDim>));
   }
-  __device__ std::uint8_t *value_stage() const { return stage_ + stage_keys() + (stages_keys ? key_bytes : 0); }
+  __device__ std::uint8_t *value_stage() const {
+    return stage_ + stage_keys() + (stages_keys ? key_bytes : 0);
+  }
 
   /// The queries of exact rows, in the stage while no page is there.
   __device__ Queries<HeadDim> own_queries() const {
@@ -307,8 +317,8 @@ class SegmentWarp {
     }
   }
 
-  /// The set of the page in the stage. Where the page's codes are of channels and the set is in the basis, its
-  /// turned rows take the others' place, until the next page asks for a set.
+  /// The set of the page in the stage. Where the page's codes are of channels and the set is in the
+  /// basis, its turned rows take the others' place, until the next page asks for a set.
   __device__ const Set &query_set(const PageEntry &page) {
     auto &set = *reinterpret_cast<Set *>(stage_);
     if (!in_basis<Layout>(stage_ + stage_keys()) && coding_.heads[head_].basis != nullptr) {
@@ -323,8 +333,8 @@ class SegmentWarp {
     return set;
   }
 
-  /// Takes out of a tile of 16 tokens, the first at `position`, those that lie before `begin` or not before
-  /// `end` or a column's limit.
+  /// Takes out of a tile of 16 tokens, the first at `position`, those that lie before `begin` or not
+  /// before `end` or a column's limit.
   __device__ void mask(float (&c)[4], int position, int begin, int end) const {
     const int row = position + lane_index() / 4;
 #pragma unroll
@@ -349,8 +359,8 @@ class SegmentWarp {
   int page_ = 0;            // in the stage
   ColumnState columns_;
   Sums sums_;
-  int limits_[2];     // of the lane's columns: positions below are seen
-  int least_limit_;   // of all columns
+  int limits_[2];    // of the lane's columns: positions below are seen
+  int least_limit_;  // of all columns
   int most_limit_;
 };
 
@@ -360,7 +370,8 @@ __host__ __device__ constexpr int warps_bytes() {
   return block_warps * Warp::stage_bytes();
 }
 
-/// Blocks that a processor's shared memory has room for, at most as many as leave the registers a warp needs.
+/// Blocks that a processor's shared memory has room for, at most as many as leave the registers a warp
+/// needs.
 template <class Warp>
 constexpr int blocks_of_a_processor() {
   constexpr int most = Warp::HeadDim > 128 ? 2 : 3, room = 227 * 1024, others = 2048;
@@ -369,7 +380,8 @@ constexpr int blocks_of_a_processor() {
 }
 
 template <class Layout, ValueCoding Values, class T, class S>
-__global__ void __launch_bounds__(block_threads, (blocks_of_a_processor<SegmentWarp<Layout, Values, T, S>>()))
+__global__ void __launch_bounds__(block_threads,
+                                  (blocks_of_a_processor<SegmentWarp<Layout, Values, T, S>>()))
     attend_kernel(const AttendCall<S> call) {
   using Warp = SegmentWarp<Layout, Values, T, S>;
   extern __shared__ __align__(128) std::uint8_t stages[];
@@ -379,7 +391,8 @@ __global__ void __launch_bounds__(block_threads, (blocks_of_a_processor<SegmentW
   find_starts(call, starts);
   const int warp = static_cast<int>(threadIdx.x) / warp_lanes;
   const int units = starts[call.entries].unit;
-  const int block = static_cast<int>(blockIdx.x), blocks = busy_blocks(units, static_cast<int>(gridDim.x));
+  const int block = static_cast<int>(blockIdx.x),
+            blocks = busy_blocks(units, static_cast<int>(gridDim.x));
   if (block >= blocks) return;
   int unit = static_cast<int>(run_start(units, block, blocks));
   const int last = static_cast<int>(run_start(units, block + 1, blocks));
@@ -411,8 +424,7 @@ __global__ void __launch_bounds__(block_threads, (blocks_of_a_processor<SegmentW
     run(true, max(first - shape.exact_units, 0), first + count - shape.exact_units);
     const SegmentSlots slots(units, blocks, unit - first, shape);
     if (is_last(call.arrived + slot_segment, slots.blocks())) {
-      merge_slots<Layout::HeadDim, rotated>(call, entry, head, tile, slots, slot_segment,
-                                            stages);
+      merge_slots<Layout::HeadDim, rotated>(call, entry, head, tile, slots, slot_segment, stages);
     }
     unit += count;
   }

@@ -29,9 +29,9 @@ struct AttendCall {
   DeviceTensor<S> out;
   std::uint32_t *arrived;  // [segments], blocks that are done with a segment: 0 before and after
   float *slots;
-  void *sets;               // of queries, see query_sets.cuh
-  std::int32_t table_pages; // entries of the page tables of the batch's sequences together, used or not
-  std::int32_t first_tile;  // column tiles [first_tile, first_tile + most_tiles) of every entry
+  void *sets;                // of queries, see query_sets.cuh
+  std::int32_t table_pages;  // entries of the page tables of the batch's sequences together, used or not
+  std::int32_t first_tile;   // column tiles [first_tile, first_tile + most_tiles) of every entry
   std::int32_t most_tiles;
 };
 
@@ -44,10 +44,10 @@ struct EntryStart {
 
 /// How the units of one entry are counted.
 struct EntryShape {
-  std::int32_t tiles;        // column tiles of the call
-  std::int32_t exact_blocks; // of 16 tokens
-  std::int32_t exact_units;  // of a segment
-  std::int32_t units;        // of a segment
+  std::int32_t tiles;         // column tiles of the call
+  std::int32_t exact_blocks;  // of 16 tokens
+  std::int32_t exact_units;   // of a segment
+  std::int32_t units;         // of a segment
 
   template <class S>
   __host__ __device__ EntryShape(const AttendCall<S> &call, const BatchEntry &entry) {

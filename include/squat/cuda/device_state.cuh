@@ -1,8 +1,8 @@
 #pragma once
 
-// What the kernels know of sequences and codings: structures in device memory. The host keeps a mirror of the
-// counts and writes them whenever it does more than a decode step; a decode step's kernels count on their
-// own, so that a captured graph of it may be replayed.
+// What the kernels know of sequences and codings: structures in device memory. The host keeps a mirror
+// of the counts and writes them whenever it does more than a decode step; a decode step's kernels count
+// on their own, so that a captured graph of it may be replayed.
 
 #include <cuda_fp16.h>
 
@@ -17,15 +17,15 @@ struct PageEntry {
   std::int32_t first;        ///< the first of its tokens that counts
   std::int32_t tokens;       ///< how many count
   std::int32_t row;          ///< row of its tile that its first token (of all) stands in
-  std::int32_t before;  ///< tokens of the sequence before it, sinks included
-  std::int32_t tile_page;  ///< pages of the same base right before it in the table
+  std::int32_t before;       ///< tokens of the sequence before it, sinks included
+  std::int32_t tile_page;    ///< pages of the same base right before it in the table
   std::int32_t unused;
 };
 
 /// One sequence's tokens in one layer: sinks, pages, tail.
 struct LayerState {
-  void *exact;         ///< blocks of 16 exact tokens (BlockLayout): [kv_heads, sink_blocks + tail_blocks]
-  PageEntry *pages;    ///< of page_capacity entries
+  void *exact;       ///< blocks of 16 exact tokens (BlockLayout): [kv_heads, sink_blocks + tail_blocks]
+  PageEntry *pages;  ///< of page_capacity entries
   long long position;  ///< rotary position of the next token
   std::int32_t sinks;  ///< tokens
   std::int32_t page_count;
@@ -35,7 +35,7 @@ struct LayerState {
   std::int32_t sink_blocks;
   std::int32_t tail_blocks;
   std::int32_t page_capacity;
-  std::int32_t coding;  ///< index into the coding tables
+  std::int32_t coding;    ///< index into the coding tables
   std::uint32_t arrived;  ///< blocks of a kernel that are done with this step
 
   __host__ __device__ int length() const { return sinks + paged_tokens + tail; }
@@ -66,10 +66,11 @@ inline constexpr int most_units = 32;  // of a head's keys
 /// What the keys of one KV head are coded with. Matrices that queries meet are tiles of A in float16.
 struct HeadTables {
   // What queries meet.
-  const uint4 *basis;       ///< A^-T, [HeadDim / 16, HeadDim / 16] tiles; null: no basis
-  const uint4 *projection;  ///< onto the modes of the mean key, [mode_tiles, HeadDim / 16] tiles; null: no mean
-  float projection_unit;    ///< a power of two: the projection is so many times the tiles' numbers, whose
-                            ///< rows have absolute sums below 2^15
+  const uint4 *basis;  ///< A^-T, [HeadDim / 16, HeadDim / 16] tiles; null: no basis
+  const uint4
+      *projection;  ///< onto the modes of the mean key, [mode_tiles, HeadDim / 16] tiles; null: no mean
+  float projection_unit;  ///< a power of two: the projection is so many times the tiles' numbers, whose
+                          ///< rows have absolute sums below 2^15
   std::int32_t mode_tiles;
   std::uint8_t widths[most_units];  ///< of the units of coordinates, falling, see BitAllocation
   std::int32_t eight_bit_units;     ///< of these, so many
@@ -77,9 +78,9 @@ struct HeadTables {
   std::int32_t two_bit_units;
 
   // What keys meet when they are packed, float.
-  const float *to_basis;  ///< A, [coordinate, channel]
-  const float *metric;    ///< C's diagonal, [channel]
-  const float *mean;      ///< before the rotary embedding, [channel]; null: none
+  const float *to_basis;      ///< A, [coordinate, channel]
+  const float *metric;        ///< C's diagonal, [channel]
+  const float *mean;          ///< before the rotary embedding, [channel]; null: none
   const std::int32_t *order;  ///< orthogonal rounding: channels in their order; null: none
   const float *feedback;      ///< F, [HeadDim, HeadDim], in that order
   std::int32_t block;         ///< channels rounded together
@@ -92,8 +93,9 @@ struct TileTables {
   std::int32_t interleaved;  ///< channels 2 i and 2 i + 1 turn together, else i and i + pairs
   std::int32_t frame;        ///< rows of a tile; 0: keys stay in the frame they come in
   std::int32_t mode_tiles;
-  const uint4 *mode_rows;  ///< [mode_tiles, frame / 16] tiles of A, rows = rows of the tile, columns = modes
-  const float *angles;     ///< cos and sin, [2 * pairs, frame], as TileFrame has them
+  const uint4
+      *mode_rows;  ///< [mode_tiles, frame / 16] tiles of A, rows = rows of the tile, columns = modes
+  const float *angles;  ///< cos and sin, [2 * pairs, frame], as TileFrame has them
 };
 
 /// A layer's coding.

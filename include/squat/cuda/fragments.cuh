@@ -9,17 +9,17 @@
 //   B: b0 = (rows 2t, 2t+1, column g), b1 = (rows 2t+8, 2t+9, column g)
 //   C: c0, c1 = (row g, columns 2t, 2t+1), c2, c3 = (row g+8, same columns)
 //
-// Codes are A. A code of b bits in the low ten bits of a float16 is a subnormal number, code * 2^-24 times
-// the power of two of its place, and the matrix units take subnormals at full speed: one AND makes two
-// elements of two codes, with no conversion. A word of 32 bits is two halves of two bytes; a byte has
-// 8 / b places. The codes at one place of one byte of both halves are a register of A: low bytes are rows
-// g, high bytes rows g + 8, and the places of a byte are columns 0 to 7 and 8 to 15 of as many tiles of 16
-// rows as fit:
+// Codes are A. A code of b bits in the low ten bits of a float16 is a subnormal number, code * 2^-24
+// times the power of two of its place, and the matrix units take subnormals at full speed: one AND makes
+// two elements of two codes, with no conversion. A word of 32 bits is two halves of two bytes; a byte
+// has 8 / b places. The codes at one place of one byte of both halves are a register of A: low bytes are
+// rows g, high bytes rows g + 8, and the places of a byte are columns 0 to 7 and 8 to 15 of as many
+// tiles of 16 rows as fit:
 //
 //   16 columns: tile i has words [i b / 4, ...); place p + F of byte 0 is a2 where F = 4 / b places lie
 //   between (b <= 4), so that columns 8 to 15 count 16 times as much, and tile i counts 2^(b p) times,
-//   p = i % F. Codes of 8 bits take two words a tile: bytes of the first are a0, a2, of the second a1, a3.
-//   8 columns: tile i has place p = i % (8 / b), and counts 2^(b p) times.
+//   p = i % F. Codes of 8 bits take two words a tile: bytes of the first are a0, a2, of the second a1,
+//   a3. 8 columns: tile i has place p = i % (8 / b), and counts 2^(b p) times.
 //
 // B's elements are multiplied by the inverse powers. The factor 2^24 is left to whoever reads C.
 
@@ -39,7 +39,8 @@ __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % warp
 using Word = std::uint32_t;
 
 /// C += A B, A 16 x 16.
-__device__ inline void multiply_add(float (&c)[4], Word a0, Word a1, Word a2, Word a3, Word b0, Word b1) {
+__device__ inline void multiply_add(float (&c)[4], Word a0, Word a1, Word a2, Word a3, Word b0,
+                                    Word b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
@@ -82,14 +83,16 @@ __host__ __device__ constexpr int unit_words(int bits, int tiles, int columns) {
   return (tiles * columns * bits + 63) / 64;
 }
 
-/// Where word `word` of a lane stands among a unit's, which has `words` a lane: pieces of 16 bytes of all
-/// lanes follow each other, so that a warp reads without bank conflicts.
+/// Where word `word` of a lane stands among a unit's, which has `words` a lane: pieces of 16 bytes of
+/// all lanes follow each other, so that a warp reads without bank conflicts.
 __host__ __device__ constexpr int unit_word(int words, int lane, int word) {
   return words % 4 == 0 ? (word / 4 * warp_lanes + lane) * 4 + word % 4 : lane * words + word;
 }
 
 /// Tiles of a unit that share a place of their words.
-__host__ __device__ constexpr int tile_places(int bits, int columns) { return columns == 8 ? 8 / bits : bits == 8 ? 1 : 4 / bits; }
+__host__ __device__ constexpr int tile_places(int bits, int columns) {
+  return columns == 8 ? 8 / bits : bits == 8 ? 1 : 4 / bits;
+}
 
 /// B for the tiles at place p of their words, of columns 0 to 7 and of columns 8 to 15.
 template <int Bits>
@@ -106,14 +109,15 @@ template <int Bits>
 __device__ inline void multiply_tile(float (&c)[4], const Word *words, int i, Word b0, Word b1) {
   if constexpr (Bits == 8) {
     const Word low = words[2 * i], high = words[2 * i + 1];
-    multiply_add(c, code_elements<8>(low, 0, 0), code_elements<8>(high, 0, 0), code_elements<8>(low, 1, 0),
-                 code_elements<8>(high, 1, 0), b0, b1);
+    multiply_add(c, code_elements<8>(low, 0, 0), code_elements<8>(high, 0, 0),
+                 code_elements<8>(low, 1, 0), code_elements<8>(high, 1, 0), b0, b1);
   } else {
     constexpr int places = tile_places(Bits, 16);
     const Word word = words[i / places];
     const int p = i % places;
     multiply_add(c, code_elements<Bits>(word, 0, p), code_elements<Bits>(word, 1, p),
-                 code_elements<Bits>(word, 0, p + places), code_elements<Bits>(word, 1, p + places), b0, b1);
+                 code_elements<Bits>(word, 0, p + places), code_elements<Bits>(word, 1, p + places), b0,
+                 b1);
   }
 }
 

@@ -19,7 +19,8 @@ namespace squat::cuda {
 inline constexpr int most_segments = 8192;
 inline constexpr int most_sets = 32768;
 
-/// Blocks of the attention's grid at most, on any device: a merge's shared memory has room for their slots.
+/// Blocks of the attention's grid at most, on any device: a merge's shared memory has room for their
+/// slots.
 inline constexpr int most_blocks = 480;
 
 /// Column tiles of `tokens` tokens of a sequence.
@@ -31,11 +32,12 @@ constexpr int column_tiles(int tokens, int heads_per_kv_head) {
 inline int tiles_at_once(int entries, int query_heads, int kv_heads, int most_tokens, int table_pages) {
   const int by_segments = most_segments / std::max(1, entries * kv_heads);
   const int by_sets = most_sets / std::max(1, table_pages * kv_heads);
-  return std::clamp(std::min(by_segments, by_sets), 1, column_tiles(most_tokens, query_heads / kv_heads));
+  return std::clamp(std::min(by_segments, by_sets), 1,
+                    column_tiles(most_tokens, query_heads / kv_heads));
 }
 
-/// Sequences times KV heads an attention takes at most: the workspace begins with a counter for each segment of
-/// a launch, all 0 before and after.
+/// Sequences times KV heads an attention takes at most: the workspace begins with a counter for each
+/// segment of a launch, all 0 before and after.
 inline constexpr int most_counters = 65536;
 inline constexpr std::size_t counter_bytes = most_counters * sizeof(std::uint32_t);
 
@@ -45,16 +47,18 @@ struct AttendWorkspace {
 
   template <class S>
   AttendWorkspace(const AttendCall<S> &call, int head_dim, int most_tokens)
-      : AttendWorkspace(head_dim, call.entries, call.query_heads, call.kv_heads, most_tokens, call.table_pages) {}
+      : AttendWorkspace(head_dim, call.entries, call.query_heads, call.kv_heads, most_tokens,
+                        call.table_pages) {}
 
-  AttendWorkspace(int head_dim, int entries, int query_heads, int kv_heads, int most_tokens, int table_pages) {
-    const auto tiles =
-        static_cast<std::size_t>(tiles_at_once(entries, query_heads, kv_heads, most_tokens, table_pages)) *
-        static_cast<std::size_t>(kv_heads);
+  AttendWorkspace(int head_dim, int entries, int query_heads, int kv_heads, int most_tokens,
+                  int table_pages) {
+    const auto tiles = static_cast<std::size_t>(
+                           tiles_at_once(entries, query_heads, kv_heads, most_tokens, table_pages)) *
+                       static_cast<std::size_t>(kv_heads);
     const auto d = static_cast<std::size_t>(head_dim);
     const std::size_t slot_bytes = (d * 8 + 2 * column_count) * sizeof(float);
-    const std::size_t set_bytes =
-        2 * d * warp_lanes / 2 + 2 * column_count * sizeof(float) + most_mode_tiles * warp_lanes * sizeof(uint2);
+    const std::size_t set_bytes = 2 * d * warp_lanes / 2 + 2 * column_count * sizeof(float) +
+                                  most_mode_tiles * warp_lanes * sizeof(uint2);
     slots = counter_bytes;
     sets = slots + 2 * (static_cast<std::size_t>(entries) * tiles + most_blocks) * slot_bytes;
     end = sets + static_cast<std::size_t>(table_pages) * tiles * set_bytes;
@@ -77,7 +81,8 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   int device = 0, processors = 0, blocks = 0;
   check(cudaGetDevice(&device), "attend");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "attend");
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared)),
         "attend: shared memory");
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, block_threads, shared), "attend");
   blocks = std::min(blocks * processors, most_blocks);
@@ -97,7 +102,8 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   const auto make_sets = make_query_sets<head_dim, S>;
   const std::size_t sets_shared = set_kernel_bytes<head_dim>() + starts_bytes;
   if constexpr (Layout::KeyBits < 16) {
-    check(cudaFuncSetAttribute(make_sets, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sets_shared)),
+    check(cudaFuncSetAttribute(make_sets, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(sets_shared)),
           "attend: shared memory of queries");
   }
   for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
@@ -110,9 +116,10 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   }
 }
 
-/// Attends for every entry of a batch, each of 1 to `most_tokens` tokens. `call`: all but what the launch
-/// fills in (arrived, slots, tiles); its scale is the attention scale. workspace: attend_workspace_bytes(),
-/// aligned to 16 bytes, the first counter_bytes of them 0 before the first call.
+/// Attends for every entry of a batch, each of 1 to `most_tokens` tokens. `call`: all but what the
+/// launch fills in (arrived, slots, tiles); its scale is the attention scale. workspace:
+/// attend_workspace_bytes(), aligned to 16 bytes, the first counter_bytes of them 0 before the first
+/// call.
 template <class Layout, class T, class S>
 void launch_attend(const AttendCall<S> &call, ValueCoding values, int most_tokens, void *workspace,
                    cudaStream_t stream) {

@@ -1,11 +1,11 @@
 #pragma once
 
-// Adds up what warps and blocks found out about a segment, by their log-sum-exp, turns packed values back from
-// their Hadamard rotation and writes the output.
+// Adds up what warps and blocks found out about a segment, by their log-sum-exp, turns packed values
+// back from their Hadamard rotation and writes the output.
 //
-// A slot holds a segment's sums over a run of units. The warps of a block merge theirs in shared memory; the
-// block that finishes a segment last merges those of all its blocks, which it reads from the second-level
-// cache: HeadDim * 32 bytes a slot.
+// A slot holds a segment's sums over a run of units. The warps of a block merge theirs in shared memory;
+// the block that finishes a segment last merges those of all its blocks, which it reads from the
+// second-level cache: HeadDim * 32 bytes a slot.
 
 #include <cuda_runtime.h>
 
@@ -18,16 +18,16 @@
 
 namespace squat::cuda {
 
-/// What slots of the workspace hold: a float4 a lane and tile of channels as C has them, then maxima and sums
-/// of the columns.
+/// What slots of the workspace hold: a float4 a lane and tile of channels as C has them, then maxima and
+/// sums of the columns.
 template <int HeadDim>
 struct SlotLayout {
   static constexpr int states = HeadDim / 16 * warp_lanes * 4;
   static constexpr int floats = states + 2 * column_count;
 };
 
-/// The slot of a block and segment. Exact rows have one of their own: packed values may be rotated. Blocks and
-/// segments both come in order, so that a block is in its first segment's successors once.
+/// The slot of a block and segment. Exact rows have one of their own: packed values may be rotated.
+/// Blocks and segments both come in order, so that a block is in its first segment's successors once.
 template <int HeadDim, class S>
 __device__ inline float *slot_of(const AttendCall<S> &call, int segment, int block, bool packed) {
   const std::size_t index = 2 * (static_cast<std::size_t>(segment) + static_cast<std::size_t>(block));
@@ -36,9 +36,12 @@ __device__ inline float *slot_of(const AttendCall<S> &call, int segment, int blo
 
 /// Merges the slots in the stages of a block's first `count` warps into one of the workspace.
 template <int HeadDim>
-__device__ inline void merge_stages(const std::uint8_t *stages, int stage_bytes, int count, float *slot) {
+__device__ inline void merge_stages(const std::uint8_t *stages, int stage_bytes, int count,
+                                    float *slot) {
   constexpr int fragments = HeadDim / 16 * warp_lanes;
-  const auto stage = [&](int warp) { return reinterpret_cast<const float *>(stages + warp * stage_bytes); };
+  const auto stage = [&](int warp) {
+    return reinterpret_cast<const float *>(stages + warp * stage_bytes);
+  };
   const auto state = [&](int warp, int i) { return stage(warp)[SlotLayout<HeadDim>::states + i]; };
   const auto maximum = [&](int column) {
     float largest = -INFINITY;
@@ -55,7 +58,8 @@ __device__ inline void merge_stages(const std::uint8_t *stages, int stage_bytes,
   float factors[block_warps][2];
 #pragma unroll
   for (int warp = 0; warp < block_warps; ++warp) {
-    for (int i = 0; i < 2; ++i) factors[warp][i] = warp < count ? factor(warp, column + i, largest[i]) : 0.0f;
+    for (int i = 0; i < 2; ++i)
+      factors[warp][i] = warp < count ? factor(warp, column + i, largest[i]) : 0.0f;
   }
   for (int i = thread; i < fragments; i += block_threads) {
     float4 sum = {0, 0, 0, 0};
@@ -88,7 +92,8 @@ struct SegmentSlots {
   /// first: the segment's first unit of `units`, which `all` busy blocks share.
   __device__ SegmentSlots(std::int64_t units, int all, std::int64_t first, const EntryShape &shape) {
     const auto block_of = [&](std::int64_t unit) {
-      return static_cast<int>(((unit + 1) * all - 1) / units);  // the last whose run begins at or before it
+      return static_cast<int>(((unit + 1) * all - 1) /
+                              units);  // the last whose run begins at or before it
     };
     const auto count = [&](std::int64_t begin, std::int64_t end) {
       return begin < end ? block_of(end - 1) - block_of(begin) + 1 : 0;
@@ -103,7 +108,9 @@ struct SegmentSlots {
 
   __device__ int count() const { return exact + packed; }
   __device__ bool is_packed(int slot) const { return slot >= exact; }
-  __device__ int block(int slot) const { return is_packed(slot) ? first_packed + slot - exact : first_exact + slot; }
+  __device__ int block(int slot) const {
+    return is_packed(slot) ? first_packed + slot - exact : first_exact + slot;
+  }
   /// Blocks that have a part in the segment.
   __device__ int blocks() const { return last_ - first_exact + 1; }
 
@@ -151,8 +158,8 @@ __device__ inline void rotate_channels(float *row) {
 /// Merges a segment's slots and writes its output, by all threads of a block. scratch: shared memory of
 /// [2, column_count, HeadDim] and [slots, column_count] floats.
 template <int HeadDim, bool Rotated, class S>
-__device__ inline void merge_slots(const AttendCall<S> &call, const BatchEntry &entry, int head, int tile,
-                                   const SegmentSlots &slots, int segment, void *scratch) {
+__device__ inline void merge_slots(const AttendCall<S> &call, const BatchEntry &entry, int head,
+                                   int tile, const SegmentSlots &slots, int segment, void *scratch) {
   constexpr int states = SlotLayout<HeadDim>::states;
   using Sums = float[column_count][HeadDim];
   auto *sums = static_cast<Sums *>(scratch);  // of exact and of packed values
@@ -177,7 +184,8 @@ __device__ inline void merge_slots(const AttendCall<S> &call, const BatchEntry &
         most = fmaxf(most, maxima[i]);
       }
     }
-    for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
+    for (int step = 16; step > 0; step /= 2)
+      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
       const int index = i * warp_lanes + lane;
@@ -202,7 +210,8 @@ __device__ inline void merge_slots(const AttendCall<S> &call, const BatchEntry &
         const float4 part = reinterpret_cast<const float4 *>(slot(j))[piece];
         const float low = factors[j * column_count + column];
         const float high = column + 1 < columns ? factors[j * column_count + column + 1] : 0.0f;
-        total.x += part.x * low, total.y += part.y * high, total.z += part.z * low, total.w += part.w * high;
+        total.x += part.x * low, total.y += part.y * high, total.z += part.z * low,
+            total.w += part.w * high;
       }
       return total;
     };

@@ -5,13 +5,16 @@
 //
 // A page holds `Group` tokens of one layer. Its heads follow each other, each a multiple of 128 bytes:
 //
-//   key codes    units of `unit` channels (or coordinates) in their order, each a matrix of rows = tokens
+//   key codes    units of `unit` channels (or coordinates) in their order, each a matrix of rows =
+//   tokens
 //                and columns = channels; a unit of 3 bits is its low two bits, then its high bit
-//   key scales   float16 [HeadDim], in the order of key_element(); the sign of that of channel 0 names the
+//   key scales   float16 [HeadDim], in the order of key_element(); the sign of that of channel 0 names
+//   the
 //                KeySpace
 //   key zeros    likewise
-//   value codes  units of 16 tokens in their order, each a matrix of rows = channels and columns = tokens
-//   value scales float16 [value_scales, Group], in the order of value_element(); plain values: as many zeros
+//   value codes  units of 16 tokens in their order, each a matrix of rows = channels and columns =
+//   tokens value scales float16 [value_scales, Group], in the order of value_element(); plain values: as
+//   many zeros
 //                behind them
 //
 // 16-bit keys are tiles of A, rows = tokens: [token tile, channel tile]; 16-bit values tiles with rows =
@@ -43,7 +46,8 @@ template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount
 struct PageLayout {
   static constexpr int HeadDim = HeadDimension, Group = GroupTokens;
   static constexpr int KeyBits = KeyBitCount, ValueBits = ValueBitCount;
-  static_assert(HeadDim % 32 == 0 && HeadDim <= 256, "squat: on CUDA head_dim is a multiple of 32, at most 256");
+  static_assert(HeadDim % 32 == 0 && HeadDim <= 256,
+                "squat: on CUDA head_dim is a multiple of 32, at most 256");
   static_assert(Group == 32 || Group == 64 || Group == 128, "squat: on CUDA group is 32, 64 or 128");
 
   static constexpr int token_tiles = Group / 16, channel_tiles = HeadDim / 16;
@@ -68,7 +72,8 @@ struct PageLayout {
   static constexpr int value_step_bytes =
       ValueBits == 16 ? HeadDim * 32 : unit_bytes(ValueBits, channel_tiles, 16);
 
-  static constexpr int key_code_bytes = KeyBits == 16 ? Group * HeadDim * 2 : key_units * key_unit_bytes(KeyBits);
+  static constexpr int key_code_bytes =
+      KeyBits == 16 ? Group * HeadDim * 2 : key_units * key_unit_bytes(KeyBits);
   static constexpr int key_scales = key_code_bytes;
   static constexpr int key_zeros = key_scales + (KeyBits == 16 ? 0 : HeadDim * 2);
   static constexpr int value_codes = key_zeros + (KeyBits == 16 ? 0 : HeadDim * 2);
@@ -82,8 +87,8 @@ struct PageLayout {
     return value_scales + scales_of_a_value(coding) * Group * 2;
   }
   __host__ __device__ static constexpr int head_bytes(ValueCoding coding) {
-    const int end = value_zeros(coding) +
-                    (coding == ValueCoding::plain ? scales_of_a_value(coding) * Group * 2 : 0);
+    const int end =
+        value_zeros(coding) + (coding == ValueCoding::plain ? scales_of_a_value(coding) * Group * 2 : 0);
     return (end + 127) / 128 * 128;
   }
 };

@@ -1,11 +1,12 @@
 #pragma once
 
-// The queries as pages see them, for all tiles of a batch's contexts: made by a kernel of its own before the
-// attention, which reads them with each tile's first page.
+// The queries as pages see them, for all tiles of a batch's contexts: made by a kernel of its own before
+// the attention, which reads them with each tile's first page.
 //
-// A set is what Queries holds for one column tile and one base: the B of the rows that meet a page's codes, the
-// weights of the mean key's modes, and the units of the columns. Pages of one base share the set of the first of
-// them. One warp makes a set: HeadDim^2 multiply-adds a column, with the head's matrices in shared memory.
+// A set is what Queries holds for one column tile and one base: the B of the rows that meet a page's
+// codes, the weights of the mean key's modes, and the units of the columns. Pages of one base share the
+// set of the first of them. One warp makes a set: HeadDim^2 multiply-adds a column, with the head's
+// matrices in shared memory.
 
 #include <cuda_runtime.h>
 
@@ -38,8 +39,8 @@ __host__ __device__ constexpr int set_bytes(int mode_tiles) {
 
 /// The set of a page.
 template <int HeadDim, class S>
-__device__ inline QuerySet<HeadDim> *set_of(const AttendCall<S> &call, const EntryStart &start, int segment,
-                                            int page_count, int page) {
+__device__ inline QuerySet<HeadDim> *set_of(const AttendCall<S> &call, const EntryStart &start,
+                                            int segment, int page_count, int page) {
   const std::int64_t index = start.set + std::int64_t{segment} * page_count + page;
   return static_cast<QuerySet<HeadDim> *>(call.sets) + index;
 }
@@ -63,7 +64,8 @@ __device__ inline void load_queries(Queries<HeadDim> &queries, const AttendCall<
 inline constexpr int set_warps = 8;
 inline constexpr int set_threads = set_warps * warp_lanes;
 
-/// Shared memory of the kernel's matrices: A^-T and the projection. Larger heads read them from the caches.
+/// Shared memory of the kernel's matrices: A^-T and the projection. Larger heads read them from the
+/// caches.
 template <int HeadDim>
 struct SetMatrices {
   static constexpr bool shared = HeadDim <= 128;
@@ -91,15 +93,17 @@ struct SetWarp {
   int mode_tiles;
   Queries<HeadDim> queries;
 
-  /// Makes the sets of pages [first, last) of the entry's segments, counted over all of them. Doubled: two at a
-  /// time, where columns 4 to 7 have no queries of their own; each is left the other's in its columns 4 to 7.
+  /// Makes the sets of pages [first, last) of the entry's segments, counted over all of them. Doubled:
+  /// two at a time, where columns 4 to 7 have no queries of their own; each is left the other's in its
+  /// columns 4 to 7.
   template <bool Doubled>
   __device__ void make(int first, int last) {
     const EntryShape shape(call, entry);
     int loaded = -1;
     for (int index = first; index < last;) {
       const int segment = index / state.page_count;
-      const int end = min(last, (segment + 1) * state.page_count) - segment * state.page_count;  // of the segment
+      const int end =
+          min(last, (segment + 1) * state.page_count) - segment * state.page_count;  // of the segment
       int page = next_tile(index - segment * state.page_count, end);
       while (page < end) {
         const int other = Doubled ? next_tile(page + 1, end) : end;
@@ -142,7 +146,8 @@ struct SetWarp {
     const auto of_both = [&](uint2(QuerySet<HeadDim>::*member)[steps * warp_lanes]) {
       return store(set.*member, other == nullptr ? nullptr : second.*member);
     };
-    const auto turned = of_both(basis != nullptr ? &QuerySet<HeadDim>::turned : &QuerySet<HeadDim>::facing);
+    const auto turned =
+        of_both(basis != nullptr ? &QuerySet<HeadDim>::turned : &QuerySet<HeadDim>::facing);
 #pragma unroll
     for (int step = 0; step < steps; ++step) turned(step, queries.turned(step));
     float2 units = {1, 1};
@@ -196,8 +201,9 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
     }
     const int count = last - first;
     const int from = first + count * warp / set_warps, to = first + count * (warp + 1) / set_warps;
-    SetWarp<HeadDim, S> work{call,  entry,      starts[e],         state,
-                             basis, projection, tables.mode_tiles, {storages[warp], &call.codings[state.coding].tiles}};
+    SetWarp<HeadDim, S> work{
+        call,  entry,      starts[e],         state,
+        basis, projection, tables.mode_tiles, {storages[warp], &call.codings[state.coding].tiles}};
     const int rows = entry.tokens * (call.query_heads / call.kv_heads);
     rows <= column_count / 2 ? work.template make<true>(from, to) : work.template make<false>(from, to);
     index = starts[e].set + last;

@@ -6,9 +6,10 @@
 //
 //   score = sum_c q_c (zero_c + scale_c code_c) + q . R(row) mean
 //
-// The scale folds into the query, two channels a multiplication; codes are elements of A as they lie there
-// (fragments.cuh). The zeros are the A of one tile more, all of whose rows are alike: what it gives is the
-// same for every token. The mean key's scores are a product of rank 16 mode_tiles (MeanModes).
+// The scale folds into the query, two channels a multiplication; codes are elements of A as they lie
+// there (fragments.cuh). The zeros are the A of one tile more, all of whose rows are alike: what it
+// gives is the same for every token. The mean key's scores are a product of rank 16 mode_tiles
+// (MeanModes).
 //
 // A page of 128 tokens and 128 channels at 2 bits: 4,096 bytes, 64 mma, and 36 instructions to unpack 16
 // channels of 128 tokens.
@@ -59,15 +60,16 @@ __device__ inline void multiply_unit(float (&c)[Tiles][4], const std::uint8_t *u
   }
 }
 
-/// Whether a head's keys, in shared memory, are coordinates in the basis: the sign of the first scale says so.
+/// Whether a head's keys, in shared memory, are coordinates in the basis: the sign of the first scale
+/// says so.
 template <class Layout>
 __device__ inline bool in_basis(const std::uint8_t *keys) {
   return (*reinterpret_cast<const std::uint16_t *>(keys + Layout::key_scales) & 0x8000u) != 0;
 }
 
-/// c = the scores of a packed page's keys, less the factors that it returns: what a lane's columns have to be
-/// multiplied by. keys: the head's key part, set: the queries that face it, both in shared memory; row: of the
-/// page in its tile.
+/// c = the scores of a packed page's keys, less the factors that it returns: what a lane's columns have
+/// to be multiplied by. keys: the head's key part, set: the queries that face it, both in shared memory;
+/// row: of the page in its tile.
 template <class Layout>
 __device__ inline float2 score_packed(const std::uint8_t *keys, const QuerySet<Layout::HeadDim> &set,
                                       const HeadTables &head, const TileTables &tiles, int row,
@@ -137,12 +139,14 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const QuerySet<L
 
 /// c = the scores of a tile of 16 exact keys, in queries' units.
 template <class T, int HeadDim>
-__device__ inline void score_exact(const ExactTile<T> *keys, const Queries<HeadDim> &queries, float (&c)[4]) {
+__device__ inline void score_exact(const ExactTile<T> *keys, const Queries<HeadDim> &queries,
+                                   float (&c)[4]) {
   constexpr int steps = HeadDim / 16;
   c[0] = c[1] = c[2] = c[3] = 0;
   ExactTile<T> tiles[steps];
 #pragma unroll
-  for (int step = 0; step < steps; ++step) tiles[step].words = __ldg(&keys[step * warp_lanes + lane_index()].words);
+  for (int step = 0; step < steps; ++step)
+    tiles[step].words = __ldg(&keys[step * warp_lanes + lane_index()].words);
 #pragma unroll
   for (int step = 0; step < steps; ++step) {
     const uint4 a = tiles[step].halves();

@@ -2,15 +2,15 @@
 
 // Sums of values, weighted by attention probabilities, in the matrix units.
 //
-// Probabilities come as scores do, tokens in rows of C. They become the B of the sums, 16 tokens a step, by a
-// transposition in registers. Packed values:
+// Probabilities come as scores do, tokens in rows of C. They become the B of the sums, 16 tokens a step,
+// by a transposition in registers. Packed values:
 //
 //   output_c = sum_t p_t (zero_t + scale_t code_tc)
 //
-// Symmetric: zero_t = -scale_t middle. The weights w_t = p_t scale_t are rounded to float16; that their sum is
-// taken of the rounded ones, by one more tile whose A is all ones, makes rounding errors of the weights errors
-// of the values' deviations alone. So that small probabilities beside large ones keep their digits, weights
-// fill float16's range: p <= 1 and scale <= unit become at most 2^14.
+// Symmetric: zero_t = -scale_t middle. The weights w_t = p_t scale_t are rounded to float16; that their
+// sum is taken of the rounded ones, by one more tile whose A is all ones, makes rounding errors of the
+// weights errors of the values' deviations alone. So that small probabilities beside large ones keep
+// their digits, weights fill float16's range: p <= 1 and scale <= unit become at most 2^14.
 //
 // Plain: scale and zero of every 32 channels, so that weights are made for each of these groups.
 
@@ -34,9 +34,9 @@ struct OutputSums {
   static constexpr int tiles = HeadDim / 16;
   static constexpr int constants = Values == ValueCoding::plain ? HeadDim / 32 : 1;
 
-  float codes[tiles][4];          // of packed values in code_unit, of exact ones as they are
-  float constant[constants][4];   // what every channel (of a group) gets, rows alike
-  float unit;                     // of the weights
+  float codes[tiles][4];         // of packed values in code_unit, of exact ones as they are
+  float constant[constants][4];  // what every channel (of a group) gets, rows alike
+  float unit;                    // of the weights
 
   __device__ void clear() {
     for_each([](float &x) { x = 0; });
@@ -76,7 +76,8 @@ struct OutputSums {
   }
 };
 
-/// B of 16 tokens from a tile of weights with tokens in rows: row g's times `low`, row g + 8's times `high`.
+/// B of 16 tokens from a tile of weights with tokens in rows: row g's times `low`, row g + 8's times
+/// `high`.
 __device__ inline uint2 weights_of(const float (&p)[4], float low, float high) {
   return {transpose(halves(p[0] * low, p[1] * low)), transpose(halves(p[2] * high, p[3] * high))};
 }
@@ -117,7 +118,8 @@ __device__ inline void sum_packed(const std::uint8_t *page, const float (&p)[Lay
       const float2 scale = __half22float2(as_halves(scale_pairs(Layout::value_scales, group)[i]));
       largest = fmaxf(largest, fmaxf(scale.x, scale.y));
       if constexpr (Values == ValueCoding::plain) {
-        const float2 zero = __half22float2(as_halves(scale_pairs(Layout::value_zeros(Values), group)[i]));
+        const float2 zero =
+            __half22float2(as_halves(scale_pairs(Layout::value_zeros(Values), group)[i]));
         largest = fmaxf(largest, fmaxf(fabsf(zero.x), fabsf(zero.y)));
       }
     }

@@ -1,16 +1,17 @@
 #pragma once
 
-// The queries of a column tile as pages see them: turned back by a tile's base, in the subspace basis, and
-// as weights of the mean key's modes.
+// The queries of a column tile as pages see them: turned back by a tile's base, in the subspace basis,
+// and as weights of the mean key's modes.
 //
-// Eight query rows that share a KV head are the columns of B (fragments.cuh); channels are its rows. Float16
-// holds numbers below 1, so each column is divided by a power of two, its unit:
+// Eight query rows that share a KV head are the columns of B (fragments.cuh); channels are its rows.
+// Float16 holds numbers below 1, so each column is divided by a power of two, its unit:
 //
 //   q = query * attention scale * log2 e = unit_q * stored
-//   A^-T R(-base) q = unit_q unit_basis * stored,  projection R(-base) q = unit_q projection_unit * stored
+//   A^-T R(-base) q = unit_q unit_basis * stored,  projection R(-base) q = unit_q projection_unit *
+//   stored
 //
-// A transform is HeadDim^2 multiply-adds a column, once for the pages of a tile; its matrix comes from the
-// caches, 2 HeadDim^2 bytes.
+// A transform is HeadDim^2 multiply-adds a column, once for the pages of a tile; its matrix comes from
+// the caches, 2 HeadDim^2 bytes.
 
 #include <cuda_fp16.h>
 
@@ -48,8 +49,9 @@ class Queries {
   __device__ Queries(QueryStorage<HeadDim> &storage, const TileTables *tiles)
       : storage_(storage), tiles_(tiles), pairs_(tiles->pairs), interleaved_(tiles->interleaved != 0) {}
 
-  /// Takes in the rows of a column tile: row(column) is where a column's query stands, null for none. They are
-  /// turned by nothing. Doubled: rows of at most four columns are taken in twice, to be turned by two bases.
+  /// Takes in the rows of a column tile: row(column) is where a column's query stands, null for none.
+  /// They are turned by nothing. Doubled: rows of at most four columns are taken in twice, to be turned
+  /// by two bases.
   template <class S, bool Doubled = false, class Row>
   __device__ void load(Row &&row, float scale) {
     const int lane = lane_index();
@@ -76,8 +78,8 @@ class Queries {
       Word words[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) words[j] = halves(x[i][2 * j] * inverse, x[i][2 * j + 1] * inverse);
-      *reinterpret_cast<uint4 *>(storage_.rows + column * QueryStorage<HeadDim>::row_stride + (i * 4 + t) * 8) = {
-          words[0], words[1], words[2], words[3]};
+      *reinterpret_cast<uint4 *>(storage_.rows + column * QueryStorage<HeadDim>::row_stride +
+                                 (i * 4 + t) * 8) = {words[0], words[1], words[2], words[3]};
     }
     unit_[0] = __shfl_sync(0xffffffffu, unit, 2 * t * 4);
     unit_[1] = __shfl_sync(0xffffffffu, unit, (2 * t + 1) * 4);
@@ -96,7 +98,8 @@ class Queries {
   __device__ uint2 turned(int step) const { return storage_.turned[step * warp_lanes + lane_index()]; }
   __device__ float unit(int i) const { return unit_[i]; }
 
-  /// The coordinates in the basis, as B: store(step, b). `matrix` is A^-T. Returns the units of the lane's columns.
+  /// The coordinates in the basis, as B: store(step, b). `matrix` is A^-T. Returns the units of the
+  /// lane's columns.
   template <class Store>
   __device__ float2 transform_to_basis(const uint4 *matrix, Store &&store) const {
     float c[steps][4];
@@ -117,7 +120,8 @@ class Queries {
     for (int j = 0; j < 2; ++j) {
       float largest = 0;
 #pragma unroll
-      for (int i = 0; i < steps; ++i) largest = fmaxf(largest, fmaxf(fabsf(c[i][j]), fabsf(c[i][j + 2])));
+      for (int i = 0; i < steps; ++i)
+        largest = fmaxf(largest, fmaxf(fabsf(c[i][j]), fabsf(c[i][j + 2])));
       units[j] = unit_above(largest_row(largest));
       inverse[j] = inverse_of_power(units[j]);
     }
@@ -126,8 +130,8 @@ class Queries {
     return {units[0], units[1]};
   }
 
-  /// The weights of the mean key's modes, as B, which float16 holds as they come: store(tile, b). `matrix` is the
-  /// projection.
+  /// The weights of the mean key's modes, as B, which float16 holds as they come: store(tile, b).
+  /// `matrix` is the projection.
   template <class Store>
   __device__ void transform_to_modes(const uint4 *matrix, int tiles, Store &&store) const {
     matrix += lane_index();
@@ -161,9 +165,11 @@ class Queries {
       const int channel = step * 16 + 2 * t;
       uint2 pairs;
       if (!turns) {
-        pairs = {*reinterpret_cast<const Word *>(row + channel), *reinterpret_cast<const Word *>(row + channel + 8)};
+        pairs = {*reinterpret_cast<const Word *>(row + channel),
+                 *reinterpret_cast<const Word *>(row + channel + 8)};
       } else {
-        pairs = {turned_pair(row, channel, cosines, sines), turned_pair(row, channel + 8, cosines, sines)};
+        pairs = {turned_pair(row, channel, cosines, sines),
+                 turned_pair(row, channel + 8, cosines, sines)};
       }
       storage_.turned[step * warp_lanes + lane] = pairs;
     }
@@ -175,8 +181,8 @@ class Queries {
   __device__ void find_turn(long long base, int half) {
     for (int pair = lane_index(); pair < pairs_; pair += warp_lanes) {
       constexpr double inverse_turn = 0.15915494309189535;  // 1 / 2 pi
-      const double turns =
-          static_cast<double>(-base) * static_cast<double>(tiles_->inverse_frequencies[pair]) * inverse_turn;
+      const double turns = static_cast<double>(-base) *
+                           static_cast<double>(tiles_->inverse_frequencies[pair]) * inverse_turn;
       float sine, cosine;
       sincospif(2 * static_cast<float>(turns - rint(turns)), &sine, &cosine);
       storage_.sines[half][pair] = sine;
@@ -184,9 +190,10 @@ class Queries {
     }
   }
 
-  /// Channels c and c + 1 of a row, c even, turned. Their pairs are neighbours too, but where halves of an odd
-  /// number of pairs meet.
-  __device__ Word turned_pair(const __half *row, int channel, const float *cosines, const float *sines) const {
+  /// Channels c and c + 1 of a row, c even, turned. Their pairs are neighbours too, but where halves of
+  /// an odd number of pairs meet.
+  __device__ Word turned_pair(const __half *row, int channel, const float *cosines,
+                              const float *sines) const {
     const int pairs = pairs_;
     const float2 x = __half22float2(*reinterpret_cast<const __half2 *>(row + channel));
     if (interleaved_) {
@@ -194,18 +201,21 @@ class Queries {
       const float c = cosines[channel / 2], s = sines[channel / 2];
       return halves(x.x * c - x.y * s, x.x * s + x.y * c);
     }
-    if (pairs % 2 != 0) return halves(turned_half(row, channel, x.x, cosines, sines),
-                                         turned_half(row, channel + 1, x.y, cosines, sines));
+    if (pairs % 2 != 0)
+      return halves(turned_half(row, channel, x.x, cosines, sines),
+                    turned_half(row, channel + 1, x.y, cosines, sines));
     if (channel >= 2 * pairs) return halves(x.x, x.y);
     const bool low = channel < pairs;
     const int pair = low ? channel : channel - pairs;
-    const float2 y = __half22float2(*reinterpret_cast<const __half2 *>(row + (low ? channel + pairs : pair)));
+    const float2 y =
+        __half22float2(*reinterpret_cast<const __half2 *>(row + (low ? channel + pairs : pair)));
     const float2 c = *reinterpret_cast<const float2 *>(cosines + pair);
     float2 s = *reinterpret_cast<const float2 *>(sines + pair);
     if (low) s = {-s.x, -s.y};
     return halves(x.x * c.x + y.x * s.x, x.y * c.y + y.y * s.y);
   }
-  __device__ float turned_half(const __half *row, int channel, float x, const float *cosines, const float *sines) const {
+  __device__ float turned_half(const __half *row, int channel, float x, const float *cosines,
+                               const float *sines) const {
     if (channel >= 2 * pairs_) return x;
     const int pair = channel % pairs_;
     const float c = cosines[pair], s = sines[pair];
@@ -215,7 +225,8 @@ class Queries {
 
   /// A tile of C as B of 16 rows.
   __device__ static uint2 columns_of(const float (&c)[4], float first, float second) {
-    return {transpose(halves(c[0] * first, c[1] * second)), transpose(halves(c[2] * first, c[3] * second))};
+    return {transpose(halves(c[0] * first, c[1] * second)),
+            transpose(halves(c[2] * first, c[3] * second))};
   }
 
   QueryStorage<HeadDim> &storage_;

@@ -25,8 +25,8 @@ __device__ inline float sum_rows(float x) {
   return reduce_rows(x, [](float a, float b) { return a + b; });
 }
 
-/// The least power of two above x, 1 for 0: what x / unit < 1 needs. It stays so far inside float's range that
-/// its inverse is one too.
+/// The least power of two above x, 1 for 0: what x / unit < 1 needs. It stays so far inside float's
+/// range that its inverse is one too.
 __device__ inline float unit_above(float x) {
   const std::uint32_t exponent = __float_as_uint(x) >> 23;  // of x >= 0
   if (exponent == 0) return 1.0f;
@@ -44,13 +44,14 @@ __device__ inline float power_of_two(float x) {
   return y;
 }
 
-/// Copies `bytes`, a multiple of 16, to shared memory, all lanes of a warp together, past the first-level
-/// cache.
+/// Copies `bytes`, a multiple of 16, to shared memory, all lanes of a warp together, past the
+/// first-level cache.
 __device__ inline void copy_async(void *to, const void *from, int bytes) {
   const auto target = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
   const auto *source = static_cast<const std::uint8_t *>(from);
   for (int i = lane_index() * 16; i < bytes; i += warp_lanes * 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(source + i) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(source + i)
+                 : "memory");
   }
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
