@@ -9,8 +9,8 @@
 // Entries are 8-bit codes, a scale an output, and rows are rounded as weights of
 // codes are (weighted_codes.hpp). w evens the inputs out before either is
 // rounded, so that no large channel takes the others' digits. Results err by
-// some 2 % of their RMS, which adds a few thousandths to the error of 2- or
-// 3-bit keys.
+// some 2 % of their RMS, which is little beside the error of 2-bit keys, and
+// shows beside that of 3-bit ones.
 
 #include <Eigen/Core>
 #include <algorithm>

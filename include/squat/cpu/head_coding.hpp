@@ -56,7 +56,7 @@ class QueryTransform {
   std::size_t bytes() const { return bytes_.bytes() + words_.bytes() + modes_.bytes(); }
 
  private:
-  static constexpr int most_bits_of_bytes = 3;
+  static constexpr int most_bits_of_bytes = 2;  // at 3, bytes add 8 % to the KL
 
   ByteMatrix bytes_;
   IntegerMatrix words_;
