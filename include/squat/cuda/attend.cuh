@@ -3,7 +3,7 @@
 // Attention of a batch of queries over sinks, pages and tails.
 //
 // Eight query rows of a token and KV head (more heads a KV head or more tokens: several such column
-// tiles) meet the context of their sequence and layer, a segment: first its exact rows in units of 128
+// tiles) meet the context of their sequence and layer, a segment: first its exact rows in units of some
 // tokens, then its pages, one a unit. All units of all segments follow each other and are dealt out in
 // equal runs to the blocks of a grid that just fills the device, and within a block in equal runs to its
 // warps, which keep a running softmax in registers and merge at the segment's end in shared memory. What
@@ -26,55 +26,13 @@
 #include "squat/cuda/merge.cuh"
 #include "squat/cuda/page_layout.cuh"
 #include "squat/cuda/query_sets.cuh"
+#include "squat/cuda/running_softmax.cuh"
 #include "squat/cuda/score_keys.cuh"
 #include "squat/cuda/sum_values.cuh"
 #include "squat/cuda/transform_queries.cuh"
 #include "squat/cuda/warp.cuh"
 
 namespace squat::cuda {
-
-/// The running softmax of a lane's columns: of the scores times their factors, in powers of two. Sums
-/// are those of the lane's rows.
-struct ColumnState {
-  float maximum[2];
-  float sum[2];
-
-  __device__ void clear() {
-    maximum[0] = maximum[1] = -INFINITY;
-    sum[0] = sum[1] = 0;
-  }
-};
-
-/// c becomes probabilities relative to the running maximum; sums are rescaled where it rises.
-template <int Tiles, class Sums>
-__device__ inline void exponentiate(float (&c)[Tiles][4], float2 factors, ColumnState &state,
-                                    Sums &sums) {
-  const float factor[2] = {factors.x, factors.y};
-  float rescale[2], maximum[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    float largest = -INFINITY;
-#pragma unroll
-    for (int tile = 0; tile < Tiles; ++tile) largest = fmaxf(largest, fmaxf(c[tile][i], c[tile][i + 2]));
-    largest = fmaxf(state.maximum[i], largest_row(largest) * factor[i]);
-    rescale[i] = largest == state.maximum[i] ? 1.0f : power_of_two(state.maximum[i] - largest);
-    state.maximum[i] = largest;
-    maximum[i] = largest == -INFINITY ? 0.0f : largest;
-  }
-  if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
-    sums.multiply(rescale[0], rescale[1]);
-    state.sum[0] *= rescale[0];
-    state.sum[1] *= rescale[1];
-  }
-#pragma unroll
-  for (int tile = 0; tile < Tiles; ++tile) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      c[tile][j] = power_of_two(c[tile][j] * factor[j % 2] - maximum[j % 2]);
-      state.sum[j % 2] += c[tile][j];
-    }
-  }
-}
 
 /// One warp's work on segments.
 template <class Layout, ValueCoding Values, class T, class S>
@@ -84,24 +42,30 @@ class SegmentWarp {
   static constexpr int steps = HeadDim / 16;
   using Block = BlockLayout<HeadDim>;
   using Sums = OutputSums<HeadDim, Values>;
-  static constexpr bool stages_keys = Layout::KeyBits < 16, stages_values = Layout::ValueBits < 16;
   using Set = QuerySet<HeadDim>;
+  static constexpr bool stages_keys = Layout::KeyBits < 16, stages_values = Layout::ValueBits < 16;
   static constexpr int key_bytes = Layout::value_codes;
   static constexpr int value_bytes = Layout::head_bytes(Values) - Layout::value_codes;
+  static constexpr int weight_bytes =
+      Layout::token_tiles * warp_lanes * static_cast<int>(sizeof(TokenWeights));
 
-  /// Shared memory of a warp: a page's head behind its query set; or the queries of exact rows; or the
-  /// output while warps merge.
+  /// Tiles of a unit of exact rows: they take about as long as a page.
+  static constexpr int exact_tiles = exact_unit_tiles(Layout::head_bytes(Values), HeadDim);
+
+  /// Shared memory of a warp: a page's head between its query set and the weights of its tokens; or the
+  /// queries of exact rows; or the output while warps merge.
   __host__ __device__ static constexpr int stage_bytes() {
     constexpr int output = SlotLayout<HeadDim>::floats * 4;
     constexpr int queries = static_cast<int>(sizeof(QueryStorage<HeadDim>));
-    const int page = stage_keys() + (stages_keys ? key_bytes : 0) + (stages_values ? value_bytes : 0);
+    const int page = stage_keys() + (stages_keys ? key_bytes : 0) +
+                     (stages_values ? value_bytes + weight_bytes : 0);
     int most = page;
     for (const int size : {output, queries}) most = size > most ? size : most;
     return (most + 127) / 128 * 128;
   }
 
   __device__ SegmentWarp(const AttendCall<S> &call, const BatchEntry &entry, const EntryStart &start,
-                         int segment, int head, int tile, std::uint8_t *stage)
+                         int segment, int head, int tile, std::uint8_t *stages)
       : call_(call),
         entry_(entry),
         start_(start),
@@ -110,7 +74,7 @@ class SegmentWarp {
         segment_(segment),
         head_(head),
         tile_(tile),
-        stage_(stage) {
+        stage_(stages + warp_index() * stage_bytes()) {
     const int heads = call.query_heads / call.kv_heads, rows = entry.tokens * heads;
     const int first = tile * column_count;
     const int past = state_.length() - entry.tokens;
@@ -125,18 +89,19 @@ class SegmentWarp {
   }
 
   __device__ void begin() {
-    columns_.clear();
+    softmax_.clear();
     sums_.clear();
   }
 
-  /// Attends to the blocks [first, last) of exact rows, sinks' before the tail's.
+  /// Attends to the warp's part of the blocks [first, last) of exact rows, sinks' before the tail's.
   __device__ void exact(int first, int last) {
+    take_part(first, last);
     if (first >= last) return;
     Queries<HeadDim> queries = own_queries();
-    for (int begin = first; begin < last; begin += exact_unit_tiles) {
-      float c[exact_unit_tiles][4];
+    for (int begin = first; begin < last; begin += exact_tiles) {
+      float c[exact_tiles][4];
 #pragma unroll
-      for (int i = 0; i < exact_unit_tiles; ++i) {
+      for (int i = 0; i < exact_tiles; ++i) {
         if (begin + i < last) {
           const ExactBlock block = find_block(begin + i);
           score_exact<T>(block.template tiles<T>(0), queries, c[i]);
@@ -145,21 +110,25 @@ class SegmentWarp {
           c[i][0] = c[i][1] = c[i][2] = c[i][3] = -INFINITY;
         }
       }
-      exponentiate(c, {queries.unit(0), queries.unit(1)}, columns_, sums_);
+      TokenWeights weights[exact_tiles];
+      softmax_.template operator()<true>(c, {queries.unit(0), queries.unit(1)}, sums_, weights);
 #pragma unroll
-      for (int i = 0; i < exact_unit_tiles; ++i) {
+      for (int i = 0; i < exact_tiles; ++i) {
         if (begin + i < last) {
-          sum_exact<T>(find_block(begin + i).template tiles<T>(Block::part_elements), c[i], sums_);
+          sum_exact<T>(find_block(begin + i).template tiles<T>(Block::part_elements), weights[i], sums_);
         }
       }
     }
   }
 
-  /// Attends to the pages [first, last).
+  /// Attends to the warp's part of the pages [first, last).
   __device__ void pages(int first, int last) {
+    take_part(first, last);
     while (last > first && state_.pages[last - 1].before >= most_limit_) --last;
     if (first >= last) return;
-    if constexpr (!stages_keys) {
+    if constexpr (!stages_keys && !stages_values) {
+      exact_pages(first, last);
+    } else if constexpr (!stages_keys) {
       Queries<HeadDim> queries = own_queries();
       for_each_page(first, last, [&](const PageEntry &page, float(&c)[Layout::token_tiles][4]) {
         queries.face(page.base);
@@ -173,6 +142,7 @@ class SegmentWarp {
       });
     } else {
       set_holds_ = no_set;
+      wait_for_launches();
       for_each_page(first, last, [&](const PageEntry &page, float(&c)[Layout::token_tiles][4]) {
         wait_for_copies<stages_values ? 1 : 0>();
         return score_packed<Layout>(stage_ + stage_keys(), query_set(page), coding_.heads[head_],
@@ -187,24 +157,23 @@ class SegmentWarp {
     auto *slot = reinterpret_cast<float4 *>(stage_);
     const bool codes = packed && stages_values;
     const float unit = sums_.unit / weight_range;
-    const float code_factor = codes ? code_unit * unit : 1 / weight_range;
+    const float code_factor = codes ? code_unit * unit : 1.0f;
     const float middle =
         codes ? (Values == ValueCoding::plain ? 1.0f : -middle_code_of(Layout::ValueBits)) * unit : 0.0f;
 #pragma unroll
     for (int i = 0; i < steps; ++i) {
+      const float factor = codes ? code_factor / tile_factor<Layout::ValueBits>(i) : code_factor;
       const float(&c)[4] = sums_.codes[i];
       const float(&k)[4] = sums_.constant[Values == ValueCoding::plain ? i / 2 : 0];
-      slot[i * warp_lanes + lane] = {
-          c[0] * code_factor + k[0] * middle, c[1] * code_factor + k[1] * middle,
-          c[2] * code_factor + k[2] * middle, c[3] * code_factor + k[3] * middle};
+      slot[i * warp_lanes + lane] = {c[0] * factor + k[0] * middle, c[1] * factor + k[1] * middle,
+                                     c[2] * factor + k[2] * middle, c[3] * factor + k[3] * middle};
     }
     float *states = reinterpret_cast<float *>(stage_) + SlotLayout<HeadDim>::states;
+    if (lane < 4) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float sum = sum_rows(columns_.sum[i]);
-      if (lane < 4) {
-        states[2 * lane + i] = columns_.maximum[i];
-        states[column_count + 2 * lane + i] = sum;
+      for (int i = 0; i < 2; ++i) {
+        states[2 * lane + i] = softmax_.reference(i);
+        states[column_count + 2 * lane + i] = sums_.weights[i];
       }
     }
   }
@@ -240,6 +209,49 @@ class SegmentWarp {
     return {elements, position, sink ? state_.sinks : state_.length()};
   }
 
+  /// Attends to pages of exact rows, a few tiles at a time.
+  __device__ void exact_pages(int first, int last) {
+    constexpr int tiles = Layout::token_tiles < 4 ? Layout::token_tiles : 4;
+    Queries<HeadDim> queries = own_queries();
+    PageEntry page = state_.pages[first], next = page;
+#pragma unroll 1
+    for (int i = first; i < last; ++i, page = next) {
+      next = state_.pages[min(i + 1, last - 1)];
+      queries.face(page.base);
+      const std::uint8_t *head = page_head(page);
+      const int begin = page.before, end = page.before + page.tokens;
+#pragma unroll 1
+      for (int tile = 0; tile < Layout::token_tiles; tile += tiles) {
+        float c[tiles][4];
+#pragma unroll
+        for (int j = 0; j < tiles; ++j) {
+          score_exact<T>(reinterpret_cast<const ExactTile<T> *>(head + (tile + j) * HeadDim * 32), queries,
+                         c[j]);
+        }
+        if (page.tokens < Layout::Group || end > least_limit_) {
+#pragma unroll
+          for (int j = 0; j < tiles; ++j) {
+            mask(c[j], page.before - page.first + 16 * (tile + j), begin, end);
+          }
+        }
+        TokenWeights weights[tiles];
+        softmax_.template operator()<true>(c, {queries.unit(0), queries.unit(1)}, sums_, weights);
+#pragma unroll
+        for (int j = 0; j < tiles; ++j) {
+          const std::uint8_t *step = head + Layout::value_codes + (tile + j) * Layout::value_step_bytes;
+          sum_exact<T>(reinterpret_cast<const ExactTile<T> *>(step), weights[j], sums_);
+        }
+      }
+    }
+  }
+
+  /// The warp's part of [first, last).
+  __device__ static void take_part(int &first, int &last) {
+    const int begin = first, all = max(last - first, 0);
+    first = begin + all * warp_index() / block_warps;
+    last = begin + all * (warp_index() + 1) / block_warps;
+  }
+
   /// Scores the pages [first, last) by score(page, c), and sums their values up.
   template <class Score>
   __device__ void for_each_page(int first, int last, Score &&score) {
@@ -256,22 +268,29 @@ class SegmentWarp {
         // The limits count a page's tokens from the first that counts.
 #pragma unroll
         for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-          mask(c[tile], page.before - page.first + 16 * tile, page.before, page.before + page.tokens);
+          mask(c[tile], page.before - page.first + 16 * tile, page.before,
+               page.before + page.tokens);
         }
       }
       __syncwarp();
       if (i + 1 < last) copy_keys(i + 1, next);
-      exponentiate(c, factors, columns_, sums_);
+      TokenWeights weights[Layout::token_tiles];
+      softmax_.template operator()<!stages_keys>(c, factors, sums_, weights);
       if constexpr (stages_values) {
         i + 1 < last ? wait_for_copies<stages_keys ? 1 : 0>() : wait_for_copies<0>();
-        sum_packed<Layout, Values>(value_stage() - Layout::value_codes, c, sums_);
+        TokenWeights *staged = weight_stage();
+#pragma unroll
+        for (int tile = 0; tile < Layout::token_tiles; ++tile) {
+          staged[tile * warp_lanes + lane_index()] = weights[tile];
+        }
+        sum_packed<Layout, Values>(value_stage() - Layout::value_codes, staged, sums_);
         __syncwarp();
       } else {
         const std::uint8_t *values = page_head(page) + Layout::value_codes;
 #pragma unroll
         for (int tile = 0; tile < Layout::token_tiles; ++tile) {
           sum_exact<T>(reinterpret_cast<const ExactTile<T> *>(values + tile * Layout::value_step_bytes),
-                       c[tile], sums_);
+                       weights[tile], sums_);
         }
       }
     }
@@ -289,10 +308,17 @@ class SegmentWarp {
     return stage_ + stage_keys() + (stages_keys ? key_bytes : 0);
   }
 
+  __device__ TokenWeights *weight_stage() const {
+    return reinterpret_cast<TokenWeights *>(value_stage() + value_bytes);
+  }
+
   /// The queries of exact rows, in the stage while no page is there.
   __device__ Queries<HeadDim> own_queries() const {
     Queries<HeadDim> queries(*reinterpret_cast<QueryStorage<HeadDim> *>(stage_), &coding_.tiles);
-    load_queries<false>(queries, call_, entry_, head_, tile_);
+    queries.template load<DeviceElementOf<S>>(
+        [&](int column) { return query_row(call_, entry_, head_, tile_ * column_count + column); },
+        call_.scale);
+    queries.face(0);
     return queries;
   }
 
@@ -302,11 +328,11 @@ class SegmentWarp {
 
   __device__ void copy_keys(int index, const PageEntry &page) {
     if constexpr (stages_keys) {
+      copy_async(stage_ + stage_keys(), page_head(page), key_bytes);
       if (set_holds_ != index - page.tile_page) {
         set_holds_ = index - page.tile_page;
         copy_async(stage_, global_set(set_holds_), set_bytes<HeadDim>(coding_.heads[head_].mode_tiles));
       }
-      copy_async(stage_ + stage_keys(), page_head(page), key_bytes);
       commit_copies();
     }
   }
@@ -357,7 +383,7 @@ class SegmentWarp {
   std::uint8_t *stage_;
   int set_holds_ = no_set;  // the page whose set is in the stage
   int page_ = 0;            // in the stage
-  ColumnState columns_;
+  RunningSoftmax softmax_;
   Sums sums_;
   int limits_[2];    // of the lane's columns: positions below are seen
   int least_limit_;  // of all columns
@@ -367,7 +393,8 @@ class SegmentWarp {
 /// Shared memory of a block's warps.
 template <class Warp>
 __host__ __device__ constexpr int warps_bytes() {
-  return block_warps * Warp::stage_bytes();
+  constexpr int stages = block_warps * Warp::stage_bytes(), merge = merge_bytes<Warp::HeadDim>();
+  return stages > merge ? stages : merge;
 }
 
 /// Blocks that a processor's shared memory has room for, at most as many as leave the registers a warp
@@ -385,11 +412,9 @@ __global__ void __launch_bounds__(block_threads,
     attend_kernel(const AttendCall<S> call) {
   using Warp = SegmentWarp<Layout, Values, T, S>;
   extern __shared__ __align__(128) std::uint8_t stages[];
-  constexpr int stage_bytes = Warp::stage_bytes();
   constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
-  auto *starts = reinterpret_cast<EntryStart *>(stages + block_warps * stage_bytes);
-  find_starts(call, starts);
-  const int warp = static_cast<int>(threadIdx.x) / warp_lanes;
+  auto *starts = reinterpret_cast<EntryStart *>(stages + warps_bytes<Warp>());
+  find_starts(call, Warp::exact_tiles, starts);
   const int units = starts[call.entries].unit;
   const int block = static_cast<int>(blockIdx.x),
             blocks = busy_blocks(units, static_cast<int>(gridDim.x));
@@ -399,32 +424,31 @@ __global__ void __launch_bounds__(block_threads,
   while (unit < last) {
     const int index = find_entry(starts, call.entries, unit, &EntryStart::unit);
     const BatchEntry entry = call.batch[index];
-    const EntryShape shape(call, entry);
+    const EntryShape shape(call, entry, Warp::exact_tiles);
     const int segment = (unit - starts[index].unit) / shape.units;  // of the entry
     const int first = (unit - starts[index].unit) % shape.units;
     const int count = min(shape.units - first, last - unit);
     const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
-    Warp work(call, entry, starts[index], segment, head, tile, stages + warp * stage_bytes);
+    Warp work(call, entry, starts[index], segment, head, tile, stages);
     const int slot_segment = starts[index].segment + segment;
     const auto run = [&](bool packed, int begin, int end) {
       if (begin >= end) return;
-      const int from = begin + (end - begin) * warp / block_warps;
-      const int to = begin + (end - begin) * (warp + 1) / block_warps;
       work.begin();
-      packed ? work.pages(from, to) : work.exact(from, to);
+      packed ? work.pages(begin, end) : work.exact(begin, end);
       __syncwarp();
       work.store(packed);
       __syncthreads();
-      merge_stages<Layout::HeadDim>(stages, stage_bytes, block_warps,
+      merge_stages<Layout::HeadDim>(stages, Warp::stage_bytes(),
                                     slot_of<Layout::HeadDim>(call, slot_segment, block, packed));
       __syncthreads();
     };
-    const int first_block = first * exact_unit_tiles, last_block = (first + count) * exact_unit_tiles;
+    const int first_block = first * Warp::exact_tiles, last_block = (first + count) * Warp::exact_tiles;
     run(false, first_block, min(last_block, shape.exact_blocks));
     run(true, max(first - shape.exact_units, 0), first + count - shape.exact_units);
     const SegmentSlots slots(units, blocks, unit - first, shape);
     if (is_last(call.arrived + slot_segment, slots.blocks())) {
-      merge_slots<Layout::HeadDim, rotated>(call, entry, head, tile, slots, slot_segment, stages);
+      merge_slots<Layout::HeadDim, rotated>(call, entry, head, tile, slots, slot_segment, stages,
+                                            warps_bytes<Warp>());
     }
     unit += count;
   }

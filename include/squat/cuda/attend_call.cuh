@@ -12,8 +12,13 @@ namespace squat::cuda {
 
 inline constexpr int block_warps = 4;
 inline constexpr int block_threads = block_warps * warp_lanes;
-inline constexpr int exact_unit_tiles = 8;  // tiles of 16 tokens
 inline constexpr float log2_e = 1.4426950408889634f;
+
+/// Tiles of 16 exact tokens that take about as long as a page does whose heads have so many bytes.
+__host__ __device__ constexpr int exact_unit_tiles(int head_bytes, int head_dim) {
+  const int tiles = head_bytes / (64 * head_dim);
+  return tiles < 2 ? 2 : tiles > 4 ? 4 : tiles;
+}
 
 /// Attention of a call: what its kernels take. The call's tokens are in the cache already; query i of an
 /// entry's n sees the first length - n + i + 1 tokens of its sequence.
@@ -50,7 +55,8 @@ struct EntryShape {
   std::int32_t units;         // of a segment
 
   template <class S>
-  __host__ __device__ EntryShape(const AttendCall<S> &call, const BatchEntry &entry) {
+  __host__ __device__ EntryShape(const AttendCall<S> &call, const BatchEntry &entry,
+                                 int exact_unit_tiles) {
     const int rows = entry.tokens * (call.query_heads / call.kv_heads);
     const int all = (rows + column_count - 1) / column_count - call.first_tile;
     tiles = all < 0 ? 0 : all < call.most_tiles ? all : call.most_tiles;
@@ -73,10 +79,11 @@ __device__ inline std::int64_t run_start(std::int64_t units, int block, int bloc
 
 /// Sums up the units and segments of the batch, [entries + 1], by all threads of a block.
 template <class S>
-__device__ inline void find_starts(const AttendCall<S> &call, EntryStart *starts) {
+__device__ inline void find_starts(const AttendCall<S> &call, int exact_unit_tiles,
+                                   EntryStart *starts) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   for (int i = thread; i < call.entries; i += threads) {
-    const EntryShape shape(call, call.batch[i]);
+    const EntryShape shape(call, call.batch[i], exact_unit_tiles);
     const int segments = shape.tiles * call.kv_heads;
     starts[i + 1] = {segments * shape.units, segments, segments * call.batch[i].state->page_count};
   }

@@ -21,7 +21,8 @@
 //   p = i % F. Codes of 8 bits take two words a tile: bytes of the first are a0, a2, of the second a1,
 //   a3. 8 columns: tile i has place p = i % (8 / b), and counts 2^(b p) times.
 //
-// B's elements are multiplied by the inverse powers. The factor 2^24 is left to whoever reads C.
+// Columns 8 to 15 are made up for in B, what tiles count in C (tile_factor) or, where widths differ, in B
+// as well. The factor 2^24 is left to whoever reads C.
 
 #include <cuda_fp16.h>
 
@@ -35,6 +36,8 @@ inline constexpr int warp_lanes = 32;
 inline constexpr float code_unit = 16777216.0f;  // 2^24
 
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % warp_lanes; }
+
+__device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / warp_lanes; }
 
 using Word = std::uint32_t;
 
@@ -94,51 +97,50 @@ __host__ __device__ constexpr int tile_places(int bits, int columns) {
   return columns == 8 ? 8 / bits : bits == 8 ? 1 : 4 / bits;
 }
 
-/// B for the tiles at place p of their words, of columns 0 to 7 and of columns 8 to 15.
+/// What C of tile i counts its codes by, over what B counts them by: that of 2 bits where planes of
+/// several widths meet in one C, so that the most frequent need no factor.
 template <int Bits>
-__device__ inline Word scale_low(Word b, int p) {
-  return p == 0 ? b : multiply(b, 1.0f / static_cast<float>(1 << (Bits * p)));
-}
-template <int Bits>
-__device__ inline Word scale_high(Word b, int p) {
-  return Bits == 8 ? b : multiply(b, 1.0f / static_cast<float>(16 << (Bits * p)));
+__host__ __device__ constexpr float tile_factor(int i) {
+  return Bits <= 3 && i % 2 != 0 ? 4.0f : 1.0f;
 }
 
-/// c += 2^-24 times the codes of tile i of a unit of 16 columns times B, scaled for its place.
-template <int Bits>
-__device__ inline void multiply_tile(float (&c)[4], const Word *words, int i, Word b0, Word b1) {
-  if constexpr (Bits == 8) {
-    const Word low = words[2 * i], high = words[2 * i + 1];
-    multiply_add(c, code_elements<8>(low, 0, 0), code_elements<8>(high, 0, 0),
-                 code_elements<8>(low, 1, 0), code_elements<8>(high, 1, 0), b0, b1);
+/// c += 2^-24 times the codes at place p of one word (two of 8 bits) times B, scaled for its place.
+template <int Bits, int Columns>
+__device__ inline void multiply_place(float (&c)[4], const Word *words, int p, Word b0, Word b1) {
+  if constexpr (Columns == 8) {
+    multiply_add(c, code_elements<Bits>(words[0], 0, p), code_elements<Bits>(words[0], 1, p), b0);
+  } else if constexpr (Bits == 8) {
+    multiply_add(c, code_elements<8>(words[0], 0, 0), code_elements<8>(words[1], 0, 0),
+                 code_elements<8>(words[0], 1, 0), code_elements<8>(words[1], 1, 0), b0, b1);
   } else {
     constexpr int places = tile_places(Bits, 16);
-    const Word word = words[i / places];
-    const int p = i % places;
-    multiply_add(c, code_elements<Bits>(word, 0, p), code_elements<Bits>(word, 1, p),
-                 code_elements<Bits>(word, 0, p + places), code_elements<Bits>(word, 1, p + places), b0,
-                 b1);
+    multiply_add(c, code_elements<Bits>(words[0], 0, p), code_elements<Bits>(words[0], 1, p),
+                 code_elements<Bits>(words[0], 0, p + places),
+                 code_elements<Bits>(words[0], 1, p + places), b0, b1);
   }
 }
 
-/// C[i] += 2^-24 times the codes of tile i of a unit times B, for columns of 16 (or 8, then b1 is not
-/// read).
-template <int Bits, int Columns, int Tiles>
-__device__ inline void multiply_codes(float (&c)[Tiles][4], const Word *words, Word b0, Word b1) {
+/// Words of a lane that tile i of a unit begins with.
+__host__ __device__ constexpr int tile_word(int bits, int columns, int i) {
+  return columns == 16 && bits == 8 ? 2 * i : i / tile_places(bits, columns);
+}
+
+/// C[i] += 2^-24 tile_factor<Common>(i) times the codes of tile i of a unit times b(i), B for columns of
+/// 16 (or 8, then its second word is not read).
+template <int Bits, int Columns, int Common, int Tiles, class B>
+__device__ inline void multiply_codes_by(float (&c)[Tiles][4], const Word *words, B &&b) {
   constexpr int places = tile_places(Bits, Columns);
 #pragma unroll
-  for (int p = 0; p < places; ++p) {
-    const Word low = scale_low<Bits>(b0, p);
-    const Word high = Columns == 16 ? scale_high<Bits>(b1, p) : 0;
-#pragma unroll
-    for (int i = p; i < Tiles; i += places) {
-      if constexpr (Columns == 16) {
-        multiply_tile<Bits>(c[i], words, i, low, high);
-      } else {
-        const Word word = words[i / places];
-        multiply_add(c[i], code_elements<Bits>(word, 0, p), code_elements<Bits>(word, 1, p), low);
-      }
-    }
+  for (int i = 0; i < Tiles; ++i) {
+    const int p = i % places;
+    const float factor = tile_factor<Common>(i) / static_cast<float>(1 << (Bits == 8 ? 0 : Bits * p));
+    const uint2 own = b(i);
+    const Word low = factor == 1.0f ? own.x : multiply(own.x, factor);
+    const float high_factor = Columns == 16 && Bits < 8 ? factor / 16 : factor;
+    const Word high = Columns == 8           ? 0
+                      : high_factor == 1.0f ? own.y
+                                             : multiply(own.y, high_factor);
+    multiply_place<Bits, Columns>(c[i], words + tile_word(Bits, Columns, i), p, low, high);
   }
 }
 

@@ -108,11 +108,21 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   }
   for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
     if constexpr (Layout::KeyBits < 16) {
-      make_sets<<<static_cast<unsigned>(2 * processors), set_threads, sets_shared, stream>>>(call);
+      const int of_a_head = std::max(1, 2 * processors / call.kv_heads);
+      make_sets<<<static_cast<unsigned>(of_a_head * call.kv_heads), set_threads, sets_shared, stream>>>(
+          call);
       check(cudaGetLastError(), "attend: queries");
     }
-    kernel<<<static_cast<unsigned>(blocks), block_threads, shared, stream>>>(call);
-    check(cudaGetLastError(), "attend");
+    cudaLaunchAttribute overlaps{};  // with the making of sets, until it reads them
+    overlaps.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlaps.val.programmaticStreamSerializationAllowed = 1;
+    const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
+                                    .blockDim = dim3(block_threads),
+                                    .dynamicSmemBytes = shared,
+                                    .stream = stream,
+                                    .attrs = &overlaps,
+                                    .numAttrs = Layout::KeyBits < 16 ? 1u : 0u};
+    check(cudaLaunchKernelEx(&config, kernel, call), "attend");
   }
 }
 

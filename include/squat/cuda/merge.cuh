@@ -34,53 +34,49 @@ __device__ inline float *slot_of(const AttendCall<S> &call, int segment, int blo
   return call.slots + (index + (packed ? 1 : 0)) * SlotLayout<HeadDim>::floats;
 }
 
-/// Merges the slots in the stages of a block's first `count` warps into one of the workspace.
+/// Merges the slots in the stages of a block's warps into one of the workspace. All loops here and below
+/// stay loops: code that runs once costs its way from memory.
 template <int HeadDim>
-__device__ inline void merge_stages(const std::uint8_t *stages, int stage_bytes, int count,
-                                    float *slot) {
-  constexpr int fragments = HeadDim / 16 * warp_lanes;
+__device__ inline void merge_stages(const std::uint8_t *stages, int stage_bytes, float *slot) {
+  constexpr int fragments = HeadDim / 16 * warp_lanes, states = SlotLayout<HeadDim>::states;
+  __shared__ __align__(16) float factors[block_warps][column_count];
   const auto stage = [&](int warp) {
     return reinterpret_cast<const float *>(stages + warp * stage_bytes);
   };
-  const auto state = [&](int warp, int i) { return stage(warp)[SlotLayout<HeadDim>::states + i]; };
-  const auto maximum = [&](int column) {
-    float largest = -INFINITY;
-    for (int warp = 0; warp < count; ++warp) largest = fmaxf(largest, state(warp, column));
-    return largest;
-  };
-  const auto factor = [&](int warp, int column, float largest) {
-    const float own = state(warp, column);
-    return own == -INFINITY ? 0.0f : power_of_two(own - largest);
-  };
   const int thread = static_cast<int>(threadIdx.x);
-  const int column = 2 * (thread % 4);  // of the thread's fragments, and the next
-  const float largest[2] = {maximum(column), maximum(column + 1)};
-  float factors[block_warps][2];
-#pragma unroll
-  for (int warp = 0; warp < block_warps; ++warp) {
-    for (int i = 0; i < 2; ++i)
-      factors[warp][i] = warp < count ? factor(warp, column + i, largest[i]) : 0.0f;
+  if (thread < block_warps * column_count) {
+    const int warp = thread / column_count, column = thread % column_count;
+    const auto over_warps = [](float x, auto operation) {
+      for (int step = column_count; step < warp_lanes; step *= 2) {
+        x = operation(x, __shfl_xor_sync(0xffffffffu, x, step));
+      }
+      return x;
+    };
+    static_assert(block_warps * column_count == warp_lanes);
+    const float own = stage(warp)[states + column];
+    const float largest = over_warps(own, [](float a, float b) { return fmaxf(a, b); });
+    const float factor = power_of_two(own - largest);
+    factors[warp][column] = factor;
+    const float sum = over_warps(factor * stage(warp)[states + column_count + column],
+                                 [](float a, float b) { return a + b; });
+    if (warp == 0) {
+      slot[states + column] = largest;
+      slot[states + column_count + column] = sum;
+    }
   }
+  __syncthreads();
+  const int column = 2 * (thread % 4);  // of the thread's fragments, and the next
+#pragma unroll 1
   for (int i = thread; i < fragments; i += block_threads) {
     float4 sum = {0, 0, 0, 0};
 #pragma unroll
     for (int warp = 0; warp < block_warps; ++warp) {
-      if (warp < count) {
-        const float4 part = reinterpret_cast<const float4 *>(stage(warp))[i];
-        sum.x += part.x * factors[warp][0], sum.y += part.y * factors[warp][1];
-        sum.z += part.z * factors[warp][0], sum.w += part.w * factors[warp][1];
-      }
+      const float4 part = reinterpret_cast<const float4 *>(stage(warp))[i];
+      const float2 factor = *reinterpret_cast<const float2 *>(&factors[warp][column]);
+      sum.x += part.x * factor.x, sum.y += part.y * factor.y;
+      sum.z += part.z * factor.x, sum.w += part.w * factor.y;
     }
     reinterpret_cast<float4 *>(slot)[i] = sum;
-  }
-  if (thread < column_count) {
-    const float most = maximum(thread);
-    float sum = 0;
-    for (int warp = 0; warp < count; ++warp) {
-      sum += state(warp, column_count + thread) * factor(warp, thread, most);
-    }
-    slot[SlotLayout<HeadDim>::states + thread] = most;
-    slot[SlotLayout<HeadDim>::states + column_count + thread] = sum;
   }
 }
 
@@ -140,8 +136,10 @@ template <int HeadDim>
 __device__ inline void rotate_channels(float *row) {
   constexpr int block = HeadDim & -HeadDim;
   const int lane = lane_index();
+#pragma unroll 1
   for (int span = 1; span < block; span *= 2) {
     __syncwarp();
+#pragma unroll 1
     for (int i = lane; i < HeadDim / 2; i += warp_lanes) {
       const int low = i / span * 2 * span + i % span;
       const float a = row[low], b = row[low + span];
@@ -155,80 +153,102 @@ __device__ inline void rotate_channels(float *row) {
   __syncwarp();
 }
 
-/// Merges a segment's slots and writes its output, by all threads of a block. scratch: shared memory of
-/// [2, column_count, HeadDim] and [slots, column_count] floats.
+/// What merge_slots() needs of shared memory at least.
+template <int HeadDim>
+__host__ __device__ constexpr int merge_bytes() {
+  return (2 * HeadDim + most_slots) * column_count * static_cast<int>(sizeof(float)) +
+         8 * block_threads * static_cast<int>(sizeof(float4));
+}
+
+/// Merges a segment's slots and writes its output, by all threads of a block. scratch: `bytes` bytes of
+/// shared memory, merge_bytes() or more.
 template <int HeadDim, bool Rotated, class S>
 __device__ inline void merge_slots(const AttendCall<S> &call, const BatchEntry &entry, int head,
-                                   int tile, const SegmentSlots &slots, int segment, void *scratch) {
+                                   int tile, const SegmentSlots &slots, int segment, void *scratch,
+                                   int bytes) {
   constexpr int states = SlotLayout<HeadDim>::states;
   using Sums = float[column_count][HeadDim];
   auto *sums = static_cast<Sums *>(scratch);  // of exact and of packed values
   auto *factors = reinterpret_cast<float *>(sums + 2);
+  auto *pieces = reinterpret_cast<float4 *>(factors + slots.count() * column_count);
+  const int at_once = static_cast<int>((static_cast<std::uint8_t *>(scratch) + bytes -
+                                        reinterpret_cast<std::uint8_t *>(pieces)) /
+                                       (block_threads * sizeof(float4)));
   __shared__ float weights[column_count];
   const int heads = call.query_heads / call.kv_heads;
   const int columns = min(column_count, entry.tokens * heads - tile * column_count);
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_lanes, lane = lane_index();
+  const int thread = static_cast<int>(threadIdx.x), warp = warp_index(), lane = lane_index();
   const auto slot = [&](int i) {
     return slot_of<HeadDim>(call, segment, slots.block(i), slots.is_packed(i));
   };
+#pragma unroll 1
   for (int column = warp; column < columns; column += block_warps) {
-    constexpr int at_once = most_slots / warp_lanes;  // slots a lane has
-    float maxima[at_once], own[at_once], most = -INFINITY, sum = 0;
-#pragma unroll
-    for (int i = 0; i < at_once; ++i) {
-      const int index = i * warp_lanes + lane;
-      maxima[i] = -INFINITY;
-      if (index < slots.count()) {
-        const float *state = slot(index) + states + column;
-        maxima[i] = state[0], own[i] = state[column_count];
-        most = fmaxf(most, maxima[i]);
-      }
+    float most = -INFINITY, sum = 0;
+#pragma unroll 1
+    for (int i = lane; i < slots.count(); i += warp_lanes) {
+      const float *state = slot(i) + states + column;
+      factors[i * column_count + column] = state[0];
+      most = fmaxf(most, state[0]);
     }
+#pragma unroll
     for (int step = 16; step > 0; step /= 2)
       most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
-#pragma unroll
-    for (int i = 0; i < at_once; ++i) {
-      const int index = i * warp_lanes + lane;
-      if (index < slots.count()) {
-        const float factor = maxima[i] == -INFINITY ? 0.0f : power_of_two(maxima[i] - most);
-        factors[index * column_count + column] = factor;
-        sum += factor * own[i];
-      }
+#pragma unroll 1
+    for (int i = lane; i < slots.count(); i += warp_lanes) {
+      float &factor = factors[i * column_count + column];
+      factor = power_of_two(factor - most);
+      sum += factor * slot(i)[states + column_count + column];
     }
+#pragma unroll
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
     if (lane == 0) weights[column] = 1 / sum;
   }
   __syncthreads();
-  // Fragments of the columns that count: lanes of the first `pairs` values of t.
+  // Fragments of the columns that count: lanes of the first `pairs` values of t. A thread copies what it
+  // adds up: as many slots as there is room for are on their way at a time.
   const int pairs = (columns + 1) / 2;
+#pragma unroll 1
   for (int i = thread; i < HeadDim / 2 * pairs; i += block_threads) {
     const int t = i % pairs, row = i / pairs, piece = row * 4 + t, column = 2 * t;
-    const auto add_slots = [&](int begin, int end) {
-      float4 total = {0, 0, 0, 0};
-#pragma unroll 16
-      for (int j = begin; j < end; ++j) {
-        const float4 part = reinterpret_cast<const float4 *>(slot(j))[piece];
-        const float low = factors[j * column_count + column];
-        const float high = column + 1 < columns ? factors[j * column_count + column + 1] : 0.0f;
-        total.x += part.x * low, total.y += part.y * high, total.z += part.z * low,
-            total.w += part.w * high;
-      }
-      return total;
-    };
     const int channel = row / 8 * 16 + row % 8;
-    const auto store = [&](Sums &to, const float4 &total) {
+    float4 total = {0, 0, 0, 0};
+    const auto store = [&](Sums &to) {
       to[column][channel] = total.x, to[column + 1][channel] = total.y;
       to[column][channel + 8] = total.z, to[column + 1][channel + 8] = total.w;
+      total = {0, 0, 0, 0};
     };
-    store(sums[0], add_slots(0, slots.exact));
-    store(sums[1], add_slots(slots.exact, slots.count()));
+#pragma unroll 1
+    for (int first = 0; first < slots.count(); first += at_once) {
+      const int end = min(first + at_once, slots.count());
+#pragma unroll 2
+      for (int j = first; j < end; ++j) {
+        copy_async(pieces + (j - first) * block_threads + thread,
+                   reinterpret_cast<const float4 *>(slot(j)) + piece);
+      }
+      commit_copies();
+      wait_for_copies<0>();
+#pragma unroll 2
+      for (int j = first; j < end; ++j) {
+        if (j == slots.exact) store(sums[0]);
+        const float4 part = pieces[(j - first) * block_threads + thread];
+        const float *factor = factors + j * column_count + column;
+        const float low = factor[0], high = column + 1 < columns ? factor[1] : 0.0f;
+        total.x += part.x * low, total.y += part.y * high;
+        total.z += part.z * low, total.w += part.w * high;
+      }
+    }
+    const bool packed = slots.packed > 0;
+    store(sums[packed ? 1 : 0]);
+    if (slots.exact == 0 || !packed) store(sums[packed ? 0 : 1]);  // nothing
   }
   __syncthreads();
+#pragma unroll 1
   for (int c = warp; c < columns; c += block_warps) {
     if constexpr (Rotated) rotate_channels<HeadDim>(sums[1][c]);
     const int row = tile * column_count + c;
     auto *out = reinterpret_cast<DeviceElementOf<S> *>(
         call.out.row(entry.first_row + row / heads, head * heads + row % heads));
+#pragma unroll 1
     for (int i = lane; i < HeadDim; i += warp_lanes) {
       out[i] = static_cast<DeviceElementOf<S>>((sums[0][c][i] + sums[1][c][i]) * weights[c]);
     }

@@ -28,18 +28,20 @@
 
 namespace squat::cuda {
 
-/// Where scale and zero of a channel stand: a lane reads those of its own columns in one piece.
+/// Where the scale (and zero) of column `i` of B stands among `count`: a lane reads those of its own in
+/// one piece, {2t, 2t+1, 2t+8, 2t+9} of every 16.
+__host__ __device__ constexpr int column_element(int count, int i) {
+  return (i % 8 / 2 * (count / 16) + i / 16) * 4 + i % 16 / 8 * 2 + i % 2;
+}
+/// Of a channel of the keys.
 template <int HeadDim>
 __host__ __device__ constexpr int key_element(int channel) {
-  const int step = channel / 16, t = channel % 8 / 2;
-  return (t * (HeadDim / 16) + step) * 4 + channel % 16 / 8 * 2 + channel % 2;
+  return column_element(HeadDim, channel);
 }
-
-/// Where the scale of a token stands: a lane reads those of its own rows in one piece.
+/// Of a token of the values.
 template <int Group>
 __host__ __device__ constexpr int value_element(int token) {
-  const int step = token / 16, g = token % 8;
-  return (g * (Group / 16) + step) * 2 + token % 16 / 8;
+  return column_element(Group, token);
 }
 
 template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount>

@@ -45,20 +45,14 @@ __device__ inline QuerySet<HeadDim> *set_of(const AttendCall<S> &call, const Ent
   return static_cast<QuerySet<HeadDim> *>(call.sets) + index;
 }
 
-/// The queries of a column tile: rows of the call's tensor.
-template <bool Doubled, int HeadDim, class S>
-__device__ inline void load_queries(Queries<HeadDim> &queries, const AttendCall<S> &call,
-                                    const BatchEntry &entry, int head, int tile) {
-  using Element = DeviceElementOf<S>;
-  const int heads = call.query_heads / call.kv_heads, rows = entry.tokens * heads;
-  queries.template load<Element, Doubled>(
-      [&](int column) -> const Element * {
-        const int row = tile * column_count + column;
-        if (row >= rows) return nullptr;
-        return reinterpret_cast<const Element *>(
-            call.q.row(entry.first_row + row / heads, head * heads + row % heads));
-      },
-      call.scale);
+/// Where the query of a row of an entry and KV head stands, null for rows it has not.
+template <class S>
+__device__ inline const DeviceElementOf<S> *query_row(const AttendCall<S> &call, const BatchEntry &entry,
+                                                      int head, int row) {
+  const int heads = call.query_heads / call.kv_heads;
+  if (row >= entry.tokens * heads) return nullptr;
+  return reinterpret_cast<const DeviceElementOf<S> *>(
+      call.q.row(entry.first_row + row / heads, head * heads + row % heads));
 }
 
 inline constexpr int set_warps = 8;
@@ -79,62 +73,60 @@ constexpr int set_kernel_bytes() {
   return SetMatrices<HeadDim>::bytes + set_warps * static_cast<int>(sizeof(QueryStorage<HeadDim>));
 }
 
+/// The set of the first page of a tile, for one column tile of an entry.
+struct SetJob {
+  std::int32_t entry;
+  std::int32_t tile;  // of columns, from the call's first
+  std::int32_t page;
+};
+
 /// One warp's work on the sets of a head.
 template <int HeadDim, class S>
 struct SetWarp {
   static constexpr int steps = HeadDim / 16;
+  using Set = QuerySet<HeadDim>;
 
   const AttendCall<S> &call;
-  const BatchEntry &entry;
-  const EntryStart &start;
-  const LayerState &state;
+  const EntryStart *starts;
+  int head;
   const uint4 *basis;
   const uint4 *projection;
   int mode_tiles;
   Queries<HeadDim> queries;
 
-  /// Makes the sets of pages [first, last) of the entry's segments, counted over all of them. Doubled:
-  /// two at a time, where columns 4 to 7 have no queries of their own; each is left the other's in its
-  /// columns 4 to 7.
-  template <bool Doubled>
-  __device__ void make(int first, int last) {
-    const EntryShape shape(call, entry);
-    int loaded = -1;
-    for (int index = first; index < last;) {
-      const int segment = index / state.page_count;
-      const int end =
-          min(last, (segment + 1) * state.page_count) - segment * state.page_count;  // of the segment
-      int page = next_tile(index - segment * state.page_count, end);
-      while (page < end) {
-        const int other = Doubled ? next_tile(page + 1, end) : end;
-        if (segment != loaded) {
-          load_queries<Doubled>(queries, call, entry, segment / shape.tiles,
-                                call.first_tile + segment % shape.tiles);
-          loaded = segment;
-        }
-        const bool both = other < end;
-        const long long base = state.pages[page].base;
-        queries.face(base, both ? state.pages[other].base : base);
-        write(set(segment, page), both ? &set(segment, other) : nullptr);
-        page = next_tile((both ? other : page) + 1, end);
-      }
-      index = segment * state.page_count + end;
-    }
+  __device__ void make(const SetJob &job) {
+    const BatchEntry &entry = call.batch[job.entry];
+    const int first = (call.first_tile + job.tile) * column_count;
+    queries.template load<DeviceElementOf<S>>(
+        [&](int column) { return query_row(call, entry, head, first + column); }, call.scale);
+    queries.face(base_of(job));
+    write(set_of_job(job), nullptr);
+  }
+
+  /// Two sets of at most four columns each: the second's are columns 4 to 7. Each is left the other's in
+  /// its columns 4 to 7.
+  __device__ void make(const SetJob &job, const SetJob &other) {
+    queries.template load<DeviceElementOf<S>>(
+        [&](int column) {
+          const SetJob &own = column < column_count / 2 ? job : other;
+          return query_row(call, call.batch[own.entry], head, column % (column_count / 2));
+        },
+        call.scale);
+    queries.face(base_of(job), base_of(other));
+    write(set_of_job(job), &set_of_job(other));
   }
 
  private:
-  /// The first page from `page` on that is the first of its tile.
-  __device__ int next_tile(int page, int end) const {
-    while (page < end && state.pages[page].tile_page != 0) ++page;
-    return page;
+  __device__ long long base_of(const SetJob &job) const {
+    return call.batch[job.entry].state->pages[job.page].base;
+  }
+  __device__ Set &set_of_job(const SetJob &job) const {
+    const BatchEntry &entry = call.batch[job.entry];
+    const int segment = head * EntryShape(call, entry, 1).tiles + job.tile;
+    return *set_of<HeadDim>(call, starts[job.entry], segment, entry.state->page_count, job.page);
   }
 
-  __device__ QuerySet<HeadDim> &set(int segment, int page) const {
-    return *set_of<HeadDim>(call, start, segment, state.page_count, page);
-  }
-
-  /// Columns 4 to 7 of what goes to `set` are columns 0 to 3 of `other`.
-  __device__ void write(QuerySet<HeadDim> &set, QuerySet<HeadDim> *other) const {
+  __device__ void write(Set &set, Set *other) const {
     const int lane = lane_index();
     const auto store = [&](uint2 *to, uint2 *to_other) {
       return [=](int i, uint2 b) {
@@ -142,71 +134,108 @@ struct SetWarp {
         if (to_other != nullptr) to_other[i * warp_lanes + (lane ^ 16)] = b;
       };
     };
-    QuerySet<HeadDim> &second = other == nullptr ? set : *other;
-    const auto of_both = [&](uint2(QuerySet<HeadDim>::*member)[steps * warp_lanes]) {
-      return store(set.*member, other == nullptr ? nullptr : second.*member);
+    const auto of_both = [&](uint2(Set::*member)[steps * warp_lanes]) {
+      return store(set.*member, other == nullptr ? nullptr : other->*member);
     };
-    const auto turned =
-        of_both(basis != nullptr ? &QuerySet<HeadDim>::turned : &QuerySet<HeadDim>::facing);
-#pragma unroll
+    const auto turned = of_both(basis != nullptr ? &Set::turned : &Set::facing);
+#pragma unroll 1
     for (int step = 0; step < steps; ++step) turned(step, queries.turned(step));
     float2 units = {1, 1};
-    if (basis != nullptr) units = queries.transform_to_basis(basis, of_both(&QuerySet<HeadDim>::facing));
+    if (basis != nullptr) units = queries.transform_to_basis(basis, of_both(&Set::facing));
     if (projection != nullptr) {
       queries.transform_to_modes(projection, mode_tiles,
-                                 store(set.modes, other == nullptr ? nullptr : second.modes));
+                                 store(set.modes, other == nullptr ? nullptr : other->modes));
     }
     if (lane >= 4) return;
-    const auto write_units = [&](QuerySet<HeadDim> &to, int pair) {
+    const auto write_units = [&](Set &to, int pair) {
       reinterpret_cast<float2 *>(to.basis_units)[pair] = units;
       reinterpret_cast<float2 *>(to.units)[pair] = {queries.unit(0), queries.unit(1)};
     };
     write_units(set, lane);
-    if (other != nullptr) write_units(second, lane ^ 2);
+    if (other != nullptr) write_units(*other, lane ^ 2);
   }
 };
 
-/// The sets of all segments follow each other and are dealt out to the blocks in equal runs.
+/// Some blocks a head, so that each fetches one head's matrices: among them, the pages of all column tiles
+/// of the batch are dealt out in equal runs. A block gathers the first pages of tiles in its run, a thread
+/// a page, and deals them to its warps.
 template <int HeadDim, class S>
 __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCall<S> call) {
   using Matrices = SetMatrices<HeadDim>;
   extern __shared__ __align__(128) std::uint8_t memory[];
+  __shared__ SetJob jobs[set_threads];
+  __shared__ int counts[set_warps], stop;
   auto *matrices = reinterpret_cast<uint4 *>(memory);
   auto *storages = reinterpret_cast<QueryStorage<HeadDim> *>(memory + Matrices::bytes);
   auto *starts = reinterpret_cast<EntryStart *>(storages + set_warps);
-  find_starts(call, starts);
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_lanes;
-  const std::int64_t sets = starts[call.entries].set, blocks = gridDim.x, block = blockIdx.x;
-  int index = static_cast<int>(sets * block / blocks);
-  const int end = static_cast<int>(sets * (block + 1) / blocks);
-  while (index < end) {
-    const int e = find_entry(starts, call.entries, index, &EntryStart::set);
-    const BatchEntry entry = call.batch[e];
-    const LayerState &state = *entry.state;
-    const int tiles = EntryShape(call, entry).tiles, of_head = tiles * state.page_count;
-    const int first = index - starts[e].set, head = first / of_head;
-    const int last = min((head + 1) * of_head, end - starts[e].set);
-    const HeadTables &tables = call.codings[state.coding].heads[head];
-    const uint4 *basis = tables.basis, *projection = tables.projection;
+  allow_next_launch();
+  find_starts(call, 1, starts);
+  const int thread = static_cast<int>(threadIdx.x), warp = warp_index(), heads = call.kv_heads;
+  const int head = static_cast<int>(blockIdx.x) % heads;
+  const std::int64_t all = starts[call.entries].set / heads, part = blockIdx.x / heads,
+                     parts = gridDim.x / heads;
+  const int end = static_cast<int>(all * (part + 1) / parts);
+  const HeadTables *fetched = nullptr;
+  for (int first = static_cast<int>(all * part / parts), next; first < end; first = next) {
+    const int index = first + thread;
+    const auto entry_of = [&](int page) {
+      return find_entry(starts, call.entries, page * heads, &EntryStart::set);
+    };
+    const auto tables_of = [&](int entry) {
+      return &call.codings[call.batch[entry].state->coding].heads[head];
+    };
+    const HeadTables *tables = tables_of(entry_of(first));
+    if (thread == 0) stop = min(first + set_threads, end);
+    __syncthreads();
+    SetJob job{};
+    bool begins = false, wide = false;
+    if (index < end) {
+      job.entry = entry_of(index);
+      const BatchEntry &entry = call.batch[job.entry];
+      const int local = index - starts[job.entry].set / heads, pages = entry.state->page_count;
+      job.tile = local / pages, job.page = local % pages;
+      begins = entry.state->pages[job.page].tile_page == 0;
+      wide = entry.tokens * (call.query_heads / heads) > column_count / 2;
+      if (tables_of(job.entry) != tables) atomicMin(&stop, index);  // these have other matrices
+    }
+    wide = __syncthreads_or(wide);
+    next = stop;
+    begins = begins && index < next;
+    const unsigned before = __ballot_sync(0xffffffffu, begins);
+    if (lane_index() == 0) counts[warp] = __popc(before);
+    const uint4 *basis = tables->basis, *projection = tables->projection;
     if constexpr (Matrices::shared) {
       const auto fetch = [&](const uint4 *&matrix, uint4 *to, int count) {
         if (matrix == nullptr) return;
-        for (int i = thread; i < count; i += set_threads) to[i] = __ldg(matrix + i);
+        if (tables != fetched) {
+#pragma unroll 8
+          for (int i = thread; i < count; i += set_threads) to[i] = __ldg(matrix + i);
+        }
         matrix = to;
       };
-      __syncthreads();
       fetch(basis, matrices, Matrices::basis);
-      fetch(projection, matrices + Matrices::basis, tables.mode_tiles * (HeadDim / 16) * warp_lanes);
-      __syncthreads();
+      fetch(projection, matrices + Matrices::basis, tables->mode_tiles * (HeadDim / 16) * warp_lanes);
+      fetched = tables;
     }
-    const int count = last - first;
-    const int from = first + count * warp / set_warps, to = first + count * (warp + 1) / set_warps;
+    __syncthreads();
+    int count = 0, own = 0;
+    for (int i = 0; i < set_warps; ++i) {
+      if (i == warp) own = count;
+      count += counts[i];
+    }
+    if (begins) jobs[own + __popc(before & ((1u << lane_index()) - 1))] = job;
+    __syncthreads();
     SetWarp<HeadDim, S> work{
-        call,  entry,      starts[e],         state,
-        basis, projection, tables.mode_tiles, {storages[warp], &call.codings[state.coding].tiles}};
-    const int rows = entry.tokens * (call.query_heads / call.kv_heads);
-    rows <= column_count / 2 ? work.template make<true>(from, to) : work.template make<false>(from, to);
-    index = starts[e].set + last;
+        call, starts, head, basis, projection, tables->mode_tiles,
+        {storages[warp], &call.codings[call.batch[entry_of(first)].state->coding].tiles}};
+    if (wide) {
+      for (int i = warp; i < count; i += set_warps) work.make(jobs[i]);
+    } else {
+      for (int i = 2 * warp; i < count; i += 2 * set_warps) {
+        i + 1 < count ? work.make(jobs[i], jobs[i + 1]) : work.make(jobs[i]);
+      }
+    }
+    __syncthreads();
   }
 }
 

@@ -10,9 +10,6 @@
 // there (fragments.cuh). The zeros are the A of one tile more, all of whose rows are alike: what it
 // gives is the same for every token. The mean key's scores are a product of rank 16 mode_tiles
 // (MeanModes).
-//
-// A page of 128 tokens and 128 channels at 2 bits: 4,096 bytes, 64 mma, and 36 instructions to unpack 16
-// channels of 128 tokens.
 
 #include <cuda_fp16.h>
 
@@ -24,6 +21,7 @@
 #include "squat/cuda/page_layout.cuh"
 #include "squat/cuda/query_sets.cuh"
 #include "squat/cuda/transform_queries.cuh"
+#include "squat/cuda/warp.cuh"
 
 namespace squat::cuda {
 
@@ -46,17 +44,20 @@ __device__ inline void load_words(const std::uint8_t *unit, Word (&words)[Words]
   }
 }
 
-/// c[i] += 2^-24 times the codes of a unit times B.
-template <int Bits, int Columns, int Tiles>
-__device__ inline void multiply_unit(float (&c)[Tiles][4], const std::uint8_t *unit, Word b0, Word b1) {
+/// C[i] += 2^-24 tile_factor<Common>(i) times the codes of tile i of a unit times b(i).
+template <int Bits, int Columns, int Common, int Tiles, class B>
+__device__ inline void multiply_unit(float (&c)[Tiles][4], const std::uint8_t *unit, B &&b) {
   if constexpr (Bits == 3) {
-    multiply_unit<2, Columns>(c, unit, b0, b1);
+    multiply_unit<2, Columns, Common>(c, unit, b);
     constexpr int low_bytes = unit_words(2, Tiles, Columns) * 4 * warp_lanes;
-    multiply_unit<1, Columns>(c, unit + low_bytes, multiply(b0, 4.0f), multiply(b1, 4.0f));
+    multiply_unit<1, Columns, Common>(c, unit + low_bytes, [&](int i) -> uint2 {
+      const uint2 low = b(i);
+      return {multiply(low.x, 4.0f), multiply(low.y, 4.0f)};
+    });
   } else {
     Word words[unit_words(Bits, Tiles, Columns)];
     load_words(unit, words);
-    multiply_codes<Bits, Columns>(c, words, b0, b1);
+    multiply_codes_by<Bits, Columns, Common>(c, words, b);
   }
 }
 
@@ -80,7 +81,7 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const QuerySet<L
   const auto *zeros = reinterpret_cast<const uint2 *>(keys + Layout::key_zeros) + t * steps;
   const uint2 *q = set.facing + lane_index();
   float zero_score[4] = {0, 0, 0, 0};
-#pragma unroll
+#pragma unroll 2
   for (int step = 0; step < steps; ++step) {
     const uint2 zero = zeros[step], b = q[step * warp_lanes];
     multiply_add(zero_score, zero.x, zero.x, zero.y, zero.y, b.x, b.y);
@@ -94,8 +95,9 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const QuerySet<L
     for (const int end = next + units; next < end; ++next, unit += Layout::key_unit_bytes(Bits)) {
       const int step = next * Layout::unit / 16;
       const uint2 b = q[step * warp_lanes], scale = scales[step];
-      const Word b0 = multiply(b.x, scale.x & 0x7fff7fffu), b1 = multiply(b.y, scale.y & 0x7fff7fffu);
-      multiply_unit<Bits, Layout::unit>(c, unit, Layout::unit == 8 && next % 2 != 0 ? b1 : b0, b1);
+      uint2 scaled = {multiply(b.x, scale.x & 0x7fff7fffu), multiply(b.y, scale.y & 0x7fff7fffu)};
+      if (Layout::unit == 8 && next % 2 != 0) scaled.x = scaled.y;
+      multiply_unit<Bits, Layout::unit, Layout::KeyBits>(c, unit, [&](int) { return scaled; });
     }
   };
   const bool basis = in_basis<Layout>(keys);
@@ -114,17 +116,19 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const QuerySet<L
   for (int i = 0; i < 2; ++i) {
     const float basis_unit = !basis ? 1.0f : i == 0 ? basis_units.x : basis_units.y;
     factors[i] = has_mean ? head.projection_unit : basis_unit;
-    const float to_factor = basis_unit / factors[i];
+    const float to_factor = basis_unit * inverse_of_power(factors[i]);
     const float code_factor = code_unit * to_factor, zero = zero_score[i] * to_factor;
 #pragma unroll
     for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-      c[tile][i] = c[tile][i] * code_factor + zero;
-      c[tile][i + 2] = c[tile][i + 2] * code_factor + zero;
+      const float own = code_factor / tile_factor<Layout::KeyBits>(tile);
+      c[tile][i] = c[tile][i] * own + zero;
+      c[tile][i + 2] = c[tile][i + 2] * own + zero;
     }
   }
   if (has_mean) {
     const int row_tiles = tiles.frame / 16;
     const uint4 *rows = tiles.mode_rows + row / 16 * warp_lanes + lane_index();
+#pragma unroll 1
     for (int mode = 0; mode < tiles.mode_tiles; ++mode, rows += row_tiles * warp_lanes) {
       const uint2 b = set.modes[mode * warp_lanes + lane_index()];
 #pragma unroll

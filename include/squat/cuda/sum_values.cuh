@@ -2,15 +2,16 @@
 
 // Sums of values, weighted by attention probabilities, in the matrix units.
 //
-// Probabilities come as scores do, tokens in rows of C. They become the B of the sums, 16 tokens a step,
-// by a transposition in registers. Packed values:
+// Probabilities come as pairs of float16 with tokens in rows, as the scores' C has them. They become the
+// B of the sums, 16 tokens a step, by a transposition in registers; their own sum is a tile whose A is all
+// ones. Packed values:
 //
 //   output_c = sum_t p_t (zero_t + scale_t code_tc)
 //
 // Symmetric: zero_t = -scale_t middle. The weights w_t = p_t scale_t are rounded to float16; that their
-// sum is taken of the rounded ones, by one more tile whose A is all ones, makes rounding errors of the
-// weights errors of the values' deviations alone. So that small probabilities beside large ones keep
-// their digits, weights fill float16's range: p <= 1 and scale <= unit become at most 2^14.
+// sum is taken of the rounded ones, by one more tile of ones, makes rounding errors of the weights errors
+// of the values' deviations alone. So that small weights beside large ones keep their digits, scales are
+// counted in a unit that none exceeds, times weight_range.
 //
 // Plain: scale and zero of every 32 channels, so that weights are made for each of these groups.
 
@@ -26,7 +27,8 @@
 
 namespace squat::cuda {
 
-inline constexpr float weight_range = 16384.0f;  // of float16's 65504
+/// What scales are multiplied by at most: probabilities are 2^8 at most, and float16 ends at 65504.
+inline constexpr float weight_range = 128.0f;
 
 /// The output of a column tile: channels in rows of C.
 template <int HeadDim, ValueCoding Values>
@@ -36,11 +38,12 @@ struct OutputSums {
 
   float codes[tiles][4];         // of packed values in code_unit, of exact ones as they are
   float constant[constants][4];  // what every channel (of a group) gets, rows alike
-  float unit;                    // of the weights
+  float weights[4];              // the sum of probabilities, rows alike
+  float unit;                    // of the scales
 
   __device__ void clear() {
     for_each([](float &x) { x = 0; });
-    unit = 0x1p-24f;
+    unit = 0x1p-8f;  // weight_range / unit is a float16
   }
   /// Multiplies the sums of a lane's columns.
   __device__ void multiply(float first, float second) {
@@ -48,12 +51,19 @@ struct OutputSums {
     for (int i = 0; i < tiles; ++i) multiply_tile(codes[i], first, second);
 #pragma unroll
     for (int i = 0; i < constants; ++i) multiply_tile(constant[i], first, second);
+    multiply_tile(weights, first, second);
   }
-  /// Makes the unit at least `least`, so that sums stay what they are.
-  __device__ void raise_unit(float least) {
-    if (least <= unit) return;
-    const float factor = unit * inverse_of_power(least);
-    multiply(factor, factor);
+  /// Makes the unit at least `largest`, so that sums stay what they are. All lanes come here.
+  __device__ void raise_unit(float largest) {
+    if (!__any_sync(0xffffffffu, largest > unit)) return;
+    for (int step = 1; step < warp_lanes; step *= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
+    }
+    const float least = unit_above(largest), factor = unit * inverse_of_power(least);
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) multiply_tile(codes[i], factor, factor);
+#pragma unroll
+    for (int i = 0; i < constants; ++i) multiply_tile(constant[i], factor, factor);
     unit = least;
   }
 
@@ -70,102 +80,88 @@ struct OutputSums {
 #pragma unroll
       for (int j = 0; j < 4; ++j) visit(constant[i][j]);
     }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) visit(weights[j]);
   }
   __device__ static void multiply_tile(float (&c)[4], float first, float second) {
     c[0] *= first, c[1] *= second, c[2] *= first, c[3] *= second;
   }
 };
 
-/// B of 16 tokens from a tile of weights with tokens in rows: row g's times `low`, row g + 8's times
-/// `high`.
-__device__ inline uint2 weights_of(const float (&p)[4], float low, float high) {
-  return {transpose(halves(p[0] * low, p[1] * low)), transpose(halves(p[2] * high, p[3] * high))};
-}
-
 inline constexpr Word two_ones = 0x3c003c00u;
 
-/// One step of plain values: every two tiles of channels have weights of their own.
-template <int Bits, int HeadDim, class Weights>
-__device__ inline void sum_plain_plane(const std::uint8_t *plane, float factor, Weights &&weights,
-                                       OutputSums<HeadDim, ValueCoding::plain> &sums) {
-  constexpr int tiles = HeadDim / 16, places = tile_places(Bits, 16);
-  Word words[unit_words(Bits, tiles, 16)];
-  load_words(plane, words);
-#pragma unroll
-  for (int i = 0; i < tiles; ++i) {
-    const uint2 b = weights(i / 2);
-    const int p = i % places;
-    multiply_tile<Bits>(sums.codes[i], words, i, scale_low<Bits>(multiply(b.x, factor), p),
-                        scale_high<Bits>(multiply(b.y, factor), p));
-  }
+/// c += the sum of B's rows, in every row.
+__device__ inline void add_rows(float (&c)[4], uint2 b) {
+  multiply_add(c, two_ones, two_ones, two_ones, two_ones, b.x, b.y);
 }
 
-/// sums += the values of a packed page, weighted by p. values: the head's value part in shared memory.
+/// Probabilities of 16 tokens: of rows g and of rows g + 8, columns 2t and 2t + 1.
+using TokenWeights = uint2;
+
+/// The same as B.
+__device__ inline uint2 columns_of(TokenWeights p) { return {transpose(p.x), transpose(p.y)}; }
+
+/// The larger magnitudes of pairs of float16.
+__device__ inline __half2 larger(__half2 a, Word b) { return __hmax2(a, __habs2(as_halves(b))); }
+
+/// sums += the values of a packed page, weighted by p, [token_tiles, lanes]. page: the head's page, of which
+/// only the value part need be there; both in shared memory. A loop: it would be the largest code of all.
 template <class Layout, ValueCoding Values>
-__device__ inline void sum_packed(const std::uint8_t *page, const float (&p)[Layout::token_tiles][4],
+__device__ inline void sum_packed(const std::uint8_t *page, const TokenWeights *p,
                                   OutputSums<Layout::HeadDim, Values> &sums) {
-  constexpr int token_tiles = Layout::token_tiles, channel_tiles = Layout::channel_tiles;
-  const int g = lane_index() / 4;
-  // A lane's scales: of tokens g and g + 8 of every tile.
-  const auto scale_pairs = [&](int offset, int group) {
-    return reinterpret_cast<const Word *>(page + offset + group * Layout::Group * 2) + g * token_tiles;
+  constexpr int channel_tiles = Layout::channel_tiles, groups = Layout::scales_of_a_value(Values);
+  // A lane's scales: of tokens 2t, 2t + 1, 2t + 8, 2t + 9 of every 16.
+  const auto scales = [&](int offset, int group, int step) {
+    const auto *all = reinterpret_cast<const uint2 *>(page + offset + group * Layout::Group * 2);
+    return all[lane_index() % 4 * Layout::token_tiles + step];
   };
-  float largest = 0;
+  __half2 most = __float2half2_rn(0);
 #pragma unroll
-  for (int group = 0; group < Layout::scales_of_a_value(Values); ++group) {
+  for (int group = 0; group < groups; ++group) {
 #pragma unroll
-    for (int i = 0; i < token_tiles; ++i) {
-      const float2 scale = __half22float2(as_halves(scale_pairs(Layout::value_scales, group)[i]));
-      largest = fmaxf(largest, fmaxf(scale.x, scale.y));
+    for (int step = 0; step < Layout::token_tiles; ++step) {
+      const uint2 scale = scales(Layout::value_scales, group, step);
+      most = larger(larger(most, scale.x), scale.y);
       if constexpr (Values == ValueCoding::plain) {
-        const float2 zero =
-            __half22float2(as_halves(scale_pairs(Layout::value_zeros(Values), group)[i]));
-        largest = fmaxf(largest, fmaxf(fabsf(zero.x), fabsf(zero.y)));
+        const uint2 zero = scales(Layout::value_zeros(Values), group, step);
+        most = larger(larger(most, zero.x), zero.y);
       }
     }
   }
-  sums.raise_unit(unit_above(largest_row(largest)));
-  const float factor = weight_range * inverse_of_power(sums.unit);
-#pragma unroll
-  for (int step = 0; step < token_tiles; ++step) {
+  sums.raise_unit(fmaxf(__low2float(most), __high2float(most)));
+  const Word factor = as_word(__float2half2_rn(weight_range * inverse_of_power(sums.unit)));
+#pragma unroll 1
+  for (int step = 0; step < Layout::token_tiles; ++step) {
     const std::uint8_t *unit = page + Layout::value_codes + step * Layout::value_step_bytes;
-    const auto weights = [&](int offset, int group) {
-      const float2 scale = __half22float2(as_halves(scale_pairs(offset, group)[step]));
-      return weights_of(p[step], scale.x * factor, scale.y * factor);
+    const uint2 columns = columns_of(p[step * warp_lanes + lane_index()]);
+    add_rows(sums.weights, columns);
+    const auto times = [&](uint2 scale) -> uint2 {
+      return {multiply(columns.x, multiply(scale.x, factor)),
+              multiply(columns.y, multiply(scale.y, factor))};
     };
-    if constexpr (Values == ValueCoding::symmetric) {
-      const uint2 b = weights(Layout::value_scales, 0);
-      multiply_add(sums.constant[0], two_ones, two_ones, two_ones, two_ones, b.x, b.y);
-      multiply_unit<Layout::ValueBits, 16>(sums.codes, unit, b.x, b.y);
-    } else {
-      uint2 scaled[Layout::HeadDim / 32];
+    uint2 scaled[groups];
 #pragma unroll
-      for (int group = 0; group < Layout::HeadDim / 32; ++group) {
-        scaled[group] = weights(Layout::value_scales, group);
-        const uint2 zeros = weights(Layout::value_zeros(Values), group);
-        multiply_add(sums.constant[group], two_ones, two_ones, two_ones, two_ones, zeros.x, zeros.y);
-      }
-      const auto of_group = [&](int group) { return scaled[group]; };
-      if constexpr (Layout::ValueBits == 3) {
-        sum_plain_plane<2>(unit, 1.0f, of_group, sums);
-        sum_plain_plane<1>(unit + Layout::plane_bytes(2, channel_tiles, 16), 4.0f, of_group, sums);
-      } else {
-        sum_plain_plane<Layout::ValueBits>(unit, 1.0f, of_group, sums);
-      }
+    for (int group = 0; group < groups; ++group) {
+      scaled[group] = times(scales(Layout::value_scales, group, step));
+      add_rows(sums.constant[group], Values == ValueCoding::symmetric
+                                         ? scaled[group]
+                                         : times(scales(Layout::value_zeros(Values), group, step)));
     }
+    multiply_unit<Layout::ValueBits, 16, Layout::ValueBits>(
+        sums.codes, unit, [&](int i) { return scaled[i * groups / channel_tiles]; });
   }
-  static_assert(channel_tiles % 2 == 0);
 }
 
 /// sums += a tile of 16 exact values, weighted by p.
 template <class T, int HeadDim, ValueCoding Values>
-__device__ inline void sum_exact(const ExactTile<T> *values, const float (&p)[4],
+__device__ inline void sum_exact(const ExactTile<T> *values, TokenWeights p,
                                  OutputSums<HeadDim, Values> &sums) {
   constexpr int tiles = HeadDim / 16;
   ExactTile<T> loaded[tiles];
 #pragma unroll
   for (int i = 0; i < tiles; ++i) loaded[i].words = __ldg(&values[i * warp_lanes + lane_index()].words);
-  const uint2 b = weights_of(p, weight_range, weight_range);
+  const uint2 b = columns_of(p);
+  add_rows(sums.weights, b);
 #pragma unroll
   for (int i = 0; i < tiles; ++i) {
     const uint4 a = loaded[i].halves();

@@ -50,15 +50,14 @@ class Queries {
       : storage_(storage), tiles_(tiles), pairs_(tiles->pairs), interleaved_(tiles->interleaved != 0) {}
 
   /// Takes in the rows of a column tile: row(column) is where a column's query stands, null for none.
-  /// They are turned by nothing. Doubled: rows of at most four columns are taken in twice, to be turned
-  /// by two bases.
-  template <class S, bool Doubled = false, class Row>
+  /// They face nothing yet.
+  template <class S, class Row>
   __device__ void load(Row &&row, float scale) {
     const int lane = lane_index();
     // Eight rows, four lanes each, which take runs of eight channels in turn.
     const int column = lane / 4, t = lane % 4;
     constexpr int runs = HeadDim / 32;
-    const S *query = row(Doubled ? column % 4 : column);
+    const S *query = row(column);
     float x[runs][8];
     float largest = 0;
 #pragma unroll
@@ -84,7 +83,7 @@ class Queries {
     unit_[0] = __shfl_sync(0xffffffffu, unit, 2 * t * 4);
     unit_[1] = __shfl_sync(0xffffffffu, unit, (2 * t + 1) * 4);
     __syncwarp();
-    turn(0, 0);
+    faces_ = false;
   }
 
   /// Turns the queries back by `base`, unless that is done.
@@ -92,7 +91,8 @@ class Queries {
 
   /// The same for columns 0 to 3 and for columns 4 to 7.
   __device__ void face(long long low, long long high) {
-    if (low != turned_by_[0] || high != turned_by_[1]) turn(low, high);
+    if (!faces_ || low != turned_by_[0] || high != turned_by_[1]) turn(low, high);
+    faces_ = true;
   }
 
   __device__ uint2 turned(int step) const { return storage_.turned[step * warp_lanes + lane_index()]; }
@@ -106,7 +106,7 @@ class Queries {
 #pragma unroll
     for (int i = 0; i < steps; ++i) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0;
     matrix += lane_index();
-#pragma unroll
+#pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       const uint2 b = turned(step);
 #pragma unroll
@@ -135,9 +135,10 @@ class Queries {
   template <class Store>
   __device__ void transform_to_modes(const uint4 *matrix, int tiles, Store &&store) const {
     matrix += lane_index();
+#pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile, matrix += steps * warp_lanes) {
       float c[4] = {0, 0, 0, 0};
-#pragma unroll
+#pragma unroll 4
       for (int step = 0; step < steps; ++step) {
         const uint4 a = matrix[step * warp_lanes];
         const uint2 b = turned(step);
@@ -160,34 +161,60 @@ class Queries {
     const int half = high == low ? 0 : g / 4;
     const float *cosines = storage_.cosines[half], *sines = storage_.sines[half];
     const __half *row = storage_.rows + g * QueryStorage<HeadDim>::row_stride;
+    uint2 *to = storage_.turned + lane;
+    const auto pair_at = [&](int channel) { return *reinterpret_cast<const Word *>(row + channel); };
+    if (!turns) {
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      const int channel = step * 16 + 2 * t;
-      uint2 pairs;
-      if (!turns) {
-        pairs = {*reinterpret_cast<const Word *>(row + channel),
-                 *reinterpret_cast<const Word *>(row + channel + 8)};
-      } else {
-        pairs = {turned_pair(row, channel, cosines, sines),
-                 turned_pair(row, channel + 8, cosines, sines)};
+      for (int step = 0; step < steps; ++step) {
+        const int channel = step * 16 + 2 * t;
+        to[step * warp_lanes] = {pair_at(channel), pair_at(channel + 8)};
       }
-      storage_.turned[step * warp_lanes + lane] = pairs;
+    } else if (!interleaved_ && pairs_ == HeadDim / 2) {  // both halves of a pair are in one lane
+#pragma unroll 1
+      for (int step = 0; step < steps / 2; ++step) {
+        const int channel = step * 16 + 2 * t;
+        uint2 first, second;
+        turn_halves(pair_at(channel), pair_at(channel + HeadDim / 2), cosines + channel, sines + channel,
+                    first.x, second.x);
+        turn_halves(pair_at(channel + 8), pair_at(channel + 8 + HeadDim / 2), cosines + channel + 8,
+                    sines + channel + 8, first.y, second.y);
+        to[step * warp_lanes] = first;
+        to[(step + steps / 2) * warp_lanes] = second;
+      }
+    } else {
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        const int channel = step * 16 + 2 * t;
+        to[step * warp_lanes] = {turned_pair(row, channel, cosines, sines),
+                                 turned_pair(row, channel + 8, cosines, sines)};
+      }
     }
     turned_by_[0] = low, turned_by_[1] = high;
     __syncwarp();
   }
 
-  /// cos and sin of -base times every inverse frequency. Whole turns come off in double precision.
+  /// cos and sin of -base times every inverse frequency. Whole turns come off in double precision; what is
+  /// left is at most half a turn, of which the fast functions know 2^-20.
   __device__ void find_turn(long long base, int half) {
+#pragma unroll 1
     for (int pair = lane_index(); pair < pairs_; pair += warp_lanes) {
       constexpr double inverse_turn = 0.15915494309189535;  // 1 / 2 pi
       const double turns = static_cast<double>(-base) *
-                           static_cast<double>(tiles_->inverse_frequencies[pair]) * inverse_turn;
-      float sine, cosine;
-      sincospif(2 * static_cast<float>(turns - rint(turns)), &sine, &cosine);
-      storage_.sines[half][pair] = sine;
-      storage_.cosines[half][pair] = cosine;
+                           (static_cast<double>(tiles_->inverse_frequencies[pair]) * inverse_turn);
+      const float angle = 6.2831853f * static_cast<float>(turns - rint(turns));
+      storage_.sines[half][pair] = __sinf(angle);
+      storage_.cosines[half][pair] = __cosf(angle);
     }
+  }
+
+  /// Two neighbours of the first half of the channels, and those half of them on.
+  __device__ static void turn_halves(Word a, Word b, const float *cosines, const float *sines, Word &first,
+                                     Word &second) {
+    const float2 x = __half22float2(as_halves(a)), y = __half22float2(as_halves(b));
+    const float2 c = *reinterpret_cast<const float2 *>(cosines);
+    const float2 s = *reinterpret_cast<const float2 *>(sines);
+    first = halves(x.x * c.x - y.x * s.x, x.y * c.y - y.y * s.y);
+    second = halves(y.x * c.x + x.x * s.x, y.y * c.y + x.y * s.y);
   }
 
   /// Channels c and c + 1 of a row, c even, turned. Their pairs are neighbours too, but where halves of
@@ -234,6 +261,7 @@ class Queries {
   int pairs_;
   bool interleaved_;
   float unit_[2];
+  bool faces_ = false;
   long long turned_by_[2] = {0, 0};  // columns 0 to 3, columns 4 to 7
 };
 

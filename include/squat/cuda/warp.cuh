@@ -44,14 +44,18 @@ __device__ inline float power_of_two(float x) {
   return y;
 }
 
-/// Copies `bytes`, a multiple of 16, to shared memory, all lanes of a warp together, past the
-/// first-level cache.
+/// Copies 16 bytes to shared memory, past the first-level cache.
+__device__ inline void copy_async(void *to, const void *from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
+/// The same of `bytes`, a multiple of 16, all lanes of a warp together.
 __device__ inline void copy_async(void *to, const void *from, int bytes) {
-  const auto target = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  const auto *source = static_cast<const std::uint8_t *>(from);
+#pragma unroll 2
   for (int i = lane_index() * 16; i < bytes; i += warp_lanes * 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(source + i)
-                 : "memory");
+    copy_async(static_cast<std::uint8_t *>(to) + i, static_cast<const std::uint8_t *>(from) + i);
   }
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -61,6 +65,19 @@ template <int Pending>
 __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
   __syncwarp();
+}
+
+/// Programmatic dependent launch: a kernel launched so may begin before the one before it has ended. That
+/// one lets it, and it waits before it reads what the other writes. Elsewhere these do nothing.
+__device__ inline void allow_next_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ inline void wait_for_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 }  // namespace squat::cuda
