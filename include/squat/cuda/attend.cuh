@@ -316,7 +316,10 @@ class SegmentWarp {
   __device__ Queries<HeadDim> own_queries() const {
     Queries<HeadDim> queries(*reinterpret_cast<QueryStorage<HeadDim> *>(stage_), &coding_.tiles);
     queries.template load<DeviceElementOf<S>>(
-        [&](int column) { return query_row(call_, entry_, head_, tile_ * column_count + column); },
+        [&](int column) {
+          return query_of(call_, entry_.first_row, entry_.tokens * (call_.query_heads / call_.kv_heads),
+                          head_, tile_ * column_count + column);
+        },
         call_.scale);
     queries.face(0);
     return queries;

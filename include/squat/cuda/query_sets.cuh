@@ -45,14 +45,15 @@ __device__ inline QuerySet<HeadDim> *set_of(const AttendCall<S> &call, const Ent
   return static_cast<QuerySet<HeadDim> *>(call.sets) + index;
 }
 
-/// Where the query of a row of an entry and KV head stands, null for rows it has not.
+/// Where the query of a column stands, of an entry whose tokens' rows begin at first_row and that has so many
+/// `columns`; null for those it has not.
 template <class S>
-__device__ inline const DeviceElementOf<S> *query_row(const AttendCall<S> &call, const BatchEntry &entry,
-                                                      int head, int row) {
+__device__ inline const DeviceElementOf<S> *query_of(const AttendCall<S> &call, int first_row, int columns,
+                                                     int head, int column) {
   const int heads = call.query_heads / call.kv_heads;
-  if (row >= entry.tokens * heads) return nullptr;
+  if (column >= columns) return nullptr;
   return reinterpret_cast<const DeviceElementOf<S> *>(
-      call.q.row(entry.first_row + row / heads, head * heads + row % heads));
+      call.q.row(first_row + column / heads, head * heads + column % heads));
 }
 
 inline constexpr int set_warps = 8;
@@ -75,9 +76,11 @@ constexpr int set_kernel_bytes() {
 
 /// The set of the first page of a tile, for one column tile of an entry.
 struct SetJob {
-  std::int32_t entry;
-  std::int32_t tile;  // of columns, from the call's first
-  std::int32_t page;
+  long long base;
+  std::int64_t set;         // among all
+  std::int32_t first_row;   // the entry's first, of the call's tensors
+  std::int32_t first;       // column
+  std::int32_t columns;     // of the entry
 };
 
 /// One warp's work on the sets of a head.
@@ -87,45 +90,30 @@ struct SetWarp {
   using Set = QuerySet<HeadDim>;
 
   const AttendCall<S> &call;
-  const EntryStart *starts;
   int head;
   const uint4 *basis;
   const uint4 *projection;
   int mode_tiles;
   Queries<HeadDim> queries;
 
-  __device__ void make(const SetJob &job) {
-    const BatchEntry &entry = call.batch[job.entry];
-    const int first = (call.first_tile + job.tile) * column_count;
-    queries.template load<DeviceElementOf<S>>(
-        [&](int column) { return query_row(call, entry, head, first + column); }, call.scale);
-    queries.face(base_of(job));
-    write(set_of_job(job), nullptr);
-  }
-
-  /// Two sets of at most four columns each: the second's are columns 4 to 7. Each is left the other's in
-  /// its columns 4 to 7.
-  __device__ void make(const SetJob &job, const SetJob &other) {
+  /// Makes a set of eight columns, or two of at most four each, `other` being the second: the second's are
+  /// columns 4 to 7, and each is left the other's in its columns 4 to 7.
+  __device__ void make(const SetJob &job, const SetJob *other) {
+    const SetJob &second = other == nullptr ? job : *other;
     queries.template load<DeviceElementOf<S>>(
         [&](int column) {
-          const SetJob &own = column < column_count / 2 ? job : other;
-          return query_row(call, call.batch[own.entry], head, column % (column_count / 2));
+          const bool is_second = other != nullptr && column >= column_count / 2;
+          const SetJob &own = is_second ? second : job;
+          return query_of(call, own.first_row, own.columns, head,
+                          own.first + column - (is_second ? column_count / 2 : 0));
         },
         call.scale);
-    queries.face(base_of(job), base_of(other));
-    write(set_of_job(job), &set_of_job(other));
+    queries.face(job.base, second.base);
+    auto *sets = static_cast<Set *>(call.sets);
+    write(sets[job.set], other == nullptr ? nullptr : sets + other->set);
   }
 
  private:
-  __device__ long long base_of(const SetJob &job) const {
-    return call.batch[job.entry].state->pages[job.page].base;
-  }
-  __device__ Set &set_of_job(const SetJob &job) const {
-    const BatchEntry &entry = call.batch[job.entry];
-    const int segment = head * EntryShape(call, entry, 1).tiles + job.tile;
-    return *set_of<HeadDim>(call, starts[job.entry], segment, entry.state->page_count, job.page);
-  }
-
   __device__ void write(Set &set, Set *other) const {
     const int lane = lane_index();
     const auto store = [&](uint2 *to, uint2 *to_other) {
@@ -190,13 +178,19 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
     SetJob job{};
     bool begins = false, wide = false;
     if (index < end) {
-      job.entry = entry_of(index);
-      const BatchEntry &entry = call.batch[job.entry];
-      const int local = index - starts[job.entry].set / heads, pages = entry.state->page_count;
-      job.tile = local / pages, job.page = local % pages;
-      begins = entry.state->pages[job.page].tile_page == 0;
-      wide = entry.tokens * (call.query_heads / heads) > column_count / 2;
-      if (tables_of(job.entry) != tables) atomicMin(&stop, index);  // these have other matrices
+      const int e = entry_of(index);
+      const BatchEntry &entry = call.batch[e];
+      const int of_head = starts[e + 1].set / heads - starts[e].set / heads;
+      const int local = index - starts[e].set / heads, pages = entry.state->page_count;
+      const PageEntry &page = entry.state->pages[local % pages];
+      job = {.base = page.base,
+             .set = std::int64_t{starts[e].set} + std::int64_t{head} * of_head + local,
+             .first_row = entry.first_row,
+             .first = (call.first_tile + local / pages) * column_count,
+             .columns = entry.tokens * (call.query_heads / heads)};
+      begins = page.tile_page == 0;
+      wide = job.columns > column_count / 2;
+      if (tables_of(e) != tables) atomicMin(&stop, index);  // these have other matrices
     }
     wide = __syncthreads_or(wide);
     next = stop;
@@ -226,14 +220,12 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
     if (begins) jobs[own + __popc(before & ((1u << lane_index()) - 1))] = job;
     __syncthreads();
     SetWarp<HeadDim, S> work{
-        call, starts, head, basis, projection, tables->mode_tiles,
+        call, head, basis, projection, tables->mode_tiles,
         {storages[warp], &call.codings[call.batch[entry_of(first)].state->coding].tiles}};
-    if (wide) {
-      for (int i = warp; i < count; i += set_warps) work.make(jobs[i]);
-    } else {
-      for (int i = 2 * warp; i < count; i += 2 * set_warps) {
-        i + 1 < count ? work.make(jobs[i], jobs[i + 1]) : work.make(jobs[i]);
-      }
+    const int together = wide ? 1 : 2;
+#pragma unroll 1
+    for (int i = together * warp; i < count; i += together * set_warps) {
+      work.make(jobs[i], together == 2 && i + 1 < count ? &jobs[i + 1] : nullptr);
     }
     __syncthreads();
   }
