@@ -16,7 +16,10 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
     $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wno-uninitialized,-Wno-maybe-uninitialized,-Wno-restrict>)
 endif()
 if(SQUAT_NATIVE)
-  target_compile_options(squat_development INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
+  target_compile_options(squat_development INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-march=native>
+    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-march=native>
+    $<$<COMPILE_LANGUAGE:CUDA>:-diag-suppress=68>)  # nvcc of GCC's AVX-512 intrinsics
 endif()
 if(SQUAT_SANITIZE)
   # Assertions too, whatever the build type.

@@ -8,6 +8,7 @@
 
 #include "case.cuh"
 #include "filled_cache.cuh"
+#include "squat/parallel/thread_pool.hpp"
 #include "stopwatch.cuh"
 
 namespace bench {
@@ -38,11 +39,14 @@ void statistics(benchmark::State &state, Coding coding) {
   state.SetItemsProcessed(tokens);
 }
 
-/// The coding of a layer, all KV heads, from its statistics: what the host takes, and the way to the
-/// GPU.
+/// The coding of a layer, all KV heads, from its statistics: what the host takes with all of its threads,
+/// and the way to the GPU.
 void learn(benchmark::State &state, Coding coding) {
   Stopwatch stopwatch;
-  Operations operations(resolved(coding));
+  squat::ThreadPool pool;
+  squat::Options options = resolved(coding);
+  options.parallel = [&](int count, const auto &task) { pool.run(count, task); };
+  Operations operations(std::move(options));
   const Tokens in(llama3_8b, tokens, 0, stopwatch.stream());
   Times times;
   for (int i = 0; i < Stopwatch::repetitions; ++i) {

@@ -52,13 +52,18 @@ class SegmentWarp {
   /// Tiles of a unit of exact rows: they take about as long as a page.
   static constexpr int exact_tiles = exact_unit_tiles(Layout::head_bytes(Values), HeadDim);
 
+  /// Tiles of exact pages whose keys are scored before their values are summed, and tiles on their way.
+  static constexpr int tiles_together = Layout::token_tiles < 4 ? Layout::token_tiles : 4;
+  static constexpr int ring_tiles = HeadDim <= 128 ? 3 : 2, ring_bytes = ring_tiles * steps * 512;
+
   /// Shared memory of a warp: a page's head between its query set and the weights of its tokens; or the
   /// queries of exact rows; or the output while warps merge.
   __host__ __device__ static constexpr int stage_bytes() {
     constexpr int output = SlotLayout<HeadDim>::floats * 4;
-    constexpr int queries = static_cast<int>(sizeof(QueryStorage<HeadDim>));
-    const int page = stage_keys() + (stages_keys ? key_bytes : 0) +
-                     (stages_values ? value_bytes + weight_bytes : 0);
+    constexpr int queries = static_cast<int>(sizeof(QueryStorage<HeadDim>)) +
+                            (stages_keys || stages_values ? 0 : ring_bytes);
+    const int page =
+        stage_keys() + (stages_keys ? key_bytes : 0) + (stages_values ? value_bytes + weight_bytes : 0);
     int most = page;
     for (const int size : {output, queries}) most = size > most ? size : most;
     return (most + 127) / 128 * 128;
@@ -104,7 +109,7 @@ class SegmentWarp {
       for (int i = 0; i < exact_tiles; ++i) {
         if (begin + i < last) {
           const ExactBlock block = find_block(begin + i);
-          score_exact<T>(block.template tiles<T>(0), queries, c[i]);
+          score_exact(FetchedTiles<T, steps>(block.template tiles<T>(0)), queries, c[i]);
           mask(c[i], block.position, 0, block.end);
         } else {
           c[i][0] = c[i][1] = c[i][2] = c[i][3] = -INFINITY;
@@ -115,7 +120,9 @@ class SegmentWarp {
 #pragma unroll
       for (int i = 0; i < exact_tiles; ++i) {
         if (begin + i < last) {
-          sum_exact<T>(find_block(begin + i).template tiles<T>(Block::part_elements), weights[i], sums_);
+          sum_exact(
+              FetchedTiles<T, steps>(find_block(begin + i).template tiles<T>(Block::part_elements)),
+              weights[i], sums_);
         }
       }
     }
@@ -135,8 +142,9 @@ class SegmentWarp {
         const std::uint8_t *keys = page_head(page);
 #pragma unroll
         for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-          score_exact<T>(reinterpret_cast<const ExactTile<T> *>(keys + tile * HeadDim * 32), queries,
-                         c[tile]);
+          score_exact(
+              FetchedTiles<T, steps>(reinterpret_cast<const ExactTile<T> *>(keys + tile * HeadDim * 32)),
+              queries, c[tile]);
         }
         return float2{queries.unit(0), queries.unit(1)};
       });
@@ -209,40 +217,60 @@ class SegmentWarp {
     return {elements, position, sink ? state_.sinks : state_.length()};
   }
 
-  /// Attends to pages of exact rows, a few tiles at a time.
+  /// Attends to pages of exact rows, a few tiles of keys and then their values at a time. Tiles pass
+  /// through shared memory, for many are on their way then: each lane copies what it reads itself.
   __device__ void exact_pages(int first, int last) {
-    constexpr int tiles = Layout::token_tiles < 4 ? Layout::token_tiles : 4;
+    constexpr int tiles = tiles_together, of_page = 2 * Layout::token_tiles;
     Queries<HeadDim> queries = own_queries();
-    PageEntry page = state_.pages[first], next = page;
+    auto *ring = reinterpret_cast<uint4 *>(stage_ + sizeof(QueryStorage<HeadDim>)) + lane_index();
+    const int count = (last - first) * of_page;
+    const auto slot = [&](int i) { return ring + i % ring_tiles * steps * warp_lanes; };
+    const std::uint8_t *copied = nullptr;  // the page of the newest copy
+    const auto copy = [&](int i) {
+      if (i < count) {
+        const int within = i % of_page, part = within % (2 * tiles);
+        if (within == 0) copied = page_head(state_.pages[first + i / of_page]);
+        const int tile = within / (2 * tiles) * tiles + part % tiles;
+        const auto *from = reinterpret_cast<const uint4 *>(
+            copied + (part < tiles ? 0 : Layout::value_codes) + tile * HeadDim * 32);
+#pragma unroll
+        for (int step = 0; step < steps; ++step) {
+          copy_async(slot(i) + step * warp_lanes, from + step * warp_lanes + lane_index());
+        }
+      }
+      commit_copies();
+    };
+    int next = 0;  // tile
+    const auto with_next = [&](auto &&use) {
+      wait_for_copies<ring_tiles - 1>();
+      use(ExactTiles<T>{slot(next)});
+      copy(next + ring_tiles);
+      ++next;
+    };
+    for (int i = 0; i < ring_tiles; ++i) copy(i);
 #pragma unroll 1
-    for (int i = first; i < last; ++i, page = next) {
-      next = state_.pages[min(i + 1, last - 1)];
+    for (int i = first; i < last; ++i) {
+      const PageEntry &page = state_.pages[i];
+      const int begin = page.before, end = page.before + page.tokens, offset = page.before - page.first;
+      const bool masked = page.tokens < Layout::Group || end > least_limit_;
       queries.face(page.base);
-      const std::uint8_t *head = page_head(page);
-      const int begin = page.before, end = page.before + page.tokens;
 #pragma unroll 1
       for (int tile = 0; tile < Layout::token_tiles; tile += tiles) {
         float c[tiles][4];
 #pragma unroll
         for (int j = 0; j < tiles; ++j) {
-          score_exact<T>(reinterpret_cast<const ExactTile<T> *>(head + (tile + j) * HeadDim * 32), queries,
-                         c[j]);
-        }
-        if (page.tokens < Layout::Group || end > least_limit_) {
-#pragma unroll
-          for (int j = 0; j < tiles; ++j) {
-            mask(c[j], page.before - page.first + 16 * (tile + j), begin, end);
-          }
+          with_next([&](const ExactTiles<T> &keys) { score_exact(keys, queries, c[j]); });
+          if (masked) mask(c[j], offset + 16 * (tile + j), begin, end);
         }
         TokenWeights weights[tiles];
         softmax_.template operator()<true>(c, {queries.unit(0), queries.unit(1)}, sums_, weights);
 #pragma unroll
         for (int j = 0; j < tiles; ++j) {
-          const std::uint8_t *step = head + Layout::value_codes + (tile + j) * Layout::value_step_bytes;
-          sum_exact<T>(reinterpret_cast<const ExactTile<T> *>(step), weights[j], sums_);
+          with_next([&](const ExactTiles<T> &values) { sum_exact(values, weights[j], sums_); });
         }
       }
     }
+    wait_for_copies<0>();
   }
 
   /// The warp's part of [first, last).
@@ -268,8 +296,7 @@ class SegmentWarp {
         // The limits count a page's tokens from the first that counts.
 #pragma unroll
         for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-          mask(c[tile], page.before - page.first + 16 * tile, page.before,
-               page.before + page.tokens);
+          mask(c[tile], page.before - page.first + 16 * tile, page.before, page.before + page.tokens);
         }
       }
       __syncwarp();
@@ -289,8 +316,9 @@ class SegmentWarp {
         const std::uint8_t *values = page_head(page) + Layout::value_codes;
 #pragma unroll
         for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-          sum_exact<T>(reinterpret_cast<const ExactTile<T> *>(values + tile * Layout::value_step_bytes),
-                       weights[tile], sums_);
+          sum_exact(FetchedTiles<T, steps>(reinterpret_cast<const ExactTile<T> *>(
+                        values + tile * Layout::value_step_bytes)),
+                    weights[tile], sums_);
         }
       }
     }
@@ -404,7 +432,7 @@ __host__ __device__ constexpr int warps_bytes() {
 /// needs.
 template <class Warp>
 constexpr int blocks_of_a_processor() {
-  constexpr int most = Warp::HeadDim > 128 ? 2 : 3, room = 227 * 1024, others = 2048;
+  constexpr int most = Warp::HeadDim > 128 ? 2 : 3, room = 227 * 1024, others = 1536;
   constexpr int blocks = room / (warps_bytes<Warp>() + others);
   return blocks < 1 ? 1 : blocks < most ? blocks : most;
 }

@@ -79,8 +79,7 @@ __device__ inline std::int64_t run_start(std::int64_t units, int block, int bloc
 
 /// Sums up the units and segments of the batch, [entries + 1], by all threads of a block.
 template <class S>
-__device__ inline void find_starts(const AttendCall<S> &call, int exact_unit_tiles,
-                                   EntryStart *starts) {
+__device__ inline void find_starts(const AttendCall<S> &call, int exact_unit_tiles, EntryStart *starts) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   for (int i = thread; i < call.entries; i += threads) {
     const EntryShape shape(call, call.batch[i], exact_unit_tiles);

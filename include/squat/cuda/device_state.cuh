@@ -35,8 +35,7 @@ struct LayerState {
   std::int32_t sink_blocks;
   std::int32_t tail_blocks;
   std::int32_t page_capacity;
-  std::int32_t coding;    ///< index into the coding tables
-  std::uint32_t arrived;  ///< blocks of a kernel that are done with this step
+  std::int32_t coding;  ///< index into the coding tables
 
   __host__ __device__ int length() const { return sinks + paged_tokens + tail; }
   __host__ __device__ int blocks() const { return sink_blocks + tail_blocks; }

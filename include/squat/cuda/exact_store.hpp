@@ -98,8 +98,7 @@ class ExactStore {
             .sink_blocks = sink_blocks_,
             .tail_blocks = tail_blocks_,
             .page_capacity = static_cast<std::int32_t>(table_.size()),
-            .coding = static_cast<std::int32_t>(coding),
-            .arrived = 0};
+            .coding = static_cast<std::int32_t>(coding)};
   }
 
   /// Room for a state, and for a table of `pages` pages and the one that lies ready behind them. What

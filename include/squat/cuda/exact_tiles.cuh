@@ -35,6 +35,26 @@ struct ExactTile<bfloat16> {
   }
 };
 
+/// A lane's part of 16 exact rows, in shared memory: of the tiles of all channels.
+template <class T>
+struct ExactTiles {
+  const uint4 *words;  // a warp's follow each other
+
+  __device__ uint4 halves(int tile) const { return ExactTile<T>{words[tile * warp_lanes]}.halves(); }
+};
+
+/// The same in registers, read from the device's memory.
+template <class T, int Count>
+struct FetchedTiles {
+  ExactTile<T> tiles[Count];
+
+  __device__ explicit FetchedTiles(const ExactTile<T> *from) {
+#pragma unroll
+    for (int i = 0; i < Count; ++i) tiles[i].words = __ldg(&from[i * warp_lanes + lane_index()].words);
+  }
+  __device__ uint4 halves(int tile) const { return tiles[tile].halves(); }
+};
+
 /// The type in device code of an element the host knows as Eigen's.
 template <class T>
 struct DeviceElement {

@@ -21,8 +21,8 @@
 //   p = i % F. Codes of 8 bits take two words a tile: bytes of the first are a0, a2, of the second a1,
 //   a3. 8 columns: tile i has place p = i % (8 / b), and counts 2^(b p) times.
 //
-// Columns 8 to 15 are made up for in B, what tiles count in C (tile_factor) or, where widths differ, in B
-// as well. The factor 2^24 is left to whoever reads C.
+// Columns 8 to 15 are made up for in B, what tiles count in C (tile_factor) or, where widths differ, in
+// B as well. The factor 2^24 is left to whoever reads C.
 
 #include <cuda_fp16.h>
 
@@ -137,9 +137,7 @@ __device__ inline void multiply_codes_by(float (&c)[Tiles][4], const Word *words
     const uint2 own = b(i);
     const Word low = factor == 1.0f ? own.x : multiply(own.x, factor);
     const float high_factor = Columns == 16 && Bits < 8 ? factor / 16 : factor;
-    const Word high = Columns == 8           ? 0
-                      : high_factor == 1.0f ? own.y
-                                             : multiply(own.y, high_factor);
+    const Word high = Columns == 8 ? 0 : high_factor == 1.0f ? own.y : multiply(own.y, high_factor);
     multiply_place<Bits, Columns>(c[i], words + tile_word(Bits, Columns, i), p, low, high);
   }
 }

@@ -171,9 +171,9 @@ __device__ inline void merge_slots(const AttendCall<S> &call, const BatchEntry &
   auto *sums = static_cast<Sums *>(scratch);  // of exact and of packed values
   auto *factors = reinterpret_cast<float *>(sums + 2);
   auto *pieces = reinterpret_cast<float4 *>(factors + slots.count() * column_count);
-  const int at_once = static_cast<int>((static_cast<std::uint8_t *>(scratch) + bytes -
-                                        reinterpret_cast<std::uint8_t *>(pieces)) /
-                                       (block_threads * sizeof(float4)));
+  const int at_once = static_cast<int>(
+      (static_cast<std::uint8_t *>(scratch) + bytes - reinterpret_cast<std::uint8_t *>(pieces)) /
+      (block_threads * sizeof(float4)));
   __shared__ float weights[column_count];
   const int heads = call.query_heads / call.kv_heads;
   const int columns = min(column_count, entry.tokens * heads - tile * column_count);

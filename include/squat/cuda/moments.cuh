@@ -25,7 +25,7 @@ namespace squat::cuda {
 inline constexpr int query_bases = 3;
 
 /// Runs of one launch, and rows of a run.
-inline constexpr int most_runs = 32, most_run_rows = 1024;
+inline constexpr int most_runs = 64, most_run_rows = 1024;
 
 /// Neighbouring tokens whose queries, or keys, are turned back by the same positions.
 struct MomentRun {

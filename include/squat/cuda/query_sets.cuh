@@ -45,11 +45,11 @@ __device__ inline QuerySet<HeadDim> *set_of(const AttendCall<S> &call, const Ent
   return static_cast<QuerySet<HeadDim> *>(call.sets) + index;
 }
 
-/// Where the query of a column stands, of an entry whose tokens' rows begin at first_row and that has so many
-/// `columns`; null for those it has not.
+/// Where the query of a column stands, of an entry whose tokens' rows begin at first_row and that has so
+/// many `columns`; null for those it has not.
 template <class S>
-__device__ inline const DeviceElementOf<S> *query_of(const AttendCall<S> &call, int first_row, int columns,
-                                                     int head, int column) {
+__device__ inline const DeviceElementOf<S> *query_of(const AttendCall<S> &call, int first_row,
+                                                     int columns, int head, int column) {
   const int heads = call.query_heads / call.kv_heads;
   if (column >= columns) return nullptr;
   return reinterpret_cast<const DeviceElementOf<S> *>(
@@ -77,10 +77,10 @@ constexpr int set_kernel_bytes() {
 /// The set of the first page of a tile, for one column tile of an entry.
 struct SetJob {
   long long base;
-  std::int64_t set;         // among all
-  std::int32_t first_row;   // the entry's first, of the call's tensors
-  std::int32_t first;       // column
-  std::int32_t columns;     // of the entry
+  std::int64_t set;        // among all
+  std::int32_t first_row;  // the entry's first, of the call's tensors
+  std::int32_t first;      // column
+  std::int32_t columns;    // of the entry
 };
 
 /// One warp's work on the sets of a head.
@@ -96,8 +96,8 @@ struct SetWarp {
   int mode_tiles;
   Queries<HeadDim> queries;
 
-  /// Makes a set of eight columns, or two of at most four each, `other` being the second: the second's are
-  /// columns 4 to 7, and each is left the other's in its columns 4 to 7.
+  /// Makes a set of eight columns, or two of at most four each, `other` being the second: the second's
+  /// are columns 4 to 7, and each is left the other's in its columns 4 to 7.
   __device__ void make(const SetJob &job, const SetJob *other) {
     const SetJob &second = other == nullptr ? job : *other;
     queries.template load<DeviceElementOf<S>>(
@@ -144,9 +144,9 @@ struct SetWarp {
   }
 };
 
-/// Some blocks a head, so that each fetches one head's matrices: among them, the pages of all column tiles
-/// of the batch are dealt out in equal runs. A block gathers the first pages of tiles in its run, a thread
-/// a page, and deals them to its warps.
+/// Some blocks a head, so that each fetches one head's matrices: among them, the pages of all column
+/// tiles of the batch are dealt out in equal runs. A block gathers the first pages of tiles in its run,
+/// a thread a page, and deals them to its warps.
 template <int HeadDim, class S>
 __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCall<S> call) {
   using Matrices = SetMatrices<HeadDim>;
@@ -220,7 +220,11 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
     if (begins) jobs[own + __popc(before & ((1u << lane_index()) - 1))] = job;
     __syncthreads();
     SetWarp<HeadDim, S> work{
-        call, head, basis, projection, tables->mode_tiles,
+        call,
+        head,
+        basis,
+        projection,
+        tables->mode_tiles,
         {storages[warp], &call.codings[call.batch[entry_of(first)].state->coding].tiles}};
     const int together = wide ? 1 : 2;
 #pragma unroll 1

@@ -23,8 +23,8 @@ class RunningSoftmax {
   static constexpr float nothing = -1e30f;
 
   /// weights = 2^(c times the columns' factors, less the reference). Sums are rescaled where that rises.
-  /// Fine: the powers in single precision; else in float16, whose rounding of the exponent makes an error of
-  /// 2^-9 at 2^-8 of the largest weight.
+  /// Fine: the powers in single precision; else in float16, whose rounding of the exponent makes an
+  /// error of 2^-9 at 2^-8 of the largest weight.
   template <bool Fine, int Tiles, class Sums>
   __device__ void operator()(const float (&c)[Tiles][4], float2 factors, Sums &sums,
                              TokenWeights (&weights)[Tiles]) {

@@ -142,18 +142,12 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const QuerySet<L
 }
 
 /// c = the scores of a tile of 16 exact keys, in queries' units.
-template <class T, int HeadDim>
-__device__ inline void score_exact(const ExactTile<T> *keys, const Queries<HeadDim> &queries,
-                                   float (&c)[4]) {
-  constexpr int steps = HeadDim / 16;
+template <class Tiles, int HeadDim>
+__device__ inline void score_exact(const Tiles &keys, const Queries<HeadDim> &queries, float (&c)[4]) {
   c[0] = c[1] = c[2] = c[3] = 0;
-  ExactTile<T> tiles[steps];
 #pragma unroll
-  for (int step = 0; step < steps; ++step)
-    tiles[step].words = __ldg(&keys[step * warp_lanes + lane_index()].words);
-#pragma unroll
-  for (int step = 0; step < steps; ++step) {
-    const uint4 a = tiles[step].halves();
+  for (int step = 0; step < HeadDim / 16; ++step) {
+    const uint4 a = keys.halves(step);
     const uint2 q = queries.turned(step);
     multiply_add(c, a.x, a.y, a.z, a.w, q.x, q.y);
   }

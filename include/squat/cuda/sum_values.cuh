@@ -3,15 +3,15 @@
 // Sums of values, weighted by attention probabilities, in the matrix units.
 //
 // Probabilities come as pairs of float16 with tokens in rows, as the scores' C has them. They become the
-// B of the sums, 16 tokens a step, by a transposition in registers; their own sum is a tile whose A is all
-// ones. Packed values:
+// B of the sums, 16 tokens a step, by a transposition in registers; their own sum is a tile whose A is
+// all ones. Packed values:
 //
 //   output_c = sum_t p_t (zero_t + scale_t code_tc)
 //
 // Symmetric: zero_t = -scale_t middle. The weights w_t = p_t scale_t are rounded to float16; that their
-// sum is taken of the rounded ones, by one more tile of ones, makes rounding errors of the weights errors
-// of the values' deviations alone. So that small weights beside large ones keep their digits, scales are
-// counted in a unit that none exceeds, times weight_range.
+// sum is taken of the rounded ones, by one more tile of ones, makes rounding errors of the weights
+// errors of the values' deviations alone. So that small weights beside large ones keep their digits,
+// scales are counted in a unit that none exceeds, times weight_range.
 //
 // Plain: scale and zero of every 32 channels, so that weights are made for each of these groups.
 
@@ -104,8 +104,9 @@ __device__ inline uint2 columns_of(TokenWeights p) { return {transpose(p.x), tra
 /// The larger magnitudes of pairs of float16.
 __device__ inline __half2 larger(__half2 a, Word b) { return __hmax2(a, __habs2(as_halves(b))); }
 
-/// sums += the values of a packed page, weighted by p, [token_tiles, lanes]. page: the head's page, of which
-/// only the value part need be there; both in shared memory. A loop: it would be the largest code of all.
+/// sums += the values of a packed page, weighted by p, [token_tiles, lanes]. page: the head's page, of
+/// which only the value part need be there; both in shared memory. A loop: it would be the largest code
+/// of all.
 template <class Layout, ValueCoding Values>
 __device__ inline void sum_packed(const std::uint8_t *page, const TokenWeights *p,
                                   OutputSums<Layout::HeadDim, Values> &sums) {
@@ -153,18 +154,14 @@ __device__ inline void sum_packed(const std::uint8_t *page, const TokenWeights *
 }
 
 /// sums += a tile of 16 exact values, weighted by p.
-template <class T, int HeadDim, ValueCoding Values>
-__device__ inline void sum_exact(const ExactTile<T> *values, TokenWeights p,
+template <class Tiles, int HeadDim, ValueCoding Values>
+__device__ inline void sum_exact(const Tiles &values, TokenWeights p,
                                  OutputSums<HeadDim, Values> &sums) {
-  constexpr int tiles = HeadDim / 16;
-  ExactTile<T> loaded[tiles];
-#pragma unroll
-  for (int i = 0; i < tiles; ++i) loaded[i].words = __ldg(&values[i * warp_lanes + lane_index()].words);
   const uint2 b = columns_of(p);
   add_rows(sums.weights, b);
 #pragma unroll
-  for (int i = 0; i < tiles; ++i) {
-    const uint4 a = loaded[i].halves();
+  for (int i = 0; i < HeadDim / 16; ++i) {
+    const uint4 a = values.halves(i);
     multiply_add(sums.codes[i], a.x, a.y, a.z, a.w, b.x, b.y);
   }
 }

@@ -193,8 +193,8 @@ class Queries {
     __syncwarp();
   }
 
-  /// cos and sin of -base times every inverse frequency. Whole turns come off in double precision; what is
-  /// left is at most half a turn, of which the fast functions know 2^-20.
+  /// cos and sin of -base times every inverse frequency. Whole turns come off in double precision; what
+  /// is left is at most half a turn, of which the fast functions know 2^-20.
   __device__ void find_turn(long long base, int half) {
 #pragma unroll 1
     for (int pair = lane_index(); pair < pairs_; pair += warp_lanes) {
@@ -208,8 +208,8 @@ class Queries {
   }
 
   /// Two neighbours of the first half of the channels, and those half of them on.
-  __device__ static void turn_halves(Word a, Word b, const float *cosines, const float *sines, Word &first,
-                                     Word &second) {
+  __device__ static void turn_halves(Word a, Word b, const float *cosines, const float *sines,
+                                     Word &first, Word &second) {
     const float2 x = __half22float2(as_halves(a)), y = __half22float2(as_halves(b));
     const float2 c = *reinterpret_cast<const float2 *>(cosines);
     const float2 s = *reinterpret_cast<const float2 *>(sines);

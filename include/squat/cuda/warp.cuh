@@ -67,8 +67,8 @@ __device__ inline void wait_for_copies() {
   __syncwarp();
 }
 
-/// Programmatic dependent launch: a kernel launched so may begin before the one before it has ended. That
-/// one lets it, and it waits before it reads what the other writes. Elsewhere these do nothing.
+/// Programmatic dependent launch: a kernel launched so may begin before the one before it has ended.
+/// That one lets it, and it waits before it reads what the other writes. Elsewhere these do nothing.
 __device__ inline void allow_next_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
