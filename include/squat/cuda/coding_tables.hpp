@@ -134,15 +134,39 @@ class DeviceTiles {
   TileTables tables_{};
 };
 
+/// The matrices that the queries of one KV head meet.
+class QueryMatrices {
+ public:
+  QueryMatrices() = default;
+  QueryMatrices(const KeyQuantizer &quantizer, const DeviceTiles &tiles) {
+    if (const SubspaceBasis *basis = quantizer.basis()) {
+      inverse_ = matrix_tiles(basis->from_basis().transpose(), 1, TileOrder::rows);
+    }
+    if (const float *mean = quantizer.mean()) {
+      const Eigen::MatrixXd projection = tiles.modes().projection({mean, quantizer.head_dim()});
+      unit_ = unit_of(projection);
+      projection_ = matrix_tiles(projection, unit_, TileOrder::rows);
+    }
+  }
+
+  void add_to(TableImage &image, HeadTables &tables) const {
+    if (!inverse_.empty()) tables.basis = image.add<uint4>(std::span<const half>(inverse_));
+    if (!projection_.empty()) tables.projection = image.add<uint4>(std::span<const half>(projection_));
+    tables.projection_unit = static_cast<float>(unit_);
+  }
+
+ private:
+  std::vector<half> inverse_, projection_;
+  double unit_ = 1;
+};
+
 /// The tables of one KV head.
 inline HeadTables head_tables(TableImage &image, const KeyQuantizer &quantizer,
-                              const DeviceTiles &tiles) {
+                              const QueryMatrices &matrices, const DeviceTiles &tiles) {
   const Index d = quantizer.head_dim();
   HeadTables tables{};
-  tables.projection_unit = 1;
+  matrices.add_to(image, tables);
   if (const SubspaceBasis *basis = quantizer.basis()) {
-    const std::vector<half> inverse = matrix_tiles(basis->from_basis().transpose(), 1, TileOrder::rows);
-    tables.basis = image.add<uint4>(std::span<const half>(inverse));
     tables.to_basis = image.add(basis->to_basis.data(), basis->to_basis.size());
     tables.metric = image.add(basis->metric.data(), basis->metric.size());
     const Index unit = allocation_unit(d);
@@ -158,11 +182,6 @@ inline HeadTables head_tables(TableImage &image, const KeyQuantizer &quantizer,
   }
   if (const float *mean = quantizer.mean()) {
     tables.mean = image.add(mean, d);
-    const Eigen::MatrixXd projection = tiles.modes().projection({mean, d});
-    const double unit = unit_of(projection);
-    const std::vector<half> rows = matrix_tiles(projection, unit, TileOrder::rows);
-    tables.projection = image.add<uint4>(std::span<const half>(rows));
-    tables.projection_unit = static_cast<float>(unit);
     tables.mode_tiles = tiles.tables().mode_tiles;
   }
   if (const OrthogonalRounding *rounding = quantizer.rounding()) {
@@ -173,14 +192,15 @@ inline HeadTables head_tables(TableImage &image, const KeyQuantizer &quantizer,
   return tables;
 }
 
-/// The tables of a layer's codings, made of one quantiser a KV head.
+/// The tables of a layer's codings, made of one quantiser and its matrices a KV head.
 inline CodingTables coding_tables(DeviceBuffer<std::byte> &memory,
-                                  std::span<const KeyQuantizer> quantizers, const DeviceTiles &tiles,
+                                  std::span<const KeyQuantizer> quantizers,
+                                  std::span<const QueryMatrices> matrices, const DeviceTiles &tiles,
                                   bool learnt, cudaStream_t stream) {
   return build_tables(memory, stream, [&](TableImage &image) {
     std::vector<HeadTables> heads;
-    for (const KeyQuantizer &quantizer : quantizers)
-      heads.push_back(head_tables(image, quantizer, tiles));
+    for (std::size_t i = 0; i < quantizers.size(); ++i)
+      heads.push_back(head_tables(image, quantizers[i], matrices[i], tiles));
     return CodingTables{.heads = image.add(heads.data(), static_cast<Index>(heads.size())),
                         .tiles = tiles.tables(),
                         .learnt = learnt};

@@ -78,8 +78,9 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   const auto kernel = attend_kernel<Layout, Values, T, S>;
   const std::size_t starts_bytes = (static_cast<std::size_t>(call.entries) + 1) * sizeof(EntryStart);
   const std::size_t shared = warps_bytes<Warp>() + starts_bytes;
-  int device = 0, processors = 0, blocks = 0;
+  int device = 0, processors = 0, blocks = 0, major = 0;
   check(cudaGetDevice(&device), "attend");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "attend");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "attend");
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared)),
@@ -121,7 +122,7 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
                                     .dynamicSmemBytes = shared,
                                     .stream = stream,
                                     .attrs = &overlaps,
-                                    .numAttrs = Layout::KeyBits < 16 ? 1u : 0u};
+                                    .numAttrs = Layout::KeyBits < 16 && major >= 9 ? 1u : 0u};
     check(cudaLaunchKernelEx(&config, kernel, call), "attend");
   }
 }

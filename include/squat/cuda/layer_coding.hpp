@@ -30,7 +30,8 @@ class LayerCoding {
                     KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits,
                                  options.head_dim)) {
     const bool learns = key_bits < 16 && KeyQuantizer::learns(*options.coding);
-    tables_ = coding_tables(memory_, quantizers_, tiles, !learns, nullptr);
+    const std::vector<QueryMatrices> none(quantizers_.size());
+    tables_ = coding_tables(memory_, quantizers_, none, tiles, !learns, nullptr);
     check(cudaStreamSynchronize(nullptr), "coding tables");
   }
 
@@ -63,16 +64,18 @@ class LayerCoding {
   /// Fixes the codings from their statistics; for_each(run) runs a task a KV head.
   template <class ForEach>
   void learn(ForEach &&for_each, cudaStream_t stream) {
+    std::vector<QueryMatrices> matrices(quantizers_.size());
     if (statistics_) {
       const std::vector<QueryStatistics> heads = statistics(stream);
       for_each([&](Index head) {
         const auto i = static_cast<std::size_t>(head);
         quantizers_[i].learn(heads[i], tiles_->frame());
+        matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
       });
     }
     if (!options_->keep_statistics) statistics_.reset();
     DeviceBuffer<std::byte> memory;
-    tables_ = coding_tables(memory, quantizers_, *tiles_, true, stream);
+    tables_ = coding_tables(memory, quantizers_, matrices, *tiles_, true, stream);
     memory_ = std::move(memory);
   }
 

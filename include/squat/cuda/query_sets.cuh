@@ -96,51 +96,54 @@ struct SetWarp {
   int mode_tiles;
   Queries<HeadDim> queries;
 
-  /// Makes a set of eight columns, or two of at most four each, `other` being the second: the second's
-  /// are columns 4 to 7, and each is left the other's in its columns 4 to 7.
-  __device__ void make(const SetJob &job, const SetJob *other) {
-    const SetJob &second = other == nullptr ? job : *other;
+  /// Makes the sets of `count` jobs of at most column_count / runs columns each, runs being 1, 2 or 4:
+  /// each has a run of the columns. Each set is left the others' in its other columns.
+  __device__ void make(const SetJob *jobs, int count, int runs) {
+    const int run_columns = column_count / runs;
+    const auto job_of = [&](int run) -> const SetJob & { return jobs[min(run, count - 1)]; };
     queries.template load<DeviceElementOf<S>>(
         [&](int column) {
-          const bool is_second = other != nullptr && column >= column_count / 2;
-          const SetJob &own = is_second ? second : job;
-          return query_of(call, own.first_row, own.columns, head,
-                          own.first + column - (is_second ? column_count / 2 : 0));
+          const SetJob &job = job_of(column / run_columns);
+          return query_of(call, job.first_row, job.columns, head, job.first + column % run_columns);
         },
         call.scale);
-    queries.face(job.base, second.base);
-    auto *sets = static_cast<Set *>(call.sets);
-    write(sets[job.set], other == nullptr ? nullptr : sets + other->set);
+    queries.face([&](int run) { return job_of(run).base; }, runs);
+    write(jobs, count, run_columns);
   }
 
  private:
-  __device__ void write(Set &set, Set *other) const {
+  __device__ void write(const SetJob *jobs, int count, int run_columns) const {
     const int lane = lane_index();
-    const auto store = [&](uint2 *to, uint2 *to_other) {
-      return [=](int i, uint2 b) {
-        to[i * warp_lanes + lane] = b;
-        if (to_other != nullptr) to_other[i * warp_lanes + (lane ^ 16)] = b;
+    auto *sets = static_cast<Set *>(call.sets);
+    Set *of_job[most_bases];
+#pragma unroll
+    for (int job = 0; job < most_bases; ++job) of_job[job] = sets + jobs[min(job, count - 1)].set;
+    // A run's columns become the first: lanes that hold B's columns g, four each.
+    const auto store = [&](const uint2 *member) {
+      const auto offset =
+          reinterpret_cast<const std::uint8_t *>(member) - static_cast<std::uint8_t *>(call.sets);
+      return [=, &of_job](int i, uint2 b) {
+#pragma unroll
+        for (int job = 0; job < most_bases; ++job) {
+          if (job >= count) break;
+          auto *to = reinterpret_cast<uint2 *>(reinterpret_cast<std::uint8_t *>(of_job[job]) + offset);
+          to[i * warp_lanes + (lane ^ job * run_columns * 4)] = b;
+        }
       };
     };
-    const auto of_both = [&](uint2(Set::*member)[steps * warp_lanes]) {
-      return store(set.*member, other == nullptr ? nullptr : other->*member);
-    };
-    const auto turned = of_both(basis != nullptr ? &Set::turned : &Set::facing);
+    const auto turned = store(basis != nullptr ? sets->turned : sets->facing);
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) turned(step, queries.turned(step));
     float2 units = {1, 1};
-    if (basis != nullptr) units = queries.transform_to_basis(basis, of_both(&Set::facing));
-    if (projection != nullptr) {
-      queries.transform_to_modes(projection, mode_tiles,
-                                 store(set.modes, other == nullptr ? nullptr : other->modes));
-    }
+    if (basis != nullptr) units = queries.transform_to_basis(basis, store(sets->facing));
+    if (projection != nullptr) queries.transform_to_modes(projection, mode_tiles, store(sets->modes));
     if (lane >= 4) return;
-    const auto write_units = [&](Set &to, int pair) {
-      reinterpret_cast<float2 *>(to.basis_units)[pair] = units;
-      reinterpret_cast<float2 *>(to.units)[pair] = {queries.unit(0), queries.unit(1)};
-    };
-    write_units(set, lane);
-    if (other != nullptr) write_units(*other, lane ^ 2);
+    for (int job = 0; job < count; ++job) {  // lanes that hold C's columns, two each
+      Set &set = sets[jobs[job].set];
+      const int pair = lane ^ job * run_columns / 2;
+      reinterpret_cast<float2 *>(set.basis_units)[pair] = units;
+      reinterpret_cast<float2 *>(set.units)[pair] = {queries.unit(0), queries.unit(1)};
+    }
   }
 };
 
@@ -176,7 +179,8 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
     if (thread == 0) stop = min(first + set_threads, end);
     __syncthreads();
     SetJob job{};
-    bool begins = false, wide = false;
+    bool begins = false;
+    int most_columns = 0;
     if (index < end) {
       const int e = entry_of(index);
       const BatchEntry &entry = call.batch[e];
@@ -189,10 +193,11 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
              .first = (call.first_tile + local / pages) * column_count,
              .columns = entry.tokens * (call.query_heads / heads)};
       begins = page.tile_page == 0;
-      wide = job.columns > column_count / 2;
+      most_columns = job.columns;
       if (tables_of(e) != tables) atomicMin(&stop, index);  // these have other matrices
     }
-    wide = __syncthreads_or(wide);
+    const bool wide = __syncthreads_or(most_columns > column_count / 2);
+    const bool halves = __syncthreads_or(most_columns > column_count / 4);
     next = stop;
     begins = begins && index < next;
     const unsigned before = __ballot_sync(0xffffffffu, begins);
@@ -226,10 +231,10 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
         projection,
         tables->mode_tiles,
         {storages[warp], &call.codings[call.batch[entry_of(first)].state->coding].tiles}};
-    const int together = wide ? 1 : 2;
+    const int runs = wide ? 1 : halves ? 2 : 4;
 #pragma unroll 1
-    for (int i = together * warp; i < count; i += together * set_warps) {
-      work.make(jobs[i], together == 2 && i + 1 < count ? &jobs[i + 1] : nullptr);
+    for (int i = runs * warp; i < count; i += runs * set_warps) {
+      work.make(jobs + i, min(runs, count - i), runs);
     }
     __syncthreads();
   }

@@ -28,6 +28,9 @@ inline constexpr int column_count = 8;  // query rows of a column tile
 /// Tiles of 16 modes of a mean key at most.
 inline constexpr int most_mode_tiles = 4;
 
+/// Positions that the columns of a tile are turned back by at most: in equal runs of columns.
+inline constexpr int most_bases = 4;
+
 /// Shared memory of one warp's queries.
 template <int HeadDim>
 struct QueryStorage {
@@ -35,8 +38,8 @@ struct QueryStorage {
   static constexpr int row_stride = HeadDim + 8;  // columns of a quarter warp in different banks
 
   alignas(16) __half rows[column_count * row_stride];  // q / unit_q
-  float cosines[2][HeadDim / 2];                       // of columns 0 to 3 and 4 to 7
-  float sines[2][HeadDim / 2];
+  float cosines[most_bases][HeadDim / 2];
+  float sines[most_bases][HeadDim / 2];
   uint2 turned[steps * warp_lanes];  // b0 and b1 of every step
 };
 
@@ -87,12 +90,17 @@ class Queries {
   }
 
   /// Turns the queries back by `base`, unless that is done.
-  __device__ void face(long long base) { face(base, base); }
-
-  /// The same for columns 0 to 3 and for columns 4 to 7.
-  __device__ void face(long long low, long long high) {
-    if (!faces_ || low != turned_by_[0] || high != turned_by_[1]) turn(low, high);
+  __device__ void face(long long base) {
+    if (!faces_ || turned_by_ != base) turn([base](int) { return base; }, base == 0 ? 0 : 1);
     faces_ = true;
+    turned_by_ = base;
+  }
+
+  /// Turns `count` equal runs of columns back by base(0), base(1), ...; count is 1, 2 or 4.
+  template <class Base>
+  __device__ void face(Base &&base, int count) {
+    turn(base, count);
+    faces_ = false;
   }
 
   __device__ uint2 turned(int step) const { return storage_.turned[step * warp_lanes + lane_index()]; }
@@ -149,17 +157,17 @@ class Queries {
   }
 
  private:
-  __device__ void turn(long long low, long long high) {
+  /// count: 0 for no turn at all.
+  template <class Base>
+  __device__ void turn(Base &&base, int count) {
     const int lane = lane_index(), g = lane / 4, t = lane % 4;
-    const bool turns = low != 0 || high != 0;
-    if (turns) {
-      __syncwarp();
-      find_turn(low, 0);
-      if (high != low) find_turn(high, 1);
-      __syncwarp();
-    }
-    const int half = high == low ? 0 : g / 4;
-    const float *cosines = storage_.cosines[half], *sines = storage_.sines[half];
+    const bool turns = count > 0;
+    __syncwarp();
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) find_turn(base(i), i);
+    __syncwarp();
+    const int run = g * count / column_count;
+    const float *cosines = storage_.cosines[run], *sines = storage_.sines[run];
     const __half *row = storage_.rows + g * QueryStorage<HeadDim>::row_stride;
     uint2 *to = storage_.turned + lane;
     const auto pair_at = [&](int channel) { return *reinterpret_cast<const Word *>(row + channel); };
@@ -189,21 +197,20 @@ class Queries {
                                  turned_pair(row, channel + 8, cosines, sines)};
       }
     }
-    turned_by_[0] = low, turned_by_[1] = high;
     __syncwarp();
   }
 
   /// cos and sin of -base times every inverse frequency. Whole turns come off in double precision; what
   /// is left is at most half a turn, of which the fast functions know 2^-20.
-  __device__ void find_turn(long long base, int half) {
+  __device__ void find_turn(long long base, int run) {
 #pragma unroll 1
     for (int pair = lane_index(); pair < pairs_; pair += warp_lanes) {
       constexpr double inverse_turn = 0.15915494309189535;  // 1 / 2 pi
       const double turns = static_cast<double>(-base) *
                            (static_cast<double>(tiles_->inverse_frequencies[pair]) * inverse_turn);
       const float angle = 6.2831853f * static_cast<float>(turns - rint(turns));
-      storage_.sines[half][pair] = __sinf(angle);
-      storage_.cosines[half][pair] = __cosf(angle);
+      storage_.sines[run][pair] = __sinf(angle);
+      storage_.cosines[run][pair] = __cosf(angle);
     }
   }
 
@@ -262,7 +269,7 @@ class Queries {
   bool interleaved_;
   float unit_[2];
   bool faces_ = false;
-  long long turned_by_[2] = {0, 0};  // columns 0 to 3, columns 4 to 7
+  long long turned_by_ = 0;
 };
 
 }  // namespace squat::cuda
