@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <type_traits>
@@ -14,6 +15,7 @@
 #include "squat/cpu/exact_attention.hpp"
 #include "squat/cpu/integer_matrix.hpp"
 #include "squat/cpu/round_weights.hpp"
+#include "squat/cpu/softmax.hpp"
 #include "squat/cpu/weighted_codes.hpp"
 
 namespace squat::cpu::test {
@@ -78,7 +80,7 @@ void expect_exact_sums(int bits, int most) {
       const Index first = codes.lanes_of > 32 ? 16 : 0, count = codes.lanes_of - first;
       std::vector<float> sums(size(row_count * count), 1.0f);
       accumulate_codes(codes.view(), first, count, row_count, rows(std::as_const(weights), inner),
-                       multipliers.data(), {rows(sums, count), row_count});
+                       {multipliers.data(), nullptr}, {rows(sums, count), row_count});
       for (Index row = 0; row < row_count; ++row) {
         for (Index lane = 0; lane < count; ++lane) {
           double expected = 1;
@@ -115,8 +117,8 @@ TEST(WeightedCodes, ErrByAFractionOfTheLargestWeight) {
       std::copy(exact.begin(), exact.end(), weights.weights.data);
       std::fill_n(weights.constants, row_count, 0.0f);
       std::vector<float> sums(size(row_count * lane_count), 0.0f);
-      weights.accumulate<WeightSign::any>(0, codes.view(), 0, lane_count, rows(sums, lane_count));
-      weights.add_constants(lane_count, rows(sums, lane_count));
+      weights.round<WeightSign::any>(0, 0, bits, inner);
+      weights.accumulate<WeightSign::any>(0, 0, codes.view(), 0, lane_count, rows(sums, lane_count));
       for (Index row = 0; row < row_count; ++row) {
         double largest = 0;
         for (Index i = 0; i < inner; ++i) {
@@ -140,12 +142,22 @@ TEST(WeightedCodes, ErrByAFractionOfTheLargestWeight) {
   }
 }
 
+TEST(PowerOfTwo, ErrsByThreeTenMillionthsAtMost) {
+  for (int step = 0; step <= 125'000; ++step) {
+    const std::vector<float> x(size(float_lanes), -0.001f * static_cast<float>(step));
+    std::vector<float> power(size(float_lanes));
+    store_floats(power.data(), power_of_two(load_floats(x.data())));
+    const double expected = std::exp2(std::max(static_cast<double>(x[0]), -125.0));
+    ASSERT_NEAR(static_cast<double>(power[0]), expected, 3e-7 * expected) << x[0];
+  }
+}
+
 TEST(RoundWeights, TakesNothingAndTheLeastNumbersForZero) {
   std::vector<float> x(32, 0.0f);
   x[17] = 1e-38f;
   std::vector<std::int8_t> rounded(32, 1);
   std::vector<float> multipliers(2), rests(2);
-  round_weights(rows(x, 16), 2, 16, 127, rows(rounded, 16), multipliers.data(), rests.data());
+  round_weights(rows(x, 16), 2, 16, 127, rows(rounded, 16), nullptr, multipliers.data(), rests.data());
   EXPECT_EQ(rounded, std::vector<std::int8_t>(32, 0));
   EXPECT_EQ(multipliers, std::vector<float>(2, 0.0f));
 }

@@ -12,7 +12,9 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <span>
 
 #include "squat/attention/context.hpp"
 #include "squat/attention/softmax_state.hpp"
@@ -44,16 +46,21 @@ class HeadAttention {
   static constexpr Index few_rows = cpu::few_rows;
   /// Exact tokens taken at a time.
   static constexpr Index run_tokens = 128;
+  /// Packed pages that few rows take at a time: what one waits for, another fills. Four
+  /// rows take all, more rows fewer, so that their weights and scores stay at hand.
+  static constexpr Index most_pages = KeyBits < 16 && ValueBits < 16 ? 8 : 1;
+  static constexpr Index pages_of(Index rows) {
+    return rows > few_rows ? 1 : std::clamp<Index>(4 * most_pages / rows, 1, most_pages);
+  }
 
   HeadAttention(const Layout &layout, const HeadCoding &coding, Index head, Index rows, Scratch scratch)
       : layout_(layout),
         coding_(coding),
         head_(head),
         rows_(rows),
-        stride_(score_stride(layout)),
+        stride_(score_stride(layout, rows)),
         queries_(scratch.take<float>(rows * layout.head_dim)),
-        tile_(coding, queries_, rows, layout.head_dim, scratch),
-        weights_(std::min(rows, few_rows), std::max(layout.head_dim, layout.group), scratch) {
+        tile_(coding, queries_, rows, layout.head_dim, pages_of(rows), scratch) {
     const Index d = layout.head_dim;
     exact_sum_ = scratch.take<float>(rows * d);
     packed_sum_ = scratch.take<float>(rows * d);
@@ -63,16 +70,21 @@ class HeadAttention {
     if (rows > few_rows) {
       keys_ = scratch.take<float>(stride_ * d);
       values_ = scratch.take<float>(stride_ * d);
+    } else {
+      for (Index i = 0; i < pages_of(rows); ++i) {
+        weights_[static_cast<std::size_t>(i)] = CodeWeights(rows, std::max(d, layout.group), scratch);
+      }
     }
   }
 
   static std::size_t scratch_bytes(const Layout &layout, Index rows) {
-    const Index d = layout.head_dim, stride = score_stride(layout);
-    return TileQueries::scratch_bytes(rows, d) + 3 * Scratch::bytes<float>(rows * d) +
+    const Index d = layout.head_dim, stride = score_stride(layout, rows);
+    return TileQueries::scratch_bytes(rows, d, pages_of(rows)) + 3 * Scratch::bytes<float>(rows * d) +
            Scratch::bytes<float>(rows * stride) + Scratch::bytes<Index>(rows) +
            Scratch::bytes<SoftmaxState>(rows) +
-           CodeWeights::scratch_bytes(std::min(rows, few_rows), std::max(d, layout.group)) +
-           (rows > few_rows ? 2 * Scratch::bytes<float>(stride * d) : 0);
+           (rows > few_rows ? 2 * Scratch::bytes<float>(stride * d)
+                            : static_cast<std::size_t>(pages_of(rows)) *
+                                  CodeWeights::scratch_bytes(rows, std::max(d, layout.group)));
   }
 
   /// Takes in the queries of `tokens` tokens from row `first` of q on, the
@@ -107,26 +119,59 @@ class HeadAttention {
     }
   }
 
-  /// Attends to the tokens of a page, the first of which has `position` tokens
-  /// before it. `next`: the page whose turn comes next, or null.
-  void page(const PageView &page, Index position, const std::byte *next) {
-    const Index tokens = std::min(page.tokens, limits_[rows_ - 1] - position);
-    if (tokens <= 0) return;
-    const std::ptrdiff_t ahead = bytes_ahead(page.data, next);
-    tile_.enter(page.base);
-    if constexpr (KeyBits == 16) {
-      const auto *keys = layout_.template keys<Exact16<T>>(page.data, head_);
-      score_exact<Exact16<T>>({keys, layout_.head_dim}, page.first + tokens,
-                              tile_.in(KeySpace::channels), ahead);
-    } else {
-      score_packed(page, ahead);
+  /// How many of those pages, the first of which has `position` tokens before it, can
+  /// be taken at a time: whole ones that all rows see, or one of any other kind. Of
+  /// several tiles, the last ends with them if it can, so that none is entered twice.
+  Index together(std::span<const PageView> pages, Index position) const {
+    if (many()) return 1;
+    Index count = 0;
+    const auto most = static_cast<std::size_t>(pages_of(rows_));
+    for (const PageView &page : pages.first(std::min(pages.size(), most))) {
+      if (page.tokens < layout_.group || position + (count + 1) * layout_.group > limits_[0]) break;
+      ++count;
     }
-    softmax(position, page.first, tokens);
+    const auto base = [&](Index i) { return pages[static_cast<std::size_t>(i)].base; };
+    if (count == 0 || count == static_cast<Index>(pages.size())) return std::max<Index>(count, 1);
+    Index whole = count;
+    while (whole > 0 && base(whole - 1) == base(count)) --whole;
+    return whole > 0 ? whole : count;
+  }
+
+  /// Attends to the tokens of pages that can be taken together. next: the pages whose
+  /// turn comes next.
+  void pages(std::span<const PageView> pages, Index position, std::span<const PageView> next) {
+    const PageView &first = pages.front();
+    const auto count = static_cast<Index>(pages.size());
+    const Index tokens =
+        std::min(count == 1 ? first.tokens : count * layout_.group, limits_[rows_ - 1] - position);
+    if (tokens <= 0) return;
+    const auto for_each_page = [&](auto run) {
+      for (Index i = 0; i < count; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        run(i, pages[at], bytes_ahead(pages[at].data, at < next.size() ? next[at].data : nullptr));
+      }
+    };
+    tile_.enter(pages);
+    for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
+      if constexpr (KeyBits == 16) {
+        const auto *keys = layout_.template keys<Exact16<T>>(page.data, head_);
+        score_exact<Exact16<T>>({keys, layout_.head_dim}, first.first + tokens,
+                                tile_.in(KeySpace::channels, page), ahead);
+      } else {
+        weigh_packed(page, i, ahead);
+      }
+    });
+    if constexpr (KeyBits < 16) {
+      for_each_page(
+          [&](Index i, const PageView &page, std::ptrdiff_t ahead) { score_packed(page, i, ahead); });
+    }
+    softmax(position, first.first, tokens);
     if constexpr (ValueBits == 16) {
-      sum_exact<Exact16<T>>({layout_.template values<Exact16<T>>(page.data, head_), layout_.head_dim},
-                            page.first + tokens, ahead);
+      sum_exact<Exact16<T>>({layout_.template values<Exact16<T>>(first.data, head_), layout_.head_dim},
+                            first.first + tokens,
+                            bytes_ahead(first.data, next.empty() ? nullptr : next.front().data));
     } else {
-      sum_packed(page.data, ahead);
+      sum_packed(for_each_page);
     }
   }
 
@@ -148,7 +193,9 @@ class HeadAttention {
   using StridedMatrix = Eigen::Map<RowMatrix, 0, Eigen::OuterStride<>>;
   using ConstStridedMatrix = Eigen::Map<const RowMatrix, 0, Eigen::OuterStride<>>;
 
-  static Index score_stride(const Layout &layout) { return std::max(run_tokens, layout.group); }
+  static Index score_stride(const Layout &layout, Index rows) {
+    return std::max(run_tokens, pages_of(rows) * layout.group);
+  }
 
   bool many() const { return rows_ > few_rows; }
   ConstStridedMatrix matrix(RowView<const float> rows) const {
@@ -169,17 +216,31 @@ class HeadAttention {
     score_matrix(count).noalias() = matrix(queries) * Matrix(keys_, count, d).transpose();
   }
 
-  void score_packed(const PageView &page, std::ptrdiff_t ahead) {
-    const Index d = layout_.head_dim, group = layout_.group;
-    const KeySpace space = layout_.key_space(page.data, head_);
-    const BitAllocation &allocation = coding_.quantizer->allocation(space);
-    tile_.score_mean(page.row, group, scores());
+  /// The scores of page i of those that are taken together.
+  RowView<float> scores(Index i) const { return {scores_ + i * layout_.group, stride_}; }
+
+  const BitAllocation &allocation(const PageView &page) const {
+    return coding_.quantizer->allocation(layout_.key_space(page.data, head_));
+  }
+
+  /// What page i's scores begin with, the mean key's, and the weights of its codes.
+  void weigh_packed(const PageView &page, Index i, std::ptrdiff_t ahead) {
+    tile_.score_mean(page, layout_.group, scores(i));
+    const RowView<const float> queries = tile_.in(layout_.key_space(page.data, head_), page);
     if (many()) {
-      unpack_keys(layout_, allocation, page.data, head_, keys_);
-      score_matrix(group).noalias() += matrix(tile_.in(space)) * Matrix(keys_, d, group);
+      unpack_keys(layout_, allocation(page), page.data, head_, keys_);
+      score_matrix(layout_.group).noalias() +=
+          matrix(queries) * Matrix(keys_, layout_.head_dim, layout_.group);
     } else {
-      score_keys(layout_, allocation, page.data, head_, tile_.in(space), scores(), weights_, ahead);
+      weigh_keys(layout_, allocation(page), page.data, head_, queries,
+                 weights_[static_cast<std::size_t>(i)], ahead);
     }
+  }
+
+  void score_packed(const PageView &page, Index i, std::ptrdiff_t ahead) {
+    if (many()) return;
+    score_keys(layout_, allocation(page), page.data, head_, weights_[static_cast<std::size_t>(i)],
+               scores(i), ahead);
   }
 
   /// Turns the scores [first, first + count) of a run, the first of which has
@@ -223,13 +284,25 @@ class HeadAttention {
     Matrix(exact_sum_, rows_, d).noalias() += score_matrix(count) * Matrix(values_, count, d);
   }
 
-  void sum_packed(std::byte *page, std::ptrdiff_t ahead) {
+  template <class ForEachPage>
+  void sum_packed(const ForEachPage &for_each_page) {
     const Index d = layout_.head_dim, group = layout_.group;
     if (many()) {
-      unpack_values(layout_, page, head_, values_);
-      Matrix(packed_sum_, rows_, d).noalias() += score_matrix(group) * Matrix(values_, group, d);
-    } else {
-      sum_values(layout_, page, head_, probabilities(), {packed_sum_, d}, weights_, ahead);
+      return for_each_page([&](Index, const PageView &page, std::ptrdiff_t) {
+        unpack_values(layout_, page.data, head_, values_);
+        Matrix(packed_sum_, rows_, d).noalias() += score_matrix(group) * Matrix(values_, group, d);
+      });
+    }
+    for (Index scale = 0; scale < layout_.scales_of_a_value; ++scale) {
+      for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
+        const RowView<float> of_page = scores(i);
+        weigh_values(layout_, page.data, head_, scale, {of_page.data, of_page.stride},
+                     weights_[static_cast<std::size_t>(i)], ahead);
+      });
+      for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
+        sum_values(layout_, page.data, head_, scale, weights_[static_cast<std::size_t>(i)],
+                   {packed_sum_, d}, ahead);
+      });
     }
   }
 
@@ -240,10 +313,10 @@ class HeadAttention {
   Index stride_;    // of the scores, in floats
   float *queries_;  // [rows, head_dim], times the attention scale
   TileQueries tile_;
-  CodeWeights weights_;
-  float *exact_sum_ = nullptr;      // [rows, head_dim]
-  float *packed_sum_ = nullptr;     // [rows, head_dim]
-  float *scores_ = nullptr;         // [rows, stride]
+  std::array<CodeWeights, most_pages> weights_;  // of each page, for few rows
+  float *exact_sum_ = nullptr;                   // [rows, head_dim]
+  float *packed_sum_ = nullptr;                  // [rows, head_dim]
+  float *scores_ = nullptr;                      // [rows, stride]
   float *keys_ = nullptr;           // [stride, head_dim] or [head_dim, group], for many rows
   float *values_ = nullptr;         // [stride, head_dim], for many rows
   Index *limits_ = nullptr;         // [rows], the first position a row does not see

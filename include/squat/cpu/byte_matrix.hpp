@@ -62,35 +62,46 @@ class ByteMatrix {
 
   static std::size_t scratch_bytes(Index rows, Index inputs) {
     return Scratch::bytes<float>(rows * inputs) + Scratch::bytes<std::int8_t>(rows * inputs) +
-           3 * Scratch::bytes<float>(rows);
+           4 * Scratch::bytes<float>(rows);
   }
 
   /// result[r][0 ... outputs) of `rows` rows.
   void multiply(RowView<const float> x, Index rows, RowView<float> result, Scratch scratch) const {
-    const RowView<float> even{scratch.take<float>(rows * inputs_), inputs_};
-    const RowView<std::int8_t> rounded{scratch.take<std::int8_t>(rows * inputs_), inputs_};
+    // Locals: what is stored could be members, as far as the compiler knows.
+    const Index inputs = inputs_, outputs = outputs_;
+    const float *scales = scales_.data(), *inverse_widths = inverse_widths_.data();
+    const RowView<float> even{scratch.take<float>(rows * inputs), inputs};
+    const RowView<std::int8_t> rounded{scratch.take<std::int8_t>(rows * inputs), inputs};
     auto *multipliers = scratch.take<float>(rows), *rests = scratch.take<float>(rows);
-    auto *sums = scratch.take<float>(rows);
-    for (Index row = 0; row < rows; ++row) {
-      FloatVector sum = broadcast(0);
-      for (Index i = 0; i < inputs_; i += float_lanes) {
-        const FloatVector input = load_floats(x[row] + i) * load_floats(inverse_widths_.data() + i);
-        store_floats(even[row] + i, input);
-        sum = sum + input;
+    auto *sums = scratch.take<float>(rows), *offsets = scratch.take<float>(rows);
+    for_row_blocks(rows, [&]<int RowCount>(Index row) {
+      FloatVector row_sums[4];
+      SQUAT_UNROLL(16)
+      for (auto &sum : row_sums) sum = broadcast(0);
+      for (Index i = 0; i < inputs; i += float_lanes) {
+        const FloatVector inverse_width = load_floats(inverse_widths + i);
+        SQUAT_UNROLL(16)
+        for (int r = 0; r < RowCount; ++r) {
+          const FloatVector input = load_floats(x[row + r] + i) * inverse_width;
+          store_floats(even[row + r] + i, input);
+          row_sums[r] = row_sums[r] + input;
+        }
       }
-      sums[row] = sum_lanes(sum);
-      std::fill_n(result[row], outputs_, 0.0f);
-    }
-    round_weights(even, rows, inputs_, most_weight(8), rounded, multipliers, rests);
-    accumulate_codes({8, codes_.data(), outputs_, inputs_}, 0, outputs_, rows,
-                     RowView<const std::int8_t>{rounded.data, rounded.stride}, multipliers,
+      float totals[4];
+      sum_each(row_sums, totals);
+      std::copy_n(totals, RowCount, sums + row);
+    });
+    for (Index row = 0; row < rows; ++row) std::fill_n(result[row], outputs, 0.0f);
+    round_weights(even, rows, inputs, most_weight(8), rounded, nullptr, multipliers, rests);
+    // What codes count from, times the sum of the rounded inputs.
+    for (Index row = 0; row < rows; ++row) offsets[row] = middle_code(8) * (rests[row] - sums[row]);
+    accumulate_codes({8, codes_.data(), outputs, inputs}, 0, outputs, rows,
+                     RowView<const std::int8_t>{rounded.data, rounded.stride}, {multipliers, offsets},
                      {result, rows});
     for (Index row = 0; row < rows; ++row) {
-      // What codes count from, times the sum of the rounded inputs.
-      const FloatVector offset = broadcast(middle_code(8) * (sums[row] - rests[row]));
-      for (Index o = 0; o < outputs_; o += float_lanes) {
-        const FloatVector sum = load_floats(result[row] + o) - offset;
-        store_floats(result[row] + o, sum * load_floats(scales_.data() + o));
+      float *to = result[row];
+      for (Index o = 0; o < outputs; o += float_lanes) {
+        store_floats(to + o, load_floats(to + o) * load_floats(scales + o));
       }
     }
   }

@@ -63,7 +63,7 @@ template <int Bits, int RowCount, class Weight>
 /// `RowCount` rows over one block of 16 lanes, eight lanes a register.
 template <int Bits, int RowCount, int Blocks, class Weight>
 void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
-               RowView<const Weight> weights, const float *multipliers, float factor,
+               RowView<const Weight> weights, const float *multipliers, const float *offsets,
                SumRows accumulated) {
   static_assert(Blocks == 1);
   const __m256i ones = _mm256_set1_epi16(1);
@@ -95,9 +95,9 @@ void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index in
     SQUAT_UNROLL(16)
     for (int row = 0; row < RowCount; ++row) {
       float *to = accumulated[row] + half_block * 8;
-      const __m256 multiplier = _mm256_set1_ps(multipliers[row] * factor);
-      _mm256_storeu_ps(to,
-                       _mm256_fmadd_ps(multiplier, _mm256_cvtepi32_ps(sums[row]), _mm256_loadu_ps(to)));
+      const __m256 multiplier = _mm256_set1_ps(multipliers[row]);
+      const __m256 before = _mm256_add_ps(_mm256_set1_ps(offsets[row]), _mm256_loadu_ps(to));
+      _mm256_storeu_ps(to, _mm256_fmadd_ps(multiplier, _mm256_cvtepi32_ps(sums[row]), before));
     }
   }
 }

@@ -71,7 +71,7 @@ template <int Bits, int RowCount, int Blocks, class Weight>
 /// registers, enough of them in flight to hide the latency of vpdpbusd.
 template <int Bits, int RowCount, int Blocks, class Weight>
 void dot_lanes(const std::uint8_t *packed, Index run_bytes, std::ptrdiff_t ahead, Index inner,
-               RowView<const Weight> weights, const float *multipliers, float factor,
+               RowView<const Weight> weights, const float *multipliers, const float *offsets,
                SumRows accumulated) {
   __m512i sums[RowCount][Blocks];
   SQUAT_UNROLL(16)
@@ -90,12 +90,12 @@ void dot_lanes(const std::uint8_t *packed, Index run_bytes, std::ptrdiff_t ahead
   }
   SQUAT_UNROLL(16)
   for (int r = 0; r < RowCount; ++r) {
-    const __m512 multiplier = _mm512_set1_ps(multipliers[r] * factor);
+    const __m512 multiplier = _mm512_set1_ps(multipliers[r]), offset = _mm512_set1_ps(offsets[r]);
     SQUAT_UNROLL(16)
     for (int b = 0; b < Blocks; ++b) {
       float *to = accumulated[r] + b * lanes;
       const __m512 sum = _mm512_cvtepi32_ps(sums[r][b]);
-      _mm512_storeu_ps(to, _mm512_fmadd_ps(multiplier, sum, _mm512_loadu_ps(to)));
+      _mm512_storeu_ps(to, _mm512_fmadd_ps(multiplier, sum, _mm512_add_ps(offset, _mm512_loadu_ps(to))));
     }
   }
 }

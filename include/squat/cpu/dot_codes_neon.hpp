@@ -62,7 +62,7 @@ inline uint8x16_t repeat(const std::uint8_t *four) {
 /// `RowCount` rows over one block of 16 lanes, four lanes a register.
 template <int Bits, int RowCount, int Blocks, class Weight>
 void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
-               RowView<const Weight> weights, const float *multipliers, float factor,
+               RowView<const Weight> weights, const float *multipliers, const float *offsets,
                SumRows accumulated) {
   static_assert(Blocks == 1);
   const uint8x16_t mask = vdupq_n_u8(static_cast<std::uint8_t>((1 << Bits) - 1));
@@ -101,11 +101,11 @@ void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index in
   }
   SQUAT_UNROLL(16)
   for (int row = 0; row < RowCount; ++row) {
-    const float multiplier = multipliers[row] * factor;
     SQUAT_UNROLL(16)
     for (int quarter = 0; quarter < 4; ++quarter) {
       float *to = accumulated[row] + quarter * 4;
-      vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), vcvtq_f32_s32(sums[row][quarter]), multiplier));
+      const float32x4_t before = vaddq_f32(vld1q_f32(to), vdupq_n_f32(offsets[row]));
+      vst1q_f32(to, vfmaq_n_f32(before, vcvtq_f32_s32(sums[row][quarter]), multipliers[row]));
     }
   }
 }

@@ -19,7 +19,7 @@ inline constexpr int dot_blocks = 1;
 /// `RowCount` rows over one block of 16 lanes.
 template <int Bits, int RowCount, int Blocks, class Weight>
 void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
-               RowView<const Weight> weights, const float *multipliers, float factor,
+               RowView<const Weight> weights, const float *multipliers, const float *offsets,
                SumRows accumulated) {
   static_assert(Blocks == 1);
   constexpr unsigned mask = (1u << Bits) - 1;
@@ -37,7 +37,7 @@ void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index in
       }
     }
     for (Index l = 0; l < lanes; ++l) {
-      accumulated[row][l] += multipliers[row] * factor * static_cast<float>(sums[l]);
+      accumulated[row][l] += offsets[row] + multipliers[row] * static_cast<float>(sums[l]);
     }
   }
 }

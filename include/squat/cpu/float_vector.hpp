@@ -167,6 +167,20 @@ inline float largest_lane(FloatVector x) {
 #endif
 }
 
+/// The largest of the lanes of each of four vectors.
+inline void largest_of_each(const FloatVector *x, float *largest) {
+#if defined(SQUAT_CPU_AVX512)
+  // As sum_each() does.
+  const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  const __m512 quads = _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 halves = _mm256_max_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1));
+  _mm_storeu_ps(largest, _mm_max_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+#else
+  for (int i = 0; i < 4; ++i) largest[i] = largest_lane(x[i]);
+#endif
+}
+
 /// The sums of the lanes of four vectors.
 inline void sum_each(const FloatVector *x, float *sums) {
 #if defined(SQUAT_CPU_AVX512)

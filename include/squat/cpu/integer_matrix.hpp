@@ -75,7 +75,7 @@ class IntegerMatrix {
   /// multiples of 16.
   void multiply(const RoundedRows &x, Index rows, Index first, Index count,
                 RowView<float> result) const {
-    for_row_blocks<8>(rows, [&]<int RowCount>(Index row) {
+    for_row_blocks<most_matrix_rows>(rows, [&]<int RowCount>(Index row) {
       for_lane_blocks<output_blocks<RowCount>>(count, [&]<int Blocks>(Index output) {
         multiply_pairs<RowCount, Blocks>(
             entries_.data() + (first + output) * inputs_, inputs_, {x.rows[row], x.rows.stride},

@@ -13,10 +13,11 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// Blocks of 16 outputs at a time: sums enough in flight to hide the latency of
-/// the multiply-add.
+/// Rows and blocks of 16 outputs at a time: sums enough in flight to hide the
+/// latency of the multiply-add.
+inline constexpr int most_matrix_rows = 4;
 template <int RowCount>
-inline constexpr int output_blocks = RowCount == 8 ? 2 : 4;
+inline constexpr int output_blocks = 4;
 
 /// sum[lane] + the products of lane's two pairs.
 inline __m512i add_pair_products(__m512i sum, __m512i a, __m512i b) {

@@ -12,7 +12,8 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// Blocks of 16 outputs at a time.
+/// Rows and blocks of 16 outputs at a time.
+inline constexpr int most_matrix_rows = 8;
 template <int RowCount>
 inline constexpr int output_blocks = 1;
 

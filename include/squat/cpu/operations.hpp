@@ -304,13 +304,20 @@ class Operations {
       exact(job.context.sinks, 0);
     }
     Index position = job.context.sinks.tokens;
-    for (Index i = 0; i < item.last_page; ++i) {
-      const PageView &page = pages[static_cast<std::size_t>(i)];
-      if (i >= item.first_page) {
-        const bool more = i + 1 < item.last_page;
-        attention.page(page, position, more ? pages[static_cast<std::size_t>(i + 1)].data : nullptr);
-      }
-      position += page.tokens;
+    const auto tokens_of = [](std::span<const PageView> some) {
+      Index tokens = 0;
+      for (const PageView &page : some) tokens += page.tokens;
+      return tokens;
+    };
+    const auto first_page = static_cast<std::size_t>(item.first_page);
+    const auto last_page = static_cast<std::size_t>(item.last_page);
+    position += tokens_of(pages.first(first_page));
+    for (std::size_t i = first_page; i < last_page;) {
+      const auto count =
+          static_cast<std::size_t>(attention.together(pages.subspan(i, last_page - i), position));
+      attention.pages(pages.subspan(i, count), position, pages.subspan(i + count));
+      position += tokens_of(pages.subspan(i, count));
+      i += count;
     }
     if (item.last_page == static_cast<Index>(pages.size())) exact(job.context.tail, position);
     if (item.partial_row < 0) {

@@ -21,6 +21,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "squat/config.hpp"
@@ -67,8 +68,9 @@ class PageLayout {
   half *key_scales(std::byte *page, Index head) const { return at<half>(page, head, key_scales_); }
   /// What the codes of a page's keys stand for.
   KeySpace key_space(std::byte *page, Index head) const {
-    return std::signbit(static_cast<float>(*key_scales(page, head))) ? KeySpace::basis
-                                                                     : KeySpace::channels;
+    std::uint16_t scale;
+    std::memcpy(&scale, key_scales(page, head), sizeof scale);
+    return (scale & 0x8000u) != 0 ? KeySpace::basis : KeySpace::channels;
   }
 
   /// The zero and scale of a channel or coordinate.

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "squat/cpu/row_blocks.hpp"
 
@@ -47,6 +48,17 @@ inline void largest_magnitudes(RowView<const float> x, Index count, float *large
   std::copy_n(four, RowCount, largest);
 }
 
+/// Four times sixteen numbers below 2^8 as bytes. Both packings work within 128
+/// bits, four numbers of each operand: the last step puts those in order.
+template <class Byte>
+inline __m512i pack_bytes(const __m512i (&x)[4]) {
+  const __m512i low = _mm512_packs_epi32(x[0], x[1]), high = _mm512_packs_epi32(x[2], x[3]);
+  const __m512i bytes =
+      std::is_signed_v<Byte> ? _mm512_packs_epi16(low, high) : _mm512_packus_epi16(low, high);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, bytes);
+}
+
 /// to[r][i] = x[r][i] * scales[r] to the nearest integer, for `count` numbers, a
 /// multiple of 8, of each of `RowCount` rows. rests: the sums of the fractions
 /// left, which take the place of x if KeepFractions.
@@ -54,7 +66,31 @@ template <int RowCount, bool KeepFractions, class Integer>
 inline void round_floats(RowView<float> x, Index count, const float *scales, RowView<Integer> to,
                          float *rests) {
   __m512 sums[4] = {};
-  for_each_sixteen(count, [&](Index i, __mmask16 mask) {
+  __m512i rounded_sums[4] = {};
+  Index whole = 0;
+  if constexpr (sizeof(Integer) == 1 && !KeepFractions) {
+    for (; whole + 64 <= count; whole += 64) {
+      SQUAT_UNROLL(16)
+      for (int row = 0; row < RowCount; ++row) {
+        const __m512 scale = _mm512_set1_ps(scales[row]);
+        __m512i rounded[4];
+        SQUAT_UNROLL(16)
+        for (int i = 0; i < 4; ++i) {
+          const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(x[row] + whole + i * 16), scale);
+          rounded[i] = _mm512_cvtps_epi32(scaled);
+          sums[row] = _mm512_add_ps(sums[row], scaled);
+          rounded_sums[row] = _mm512_add_epi32(rounded_sums[row], rounded[i]);
+        }
+        _mm512_storeu_si512(to[row] + whole, pack_bytes<Integer>(rounded));
+      }
+    }
+    SQUAT_UNROLL(16)
+    for (int row = 0; row < RowCount; ++row) {
+      sums[row] = _mm512_sub_ps(sums[row], _mm512_cvtepi32_ps(rounded_sums[row]));
+    }
+  }
+  for_each_sixteen(count - whole, [&](Index offset, __mmask16 mask) {
+    const Index i = whole + offset;
     SQUAT_UNROLL(16)
     for (int row = 0; row < RowCount; ++row) {
       const __m512 scaled =

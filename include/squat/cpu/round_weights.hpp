@@ -36,19 +36,26 @@ inline float rounding_scale(float largest, float steps) {
 }
 
 /// Rounds the first `count` weights of each row, a multiple of 8, to bytes of at
-/// most `most`: weight ~ multipliers[row] * rounded. rests: the sum of weight less
-/// rounded weight of each row. KeepFractions: what is left of a weight, in steps
-/// of its row's multiplier, takes its place.
+/// most `most`: weight ~ multipliers[row] * rounded. largest: the greatest magnitude
+/// of each row, or null. rests: the sum of weight less rounded weight of each row.
+/// KeepFractions: what is left of a weight, in steps of its row's multiplier, takes
+/// its place.
 template <bool KeepFractions = false, class Weight>
 inline void round_weights(RowView<float> weights, Index rows, Index count, int most,
-                          RowView<Weight> rounded, float *multipliers, float *rests) {
+                          RowView<Weight> rounded, const float *largest, float *multipliers,
+                          float *rests) {
   for_row_blocks(rows, [&]<int RowCount>(Index row) {
     const RowView<float> x{weights[row], weights.stride};
     float scales[RowCount];
-    largest_magnitudes<RowCount>({x.data, x.stride}, count, scales);
+    if (largest == nullptr) {
+      largest_magnitudes<RowCount>({x.data, x.stride}, count, scales);
+    } else {
+      std::copy_n(largest + row, RowCount, scales);
+    }
     for (int r = 0; r < RowCount; ++r) {
-      scales[r] = rounding_scale(scales[r], static_cast<float>(most));
-      multipliers[row + r] = scales[r] > 0 ? 1 / scales[r] : 0.0f;
+      const float greatest = scales[r];
+      scales[r] = rounding_scale(greatest, static_cast<float>(most));
+      multipliers[row + r] = scales[r] > 0 ? greatest * (1 / static_cast<float>(most)) : 0.0f;
     }
     round_floats<RowCount, KeepFractions>(x, count, scales,
                                           RowView<Weight>{rounded[row], rounded.stride}, rests + row);

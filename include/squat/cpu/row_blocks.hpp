@@ -66,21 +66,22 @@ inline void for_row_blocks(Index rows, Run &&run) {
   }
 }
 
-/// Calls run.template operator()<Blocks>(first) for runs of `Most` (4, 2 or 1),
-/// 2 or 1 blocks of 16 lanes that cover `count` lanes.
+/// Calls run.template operator()<Blocks>(first) for runs of `Most` blocks of 16 lanes, at
+/// most 4, and one of what is left, that cover `count` lanes.
 template <int Most, class Run>
 inline void for_lane_blocks(Index count, Run &&run) {
-  static_assert(Most == 4 || Most == 2 || Most == 1);
+  static_assert(Most >= 1 && Most <= 4);
   Index lane = 0;
   for (; lane + Most * lanes <= count; lane += Most * lanes) run.template operator()<Most>(lane);
-  if constexpr (Most == 4) {
-    if (lane + 2 * lanes <= count) {
-      run.template operator()<2>(lane);
-      lane += 2 * lanes;
-    }
+  const Index left = (count - lane) / lanes;
+  if constexpr (Most > 3) {
+    if (left == 3) return run.template operator()<3>(lane);
+  }
+  if constexpr (Most > 2) {
+    if (left == 2) return run.template operator()<2>(lane);
   }
   if constexpr (Most > 1) {
-    if (lane < count) run.template operator()<1>(lane);
+    if (left == 1) return run.template operator()<1>(lane);
   }
 }
 

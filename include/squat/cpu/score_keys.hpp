@@ -9,6 +9,7 @@
 // round_weights.hpp) meets the codes, one run of a width at a time. That codes
 // count from the middle of their range halves the error of rounding the query.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -21,18 +22,17 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// scores[r][t] += what the codes of all tokens of a page score. queries: [rows,
-/// head_dim], as the codes see them.
+/// Makes queries the weights of a page's codes. queries: [rows, head_dim], as the
+/// codes see them.
 template <class Layout>
-void score_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
-                RowView<const float> queries, RowView<float> scores, CodeWeights &scratch,
-                std::ptrdiff_t ahead = 0) {
-  const Index d = layout.head_dim, group = layout.group, rows = scratch.row_count;
+void weigh_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
+                RowView<const float> queries, CodeWeights &scratch, std::ptrdiff_t ahead = 0) {
+  const Index d = layout.head_dim, rows = scratch.row_count;
   const half *zeros = layout.key_zeros(page, head), *scales = layout.key_scales(page, head);
   prefetch_ahead_all(zeros, d, ahead);
   prefetch_ahead_all(scales, d, ahead);
   for_row_blocks(rows, [&]<int RowCount>(Index row) {
-    FloatVector zero_scores[RowCount];
+    FloatVector zero_scores[4];
     SQUAT_UNROLL(16)
     for (auto &score : zero_scores) score = broadcast(0);
     for (Index i = 0; i < d; i += float_lanes) {
@@ -46,15 +46,29 @@ void score_keys(const Layout &layout, const BitAllocation &allocation, std::byte
         store_floats(scratch.weights[row + r] + i, query * scale);
       }
     }
-    for (int r = 0; r < RowCount; ++r) scratch.constants[row + r] = sum_lanes(zero_scores[r]);
+    float constants[4];
+    sum_each(zero_scores, constants);
+    std::copy_n(constants, RowCount, scratch.constants + row);
   });
-  const auto *packed = layout.template keys<std::uint8_t>(page, head);
+  Index index = 0;
   for (const CodeRun &run : allocation.runs()) {
-    scratch.accumulate<WeightSign::any>(run.first, {run.bits, packed, group, run.channels, ahead}, 0,
-                                        group, scores);
-    packed += code_bytes(run.bits, group, run.channels);
+    scratch.round<WeightSign::any>(index++, run.first, run.bits, run.channels);
   }
-  scratch.add_constants(group, scores);
+}
+
+/// scores[r][t] += what the codes of all tokens of a page score, with the weights
+/// that weigh_keys() left.
+template <class Layout>
+void score_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
+                CodeWeights &scratch, RowView<float> scores, std::ptrdiff_t ahead = 0) {
+  const auto *packed = layout.template keys<std::uint8_t>(page, head);
+  Index index = 0;
+  for (const CodeRun &run : allocation.runs()) {
+    scratch.accumulate<WeightSign::any>(index++, run.first,
+                                        {run.bits, packed, layout.group, run.channels, ahead}, 0,
+                                        layout.group, scores);
+    packed += code_bytes(run.bits, layout.group, run.channels);
+  }
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -14,29 +14,33 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// e^x for x <= 0, to 2 units in the last place; below -87 what -87 gives.
+/// 2^x for x <= 0, to 3e-7 of it; below -125 what -125 gives.
 ///
-/// x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts so that r is exact;
-/// e^r by its Taylor series up to r^7 / 7!; times 2^n by an addition to the
-/// exponent.
-inline FloatVector exponential(FloatVector x) {
+/// x = n + r with |r| <= 1 / 2; 2^r by the polynomial that meets it at the six Chebyshev
+/// nodes of that interval; times 2^n by an addition to the exponent.
+inline FloatVector power_of_two(FloatVector x) {
+  const auto polynomial = [](FloatVector r) {
+    FloatVector power = broadcast(0.00133909208f);
+    for (float coefficient : {0.00967608998f, 0.0555035701f, 0.240221064f, 0.693147188f, 1.00000008f}) {
+      power = multiply_add(power, r, broadcast(coefficient));
+    }
+    return power;
+  };
+  x = greater_of(x, broadcast(-125));
+#if defined(SQUAT_CPU_AVX512)
+  const __m512 n = _mm512_roundscale_ps(x, 0);
+  return _mm512_scalef_ps(polynomial(x - n), n);
+#else
   typedef std::uint32_t Words __attribute__((vector_size(sizeof(FloatVector))));
-  constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  x = greater_of(x, broadcast(-87));
-  const FloatVector shifted = multiply_add(x, broadcast(1.44269504f), broadcast(integer_bits));
-  const FloatVector n = shifted - broadcast(integer_bits);
-  FloatVector r = multiply_add(n, broadcast(-ln2_high), x);
-  r = multiply_add(n, broadcast(-ln2_low), r);
-  FloatVector power = broadcast(1.0f / 5040);
-  for (float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1.0f, 1.0f}) {
-    power = multiply_add(power, r, broadcast(coefficient));
-  }
+  const FloatVector shifted = x + broadcast(integer_bits);
+  FloatVector power = polynomial(x - (shifted - broadcast(integer_bits)));
   Words bits, steps;
   std::memcpy(&bits, &power, sizeof bits);
   std::memcpy(&steps, &shifted, sizeof steps);
   bits += steps << 23;
   std::memcpy(&power, &bits, sizeof power);
   return power;
+#endif
 }
 
 /// Takes in the scores [first, first + count) of `RowCount` rows of `capacity`, a
@@ -74,12 +78,13 @@ inline void exponentiate(SoftmaxState *states, RowView<float> scores, Index firs
     factors[row] = states[row].raise(largest_lane(largest[row]));
     sums[row] = broadcast(0);
   }
-  // Others add e^-87 each, which is nothing beside the maximum's share.
+  // Others add 2^-125 each at most, which is nothing beside the maximum's share.
+  constexpr float log2_e = 1.44269504f;
   for (Index i = 0; i < end; i += float_lanes) {
     SQUAT_UNROLL(16)
     for (int row = 0; row < RowCount; ++row) {
-      const FloatVector power =
-          exponential(load_floats(scores[row] + i) - broadcast(states[row].maximum));
+      const FloatVector below = load_floats(scores[row] + i) - broadcast(states[row].maximum);
+      const FloatVector power = power_of_two(below * broadcast(log2_e));
       store_floats(scores[row] + i, power);
       sums[row] = sums[row] + power;
     }

@@ -8,6 +8,7 @@
 // with zero_t = -scale_t * middle for symmetric values, whose output stays in
 // the rotated space.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -19,45 +20,54 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// outputs[r] += sum over all tokens of a page of probability times value.
-/// probabilities: [rows, group], 0 for tokens that do not count.
+/// Makes probabilities the weights of a page's codes: those that share scale `index`
+/// of a value. probabilities: [rows, group], 0 for tokens that do not count.
 template <int KeyBits, int ValueBits>
-void sum_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page, Index head,
-                RowView<const float> probabilities, RowView<float> outputs, CodeWeights &scratch,
-                std::ptrdiff_t ahead = 0) {
-  const Index d = layout.head_dim, group = layout.group, rows = scratch.row_count;
-  const Index run = d / layout.scales_of_a_value;
+void weigh_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page, Index head, Index index,
+                  RowView<const float> probabilities, CodeWeights &scratch, std::ptrdiff_t ahead = 0) {
+  const Index group = layout.group, rows = scratch.row_count;
   const bool plain = layout.value_coding == ValueCoding::plain;
-  const auto *packed = layout.template values<std::uint8_t>(page, head);
-  for (Index i = 0; i < layout.scales_of_a_value; ++i) {
-    const half *scales = layout.value_scales_row(page, head, i);
-    const half *zeros = layout.value_zeros_row(page, head, i);
-    prefetch_ahead_all(scales, group, ahead);
-    if (plain) prefetch_ahead_all(zeros, group, ahead);
-    for_row_blocks(rows, [&]<int RowCount>(Index row) {
-      FloatVector sums[RowCount];  // of the weights, or of what zeros add
+  const half *scales = layout.value_scales_row(page, head, index);
+  const half *zeros = layout.value_zeros_row(page, head, index);
+  prefetch_ahead_all(scales, group, ahead);
+  if (plain) prefetch_ahead_all(zeros, group, ahead);
+  for_row_blocks(rows, [&]<int RowCount>(Index row) {
+    FloatVector sums[4], most[4];  // of the weights, or of what zeros add; of the weights
+    SQUAT_UNROLL(16)
+    for (int r = 0; r < 4; ++r) sums[r] = most[r] = broadcast(0);
+    for (Index token = 0; token < group; token += float_lanes) {
+      const FloatVector scale = load_floats(scales + token);
+      const FloatVector zero = plain ? load_floats(zeros + token) : scale;
       SQUAT_UNROLL(16)
-      for (auto &sum : sums) sum = broadcast(0);
-      for (Index token = 0; token < group; token += float_lanes) {
-        const FloatVector scale = load_floats(scales + token);
-        const FloatVector zero = plain ? load_floats(zeros + token) : scale;
-        SQUAT_UNROLL(16)
-        for (int r = 0; r < RowCount; ++r) {
-          const FloatVector probability = load_floats(probabilities[row + r] + token);
-          store_floats(scratch.weights[row + r] + token, probability * scale);
-          sums[r] = multiply_add(probability, zero, sums[r]);
-        }
-      }
       for (int r = 0; r < RowCount; ++r) {
-        scratch.constants[row + r] = (plain ? 1.0f : -middle_code(ValueBits)) * sum_lanes(sums[r]);
+        const FloatVector probability = load_floats(probabilities[row + r] + token);
+        const FloatVector weight = probability * scale;
+        store_floats(scratch.weights[row + r] + token, weight);
+        most[r] = greater_of(most[r], weight);
+        sums[r] = multiply_add(probability, zero, sums[r]);
       }
-    });
-    const RowView<float> channels{outputs.data + i * run, outputs.stride};
-    // Probabilities and the scales of values have no sign.
-    scratch.accumulate<WeightSign::none>(0, {ValueBits, packed, d, group, ahead}, i * run, run,
-                                         channels);
-    scratch.add_constants(run, channels);
-  }
+    }
+    float totals[4], largest[4];
+    sum_each(sums, totals);
+    largest_of_each(most, largest);
+    std::copy_n(largest, RowCount, scratch.largest + row);
+    for (int r = 0; r < RowCount; ++r) {
+      scratch.constants[row + r] = (plain ? 1.0f : -middle_code(ValueBits)) * totals[r];
+    }
+  });
+  // Probabilities and the scales of values have no sign.
+  scratch.round<WeightSign::none>(0, 0, ValueBits, group, scratch.largest);
+}
+
+/// outputs[r] += sum over all tokens of a page of probability times value, for the
+/// channels that share scale `index`, with the weights that weigh_values() left.
+template <int KeyBits, int ValueBits>
+void sum_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page, Index head, Index index,
+                CodeWeights &scratch, RowView<float> outputs, std::ptrdiff_t ahead = 0) {
+  const Index d = layout.head_dim, run = d / layout.scales_of_a_value;
+  const auto *packed = layout.template values<std::uint8_t>(page, head);
+  scratch.accumulate<WeightSign::none>(0, 0, {ValueBits, packed, d, layout.group, ahead}, index * run,
+                                       run, {outputs.data + index * run, outputs.stride});
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

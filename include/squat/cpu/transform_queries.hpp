@@ -2,12 +2,15 @@
 
 // The queries of a block of rows as the tiles of a context see them: turned back
 // by the tile's base position, in the subspace basis, and as weights of the mean
-// key's modes.
+// key's modes. Neighbouring tiles go together: a matrix is read once for all of their
+// rows.
 
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <span>
 
+#include "squat/attention/context.hpp"
 #include "squat/attention/rotary.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/integer_matrix.hpp"
@@ -20,108 +23,146 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 class TileQueries {
  public:
-  /// `queries`: [rows, head_dim], read by enter().
-  TileQueries(const HeadCoding &coding, float *queries, Index rows, Index head_dim, Scratch &scratch)
+  /// `queries`: [rows, head_dim], read by enter(), for up to `tiles` tiles at a time.
+  TileQueries(const HeadCoding &coding, const float *queries, Index rows, Index head_dim, Index tiles,
+              Scratch &scratch)
       : coding_(coding),
         rows_(rows),
         head_dim_(head_dim),
-        queries_{queries, head_dim},
-        turned_{scratch.take<float>(rows * head_dim), head_dim},
-        basis_{scratch.take<float>(rows * head_dim), head_dim},
-        mode_weights_{scratch.take<float>(rows * coding.transform->modes().outputs()),
+        tiles_(tiles),
+        queries_(queries),
+        turned_{scratch.take<float>(tiles * rows * head_dim), head_dim},
+        basis_{scratch.take<float>(tiles * rows * head_dim), head_dim},
+        mode_weights_{scratch.take<float>(tiles * rows * coding.transform->modes().outputs()),
                       coding.transform->modes().outputs()},
-        rounded_{{scratch.take<std::int16_t>(rows * head_dim), head_dim}, scratch.take<float>(rows)},
-        rounded_weights_{{scratch.take<std::int16_t>(rows * mode_weights_.stride), mode_weights_.stride},
-                         scratch.take<float>(rows)},
-        scratch_(scratch.split(ByteMatrix::scratch_bytes(rows, head_dim))) {}
+        rounded_{{scratch.take<std::int16_t>(tiles * rows * head_dim), head_dim},
+                 scratch.take<float>(tiles * rows)},
+        rounded_weights_{
+            {scratch.take<std::int16_t>(tiles * rows * mode_weights_.stride), mode_weights_.stride},
+            scratch.take<float>(tiles * rows)},
+        bases_(scratch.take<Index>(tiles)),
+        scratch_(scratch.split(ByteMatrix::scratch_bytes(tiles * rows, head_dim))) {}
 
   /// For any coding of that head_dim: modes are fewer than 2 head_dim.
-  static std::size_t scratch_bytes(Index rows, Index head_dim) {
-    const Index modes = 2 * head_dim;
-    return 2 * Scratch::bytes<float>(rows * head_dim) + Scratch::bytes<float>(rows * modes) +
-           Scratch::bytes<std::int16_t>(rows * head_dim) + Scratch::bytes<std::int16_t>(rows * modes) +
-           2 * Scratch::bytes<float>(rows) + ByteMatrix::scratch_bytes(rows, head_dim);
+  static std::size_t scratch_bytes(Index rows, Index head_dim, Index tiles) {
+    const Index modes = 2 * head_dim, all = tiles * rows;
+    return 2 * Scratch::bytes<float>(all * head_dim) + Scratch::bytes<float>(all * modes) +
+           Scratch::bytes<std::int16_t>(all * head_dim) + Scratch::bytes<std::int16_t>(all * modes) +
+           2 * Scratch::bytes<float>(all) + Scratch::bytes<Index>(tiles) +
+           ByteMatrix::scratch_bytes(all, head_dim);
   }
 
   /// New queries are in the rows.
-  void reset() { entered_ = false; }
+  void reset() { entered_ = 0; }
 
-  /// Turns and transforms the queries for tiles of that base, unless they are.
-  void enter(Index base) {
-    if (entered_ && base == base_) return;
-    if (base != 0) {
-      find_turn(base);
-      std::copy(queries_.data, queries_[rows_], turned_.data);
-      for (Index row = 0; row < rows_; ++row) turn_->apply(turned_[row]);
-    } else {
-      turn_.reset();
+  /// Turns and transforms the queries for the tiles of those pages, at most `tiles` of
+  /// them, unless they are.
+  void enter(std::span<const PageView> pages) {
+    const auto last_tile = [&] { return entered_ > 0 ? &bases_[entered_ - 1] : nullptr; };
+    const Index *last = last_tile();
+    if (last &&
+        std::all_of(pages.begin(), pages.end(), [&](auto &page) { return page.base == *last; })) {
+      return;
     }
-    entered_ = true;
-    base_ = base;
-    const QueryTransform &transform = *coding_.transform;
-    const IntegerMatrix &words = transform.word_basis(), &modes = transform.modes();
-    if (words.outputs() > 0 || modes.outputs() > 0) {
-      round_rows(turned(), rows_, head_dim_, rounded_.rows, rounded_.steps);
+    entered_ = 0;
+    for (const PageView &page : pages) {
+      if (last_tile() && *last_tile() == page.base) continue;
+      SQUAT_ASSERT(entered_ < tiles_);
+      turn_rows(page.base, turned_[entered_ * rows_]);
+      bases_[entered_++] = page.base;
     }
-    if (words.outputs() > 0) words.multiply(rounded_, rows_, 0, head_dim_, basis_);
-    if (transform.byte_basis().outputs() > 0) {
-      transform.byte_basis().multiply({turned().data, head_dim_}, rows_, basis_, scratch_);
-    }
-    if (modes.outputs() > 0) {
-      modes.multiply(rounded_, rows_, 0, modes.outputs(), mode_weights_);
-      round_rows(mode_weights_, rows_, modes.outputs(), rounded_weights_.rows, rounded_weights_.steps);
-    }
+    transform();
   }
 
-  /// The rows that meet what a page's codes stand for.
-  RowView<const float> in(KeySpace space) const {
-    return {space == KeySpace::channels ? turned().data : basis_.data, head_dim_};
+  /// The rows that meet what the codes of a page of those stand for.
+  RowView<const float> in(KeySpace space, const PageView &page) const {
+    const RowView<float> rows = space == KeySpace::channels ? turned_ : basis_;
+    return {rows[first_row(page)], head_dim_};
   }
 
-  /// scores[r][t] = what the turned mean key of row `row` + t scores, 0 without
+  /// scores[r][t] = what the turned mean key scores in row t of a page of those, 0 without
   /// one.
-  void score_mean(Index row, Index tokens, RowView<float> scores) const {
+  void score_mean(const PageView &page, Index tokens, RowView<float> scores) const {
     if (coding_.transform->modes().outputs() > 0) {
-      coding_.tiles->mode_rows.multiply(rounded_weights_, rows_, row, tokens, scores);
+      const Index first = first_row(page);
+      const RoundedRows weights{{rounded_weights_.rows[first], rounded_weights_.rows.stride},
+                                rounded_weights_.steps + first};
+      coding_.tiles->mode_rows.multiply(weights, rows_, page.row, tokens, scores);
     } else {
       for (Index r = 0; r < rows_; ++r) std::fill_n(scores[r], tokens, 0.0f);
     }
   }
 
  private:
+  /// Of the tile that a page lies in: the last one of its base.
+  Index first_row(const PageView &page) const {
+    Index tile = entered_ - 1;
+    while (tile > 0 && bases_[tile] != page.base) --tile;
+    return tile * rows_;
+  }
+
+  void turn_rows(Index base, float *turned) {
+    std::copy_n(queries_, rows_ * head_dim_, turned);
+    if (base == 0) {
+      turn_.reset();
+    } else {
+      find_turn(base);
+      for (Index row = 0; row < rows_; ++row) turn_->apply(turned + row * head_dim_);
+    }
+    last_base_ = base;
+  }
+
+  void transform() {
+    const Index rows = entered_ * rows_;
+    const QueryTransform &transform = *coding_.transform;
+    const IntegerMatrix &words = transform.word_basis(), &modes = transform.modes();
+    if (words.outputs() > 0 || modes.outputs() > 0) {
+      round_rows(turned_, rows, head_dim_, rounded_.rows, rounded_.steps);
+    }
+    if (words.outputs() > 0) words.multiply(rounded_, rows, 0, head_dim_, basis_);
+    if (transform.byte_basis().outputs() > 0) {
+      transform.byte_basis().multiply({turned_.data, head_dim_}, rows, basis_, scratch_);
+    }
+    if (modes.outputs() > 0) {
+      modes.multiply(rounded_, rows, 0, modes.outputs(), mode_weights_);
+      round_rows(mode_weights_, rows, modes.outputs(), rounded_weights_.rows, rounded_weights_.steps);
+    }
+  }
+
   /// Tiles mostly follow each other at one distance: the next turn is the last one
   /// and that distance's, which saves its cosines and sines. Every so often it is
   /// made anew, so that rounding errors stay below 1e-6.
   void find_turn(Index base) {
     constexpr int most_steps = 16;
-    if (entered_ && turn_ && step_ && base - base_ == step_by_ && ++steps_ < most_steps) {
+    const Index by = base - last_base_;
+    if (turn_ && step_ && by == step_by_ && ++steps_ < most_steps) {
       turn_->follow_by(*step_);
       return;
     }
     steps_ = 0;
     turn_.emplace(*coding_.rotary, -base);
-    if (entered_ && base - base_ != step_by_) {
-      step_by_ = base - base_;
+    if (by != step_by_) {
+      step_by_ = by;
       step_.emplace(*coding_.rotary, -step_by_);
     }
   }
 
-  RowView<float> turned() const { return base_ == 0 ? queries_ : turned_; }
-
   HeadCoding coding_;
   Index rows_;
   Index head_dim_;
-  RowView<float> queries_;  // [rows, head_dim]
-  RowView<float> turned_;
-  RowView<float> basis_;
-  RowView<float> mode_weights_;  // [rows, modes]
+  Index tiles_;
+  const float *queries_;         // [rows, head_dim]
+  RowView<float> turned_;        // [tiles, rows, head_dim]
+  RowView<float> basis_;         // [tiles, rows, head_dim]
+  RowView<float> mode_weights_;  // [tiles, rows, modes]
   RoundedRows rounded_;          // of the turned rows
   RoundedRows rounded_weights_;  // of the modes' weights
+  Index *bases_;                 // [tiles], the first `entered_` of them
   Scratch scratch_;
-  bool entered_ = false;
-  Index base_ = 0;
-  std::optional<Turn> turn_;  // by -base_, unless that is 0
+  Index entered_ = 0;
+  std::optional<Turn> turn_;  // by -last_base_, unless that is 0
   std::optional<Turn> step_;  // by -step_by_
+  Index last_base_ = 0;
   Index step_by_ = 0;
   int steps_ = 0;  // taken since turn_ was made
 };

@@ -10,12 +10,14 @@
 // middle being that of the codes' range. Without the second term the error
 // would be twice as large.
 
+#include <algorithm>
 #include <cstdint>
 
 #include "squat/cpu/dot_codes.hpp"
 #include "squat/cpu/round_weights.hpp"
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/cpu/workspace.hpp"
+#include "squat/quantize/bit_allocation.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
@@ -25,72 +27,83 @@ enum class WeightSign { any, none };
 /// The weights of `row_count` rows, and memory for what they are rounded to.
 class CodeWeights {
  public:
+  /// Runs of codes of different widths.
+  static constexpr Index most_runs = BitAllocation::most_runs;
+
+  CodeWeights() = default;
   CodeWeights(Index rows, Index most, Scratch &scratch)
       : row_count(rows),
         weights{scratch.take<float>(rows * most), most},
-        constants(scratch.take<float>(rows)),
+        constants(scratch.take<float>(2 * rows)),
+        largest(scratch.take<float>(rows)),
         rounded_{scratch.take<std::int8_t>(2 * rows * most), most},
-        multipliers_(scratch.take<float>(2 * rows)),
-        rests_(scratch.take<float>(rows)) {}
+        multipliers_{scratch.take<float>(most_runs * 2 * rows), 2 * rows},
+        rests_(scratch.take<float>(rows)) {
+    std::fill_n(constants, 2 * rows, 0.0f);
+  }
 
   static std::size_t scratch_bytes(Index rows, Index most) {
     return Scratch::bytes<float>(rows * most) + 2 * Scratch::bytes<float>(rows) +
-           Scratch::bytes<std::int8_t>(2 * rows * most) + Scratch::bytes<float>(2 * rows);
+           Scratch::bytes<std::int8_t>(2 * rows * most) + Scratch::bytes<float>(2 * rows) +
+           Scratch::bytes<float>(most_runs * 2 * rows);
   }
 
-  /// sums[r][lane] += sum_i weight[r][first + i] code[lane][i] over the lanes
-  /// [lane, lane + count), but for what is added to the constants. Those weights
-  /// are used up.
+  /// Rounds the weights [first, first + inner), of run `run` of codes, and adds what
+  /// mends the rounding to the constants. They are used up. magnitudes: the
+  /// greatest of each row, or null.
   template <WeightSign Sign>
-  void accumulate(Index first, const PackedCodes &codes, Index lane, Index count, RowView<float> sums) {
+  void round(Index run, Index first, int bits, Index inner, const float *magnitudes = nullptr) {
     const RowView<float> used{weights.data + first, weights.stride};
-    if (weight_terms(codes.bits) == 2) {
-      add_two_terms(used, codes, lane, count, sums);
+    const RowView<std::int8_t> rounded{rounded_.data + first, rounded_.stride};
+    float *multipliers = multipliers_[run];
+    if (weight_terms(bits) == 2) {
+      const RowView<std::int8_t> second{rounded[row_count], rounded.stride};
+      round_weights<true>(used, row_count, inner, most_weight(bits), rounded, magnitudes, multipliers,
+                          rests_);
+      round_fractions(used, row_count, inner, second, multipliers, multipliers + row_count, rests_);
     } else if constexpr (Sign == WeightSign::none) {
-      const RowView<std::uint8_t> bytes{reinterpret_cast<std::uint8_t *>(rounded_.data),
-                                        rounded_.stride};
-      add_term(used, most_unsigned_weight, bytes, codes, lane, count, sums);
+      round_weights(used, row_count, inner, most_unsigned_weight, without_sign(rounded), magnitudes,
+                    multipliers, rests_);
     } else {
-      add_term(used, most_weight(codes.bits), rounded_, codes, lane, count, sums);
+      round_weights(used, row_count, inner, most_weight(bits), rounded, magnitudes, multipliers, rests_);
     }
-    for (Index row = 0; row < row_count; ++row) constants[row] += middle_code(codes.bits) * rests_[row];
+    for (Index row = 0; row < row_count; ++row) constants[row] += middle_code(bits) * rests_[row];
   }
 
-  /// sums[r][0 ... count) += constants[r].
-  void add_constants(Index count, RowView<float> sums) const {
-    for (Index row = 0; row < row_count; ++row) {
-      for (Index i = 0; i < count; ++i) sums[row][i] += constants[row];
+  /// sums[r][lane] += constants[r] + sum_i weight[r][first + i] code[lane][i] over
+  /// the lanes [lane, lane + count), for weights that are rounded. The constants are 0
+  /// from then on.
+  template <WeightSign Sign>
+  void accumulate(Index run, Index first, const PackedCodes &codes, Index lane, Index count,
+                  RowView<float> sums) {
+    const RowView<std::int8_t> rounded{rounded_.data + first, rounded_.stride};
+    const auto add = [&]<class Weight>(RowView<Weight> weight, Index rows) {
+      accumulate_codes<Weight>(codes, lane, count, rows, {weight.data, weight.stride},
+                               {multipliers_[run], constants}, {sums, row_count});
+    };
+    if (weight_terms(codes.bits) == 2) {
+      add(rounded, 2 * row_count);  // both terms at once: what is loaded serves both
+    } else if constexpr (Sign == WeightSign::none) {
+      add(without_sign(rounded), row_count);
+    } else {
+      add(rounded, row_count);
     }
+    std::fill_n(constants, row_count, 0.0f);
   }
 
-  Index row_count;
-  RowView<float> weights;  ///< [row_count, most]
-  float *constants;        ///< [row_count]
+  Index row_count = 0;
+  RowView<float> weights{};    ///< [row_count, most]
+  float *constants = nullptr;  ///< [row_count], and as many zeros, of second terms
+  float *largest = nullptr;    ///< [row_count], for who finds them on the way
 
  private:
-  template <class Weight>
-  void add_term(RowView<float> used, int most, RowView<Weight> rounded, const PackedCodes &codes,
-                Index lane, Index count, RowView<float> sums) {
-    round_weights(used, row_count, codes.inner, most, rounded, multipliers_, rests_);
-    accumulate_codes<Weight>(codes, lane, count, row_count, {rounded.data, rounded.stride}, multipliers_,
-                             {sums, row_count});
+  static RowView<std::uint8_t> without_sign(RowView<std::int8_t> bytes) {
+    return {reinterpret_cast<std::uint8_t *>(bytes.data), bytes.stride};
   }
 
-  /// Both terms at once: what is loaded serves both.
-  void add_two_terms(RowView<float> used, const PackedCodes &codes, Index lane, Index count,
-                     RowView<float> sums) {
-    const RowView<std::int8_t> second{rounded_[row_count], rounded_.stride};
-    round_weights<true>(used, row_count, codes.inner, most_weight(codes.bits), rounded_, multipliers_,
-                        rests_);
-    round_fractions(used, row_count, codes.inner, second, multipliers_, multipliers_ + row_count,
-                    rests_);
-    accumulate_codes<std::int8_t>(codes, lane, count, 2 * row_count, {rounded_.data, rounded_.stride},
-                                  multipliers_, {sums, row_count});
-  }
-
-  RowView<std::int8_t> rounded_;  // [terms, row_count, most]
-  float *multipliers_;            // [terms, row_count]
-  float *rests_;                  // [row_count], what rounding left
+  RowView<std::int8_t> rounded_{};  // [terms, row_count, most]
+  RowView<float> multipliers_{};    // [runs, terms, row_count]
+  float *rests_ = nullptr;          // [row_count], what rounding left
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -24,6 +24,8 @@ struct CodeRun {
 /// last run have no codes: a page keeps their mean alone.
 class BitAllocation {
  public:
+  static constexpr int most_runs = 3;
+
   BitAllocation() = default;
 
   /// Every channel at one width.
@@ -46,7 +48,7 @@ class BitAllocation {
   }
 
  private:
-  std::array<CodeRun, 3> runs_{};
+  std::array<CodeRun, most_runs> runs_{};
   std::size_t count_ = 0;
   Index coded_channels_ = 0;
 };
