@@ -13,36 +13,39 @@
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 /// Rows and blocks of 16 outputs at a time.
-inline constexpr int most_matrix_rows = 8;
+inline constexpr int most_matrix_rows = 4;
 template <int RowCount>
 inline constexpr int output_blocks = 1;
 
 /// The products of one block of 16 outputs with `RowCount` rows, eight outputs
-/// a register.
+/// a register: both share what is broadcast.
 template <int RowCount, int Blocks>
 void multiply_pairs(const std::int16_t *entries, Index inputs, RowView<const std::int16_t> x,
                     const float *steps, const float *scales, RowView<float> result) {
   static_assert(Blocks == 1);
-  SQUAT_UNROLL(16)
-  for (int half_block = 0; half_block < 2; ++half_block) {
-    __m256i sums[RowCount];
-    std::fill_n(sums, RowCount, _mm256_setzero_si256());
-    for (Index input = 0; input < inputs; input += 2) {
-      const __m256i block = _mm256_loadu_si256(
-          reinterpret_cast<const __m256i *>(entries + input * lanes + half_block * lanes));
-      SQUAT_UNROLL(16)
-      for (int row = 0; row < RowCount; ++row) {
-        std::int32_t pair;
-        std::memcpy(&pair, x[row] + input, sizeof pair);
-        sums[row] = _mm256_add_epi32(sums[row], _mm256_madd_epi16(block, _mm256_set1_epi32(pair)));
-      }
-    }
+  __m256i sums[RowCount][2];
+  std::fill_n(&sums[0][0], RowCount * 2, _mm256_setzero_si256());
+  SQUAT_UNROLL(2)
+  for (Index input = 0; input < inputs; input += 2, entries += 2 * lanes) {
+    const auto *halves = reinterpret_cast<const __m256i *>(entries);
+    const __m256i block[2] = {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
     SQUAT_UNROLL(16)
     for (int row = 0; row < RowCount; ++row) {
-      const __m256 scale =
-          _mm256_mul_ps(_mm256_set1_ps(steps[row]), _mm256_loadu_ps(scales + half_block * 8));
-      _mm256_storeu_ps(result[row] + half_block * 8,
-                       _mm256_mul_ps(scale, _mm256_cvtepi32_ps(sums[row])));
+      std::int32_t two;
+      std::memcpy(&two, x[row] + input, sizeof two);
+      const __m256i pair = _mm256_set1_epi32(two);
+      SQUAT_UNROLL(16)
+      for (int h = 0; h < 2; ++h) {
+        sums[row][h] = _mm256_add_epi32(sums[row][h], _mm256_madd_epi16(block[h], pair));
+      }
+    }
+  }
+  SQUAT_UNROLL(16)
+  for (int row = 0; row < RowCount; ++row) {
+    SQUAT_UNROLL(16)
+    for (int h = 0; h < 2; ++h) {
+      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(steps[row]), _mm256_loadu_ps(scales + h * 8));
+      _mm256_storeu_ps(result[row] + h * 8, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(sums[row][h])));
     }
   }
 }

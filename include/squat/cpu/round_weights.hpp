@@ -10,6 +10,8 @@
 
 #if defined(SQUAT_CPU_AVX512)
 #include "squat/cpu/round_floats_avx512.hpp"
+#elif defined(SQUAT_CPU_AVX2)
+#include "squat/cpu/round_floats_avx2.hpp"
 #else
 #include "squat/cpu/round_floats.hpp"
 #endif
