@@ -45,7 +45,7 @@ case $compiler in
 esac
 
 # Benchmarks, and CUDA sources wherever nvcc is there, are compiled once: sanitizers see what tests run on the host.
-if [ $sanitize = ON ]; then once="-DSQUAT_BUILD_CUDA=OFF -DSQUAT_BUILD_BENCHMARKS=OFF"; else once=-DLLAMA_CUDA_WIDTHS=2_2; fi
+if [ $sanitize = ON ]; then once="-DSQUAT_BUILD_CUDA=OFF -DSQUAT_BUILD_BENCHMARKS=OFF"; else once="-DLLAMA_CUDA_WIDTHS=2_2 -DSQUAT_BENCH_CUDA_WIDTHS=2"; fi
 
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$compiler" \
   -DSQUAT_SANITIZE=$sanitize -DSQUAT_NATIVE=$native $once

@@ -29,11 +29,9 @@ void run(int argc, char **argv) {
   }
   benchmark::AddCustomContext("cuda", std::to_string(CUDART_VERSION));
   bench::register_case("copy_bandwidth", time_copy);
-  bench::register_width<16>();
-  bench::register_width<8>();
-  bench::register_width<4>();
-  bench::register_width<3>();
-  bench::register_width<2>();
+#define WIDTH(bits) bench::register_width<bits>();
+  BENCH_WIDTHS
+#undef WIDTH
   bench::register_learning();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) throw std::invalid_argument("see --help");
