@@ -8,21 +8,13 @@
 
 namespace squat::cuda {
 
-/// Over the lanes of equal t (lane % 4): rows of a C fragment.
-template <class Operation>
-__device__ inline float reduce_rows(float x, Operation operation) {
+/// The largest over the lanes of equal t (lane % 4): rows of a C fragment.
+__device__ inline float largest_row(float x) {
 #pragma unroll
   for (int step = 4; step < warp_lanes; step *= 2) {
-    x = operation(x, __shfl_xor_sync(0xffffffffu, x, step));
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
   }
   return x;
-}
-
-__device__ inline float largest_row(float x) {
-  return reduce_rows(x, [](float a, float b) { return fmaxf(a, b); });
-}
-__device__ inline float sum_rows(float x) {
-  return reduce_rows(x, [](float a, float b) { return a + b; });
 }
 
 /// The least power of two above x, 1 for 0: what x / unit < 1 needs. It stays so far inside float's
