@@ -203,7 +203,10 @@ void read_bandwidth(benchmark::State& state) {
         sums[j] = sums[j] + squat::cpu::load_floats(numbers + i + j * lanes);
       }
     }
-    benchmark::DoNotOptimize(sums);
+    // Of one sum: all of them, asked for by address, would be stored at every step.
+    SQUAT_UNROLL(8)
+    for (int j = 1; j < 8; ++j) sums[0] = sums[0] + sums[j];
+    benchmark::DoNotOptimize(squat::cpu::sum_lanes(sums[0]));
   }
   state.SetBytesProcessed(static_cast<std::int64_t>(bytes) * state.iterations());
 }

@@ -44,15 +44,17 @@ void score_rows(RowView<const float> queries, Index rows, Index head_dim, RowVie
       SQUAT_UNROLL(16)
       for (auto &sum : sums) sum = broadcast(0);
       for (Index i = 0; i < head_dim; i += float_lanes) {
-        FloatVector channels[together];
-        SQUAT_UNROLL(16)
-        for (int t = 0; t < together; ++t) {
-          channels[t] = load_floats(key[t] + i);
-          if (i % line<Scalar> == 0) {
+        // Before the loads: at a branch behind them, clang would take them apart.
+        if (i % line<Scalar> == 0) {
+          SQUAT_UNROLL(16)
+          for (int t = 0; t < together; ++t) {
             prefetch_ahead(key[t] + i, ahead);
             prefetch_near(key[t] + i + rows_near * keys.stride);
           }
         }
+        FloatVector channels[together];
+        SQUAT_UNROLL(16)
+        for (int t = 0; t < together; ++t) channels[t] = load_floats(key[t] + i);
         SQUAT_UNROLL(16)
         for (int r = 0; r < RowCount; ++r) {
           const FloatVector query = in_register(load_floats(queries[row + r] + i));
