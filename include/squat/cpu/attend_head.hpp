@@ -46,9 +46,12 @@ class HeadAttention {
   static constexpr Index few_rows = cpu::few_rows;
   /// Exact tokens taken at a time.
   static constexpr Index run_tokens = 128;
-  /// Packed pages that few rows take at a time: what one waits for, another fills. Four
-  /// rows take all, more rows fewer, so that their weights and scores stay at hand.
-  static constexpr Index most_pages = KeyBits < 16 && ValueBits < 16 ? 8 : 1;
+  /// Packed pages that few rows take at a time: what one waits for, another fills. Wide
+  /// codes take fewer, so that the codes asked for ahead leave them the first-level cache.
+  /// Four rows take all, more rows fewer, so that their weights and scores stay at hand.
+  static constexpr Index most_pages = KeyBits == 16 || ValueBits == 16 ? 1
+                                      : KeyBits + ValueBits <= 8       ? 8
+                                                                       : 4;
   static constexpr Index pages_of(Index rows) {
     return rows > few_rows ? 1 : std::clamp<Index>(4 * most_pages / rows, 1, most_pages);
   }

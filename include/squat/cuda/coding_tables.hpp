@@ -20,6 +20,7 @@
 #include "squat/cuda/device_buffer.hpp"
 #include "squat/cuda/device_state.cuh"
 #include "squat/cuda/fragments.cuh"
+#include "squat/error.hpp"
 #include "squat/quantize/bit_allocation.hpp"
 #include "squat/quantize/key_quantizer.hpp"
 
@@ -94,12 +95,17 @@ auto build_tables(DeviceBuffer<std::byte> &memory, cudaStream_t stream, Build &&
 /// A rotary embedding and the tile frame of its keys, on the host and on the device.
 class DeviceTiles {
  public:
-  /// frame: rows of a tile, 0 for none. Null table: keys do not turn.
+  /// frame: rows of a tile, 0 for none. Null table: keys do not turn. Throws Error where
+  /// the frame is so long that its mean key has more modes than kernels have room for.
   DeviceTiles(const RotaryTable *table, Index frame) {
     if (table == nullptr) return;
     if (frame > 0) {
       frame_.emplace(*table, frame);
       modes_.emplace(*frame_);
+      constexpr Index most_modes = 16 * most_mode_tiles;
+      if (modes_->count() > most_modes) {
+        throw_invalid("frame", frame, "shorter: on CUDA the modes of its mean key are at most", most_modes);
+      }
     }
     tables_ = build_tables(memory_, nullptr, [&](TableImage &image) { return build(image, *table); });
     check(cudaStreamSynchronize(nullptr), "rotary tables");

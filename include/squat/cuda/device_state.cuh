@@ -62,6 +62,9 @@ struct DeviceTensor {
 
 inline constexpr int most_units = 32;  // of a head's keys
 
+/// Tiles of 16 modes of a mean key at most.
+inline constexpr int most_mode_tiles = 4;
+
 /// What the keys of one KV head are coded with. Matrices that queries meet are tiles of A in float16.
 struct HeadTables {
   // What queries meet.

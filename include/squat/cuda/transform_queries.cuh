@@ -25,9 +25,6 @@ namespace squat::cuda {
 
 inline constexpr int column_count = 8;  // query rows of a column tile
 
-/// Tiles of 16 modes of a mean key at most.
-inline constexpr int most_mode_tiles = 4;
-
 /// Positions that the columns of a tile are turned back by at most: in equal runs of columns.
 inline constexpr int most_bases = 4;
 

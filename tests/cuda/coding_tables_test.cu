@@ -1,0 +1,32 @@
+// What a rotary embedding and a tile frame become on the device.
+
+#include "squat/cuda/coding_tables.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+
+#include "squat/attention/rotary.hpp"
+#include "squat/error.hpp"
+
+namespace squat::test {
+namespace {
+
+// Refused before anything is allocated: needs no device.
+TEST(DeviceTiles, AFrameOfMoreModesThanKernelsHoldIsRefused) {
+  RotaryTable table;
+  for (int i = 0; i < 128; ++i) {
+    table.inverse_frequencies.push_back(std::pow(1e4f, -static_cast<float>(i) / 128));
+  }
+  try {
+    cuda::DeviceTiles tiles(&table, 1024);
+    FAIL() << "1024 rows of head_dim 256 have more than 64 modes";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("frame is 1024"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("64"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace squat::test
