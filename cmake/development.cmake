@@ -22,9 +22,11 @@ if(SQUAT_NATIVE)
     $<$<COMPILE_LANGUAGE:CUDA>:-diag-suppress=68>)  # nvcc of GCC's AVX-512 intrinsics
 endif()
 if(SQUAT_SANITIZE)
-  # Assertions too, whatever the build type.
+  # Assertions too, whatever the build type. Pointer arithmetic itself is not checked, only what it leads to: clang
+  # takes four times as long over it.
   target_compile_options(squat_development INTERFACE
-    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -UNDEBUG -O1>)
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined -fno-sanitize=pointer-overflow
+                              -fno-sanitize-recover=all -fno-omit-frame-pointer -UNDEBUG -O1>)
   target_link_options(squat_development INTERFACE -fsanitize=address,undefined)
 endif()
 
