@@ -4,6 +4,11 @@
 // hands it to tasks.
 
 #include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "squat/config.hpp"
@@ -43,9 +48,34 @@ class Scratch {
   std::byte *end_;
 };
 
+/// One of up to 64 places, the first that nobody else holds: as many are ever
+/// touched as tasks run at once, and those stay in the caches.
+class Place {
+ public:
+  /// free: a bit for every place, set while nobody holds it; one of them has to be.
+  explicit Place(std::atomic<std::uint64_t> &free) : free_(free) {
+    std::uint64_t places = free.load(std::memory_order_relaxed), others;
+    do {
+      others = places & (places - 1);
+    } while (!free.compare_exchange_weak(places, others, std::memory_order_acquire,
+                                         std::memory_order_relaxed));
+    bit_ = places ^ others;
+  }
+  ~Place() { free_.fetch_or(bit_, std::memory_order_release); }
+
+  Place(const Place &) = delete;
+  Place &operator=(const Place &) = delete;
+
+  std::size_t index() const { return static_cast<std::size_t>(std::countr_zero(bit_)); }
+
+ private:
+  std::atomic<std::uint64_t> &free_;
+  std::uint64_t bit_;
+};
+
 /// Runs items over the engine's threads. Items are dealt to at most
-/// `most_tasks` tasks in equal runs, and every task has scratch memory of its
-/// own, so that memory is bounded and nothing allocates once it is there.
+/// `most_tasks` tasks in equal runs, and every task that runs has scratch memory of
+/// its own, so that memory is bounded and nothing allocates once it is there.
 class Workspace {
  public:
   explicit Workspace(Parallel parallel) : parallel_(std::move(parallel)) {}
@@ -63,8 +93,10 @@ class Workspace {
   template <class Run>
   void for_each(Index items, Run &&run) {
     const int tasks = task_count(items);
+    std::atomic<std::uint64_t> free = ~std::uint64_t{0};
     const auto task = [&](int index) {
-      const Buffer<std::byte> &slot = slots_[static_cast<std::size_t>(index)];
+      const Place place(free);
+      const Buffer<std::byte> &slot = slots_[place.index()];
       for (Index item = items * index / tasks; item < items * (index + 1) / tasks; ++item) {
         run(item, Scratch(slot.data(), slot.size()));
       }
@@ -83,7 +115,7 @@ class Workspace {
   }
 
  private:
-  static constexpr Index most_tasks = 64;
+  static constexpr Index most_tasks = 64;  // as many as Place has bits
 
   int task_count(Index items) const {
     return static_cast<int>(std::min(items, parallel_ ? most_tasks : Index{1}));
