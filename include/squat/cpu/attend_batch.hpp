@@ -79,8 +79,7 @@ class AttendBatch {
  private:
   void add(const Block &block, Index rows) {
     const auto pages = static_cast<Index>(block.job->context.pages.size());
-    const Index runs =
-        rows <= few_rows ? std::max<Index>(1, (pages + run_pages / 2) / run_pages) : 1;
+    const Index runs = rows <= few_rows ? std::max<Index>(1, (pages + run_pages / 2) / run_pages) : 1;
     for (Index run = 0; run < runs; ++run) {
       const Index last = run + 1 == runs ? pages : (run + 1) * run_pages;
       items_.push_back({block, run * run_pages, last, runs == 1 ? -1 : partial_rows_ + run * rows});

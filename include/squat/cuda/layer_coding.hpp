@@ -16,6 +16,7 @@
 #include "squat/options.hpp"
 #include "squat/quantize/key_quantizer.hpp"
 #include "squat/quantize/query_statistics.hpp"
+#include "squat/quantize/subspace_basis.hpp"
 
 namespace squat::cuda {
 
@@ -39,6 +40,16 @@ class LayerCoding {
   const DeviceTiles &tiles() const { return *tiles_; }
   const CodingTables &tables() const { return tables_; }
   const KeyQuantizer &quantizer(Index head) const { return quantizers_[static_cast<std::size_t>(head)]; }
+
+  /// A^-1 of every head, [channel, coordinate], empty without a basis.
+  std::vector<RowMatrix> from_bases() const {
+    std::vector<RowMatrix> inverses;
+    for (const KeyQuantizer &quantizer : quantizers_) {
+      const SubspaceBasis *basis = quantizer.basis();
+      inverses.push_back(basis ? RowMatrix(basis->from_basis().cast<float>()) : RowMatrix());
+    }
+    return inverses;
+  }
 
   /// Adds tokens to the statistics.
   template <int HeadDim, class S>

@@ -16,7 +16,6 @@
 #include <initializer_list>
 #include <memory>
 #include <span>
-#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -34,7 +33,8 @@
 #include "squat/cuda/layer_coding.hpp"
 #include "squat/cuda/pack_keys.cuh"
 #include "squat/cuda/pack_values.cuh"
-#include "squat/cuda/page_layout.cuh"
+#include "squat/cuda/page_layouts.hpp"
+#include "squat/cuda/page_table.hpp"
 #include "squat/cuda/unpack_page.hpp"
 #include "squat/cuda/write_each.cuh"
 #include "squat/element_range.hpp"
@@ -44,10 +44,6 @@
 #include "squat/tensor.hpp"
 
 namespace squat::cuda {
-
-/// Numbers that kernels are compiled for.
-template <int... Numbers>
-struct OneOf {};
 
 template <class T, int KeyBits, int ValueBits, class HeadDims, class Groups>
 class Operations {
@@ -68,14 +64,12 @@ class Operations {
         reading_(static_cast<std::size_t>(options.layers)),
         first_bad_(most_checked),
         errors_(1) {
-    bool known = false;
+    PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::check(options.head_dim, options.group);
     with_layout([&]<class Layout>() {
-      known = true;
       page_bytes_ = static_cast<std::size_t>(Layout::head_bytes(*options.values)) *
                     static_cast<std::size_t>(options.kv_heads);
       block_elements_ = BlockLayout<Layout::HeadDim>::elements;
     });
-    if (!known) refuse_shape(HeadDims{}, Groups{});
     if (options.rotary.empty()) tiles_.push_back(std::make_unique<DeviceTiles>(nullptr, 0));
     for (const RotaryTable &table : options.rotary) {
       tiles_.push_back(std::make_unique<DeviceTiles>(&table, *options.frame));
@@ -364,7 +358,8 @@ class Operations {
         add_state(view);
       } else {
         const Index before = exact.sinks() + paged_tokens(view.pages);
-        pages_.push_back({exact.device_table() + view.pages.size(), next_entry(view, before)});
+        pages_.push_back(
+            {exact.device_table() + view.pages.size(), next_entry(view.pages, view.next, before)});
       }
     }
     launch_write_each<PageEntry>(pages_, stream);
@@ -432,7 +427,10 @@ class Operations {
     std::vector<std::uint16_t> rows(row_elements(exact.tail_blocks()));
     download<std::uint16_t>(exact.rows(), rows, stream);
     std::vector<std::byte> page(page_bytes_);
-    const std::vector<RowMatrix> inverses = from_bases(layer_coding(coding));
+    const LayerCoding &layer = layer_coding(coding);
+    const std::vector<RowMatrix> inverses = layer.from_bases();
+    const RotaryTable *rotary =
+        options_->rotary.empty() ? nullptr : &of_layer(options_->rotary, layer.layer());
     with_layout([&]<class Layout>() {
       const auto unpack_exact = [&](ExactSlots slots, Index first, Index count) {
         slots.data = rows.data();
@@ -445,9 +443,12 @@ class Operations {
       for (const PageView &view : context.pages) {
         download<std::byte>(view.data, page, stream);
         for_each_kv_head([&](Index head) {
-          unpack_page<Layout>(layer_coding(coding), inverses[static_cast<std::size_t>(head)], page, view,
-                              head, keys.view().slice(first, view.tokens),
-                              values.view().slice(first, view.tokens));
+          const auto h = static_cast<std::size_t>(head);
+          const std::size_t head_bytes = page_bytes_ / static_cast<std::size_t>(kv_heads());
+          const HeadPage<Layout, T> head_page(page.data() + h * head_bytes, *options_->values);
+          unpack_page(head_page, {layer.quantizer(head), inverses[h], layer.tiles().frame(), rotary},
+                      view, head, keys.view().slice(first, view.tokens),
+                      values.view().slice(first, view.tokens));
         });
         first += view.tokens;
       }
@@ -495,31 +496,7 @@ class Operations {
   /// Runs run<Layout>() for the options' head_dim and group.
   template <class Run>
   void with_layout(Run &&run) const {
-    with_head_dim(HeadDims{}, run);
-  }
-  template <int... Numbers, class Run>
-  void with_head_dim(OneOf<Numbers...>, Run &run) const {
-    ((options_->head_dim == Numbers && (with_group<Numbers>(Groups{}, run), true)) || ...);
-  }
-  template <int HeadDim, int... Numbers, class Run>
-  void with_group(OneOf<Numbers...>, Run &run) const {
-    ((options_->group == Numbers &&
-      (run.template operator()<PageLayout<HeadDim, Numbers, KeyBits, ValueBits>>(), true)) ||
-     ...);
-  }
-
-  /// Throws the Error of what the kernels are not compiled for.
-  template <int... Dims, int... Sizes>
-  [[noreturn]] void refuse_shape(OneOf<Dims...>, OneOf<Sizes...>) const {
-    const auto list = [](std::initializer_list<int> numbers) {
-      std::string text = "one of";
-      for (int number : numbers) text.append(" ").append(std::to_string(number));
-      return text + " on CUDA";
-    };
-    if (((options_->head_dim == Dims) || ...)) {
-      throw_invalid("group", options_->group, list({Sizes...}));
-    }
-    throw_invalid("head_dim", options_->head_dim, list({Dims...}));
+    PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::with(options_->head_dim, options_->group, run);
   }
 
   /// In order, or by the engine's threads.
@@ -622,12 +599,6 @@ class Operations {
 
   // ---- states and page tables
 
-  static Index paged_tokens(std::span<const PageView> pages) {
-    Index sum = 0;
-    for (const PageView &page : pages) sum += page.tokens;
-    return sum;
-  }
-
   static LayerState state_of(const View &view) {
     return view.exact->state(view.pages.size(), paged_tokens(view.pages), view.coding, view.position);
   }
@@ -637,40 +608,9 @@ class Operations {
     view.exact->set_stale(false);
   }
 
-  static PageEntry page_entry(const PageView &page, Index before, Index tile_page) {
-    return {.data = reinterpret_cast<const std::uint8_t *>(page.data),
-            .base = page.base,
-            .first = static_cast<std::int32_t>(page.first),
-            .tokens = static_cast<std::int32_t>(page.tokens),
-            .row = static_cast<std::int32_t>(page.row),
-            .before = static_cast<std::int32_t>(before),
-            .tile_page = static_cast<std::int32_t>(tile_page),
-            .unused = 0};
-  }
-
-  /// How many of the last `pages` have that base.
-  static Index neighbours(std::span<const PageView> pages, Index base) {
-    const auto other = [&](const PageView &page) { return page.base != base; };
-    return std::find_if(pages.rbegin(), pages.rend(), other) - pages.rbegin();
-  }
-
-  /// The page that lies ready; it counts nothing while there is none.
-  PageEntry next_entry(const View &view, Index before) const {
-    return page_entry(view.next, before, neighbours(view.pages, view.next.base));
-  }
-
   /// The table from entry `first` on, and what lies ready behind it.
   void upload_pages(const View &view, std::size_t first, cudaStream_t stream) {
-    table_entries_.clear();
-    Index before = view.exact->sinks() + paged_tokens(view.pages.first(first));
-    Index tile_page = first == 0 ? 0 : neighbours(view.pages.first(first), view.pages[first - 1].base);
-    for (std::size_t i = first; i < view.pages.size(); ++i) {
-      const PageView &page = view.pages[i];
-      if (i > 0 && view.pages[i - 1].base != page.base) tile_page = 0;
-      table_entries_.push_back(page_entry(page, before, tile_page++));
-      before += page.tokens;
-    }
-    table_entries_.push_back(next_entry(view, before));
+    write_table(view.pages, view.next, view.exact->sinks(), first, table_entries_);
     upload<PageEntry>(table_entries_, view.exact->device_table() + first, stream);
   }
 
@@ -758,44 +698,6 @@ class Operations {
     if (buffer.size() > 0) cuda::check(cudaStreamSynchronize(stream), "workspace");
     buffer = {};
     buffer = DeviceBuffer<Scalar>(size);
-  }
-
-  // ---- dequantize
-
-  /// A^-1 of every head, empty without a basis.
-  std::vector<RowMatrix> from_bases(const LayerCoding &coding) const {
-    std::vector<RowMatrix> inverses(static_cast<std::size_t>(kv_heads()));
-    for (int head = 0; head < kv_heads(); ++head) {
-      const SubspaceBasis *basis = coding.quantizer(head).basis();
-      if (basis != nullptr) inverses[static_cast<std::size_t>(head)] = basis->from_basis().cast<float>();
-    }
-    return inverses;
-  }
-
-  /// The tokens of one head and page that count, from page bytes on the host.
-  template <class Layout, Element S>
-  void unpack_page(const LayerCoding &coding, const RowMatrix &from_basis,
-                   std::span<const std::byte> bytes, const PageView &view, Index head, TensorView<S> k,
-                   TensorView<S> v) const {
-    const std::size_t head_bytes = bytes.size() / static_cast<std::size_t>(kv_heads());
-    const HeadPage<Layout, T> page(bytes.data() + static_cast<std::size_t>(head) * head_bytes,
-                                   *options_->values);
-    const KeyQuantizer &quantizer = coding.quantizer(head);
-    RowMatrix keys = page.keys(quantizer, from_basis);
-    const RowMatrix values = page.values();
-    if (const float *mean = quantizer.mean()) {
-      coding.tiles().frame()->add_mean(mean, Layout::HeadDim, 1, view.row, Layout::Group, keys.data());
-    }
-    if (view.base != 0) {
-      Turn(of_layer(options_->rotary, coding.layer()), view.base)
-          .apply_to_channels(keys.data(), Layout::Group);
-    }
-    for (Index token = 0; token < view.tokens; ++token) {
-      for (Index channel = 0; channel < Layout::HeadDim; ++channel) {
-        k.row(token, head)[channel] = static_cast<S>(keys(channel, view.first + token));
-        v.row(token, head)[channel] = static_cast<S>(values(view.first + token, channel));
-      }
-    }
   }
 
   std::unique_ptr<const Options> options_;  // codings refer to it

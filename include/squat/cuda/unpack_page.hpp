@@ -176,4 +176,30 @@ class HeadPage {
   ValueCoding values_;
 };
 
+/// What the keys of one head's pages are coded with.
+struct PageCoding {
+  const KeyQuantizer &quantizer;
+  const RowMatrix &from_basis;  ///< A^-1, empty without a basis
+  const TileFrame *frame;       ///< null: without tiles
+  const RotaryTable *rotary;    ///< null: a page's base is 0
+};
+
+/// Writes the tokens of a page of one head that count to head `head` of k and v.
+template <class Layout, class T, Element S>
+void unpack_page(const HeadPage<Layout, T> &page, const PageCoding &coding, const PageView &view,
+                 Index head, TensorView<S> k, TensorView<S> v) {
+  RowMatrix keys = page.keys(coding.quantizer, coding.from_basis);
+  const RowMatrix values = page.values();
+  if (const float *mean = coding.quantizer.mean()) {
+    coding.frame->add_mean(mean, Layout::HeadDim, 1, view.row, Layout::Group, keys.data());
+  }
+  if (view.base != 0) Turn(*coding.rotary, view.base).apply_to_channels(keys.data(), Layout::Group);
+  for (Index token = 0; token < view.tokens; ++token) {
+    for (Index channel = 0; channel < Layout::HeadDim; ++channel) {
+      k.row(token, head)[channel] = static_cast<S>(keys(channel, view.first + token));
+      v.row(token, head)[channel] = static_cast<S>(values(view.first + token, channel));
+    }
+  }
+}
+
 }  // namespace squat::cuda
