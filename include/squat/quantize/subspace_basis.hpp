@@ -56,17 +56,20 @@ inline std::optional<SubspaceBasis> learn_subspace_basis(const Eigen::MatrixXd &
   const Eigen::LLT<Eigen::MatrixXd> cholesky(metric);
   if (cholesky.info() != Eigen::Success) return {};
   const Eigen::MatrixXd U = cholesky.matrixL();
+  const auto lower = U.triangularView<Eigen::Lower>();
   // The scale of the keys is taken out: it may lie anywhere in float16's range.
   const double scale = S.trace() / static_cast<double>(d);
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(U.transpose() * (S / scale) * U);
+  const Eigen::MatrixXd half = lower.transpose() * (S / scale);
+  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(half * lower);
   if (eigen.info() != Eigen::Success) return {};
   const Eigen::MatrixXd W = eigen.eigenvectors().rowwise().reverse();
   SubspaceBasis basis;
-  basis.to_basis = (W.transpose() * U.transpose()).cast<float>();
+  // A's singular values are U's, from sqrt(ridge) to sqrt(d + ridge): float holds A^-1 too.
+  basis.to_basis = (lower * W).transpose().cast<float>();
   basis.metric = metric.diagonal().cast<float>().array();
   basis.variance = scale * eigen.eigenvalues().reverse().array().max(0.0);
   basis.allocation = allocate_bits(basis.variance, bits);
-  if (!basis.to_basis.allFinite() || !basis.from_basis().cast<float>().allFinite()) return {};
+  if (!basis.to_basis.allFinite()) return {};
   return basis;
 }
 
