@@ -14,23 +14,24 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// 2^x for x <= 0, to 3e-7 of it; below -125 what -125 gives.
+/// 2^x for finite x <= 0, to 3e-7 of it; below -125 at most what -125 gives.
 ///
 /// x = n + r with |r| <= 1 / 2; 2^r by the polynomial that meets it at the six Chebyshev
-/// nodes of that interval; times 2^n by an addition to the exponent.
+/// nodes of that interval, pairs of its terms side by side; times 2^n by an addition to the
+/// exponent.
 inline FloatVector power_of_two(FloatVector x) {
   const auto polynomial = [](FloatVector r) {
-    FloatVector power = broadcast(0.00133909208f);
-    for (float coefficient : {0.00967608998f, 0.0555035701f, 0.240221064f, 0.693147188f, 1.00000008f}) {
-      power = multiply_add(power, r, broadcast(coefficient));
-    }
-    return power;
+    const auto pair = [r](float a, float b) { return multiply_add(broadcast(b), r, broadcast(a)); };
+    const FloatVector square = r * r;
+    const FloatVector rest =
+        multiply_add(pair(0.00967608998f, 0.00133909208f), square, pair(0.240221064f, 0.0555035701f));
+    return multiply_add(rest, square, pair(1.00000008f, 0.693147188f));
   };
-  x = greater_of(x, broadcast(-125));
 #if defined(SQUAT_CPU_AVX512)
   const __m512 n = _mm512_roundscale_ps(x, 0);
   return _mm512_scalef_ps(polynomial(x - n), n);
 #else
+  x = greater_of(x, broadcast(-125));
   typedef std::uint32_t Words __attribute__((vector_size(sizeof(FloatVector))));
   const FloatVector shifted = x + broadcast(integer_bits);
   FloatVector power = polynomial(x - (shifted - broadcast(integer_bits)));
@@ -64,7 +65,7 @@ inline void exponentiate(SoftmaxState *states, RowView<float> scores, Index firs
       std::fill(scores[row] + last, scores[row] + end, value);
     }
   };
-  fill_others(-std::numeric_limits<float>::infinity());
+  fill_others(std::numeric_limits<float>::lowest() / 4);  // finite, and so is what becomes of it
   FloatVector largest[RowCount], sums[RowCount];
   SQUAT_UNROLL(16)
   for (int row = 0; row < RowCount; ++row) largest[row] = load_floats(scores[row]);
