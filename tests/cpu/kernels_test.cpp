@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
 #include <type_traits>
 #include <vector>
@@ -143,12 +144,20 @@ TEST(WeightedCodes, ErrByAFractionOfTheLargestWeight) {
 }
 
 TEST(PowerOfTwo, ErrsByThreeTenMillionthsAtMost) {
-  for (int step = 0; step <= 125'000; ++step) {
-    const std::vector<float> x(size(float_lanes), -0.001f * static_cast<float>(step));
-    std::vector<float> power(size(float_lanes));
-    store_floats(power.data(), power_of_two(load_floats(x.data())));
-    const double expected = std::exp2(std::max(static_cast<double>(x[0]), -125.0));
-    ASSERT_NEAR(static_cast<double>(power[0]), expected, 3e-7 * expected) << x[0];
+  std::vector<float> power(size(float_lanes));
+  for (int step = 0; step < 125'000; ++step) {
+    const float x = -0.001f * static_cast<float>(step);
+    store_floats(power.data(), power_of_two(broadcast(x)));
+    const double expected = std::exp2(static_cast<double>(x));
+    for (float lane : power) ASSERT_NEAR(static_cast<double>(lane), expected, 3e-7 * expected) << x;
+  }
+}
+
+TEST(PowerOfTwo, IsNextToNothingFarBelow) {
+  std::vector<float> power(size(float_lanes));
+  for (float x : {-125.5f, -126.0f, -150.0f, -1e6f, std::numeric_limits<float>::lowest() / 2}) {
+    store_floats(power.data(), power_of_two(broadcast(x)));
+    for (float lane : power) EXPECT_TRUE(lane >= 0 && lane <= 1.000001f * std::exp2(-125.0f)) << x;
   }
 }
 

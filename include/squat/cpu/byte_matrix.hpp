@@ -62,7 +62,7 @@ class ByteMatrix {
 
   static std::size_t scratch_bytes(Index rows, Index inputs) {
     return Scratch::bytes<float>(rows * inputs) + Scratch::bytes<std::int8_t>(rows * inputs) +
-           4 * Scratch::bytes<float>(rows);
+           5 * Scratch::bytes<float>(rows);
   }
 
   /// result[r][0 ... outputs) of `rows` rows.
@@ -74,10 +74,11 @@ class ByteMatrix {
     const RowView<std::int8_t> rounded{scratch.take<std::int8_t>(rows * inputs), inputs};
     auto *multipliers = scratch.take<float>(rows), *rests = scratch.take<float>(rows);
     auto *sums = scratch.take<float>(rows), *offsets = scratch.take<float>(rows);
+    auto *largest = scratch.take<float>(rows);
     for_row_blocks(rows, [&]<int RowCount>(Index row) {
-      FloatVector row_sums[4];
+      FloatVector row_sums[4], most[4];
       SQUAT_UNROLL(16)
-      for (auto &sum : row_sums) sum = broadcast(0);
+      for (int r = 0; r < 4; ++r) row_sums[r] = most[r] = broadcast(0);
       for (Index i = 0; i < inputs; i += float_lanes) {
         const FloatVector inverse_width = load_floats(inverse_widths + i);
         SQUAT_UNROLL(16)
@@ -85,14 +86,17 @@ class ByteMatrix {
           const FloatVector input = load_floats(x[row + r] + i) * inverse_width;
           store_floats(even[row + r] + i, input);
           row_sums[r] = row_sums[r] + input;
+          most[r] = greater_of(most[r], magnitude(input));
         }
       }
-      float totals[4];
+      float totals[4], greatest[4];
       sum_each(row_sums, totals);
+      largest_of_each(most, greatest);
       std::copy_n(totals, RowCount, sums + row);
+      std::copy_n(greatest, RowCount, largest + row);
     });
     for (Index row = 0; row < rows; ++row) std::fill_n(result[row], outputs, 0.0f);
-    round_weights(even, rows, inputs, most_weight(8), rounded, nullptr, multipliers, rests);
+    round_weights(even, rows, inputs, most_weight(8), rounded, largest, multipliers, rests);
     // What codes count from, times the sum of the rounded inputs.
     for (Index row = 0; row < rows; ++row) offsets[row] = middle_code(8) * (rests[row] - sums[row]);
     accumulate_codes({8, codes_.data(), outputs, inputs}, 0, outputs, rows,

@@ -23,13 +23,20 @@ inline constexpr int most_dot_rows = 8;
 template <int RowCount>
 inline constexpr int dot_blocks = RowCount == 8 ? 2 : 4;
 
-/// sum[lane] + the four products of lane's bytes. One operand of vpdpbusd is
+/// sum[lane] += the four products of lane's bytes. One operand of vpdpbusd is
 /// unsigned: the codes, or weights that are, where codes are too small to have a
-/// sign.
+/// sign. By name: of the intrinsic, GCC 12 keeps sum in two registers and moves it to
+/// and fro.
 template <class Weight>
-inline __m512i add_products(__m512i sum, __m512i codes, __m512i weights) {
-  return std::is_signed_v<Weight> ? _mm512_dpbusd_epi32(sum, codes, weights)
-                                  : _mm512_dpbusd_epi32(sum, weights, codes);
+[[gnu::always_inline]] inline void add_products(__m512i &sum, __m512i codes, __m512i weights) {
+  const auto add = [&sum](__m512i unsigned_bytes, __m512i signed_bytes) __attribute__((always_inline)) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+  };
+  if constexpr (std::is_signed_v<Weight>) {
+    add(codes, weights);
+  } else {
+    add(weights, codes);
+  }
 }
 
 /// sums[r][b] += the products of one block a lane block, of which `parts` parts
@@ -61,7 +68,7 @@ template <int Bits, int RowCount, int Blocks, class Weight>
       const __m512i weight = _mm512_set1_epi32(four);
       SQUAT_UNROLL(16)
       for (int b = 0; b < Blocks; ++b) {
-        sums[r][b] = add_products<Weight>(sums[r][b], codes[b], weight);
+        add_products<Weight>(sums[r][b], codes[b], weight);
       }
     }
   }

@@ -31,28 +31,48 @@ void weigh_keys(const Layout &layout, const BitAllocation &allocation, std::byte
   const half *zeros = layout.key_zeros(page, head), *scales = layout.key_scales(page, head);
   prefetch_ahead_all(zeros, d, ahead);
   prefetch_ahead_all(scales, d, ahead);
+  const auto runs = allocation.runs();
+  // Whether vectors end where runs do: then the largest weights of each are found on the way.
+  const bool aligned = std::all_of(runs.begin(), runs.end(),
+                                   [](const CodeRun &run) { return run.channels % float_lanes == 0; });
   for_row_blocks(rows, [&]<int RowCount>(Index row) {
-    FloatVector zero_scores[4];
+    FloatVector zero_scores[4], most[4];
     SQUAT_UNROLL(16)
     for (auto &score : zero_scores) score = broadcast(0);
-    for (Index i = 0; i < d; i += float_lanes) {
-      const FloatVector zero = load_floats(zeros + i);
-      // The sign of the first scale is the page's key space.
-      const FloatVector scale = magnitude(load_floats(scales + i));
+    const auto weigh = [&](Index first, Index last) {
       SQUAT_UNROLL(16)
-      for (int r = 0; r < RowCount; ++r) {
-        const FloatVector query = load_floats(queries[row + r] + i);
-        zero_scores[r] = multiply_add(query, zero, zero_scores[r]);
-        store_floats(scratch.weights[row + r] + i, query * scale);
+      for (auto &magnitudes : most) magnitudes = broadcast(0);
+      for (Index i = first; i < last; i += float_lanes) {
+        const FloatVector zero = load_floats(zeros + i);
+        // The sign of the first scale is the page's key space.
+        const FloatVector scale = magnitude(load_floats(scales + i));
+        SQUAT_UNROLL(16)
+        for (int r = 0; r < RowCount; ++r) {
+          const FloatVector query = load_floats(queries[row + r] + i), weight = query * scale;
+          zero_scores[r] = multiply_add(query, zero, zero_scores[r]);
+          store_floats(scratch.weights[row + r] + i, weight);
+          most[r] = greater_of(most[r], magnitude(weight));
+        }
       }
+    };
+    Index done = 0;
+    for (std::size_t run = 0; aligned && run < runs.size(); ++run) {
+      float largest[4];
+      weigh(done, done + runs[run].channels);
+      largest_of_each(most, largest);
+      std::copy_n(largest, RowCount, scratch.largest[static_cast<Index>(run)] + row);
+      done += runs[run].channels;
     }
+    if (done < d) weigh(done, d);
     float constants[4];
     sum_each(zero_scores, constants);
     std::copy_n(constants, RowCount, scratch.constants + row);
   });
   Index index = 0;
-  for (const CodeRun &run : allocation.runs()) {
-    scratch.round<WeightSign::any>(index++, run.first, run.bits, run.channels);
+  for (const CodeRun &run : runs) {
+    scratch.round<WeightSign::any>(index, run.first, run.bits, run.channels,
+                                   aligned ? scratch.largest[index] : nullptr);
+    ++index;
   }
 }
 

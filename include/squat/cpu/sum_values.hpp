@@ -50,13 +50,13 @@ void weigh_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page,
     float totals[4], largest[4];
     sum_each(sums, totals);
     largest_of_each(most, largest);
-    std::copy_n(largest, RowCount, scratch.largest + row);
+    std::copy_n(largest, RowCount, scratch.largest[0] + row);
     for (int r = 0; r < RowCount; ++r) {
       scratch.constants[row + r] = (plain ? 1.0f : -middle_code(ValueBits)) * totals[r];
     }
   });
   // Probabilities and the scales of values have no sign.
-  scratch.round<WeightSign::none>(0, 0, ValueBits, group, scratch.largest);
+  scratch.round<WeightSign::none>(0, 0, ValueBits, group, scratch.largest[0]);
 }
 
 /// outputs[r] += sum over all tokens of a page of probability times value, for the

@@ -35,7 +35,7 @@ class CodeWeights {
       : row_count(rows),
         weights{scratch.take<float>(rows * most), most},
         constants(scratch.take<float>(2 * rows)),
-        largest(scratch.take<float>(rows)),
+        largest{scratch.take<float>(most_runs * rows), rows},
         rounded_{scratch.take<std::int8_t>(2 * rows * most), most},
         multipliers_{scratch.take<float>(most_runs * 2 * rows), 2 * rows},
         rests_(scratch.take<float>(rows)) {
@@ -43,9 +43,9 @@ class CodeWeights {
   }
 
   static std::size_t scratch_bytes(Index rows, Index most) {
-    return Scratch::bytes<float>(rows * most) + 2 * Scratch::bytes<float>(rows) +
-           Scratch::bytes<std::int8_t>(2 * rows * most) + Scratch::bytes<float>(2 * rows) +
-           Scratch::bytes<float>(most_runs * 2 * rows);
+    return Scratch::bytes<float>(rows * most) + Scratch::bytes<float>(rows) +
+           Scratch::bytes<float>(most_runs * rows) + Scratch::bytes<std::int8_t>(2 * rows * most) +
+           Scratch::bytes<float>(2 * rows) + Scratch::bytes<float>(most_runs * 2 * rows);
   }
 
   /// Rounds the weights [first, first + inner), of run `run` of codes, and adds what
@@ -94,7 +94,7 @@ class CodeWeights {
   Index row_count = 0;
   RowView<float> weights{};    ///< [row_count, most]
   float *constants = nullptr;  ///< [row_count], and as many zeros, of second terms
-  float *largest = nullptr;    ///< [row_count], for who finds them on the way
+  RowView<float> largest{};    ///< [runs, row_count], of magnitudes: for who finds them on the way
 
  private:
   static RowView<std::uint8_t> without_sign(RowView<std::int8_t> bytes) {
