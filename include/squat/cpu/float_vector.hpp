@@ -133,7 +133,13 @@ inline void store_floats(bfloat16 *to, FloatVector x) {
 }
 
 /// |x| of every lane.
-inline FloatVector magnitude(FloatVector x) { return greater_of(x, broadcast(0) - x); }
+inline FloatVector magnitude(FloatVector x) {
+#if defined(SQUAT_CPU_AVX512)
+  return _mm512_abs_ps(x);
+#else
+  return greater_of(x, broadcast(0) - x);
+#endif
+}
 
 /// x, held in a register: GCC would fold its load into every operation that takes
 /// it, and the loads of a kernel would outnumber its multiply-adds.
