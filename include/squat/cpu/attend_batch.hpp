@@ -22,8 +22,8 @@ class AttendBatch {
  public:
   static constexpr Index most_rows = 128;  ///< query rows of a block
 
-  /// Pages of a run, half more or less of the last. It is fixed, so that results do not
-  /// depend on how many tasks share the work.
+  /// Pages of a run; the last has up to half as many more or fewer. It is fixed, so that
+  /// results do not depend on how many tasks share the work.
   static constexpr Index run_pages = 32;
 
   /// A block of tokens of one job and KV head.
