@@ -41,7 +41,7 @@ struct Options {
   /// what is learnt from a prompt then holds at every distance. Rounded down to
   /// whole pages, at least one. 0: keys are coded in the frame they come in.
   /// Default: 256 for subspace with a rotary table, otherwise 0. CUDA has room for 64 modes
-  /// of the mean key (attention/mean_modes.hpp): 512 tokens at head_dim 128, 256 at 256.
+  /// of the mean key (attention/mean_modes.hpp): 768 tokens at head_dim 128, 256 at 256.
   std::optional<int> frame{};
 
   /// Tokens whose queries and keys a coding learns from before its first page
