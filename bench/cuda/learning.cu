@@ -39,13 +39,13 @@ void statistics(benchmark::State &state, Coding coding) {
   state.SetItemsProcessed(tokens);
 }
 
-/// The coding of a layer, all KV heads, from its statistics: what the host takes with all of its threads,
-/// and the way to the GPU.
+/// The coding of a layer, all KV heads, from its statistics: what the host takes with all of its
+/// threads, and the way to the GPU.
 void learn(benchmark::State &state, Coding coding) {
   Stopwatch stopwatch;
   squat::ThreadPool pool;
   squat::Options options = resolved(coding);
-  options.parallel = [&](int count, const auto &task) { pool.run(count, task); };
+  options.parallel = pool.parallel();
   Operations operations(std::move(options));
   const Tokens in(llama3_8b, tokens, 0, stopwatch.stream());
   Times times;

@@ -43,6 +43,12 @@ struct PageView {
   Index row = 0;     ///< row of its tile that its first token (of all) stands in
 };
 
+inline Index paged_tokens(std::span<const PageView> pages) {
+  Index sum = 0;
+  for (const PageView &page : pages) sum += page.tokens;
+  return sum;
+}
+
 /// The cached tokens of one sequence and layer, in their order: sinks, pages,
 /// tail.
 template <class T>

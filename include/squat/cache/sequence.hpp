@@ -38,11 +38,7 @@ struct LayerTokens {
   Index next_position = 0;             // rotary position of the next token
   std::optional<PageIndex> next_page;  // laid ready for a backend that takes steps on its own
 
-  Index paged_tokens() const {
-    Index sum = 0;
-    for (const PageView &page : page_views) sum += page.tokens;
-    return sum;
-  }
+  Index paged_tokens() const { return squat::paged_tokens(page_views); }
   Index length() const { return exact.sinks() + paged_tokens() + exact.tail(); }
   auto context() const { return exact.context(page_views); }
 

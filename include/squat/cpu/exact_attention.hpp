@@ -23,8 +23,8 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 template <class Scalar>
 inline constexpr Index line = 64 / sizeof(Scalar);
 
-/// Rows ahead of the one being read that are called from the second-level cache,
-/// where prefetch_ahead() put them, into the first.
+/// Rows ahead of the one being read that are called into the first-level cache from
+/// the second, where those that prefetch_ahead() asked for have gone meanwhile.
 inline constexpr Index rows_near = 8;
 
 /// scores[r][t] = queries[r] . keys[t]. queries: [rows, head_dim], head_dim a

@@ -173,15 +173,24 @@ inline float largest_lane(FloatVector x) {
 #endif
 }
 
+#if defined(SQUAT_CPU_AVX512)
+/// operation() over the lanes of each of four vectors.
+template <class Operation>
+inline void reduce_each(const __m512 *x, float *results, Operation &&operation) {
+  // Within each 128 bits: a0 + a2, b0 + b2, a1 + a3, b1 + b3, then a, b, c, d.
+  const __m512 ab = operation(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const __m512 cd = operation(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  const __m512 quads = operation(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m512 halves = operation(quads, _mm512_shuffle_f32x4(quads, quads, 0x4e));
+  const __m512 all = operation(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1));
+  _mm_storeu_ps(results, _mm512_castps512_ps128(all));
+}
+#endif
+
 /// The largest of the lanes of each of four vectors.
 inline void largest_of_each(const FloatVector *x, float *largest) {
 #if defined(SQUAT_CPU_AVX512)
-  // As sum_each() does.
-  const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
-  const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-  const __m512 quads = _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
-  const __m256 halves = _mm256_max_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1));
-  _mm_storeu_ps(largest, _mm_max_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+  reduce_each(x, largest, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
 #else
   for (int i = 0; i < 4; ++i) largest[i] = largest_lane(x[i]);
 #endif
@@ -190,14 +199,7 @@ inline void largest_of_each(const FloatVector *x, float *largest) {
 /// The sums of the lanes of four vectors.
 inline void sum_each(const FloatVector *x, float *sums) {
 #if defined(SQUAT_CPU_AVX512)
-  // Within each 128 bits: a0 + a2, b0 + b2, a1 + a3, b1 + b3, then a, b, c, d.
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-  const __m512 quads = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
-  const __m256 half_sums =
-      _mm256_add_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1));
-  _mm_storeu_ps(sums,
-                _mm_add_ps(_mm256_castps256_ps128(half_sums), _mm256_extractf128_ps(half_sums, 1)));
+  reduce_each(x, sums, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
 #elif defined(SQUAT_CPU_AVX2)
   const __m256 pairs = _mm256_hadd_ps(x[0], x[1]);
   const __m256 quads = _mm256_hadd_ps(pairs, _mm256_hadd_ps(x[2], x[3]));

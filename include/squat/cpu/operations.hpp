@@ -304,19 +304,14 @@ class Operations {
       exact(job.context.sinks, 0);
     }
     Index position = job.context.sinks.tokens;
-    const auto tokens_of = [](std::span<const PageView> some) {
-      Index tokens = 0;
-      for (const PageView &page : some) tokens += page.tokens;
-      return tokens;
-    };
     const auto first_page = static_cast<std::size_t>(item.first_page);
     const auto last_page = static_cast<std::size_t>(item.last_page);
-    position += tokens_of(pages.first(first_page));
+    position += paged_tokens(pages.first(first_page));
     for (std::size_t i = first_page; i < last_page;) {
       const auto count =
           static_cast<std::size_t>(attention.together(pages.subspan(i, last_page - i), position));
       attention.pages(pages.subspan(i, count), position, pages.subspan(i + count));
-      position += tokens_of(pages.subspan(i, count));
+      position += paged_tokens(pages.subspan(i, count));
       i += count;
     }
     if (item.last_page == static_cast<Index>(pages.size())) exact(job.context.tail, position);

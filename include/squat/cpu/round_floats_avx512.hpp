@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "squat/cpu/float_vector.hpp"
 #include "squat/cpu/row_blocks.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
@@ -21,18 +22,6 @@ template <class Visit>
   if (i < count) visit(i, __mmask16{0x00ff});
 }
 
-/// In each 128 bits, the results of those of x[0], x[1], x[2], x[3] over four
-/// lanes; then over all lanes, one after another.
-template <class Operation>
-inline __m128 reduce_four(const __m512 (&x)[4], Operation &&operation) {
-  const __m512 pairs = operation(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
-  const __m512 more = operation(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-  const __m512 quads =
-      operation(_mm512_shuffle_ps(pairs, more, 0x44), _mm512_shuffle_ps(pairs, more, 0xee));
-  const __m512 halves = operation(quads, _mm512_shuffle_f32x4(quads, quads, 0x4e));
-  return _mm512_castps512_ps128(operation(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1)));
-}
-
 /// max |x_i| of `count` numbers, a multiple of 8, of each of `RowCount` rows.
 template <int RowCount>
 inline void largest_magnitudes(RowView<const float> x, Index count, float *largest) {
@@ -44,7 +33,7 @@ inline void largest_magnitudes(RowView<const float> x, Index count, float *large
     }
   });
   float four[4];
-  _mm_storeu_ps(four, reduce_four(most, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); }));
+  largest_of_each(most, four);
   std::copy_n(four, RowCount, largest);
 }
 
@@ -107,7 +96,7 @@ inline void round_floats(RowView<float> x, Index count, const float *scales, Row
     }
   });
   float four[4];
-  _mm_storeu_ps(four, reduce_four(sums, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); }));
+  sum_each(sums, four);
   std::copy_n(four, RowCount, rests);
 }
 

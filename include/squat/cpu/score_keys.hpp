@@ -55,15 +55,14 @@ void weigh_keys(const Layout &layout, const BitAllocation &allocation, std::byte
         }
       }
     };
-    Index done = 0;
-    for (std::size_t run = 0; aligned && run < runs.size(); ++run) {
+    Index index = 0;
+    for (const CodeRun &run : aligned ? runs : runs.first(0)) {
       float largest[4];
-      weigh(done, done + runs[run].channels);
+      weigh(run.first, run.first + run.channels);
       largest_of_each(most, largest);
-      std::copy_n(largest, RowCount, scratch.largest[static_cast<Index>(run)] + row);
-      done += runs[run].channels;
+      std::copy_n(largest, RowCount, scratch.largest[index++] + row);
     }
-    if (done < d) weigh(done, d);
+    weigh(aligned ? allocation.coded_channels() : 0, d);
     float constants[4];
     sum_each(zero_scores, constants);
     std::copy_n(constants, RowCount, scratch.constants + row);

@@ -15,12 +15,6 @@
 
 namespace squat::cuda {
 
-inline Index paged_tokens(std::span<const PageView> pages) {
-  Index sum = 0;
-  for (const PageView &page : pages) sum += page.tokens;
-  return sum;
-}
-
 /// before: tokens of the sequence before the page; tile_page: pages of its tile before it.
 inline PageEntry page_entry(const PageView &page, Index before, Index tile_page) {
   return {.data = reinterpret_cast<const std::uint8_t *>(page.data),
