@@ -451,9 +451,7 @@ class World {
     OnDevice<half> out(std::vector<half>(q.size(), half(1e4f)));
     const std::size_t bytes = attend_workspace_bytes(d, static_cast<int>(batch.size()), heads,
                                                      case_.kv_heads, most, table_pages);
-    std::vector<std::uint8_t> poison(bytes, 0xff);  // all but the counters
-    std::fill_n(poison.begin(), counter_bytes, std::uint8_t{0});
-    auto* workspace = keep(poison);
+    auto* workspace = keep(std::vector<std::uint8_t>(bytes, 0xff));  // poison
     AttendCall<half> call{};
     call.batch = keep(batch);
     call.entries = static_cast<int>(batch.size());

@@ -5,10 +5,9 @@
 // Eight query rows of a token and KV head (more heads a KV head or more tokens: several such column
 // tiles) meet the context of their sequence and layer, a segment: first its exact rows in units of some
 // tokens, then its pages, one a unit. All units of all segments follow each other and are dealt out in
-// equal runs to the blocks of a grid that just fills the device, and within a block in equal runs to its
-// warps, which keep a running softmax in registers and merge at the segment's end in shared memory. What
-// a block finds out about a segment goes to a slot of the workspace; the last block of a segment adds
-// its slots up (merge.cuh).
+// equal runs to the warps of a grid that just fills the device, the workers, which keep a running
+// softmax in registers and wait for nobody. What one finds out about a segment goes to a slot of the
+// workspace; a kernel behind this one adds the slots of each segment up (merge.cuh).
 //
 // Counts are read on the device: the launch depends on the batch's size alone.
 //
@@ -57,16 +56,13 @@ class SegmentWarp {
   static constexpr int ring_tiles = HeadDim <= 128 ? 3 : 2, ring_bytes = ring_tiles * steps * 512;
 
   /// Shared memory of a warp: a page's head between its query set and the weights of its tokens; or the
-  /// queries of exact rows; or the output while warps merge.
+  /// queries of exact rows.
   __host__ __device__ static constexpr int stage_bytes() {
-    constexpr int output = SlotLayout<HeadDim>::floats * 4;
     constexpr int queries = static_cast<int>(sizeof(QueryStorage<HeadDim>)) +
                             (stages_keys || stages_values ? 0 : ring_bytes);
     const int page =
         stage_keys() + (stages_keys ? key_bytes : 0) + (stages_values ? value_bytes + weight_bytes : 0);
-    int most = page;
-    for (const int size : {output, queries}) most = size > most ? size : most;
-    return (most + 127) / 128 * 128;
+    return ((page > queries ? page : queries) + 127) / 128 * 128;
   }
 
   __device__ SegmentWarp(const AttendCall<S> &call, const BatchEntry &entry, const EntryStart &start,
@@ -90,18 +86,11 @@ class SegmentWarp {
     }
     least_limit_ = past + first / heads + 1;
     most_limit_ = past + (min(first + column_count, rows) - 1) / heads + 1;
-    begin();
   }
 
-  __device__ void begin() {
-    softmax_.clear();
-    sums_.clear();
-  }
-
-  /// Attends to the warp's part of the blocks [first, last) of exact rows, sinks' before the tail's.
+  /// Attends to the blocks [first, last) of exact rows, sinks' before the tail's.
   __device__ void exact(int first, int last) {
-    take_part(first, last);
-    if (first >= last) return;
+    begin();
     Queries<HeadDim> queries = own_queries();
     for (int begin = first; begin < last; begin += exact_tiles) {
       float c[exact_tiles][4];
@@ -128,9 +117,9 @@ class SegmentWarp {
     }
   }
 
-  /// Attends to the warp's part of the pages [first, last).
+  /// Attends to the pages [first, last).
   __device__ void pages(int first, int last) {
-    take_part(first, last);
+    begin();
     while (last > first && state_.pages[last - 1].before >= most_limit_) --last;
     if (first >= last) return;
     if constexpr (!stages_keys && !stages_values) {
@@ -150,7 +139,6 @@ class SegmentWarp {
       });
     } else {
       set_holds_ = no_set;
-      wait_for_launches();
       for_each_page(first, last, [&](const PageEntry &page, float(&c)[Layout::token_tiles][4]) {
         wait_for_copies<stages_values ? 1 : 0>();
         return score_packed<Layout>(stage_ + stage_keys(), query_set(page), coding_.heads[head_],
@@ -159,34 +147,41 @@ class SegmentWarp {
     }
   }
 
-  /// Writes what the warp found out to its stage: a slot.
-  __device__ void store(bool packed) {
-    const int lane = lane_index();
-    auto *slot = reinterpret_cast<float4 *>(stage_);
+  /// Writes what was found out to a slot, see SlotLayout.
+  __device__ void store(float *slot, bool packed) const {
+    const int g = lane_index() / 4, first = lane_index() % 4 * 2;  // column
+    const int columns =
+        min(column_count, entry_.tokens * (call_.query_heads / call_.kv_heads) - tile_ * column_count);
     const bool codes = packed && stages_values;
     const float unit = sums_.unit / weight_range;
     const float code_factor = codes ? code_unit * unit : 1.0f;
     const float middle =
         codes ? (Values == ValueCoding::plain ? 1.0f : -middle_code_of(Layout::ValueBits)) * unit : 0.0f;
 #pragma unroll
-    for (int i = 0; i < steps; ++i) {
-      const float factor = codes ? code_factor / tile_factor<Layout::ValueBits>(i) : code_factor;
-      const float(&c)[4] = sums_.codes[i];
-      const float(&k)[4] = sums_.constant[Values == ValueCoding::plain ? i / 2 : 0];
-      slot[i * warp_lanes + lane] = {c[0] * factor + k[0] * middle, c[1] * factor + k[1] * middle,
-                                     c[2] * factor + k[2] * middle, c[3] * factor + k[3] * middle};
-    }
-    float *states = reinterpret_cast<float *>(stage_) + SlotLayout<HeadDim>::states;
-    if (lane < 4) {
+    for (int j = 0; j < 2; ++j) {
+      const int column = first + j;
+      if (column >= columns) break;
+      float *to = slot + column * HeadDim + g;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        states[2 * lane + i] = softmax_.reference(i);
-        states[column_count + 2 * lane + i] = sums_.weights[i];
+      for (int i = 0; i < steps; ++i) {
+        const float factor = codes ? code_factor / tile_factor<Layout::ValueBits>(i) : code_factor;
+        const float constant = sums_.constant[Values == ValueCoding::plain ? i / 2 : 0][j] * middle;
+        to[16 * i] = sums_.codes[i][j] * factor + constant;
+        to[16 * i + 8] = sums_.codes[i][j + 2] * factor + constant;
+      }
+      if (g == 0) {
+        slot[SlotLayout<HeadDim>::references + column] = softmax_.reference(j);
+        slot[SlotLayout<HeadDim>::weights + column] = sums_.weights[j];
       }
     }
   }
 
  private:
+  __device__ void begin() {
+    softmax_.clear();
+    sums_.clear();
+  }
+
   __host__ __device__ static constexpr float middle_code_of(int bits) {
     return static_cast<float>((1 << bits) - 1) / 2;
   }
@@ -273,13 +268,6 @@ class SegmentWarp {
     wait_for_copies<0>();
   }
 
-  /// The warp's part of [first, last).
-  __device__ static void take_part(int &first, int &last) {
-    const int begin = first, all = max(last - first, 0);
-    first = begin + all * warp_index() / block_warps;
-    last = begin + all * (warp_index() + 1) / block_warps;
-  }
-
   /// Scores the pages [first, last) by score(page, c), and sums their values up.
   template <class Score>
   __device__ void for_each_page(int first, int last, Score &&score) {
@@ -362,6 +350,7 @@ class SegmentWarp {
       copy_async(stage_ + stage_keys(), page_head(page), key_bytes);
       if (set_holds_ != index - page.tile_page) {
         set_holds_ = index - page.tile_page;
+        wait_for_launches();  // of the kernel that makes the sets
         copy_async(stage_, global_set(set_holds_), set_bytes<HeadDim>(coding_.heads[head_].mode_tiles));
       }
       commit_copies();
@@ -424,8 +413,7 @@ class SegmentWarp {
 /// Shared memory of a block's warps.
 template <class Warp>
 __host__ __device__ constexpr int warps_bytes() {
-  constexpr int stages = block_warps * Warp::stage_bytes(), merge = merge_bytes<Warp::HeadDim>();
-  return stages > merge ? stages : merge;
+  return block_warps * Warp::stage_bytes();
 }
 
 /// Blocks that a processor's shared memory has room for, at most as many as leave the registers a warp
@@ -443,46 +431,39 @@ __global__ void __launch_bounds__(block_threads,
     attend_kernel(const AttendCall<S> call) {
   using Warp = SegmentWarp<Layout, Values, T, S>;
   extern __shared__ __align__(128) std::uint8_t stages[];
-  constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
   auto *starts = reinterpret_cast<EntryStart *>(stages + warps_bytes<Warp>());
+  allow_next_launch();
   find_starts(call, Warp::exact_tiles, starts);
   const int units = starts[call.entries].unit;
-  const int block = static_cast<int>(blockIdx.x),
-            blocks = busy_blocks(units, static_cast<int>(gridDim.x));
-  if (block >= blocks) return;
-  int unit = static_cast<int>(run_start(units, block, blocks));
-  const int last = static_cast<int>(run_start(units, block + 1, blocks));
-  while (unit < last) {
+  const int blocks = static_cast<int>(gridDim.x), busy = busy_workers(units, blocks * block_warps);
+  // Of neighbours in different blocks, so that a few units are a few processors' work.
+  const int worker = warp_index() * blocks + static_cast<int>(blockIdx.x);
+  const int last = worker < busy ? run_start(units, worker + 1, busy) : 0;
+  for (int unit = worker < busy ? run_start(units, worker, busy) : 0; unit < last;) {
     const int index = find_entry(starts, call.entries, unit, &EntryStart::unit);
     const BatchEntry entry = call.batch[index];
     const EntryShape shape(call, entry, Warp::exact_tiles);
     const int segment = (unit - starts[index].unit) / shape.units;  // of the entry
     const int first = (unit - starts[index].unit) % shape.units;
-    const int count = min(shape.units - first, last - unit);
+    const int end = min(shape.units, first + last - unit);
     const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
     Warp work(call, entry, starts[index], segment, head, tile, stages);
-    const int slot_segment = starts[index].segment + segment;
-    const auto run = [&](bool packed, int begin, int end) {
-      if (begin >= end) return;
-      work.begin();
-      packed ? work.pages(begin, end) : work.exact(begin, end);
-      __syncwarp();
-      work.store(packed);
-      __syncthreads();
-      merge_stages<Layout::HeadDim>(stages, Warp::stage_bytes(),
-                                    slot_of<Layout::HeadDim>(call, slot_segment, block, packed));
-      __syncthreads();
+    const auto slot = [&](bool packed) {
+      return slot_of<Layout::HeadDim>(call, starts[index].segment + segment, worker, packed);
     };
-    const int first_block = first * Warp::exact_tiles, last_block = (first + count) * Warp::exact_tiles;
-    run(false, first_block, min(last_block, shape.exact_blocks));
-    run(true, max(first - shape.exact_units, 0), first + count - shape.exact_units);
-    const SegmentSlots slots(units, blocks, unit - first, shape);
-    if (is_last(call.arrived + slot_segment, slots.blocks())) {
-      merge_slots<Layout::HeadDim, rotated>(call, entry, head, tile, slots, slot_segment, stages,
-                                            warps_bytes<Warp>());
+    if (first < shape.exact_units) {
+      work.exact(first * Warp::exact_tiles, min(end * Warp::exact_tiles, shape.exact_blocks));
+      work.store(slot(false), false);
+      __syncwarp();
     }
-    unit += count;
+    if (end > shape.exact_units) {
+      work.pages(max(first - shape.exact_units, 0), end - shape.exact_units);
+      work.store(slot(true), true);
+      __syncwarp();
+    }
+    unit += end - first;
   }
+  wait_for_launches();  // so that what comes behind this kernel comes behind the making of sets
 }
 
 }  // namespace squat::cuda

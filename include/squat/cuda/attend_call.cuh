@@ -32,8 +32,7 @@ struct AttendCall {
   const CodingTables *codings;  // indexed by LayerState::coding
   DeviceTensor<const S> q;
   DeviceTensor<S> out;
-  std::uint32_t *arrived;  // [segments], blocks that are done with a segment: 0 before and after
-  float *slots;
+  float *slots;              // see merge.cuh
   void *sets;                // of queries, see query_sets.cuh
   std::int32_t table_pages;  // entries of the page tables of the batch's sequences together, used or not
   std::int32_t first_tile;   // column tiles [first_tile, first_tile + most_tiles) of every entry
@@ -67,14 +66,14 @@ struct EntryShape {
   }
 };
 
-/// Blocks that have units: all whose runs are not empty.
-__device__ inline int busy_blocks(std::int64_t units, int blocks) {
-  return static_cast<int>(min(units, static_cast<std::int64_t>(blocks)));
+/// Workers that have units: all whose runs are not empty.
+__device__ inline int busy_workers(std::int64_t units, int workers) {
+  return static_cast<int>(min(units, static_cast<std::int64_t>(workers)));
 }
 
-/// The first of the units of block `block` among `blocks` busy ones.
-__device__ inline std::int64_t run_start(std::int64_t units, int block, int blocks) {
-  return units * block / blocks;
+/// The first of the units of worker `worker` among `workers` busy ones.
+__device__ inline int run_start(std::int64_t units, int worker, int workers) {
+  return static_cast<int>(units * worker / workers);
 }
 
 /// Sums up the units and segments of the batch, [entries + 1], by all threads of a block.

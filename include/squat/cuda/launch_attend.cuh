@@ -11,6 +11,8 @@
 #include "squat/config.hpp"
 #include "squat/cuda/attend.cuh"
 #include "squat/cuda/error.hpp"
+#include "squat/cuda/merge.cuh"
+#include "squat/cuda/query_sets.cuh"
 #include "squat/quantize/coding.hpp"
 
 namespace squat::cuda {
@@ -19,8 +21,7 @@ namespace squat::cuda {
 inline constexpr int most_segments = 8192;
 inline constexpr int most_sets = 32768;
 
-/// Blocks of the attention's grid at most, on any device: a merge's shared memory has room for their
-/// slots.
+/// Blocks of the attention's grid at most, on any device: the workspace has room for their warps' slots.
 inline constexpr int most_blocks = 480;
 
 /// Column tiles of `tokens` tokens of a sequence.
@@ -35,11 +36,6 @@ inline int tiles_at_once(int entries, int query_heads, int kv_heads, int most_to
   return std::clamp(std::min(by_segments, by_sets), 1,
                     column_tiles(most_tokens, query_heads / kv_heads));
 }
-
-/// Sequences times KV heads an attention takes at most: the workspace begins with a counter for each
-/// segment of a launch, all 0 before and after.
-inline constexpr int most_counters = 65536;
-inline constexpr std::size_t counter_bytes = most_counters * sizeof(std::uint32_t);
 
 /// The parts of the workspace, in bytes from its beginning.
 struct AttendWorkspace {
@@ -59,8 +55,8 @@ struct AttendWorkspace {
     const std::size_t slot_bytes = (d * 8 + 2 * column_count) * sizeof(float);
     const std::size_t set_bytes = 2 * d * warp_lanes / 2 + 2 * column_count * sizeof(float) +
                                   most_mode_tiles * warp_lanes * sizeof(uint2);
-    slots = counter_bytes;
-    sets = slots + 2 * (static_cast<std::size_t>(entries) * tiles + most_blocks) * slot_bytes;
+    slots = 0;
+    sets = 2 * (static_cast<std::size_t>(entries) * tiles + most_blocks * block_warps) * slot_bytes;
     end = sets + static_cast<std::size_t>(table_pages) * tiles * set_bytes;
   }
 };
@@ -70,6 +66,23 @@ struct AttendWorkspace {
 inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_heads, int kv_heads,
                                           int most_tokens, int table_pages) {
   return AttendWorkspace(head_dim, entries, query_heads, kv_heads, most_tokens, table_pages).end;
+}
+
+/// Launches a kernel behind another of the stream; overlaps: before that has ended, for what it does
+/// before it waits.
+template <class... Parameters, class... Arguments>
+void launch_behind(void (*kernel)(Parameters...), int blocks, int threads, std::size_t shared,
+                   cudaStream_t stream, bool overlaps, const Arguments &...arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
+                                  .blockDim = dim3(static_cast<unsigned>(threads)),
+                                  .dynamicSmemBytes = shared,
+                                  .stream = stream,
+                                  .attrs = &attribute,
+                                  .numAttrs = overlaps ? 1u : 0u};
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), "attend");
 }
 
 template <class Layout, ValueCoding Values, class T, class S>
@@ -96,7 +109,6 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   call.scale *= log2_e;
   call.most_tiles =
       tiles_at_once(call.entries, call.query_heads, call.kv_heads, most_tokens, call.table_pages);
-  call.arrived = reinterpret_cast<std::uint32_t *>(bytes);
   call.slots = reinterpret_cast<float *>(bytes + parts.slots);
   call.sets = bytes + parts.sets;
   const int tiles = column_tiles(most_tokens, call.query_heads / call.kv_heads);
@@ -107,6 +119,10 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
                                static_cast<int>(sets_shared)),
           "attend: shared memory of queries");
   }
+  const bool overlaps = major >= 9;
+  const int columns = std::min(column_count, most_tokens * (call.query_heads / call.kv_heads));
+  const int rows = call.entries * call.most_tiles * call.kv_heads * columns;
+  const int team = rows <= 4 * processors ? merge_warps : 1, teams = merge_warps / team;
   for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
     if constexpr (Layout::KeyBits < 16) {
       const int of_a_head = std::max(1, 2 * processors / call.kv_heads);
@@ -114,23 +130,17 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
           call);
       check(cudaGetLastError(), "attend: queries");
     }
-    cudaLaunchAttribute overlaps{};  // with the making of sets, until it reads them
-    overlaps.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlaps.val.programmaticStreamSerializationAllowed = 1;
-    const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
-                                    .blockDim = dim3(block_threads),
-                                    .dynamicSmemBytes = shared,
-                                    .stream = stream,
-                                    .attrs = &overlaps,
-                                    .numAttrs = Layout::KeyBits < 16 && major >= 9 ? 1u : 0u};
-    check(cudaLaunchKernelEx(&config, kernel, call), "attend");
+    launch_behind(kernel, blocks, block_threads, shared, stream, overlaps && Layout::KeyBits < 16, call);
+    constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
+    launch_behind(merge_slots<head_dim, rotated, S>, (rows + teams - 1) / teams, merge_threads,
+                  starts_bytes, stream, overlaps, call, blocks * block_warps, Warp::exact_tiles, columns,
+                  team);
   }
 }
 
 /// Attends for every entry of a batch, each of 1 to `most_tokens` tokens. `call`: all but what the
-/// launch fills in (arrived, slots, tiles); its scale is the attention scale. workspace:
-/// attend_workspace_bytes(), aligned to 16 bytes, the first counter_bytes of them 0 before the first
-/// call.
+/// launch fills in (slots, sets, tiles); its scale is the attention scale. workspace:
+/// attend_workspace_bytes(), aligned to 16 bytes.
 template <class Layout, class T, class S>
 void launch_attend(const AttendCall<S> &call, ValueCoding values, int most_tokens, void *workspace,
                    cudaStream_t stream) {

@@ -1,11 +1,11 @@
 #pragma once
 
-// Adds up what warps and blocks found out about a segment, by their log-sum-exp, turns packed values
-// back from their Hadamard rotation and writes the output.
+// Adds up what warps found out about a segment, by their log-sum-exp, turns packed values back from
+// their Hadamard rotation and writes the output.
 //
-// A slot holds a segment's sums over a run of units. The warps of a block merge theirs in shared memory;
-// the block that finishes a segment last merges those of all its blocks, which it reads from the
-// second-level cache: HeadDim * 32 bytes a slot.
+// A slot holds a segment's sums over a warp's run of units. The kernel here is launched behind the
+// attention's: a warp a query row where there are many, else all warps of a block, so that all slots of
+// a row are on their way from the second-level cache at once.
 
 #include <cuda_runtime.h>
 
@@ -18,66 +18,21 @@
 
 namespace squat::cuda {
 
-/// What slots of the workspace hold: a float4 a lane and tile of channels as C has them, then maxima and
-/// sums of the columns.
+/// What slots of the workspace hold: the sums of each column's channels, then the columns' references
+/// (what weights are relative to, a power of two) and the sums of their weights.
 template <int HeadDim>
 struct SlotLayout {
-  static constexpr int states = HeadDim / 16 * warp_lanes * 4;
-  static constexpr int floats = states + 2 * column_count;
+  static constexpr int references = column_count * HeadDim;
+  static constexpr int weights = references + column_count;
+  static constexpr int floats = weights + column_count;
 };
 
-/// The slot of a block and segment. Exact rows have one of their own: packed values may be rotated.
-/// Blocks and segments both come in order, so that a block is in its first segment's successors once.
+/// The slot of a worker and segment. Exact rows have one of their own: packed values may be rotated.
+/// Workers and segments both come in order, so that a worker is in its first segment's successors once.
 template <int HeadDim, class S>
-__device__ inline float *slot_of(const AttendCall<S> &call, int segment, int block, bool packed) {
-  const std::size_t index = 2 * (static_cast<std::size_t>(segment) + static_cast<std::size_t>(block));
+__device__ inline float *slot_of(const AttendCall<S> &call, int segment, int worker, bool packed) {
+  const std::size_t index = 2 * (static_cast<std::size_t>(segment) + static_cast<std::size_t>(worker));
   return call.slots + (index + (packed ? 1 : 0)) * SlotLayout<HeadDim>::floats;
-}
-
-/// Merges the slots in the stages of a block's warps into one of the workspace. All loops here and below
-/// stay loops: code that runs once costs its way from memory.
-template <int HeadDim>
-__device__ inline void merge_stages(const std::uint8_t *stages, int stage_bytes, float *slot) {
-  constexpr int fragments = HeadDim / 16 * warp_lanes, states = SlotLayout<HeadDim>::states;
-  __shared__ __align__(16) float factors[block_warps][column_count];
-  const auto stage = [&](int warp) {
-    return reinterpret_cast<const float *>(stages + warp * stage_bytes);
-  };
-  const int thread = static_cast<int>(threadIdx.x);
-  if (thread < block_warps * column_count) {
-    const int warp = thread / column_count, column = thread % column_count;
-    const auto over_warps = [](float x, auto operation) {
-      for (int step = column_count; step < warp_lanes; step *= 2) {
-        x = operation(x, __shfl_xor_sync(0xffffffffu, x, step));
-      }
-      return x;
-    };
-    static_assert(block_warps * column_count == warp_lanes);
-    const float own = stage(warp)[states + column];
-    const float largest = over_warps(own, [](float a, float b) { return fmaxf(a, b); });
-    const float factor = power_of_two(own - largest);
-    factors[warp][column] = factor;
-    const float sum = over_warps(factor * stage(warp)[states + column_count + column],
-                                 [](float a, float b) { return a + b; });
-    if (warp == 0) {
-      slot[states + column] = largest;
-      slot[states + column_count + column] = sum;
-    }
-  }
-  __syncthreads();
-  const int column = 2 * (thread % 4);  // of the thread's fragments, and the next
-#pragma unroll 1
-  for (int i = thread; i < fragments; i += block_threads) {
-    float4 sum = {0, 0, 0, 0};
-#pragma unroll
-    for (int warp = 0; warp < block_warps; ++warp) {
-      const float4 part = reinterpret_cast<const float4 *>(stage(warp))[i];
-      const float2 factor = *reinterpret_cast<const float2 *>(&factors[warp][column]);
-      sum.x += part.x * factor.x, sum.y += part.y * factor.y;
-      sum.z += part.z * factor.x, sum.w += part.w * factor.y;
-    }
-    reinterpret_cast<float4 *>(slot)[i] = sum;
-  }
 }
 
 /// The slots of one segment: those of exact rows, then those of pages.
@@ -85,175 +40,210 @@ struct SegmentSlots {
   int first_exact, exact;
   int first_packed, packed;
 
-  /// first: the segment's first unit of `units`, which `all` busy blocks share.
+  /// first: the segment's first unit of `units`, which `all` busy workers share.
   __device__ SegmentSlots(std::int64_t units, int all, std::int64_t first, const EntryShape &shape) {
-    const auto block_of = [&](std::int64_t unit) {
+    const auto worker_of = [&](std::int64_t unit) {
       return static_cast<int>(((unit + 1) * all - 1) /
                               units);  // the last whose run begins at or before it
     };
     const auto count = [&](std::int64_t begin, std::int64_t end) {
-      return begin < end ? block_of(end - 1) - block_of(begin) + 1 : 0;
+      return begin < end ? worker_of(end - 1) - worker_of(begin) + 1 : 0;
     };
     const std::int64_t middle = first + shape.exact_units, end = first + shape.units;
-    first_exact = block_of(first);
+    first_exact = worker_of(first);
     exact = count(first, middle);
     packed = count(middle, end);
-    first_packed = packed > 0 ? block_of(middle) : first_exact;
-    last_ = block_of(end - 1);
+    first_packed = packed > 0 ? worker_of(middle) : first_exact;
   }
 
   __device__ int count() const { return exact + packed; }
   __device__ bool is_packed(int slot) const { return slot >= exact; }
-  __device__ int block(int slot) const {
+  __device__ int worker(int slot) const {
     return is_packed(slot) ? first_packed + slot - exact : first_exact + slot;
   }
-  /// Blocks that have a part in the segment.
-  __device__ int blocks() const { return last_ - first_exact + 1; }
-
- private:
-  int last_;
 };
 
-/// Slots a segment has at most, see most_blocks.
-inline constexpr int most_slots = 512;
+inline constexpr int merge_warps = 8;
+inline constexpr int merge_threads = merge_warps * warp_lanes;
 
-/// Whether this block is the last of `blocks` to come here; it sees what the others wrote.
-__device__ inline bool is_last(std::uint32_t *arrived, int blocks) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(arrived, 1u) == static_cast<std::uint32_t>(blocks) - 1;
-    if (last) *arrived = 0;
-  }
-  __syncthreads();
-  if (last) __threadfence();
-  return last;
-}
-
-/// Rotates `HeadDim` channels in shared memory by one warp, see rotate_hadamard().
+/// What some slots of a row come to. A lane has quads of channels, lane + 32 i of them.
 template <int HeadDim>
-__device__ inline void rotate_channels(float *row) {
-  constexpr int block = HeadDim & -HeadDim;
-  const int lane = lane_index();
-#pragma unroll 1
-  for (int span = 1; span < block; span *= 2) {
-    __syncwarp();
-#pragma unroll 1
-    for (int i = lane; i < HeadDim / 2; i += warp_lanes) {
-      const int low = i / span * 2 * span + i % span;
-      const float a = row[low], b = row[low + span];
-      row[low] = a + b;
-      row[low + span] = a - b;
+struct RowSums {
+  static constexpr int quads = HeadDim / 4, count = (quads + warp_lanes - 1) / warp_lanes;
+
+  float reference;
+  float weight;
+  float4 exact[count], packed[count];
+
+  __device__ void clear() {
+    reference = -INFINITY;
+    weight = 0;
+#pragma unroll
+    for (int i = 0; i < count; ++i) exact[i] = packed[i] = {0, 0, 0, 0};
+  }
+
+  /// Whether quad i of a lane is one.
+  __device__ static bool has(int i) { return quads % warp_lanes == 0 || quad(i) < quads; }
+  __device__ static int quad(int i) { return i * warp_lanes + lane_index(); }
+
+  __device__ void raise(float to) {
+    const float most = fmaxf(reference, to), factor = power_of_two(reference - most);
+    reference = most;
+    weight *= factor;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      exact[i] = scaled(exact[i], factor);
+      packed[i] = scaled(packed[i], factor);
     }
   }
-  __syncwarp();
+
+  /// += x times factor.
+  __device__ static void add(float4 &sum, const float4 &x, float factor) {
+    sum.x += x.x * factor, sum.y += x.y * factor, sum.z += x.z * factor, sum.w += x.w * factor;
+  }
+  __device__ static float4 scaled(const float4 &x, float factor) {
+    return {x.x * factor, x.y * factor, x.z * factor, x.w * factor};
+  }
+};
+
+/// Rotates the HeadDim channels that a warp's lanes have, quad i warp_lanes + lane each, see
+/// rotate_hadamard().
+template <int HeadDim, int Count>
+__device__ inline void rotate_quads(float4 (&x)[Count]) {
+  constexpr int block = HeadDim & -HeadDim, quads = block / 4;
+  static_assert(quads <= warp_lanes || (quads == 2 * warp_lanes && Count == 2));
   const float scale = rsqrtf(static_cast<float>(block));
-  for (int i = lane; i < HeadDim; i += warp_lanes) row[i] *= scale;
-  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    const float4 pairs = {x[i].x + x[i].y, x[i].x - x[i].y, x[i].z + x[i].w, x[i].z - x[i].w};
+    x[i] = {pairs.x + pairs.z, pairs.y + pairs.w, pairs.x - pairs.z, pairs.y - pairs.w};
+#pragma unroll 1
+    for (int step = 1; step < quads && step < warp_lanes; step *= 2) {
+      const float sign = (lane_index() & step) != 0 ? -1.0f : 1.0f;
+      const auto meet = [&](float own) {
+        return own * sign + __shfl_xor_sync(0xffffffffu, own, step);
+      };
+      x[i] = {meet(x[i].x), meet(x[i].y), meet(x[i].z), meet(x[i].w)};
+    }
+    x[i] = RowSums<HeadDim>::scaled(x[i], scale);
+  }
+  if constexpr (quads > warp_lanes) {
+    const float4 low = x[0], high = x[1];
+    RowSums<HeadDim>::add(x[0], high, 1);
+    x[1] = low;
+    RowSums<HeadDim>::add(x[1], high, -1);
+  }
 }
 
-/// What merge_slots() needs of shared memory at least.
-template <int HeadDim>
-__host__ __device__ constexpr int merge_bytes() {
-  return (2 * HeadDim + most_slots) * column_count * static_cast<int>(sizeof(float)) +
-         8 * block_threads * static_cast<int>(sizeof(float4));
+/// One warp's part of a row's slots: those from `first` on, every `step`th.
+template <int HeadDim, class S>
+__device__ inline RowSums<HeadDim> add_slots(const AttendCall<S> &call, const SegmentSlots &slots,
+                                             int segment, int column, int first, int step) {
+  using Slot = SlotLayout<HeadDim>;
+  constexpr int together = HeadDim > 128 ? 4 : 8;
+  RowSums<HeadDim> sums;
+  sums.clear();
+#pragma unroll 1
+  for (int begin = first; begin < slots.count(); begin += together * step) {
+    float references[together], weights[together];
+    float4 parts[together][RowSums<HeadDim>::count];
+#pragma unroll
+    for (int j = 0; j < together; ++j) {
+      const int i = begin + j * step;
+      references[j] = -INFINITY;
+      if (i >= slots.count()) continue;
+      const float *slot = slot_of<HeadDim>(call, segment, slots.worker(i), slots.is_packed(i));
+      references[j] = slot[Slot::references + column];
+      weights[j] = slot[Slot::weights + column];
+#pragma unroll
+      for (int k = 0; k < RowSums<HeadDim>::count; ++k) {
+        if (sums.has(k)) {
+          parts[j][k] = reinterpret_cast<const float4 *>(slot + column * HeadDim)[sums.quad(k)];
+        }
+      }
+    }
+    float most = references[0];
+#pragma unroll
+    for (int j = 1; j < together; ++j) most = fmaxf(most, references[j]);
+    sums.raise(most);
+#pragma unroll
+    for (int j = 0; j < together; ++j) {
+      const int i = begin + j * step;
+      if (i >= slots.count()) break;
+      const float factor = power_of_two(references[j] - sums.reference);
+      const float packed = slots.is_packed(i) ? factor : 0.0f, exact = factor - packed;
+      sums.weight += weights[j] * factor;
+#pragma unroll
+      for (int k = 0; k < RowSums<HeadDim>::count; ++k) {
+        sums.add(sums.exact[k], parts[j][k], exact);
+        sums.add(sums.packed[k], parts[j][k], packed);
+      }
+    }
+  }
+  return sums;
 }
 
-/// Merges a segment's slots and writes its output, by all threads of a block. scratch: `bytes` bytes of
-/// shared memory, merge_bytes() or more.
+/// Merges the slots of every query row of a launch. A row has `team` warps, 1 or all of a block.
+/// columns: rows of a column tile at most; workers, exact_tiles: of the attention's launch.
 template <int HeadDim, bool Rotated, class S>
-__device__ inline void merge_slots(const AttendCall<S> &call, const BatchEntry &entry, int head,
-                                   int tile, const SegmentSlots &slots, int segment, void *scratch,
-                                   int bytes) {
-  constexpr int states = SlotLayout<HeadDim>::states;
-  using Sums = float[column_count][HeadDim];
-  auto *sums = static_cast<Sums *>(scratch);  // of exact and of packed values
-  auto *factors = reinterpret_cast<float *>(sums + 2);
-  auto *pieces = reinterpret_cast<float4 *>(factors + slots.count() * column_count);
-  const int at_once = static_cast<int>(
-      (static_cast<std::uint8_t *>(scratch) + bytes - reinterpret_cast<std::uint8_t *>(pieces)) /
-      (block_threads * sizeof(float4)));
-  __shared__ float weights[column_count];
+__global__ void __launch_bounds__(merge_threads)
+    merge_slots(const AttendCall<S> call, int workers, int exact_tiles, int columns, int team) {
+  using Sums = RowSums<HeadDim>;
+  extern __shared__ EntryStart starts[];
+  __shared__ Sums parts[merge_warps][warp_lanes];
+  find_starts(call, exact_tiles, starts);
+  const int units = starts[call.entries].unit, busy = busy_workers(units, workers);
+  const int rows = starts[call.entries].segment * columns, teams = merge_warps / team;
+  const int rank = warp_index() % team;  // in the team
   const int heads = call.query_heads / call.kv_heads;
-  const int columns = min(column_count, entry.tokens * heads - tile * column_count);
-  const int thread = static_cast<int>(threadIdx.x), warp = warp_index(), lane = lane_index();
-  const auto slot = [&](int i) {
-    return slot_of<HeadDim>(call, segment, slots.block(i), slots.is_packed(i));
-  };
 #pragma unroll 1
-  for (int column = warp; column < columns; column += block_warps) {
-    float most = -INFINITY, sum = 0;
-#pragma unroll 1
-    for (int i = lane; i < slots.count(); i += warp_lanes) {
-      const float *state = slot(i) + states + column;
-      factors[i * column_count + column] = state[0];
-      most = fmaxf(most, state[0]);
+  for (int row = static_cast<int>(blockIdx.x) * teams + warp_index() / team; row < rows;
+       row += static_cast<int>(gridDim.x) * teams) {
+    const int slot_segment = row / columns, column = row % columns;
+    const int index = find_entry(starts, call.entries, slot_segment, &EntryStart::segment);
+    const BatchEntry entry = call.batch[index];
+    const EntryShape shape(call, entry, exact_tiles);
+    const int segment = slot_segment - starts[index].segment;
+    const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
+    const int query = tile * column_count + column;  // of the entry and KV head
+    if (query >= entry.tokens * heads) continue;
+    const SegmentSlots slots(units, busy, starts[index].unit + segment * shape.units, shape);
+    wait_for_launches();
+    Sums sums = add_slots<HeadDim>(call, slots, slot_segment, column, rank, team);
+    if (team > 1) {
+      parts[rank][lane_index()] = sums;
+      __syncthreads();
     }
+    if (rank == 0) {
+#pragma unroll 1
+      for (int other = 1; other < team; ++other) {
+        const Sums &part = parts[other][lane_index()];
+        sums.raise(part.reference);
+        const float factor = power_of_two(part.reference - sums.reference);
+        sums.weight += part.weight * factor;
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2)
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
-#pragma unroll 1
-    for (int i = lane; i < slots.count(); i += warp_lanes) {
-      float &factor = factors[i * column_count + column];
-      factor = power_of_two(factor - most);
-      sum += factor * slot(i)[states + column_count + column];
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    if (lane == 0) weights[column] = 1 / sum;
-  }
-  __syncthreads();
-  // Fragments of the columns that count: lanes of the first `pairs` values of t. A thread copies what it
-  // adds up: as many slots as there is room for are on their way at a time.
-  const int pairs = (columns + 1) / 2;
-#pragma unroll 1
-  for (int i = thread; i < HeadDim / 2 * pairs; i += block_threads) {
-    const int t = i % pairs, row = i / pairs, piece = row * 4 + t, column = 2 * t;
-    const int channel = row / 8 * 16 + row % 8;
-    float4 total = {0, 0, 0, 0};
-    const auto store = [&](Sums &to) {
-      to[column][channel] = total.x, to[column + 1][channel] = total.y;
-      to[column][channel + 8] = total.z, to[column + 1][channel + 8] = total.w;
-      total = {0, 0, 0, 0};
-    };
-#pragma unroll 1
-    for (int first = 0; first < slots.count(); first += at_once) {
-      const int end = min(first + at_once, slots.count());
-#pragma unroll 2
-      for (int j = first; j < end; ++j) {
-        copy_async(pieces + (j - first) * block_threads + thread,
-                   reinterpret_cast<const float4 *>(slot(j)) + piece);
+        for (int i = 0; i < Sums::count; ++i) {
+          sums.add(sums.exact[i], part.exact[i], factor);
+          sums.add(sums.packed[i], part.packed[i], factor);
+        }
       }
-      commit_copies();
-      wait_for_copies<0>();
-#pragma unroll 2
-      for (int j = first; j < end; ++j) {
-        if (j == slots.exact) store(sums[0]);
-        const float4 part = pieces[(j - first) * block_threads + thread];
-        const float *factor = factors + j * column_count + column;
-        const float low = factor[0], high = column + 1 < columns ? factor[1] : 0.0f;
-        total.x += part.x * low, total.y += part.y * high;
-        total.z += part.z * low, total.w += part.w * high;
+      if constexpr (Rotated) rotate_quads<HeadDim>(sums.packed);
+      auto *out = reinterpret_cast<DeviceElementOf<S> *>(
+          call.out.row(entry.first_row + query / heads, head * heads + query % heads));
+      const float inverse = 1 / sums.weight;
+#pragma unroll
+      for (int i = 0; i < Sums::count; ++i) {
+        if (!sums.has(i)) continue;
+        const float4 e = sums.exact[i], p = sums.packed[i];
+        const float of_quad[4] = {e.x + p.x, e.y + p.y, e.z + p.z, e.w + p.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          out[sums.quad(i) * 4 + j] = static_cast<DeviceElementOf<S>>(of_quad[j] * inverse);
+        }
       }
     }
-    const bool packed = slots.packed > 0;
-    store(sums[packed ? 1 : 0]);
-    if (slots.exact == 0 || !packed) store(sums[packed ? 0 : 1]);  // nothing
+    if (team > 1) __syncthreads();
   }
-  __syncthreads();
-#pragma unroll 1
-  for (int c = warp; c < columns; c += block_warps) {
-    if constexpr (Rotated) rotate_channels<HeadDim>(sums[1][c]);
-    const int row = tile * column_count + c;
-    auto *out = reinterpret_cast<DeviceElementOf<S> *>(
-        call.out.row(entry.first_row + row / heads, head * heads + row % heads));
-#pragma unroll 1
-    for (int i = lane; i < HeadDim; i += warp_lanes) {
-      out[i] = static_cast<DeviceElementOf<S>>((sums[0][c][i] + sums[1][c][i]) * weights[c]);
-    }
-  }
-  __syncthreads();
 }
 
 }  // namespace squat::cuda

@@ -648,7 +648,6 @@ class Operations {
     if (bytes <= attend_.bytes()) return;
     if (captured_) retired_.push_back(std::exchange(attend_, {}));
     grow(attend_, bytes, stream);
-    attend_.fill(0, stream);  // its counters
   }
 
   template <Element S>
