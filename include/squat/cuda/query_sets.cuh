@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
   using Matrices = SetMatrices<HeadDim>;
   extern __shared__ __align__(128) std::uint8_t memory[];
   __shared__ SetJob jobs[set_threads];
-  __shared__ int counts[set_warps], stop;
+  __shared__ int counts[set_warps], stop, most_columns;
   auto *matrices = reinterpret_cast<uint4 *>(memory);
   auto *storages = reinterpret_cast<QueryStorage<HeadDim> *>(memory + Matrices::bytes);
   auto *starts = reinterpret_cast<EntryStart *>(storages + set_warps);
@@ -176,11 +176,28 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
       return &call.codings[call.batch[entry].state->coding].heads[head];
     };
     const HeadTables *tables = tables_of(entry_of(first));
-    if (thread == 0) stop = min(first + set_threads, end);
+    const uint4 *basis = tables->basis, *projection = tables->projection;
+    if constexpr (Matrices::shared) {
+      const auto fetch = [&](const uint4 *&matrix, uint4 *to, int count) {
+        if (matrix == nullptr) return;
+        if (tables != fetched) {
+#pragma unroll 4
+          for (int i = thread; i < count; i += set_threads) copy_async(to + i, matrix + i);
+        }
+        matrix = to;
+      };
+      fetch(basis, matrices, Matrices::basis);
+      fetch(projection, matrices + Matrices::basis, tables->mode_tiles * (HeadDim / 16) * warp_lanes);
+      commit_copies();
+      fetched = tables;
+    }
+    if (thread == 0) {
+      stop = min(first + set_threads, end);
+      most_columns = 0;
+    }
     __syncthreads();
     SetJob job{};
     bool begins = false;
-    int most_columns = 0;
     if (index < end) {
       const int e = entry_of(index);
       const BatchEntry &entry = call.batch[e];
@@ -193,29 +210,15 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
              .first = (call.first_tile + local / pages) * column_count,
              .columns = entry.tokens * (call.query_heads / heads)};
       begins = page.tile_page == 0;
-      most_columns = job.columns;
       if (tables_of(e) != tables) atomicMin(&stop, index);  // these have other matrices
     }
-    const bool wide = __syncthreads_or(most_columns > column_count / 2);
-    const bool halves = __syncthreads_or(most_columns > column_count / 4);
+    const int columns_of_warp = __reduce_max_sync(0xffffffffu, job.columns);
+    if (lane_index() == 0) atomicMax(&most_columns, columns_of_warp);
+    __syncthreads();
     next = stop;
     begins = begins && index < next;
     const unsigned before = __ballot_sync(0xffffffffu, begins);
     if (lane_index() == 0) counts[warp] = __popc(before);
-    const uint4 *basis = tables->basis, *projection = tables->projection;
-    if constexpr (Matrices::shared) {
-      const auto fetch = [&](const uint4 *&matrix, uint4 *to, int count) {
-        if (matrix == nullptr) return;
-        if (tables != fetched) {
-#pragma unroll 8
-          for (int i = thread; i < count; i += set_threads) to[i] = __ldg(matrix + i);
-        }
-        matrix = to;
-      };
-      fetch(basis, matrices, Matrices::basis);
-      fetch(projection, matrices + Matrices::basis, tables->mode_tiles * (HeadDim / 16) * warp_lanes);
-      fetched = tables;
-    }
     __syncthreads();
     int count = 0, own = 0;
     for (int i = 0; i < set_warps; ++i) {
@@ -223,6 +226,7 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
       count += counts[i];
     }
     if (begins) jobs[own + __popc(before & ((1u << lane_index()) - 1))] = job;
+    wait_for_copies<0>();  // of the matrices
     __syncthreads();
     SetWarp<HeadDim, S> work{
         call,
@@ -231,7 +235,7 @@ __global__ void __launch_bounds__(set_threads, 2) make_query_sets(const AttendCa
         projection,
         tables->mode_tiles,
         {storages[warp], &call.codings[call.batch[entry_of(first)].state->coding].tiles}};
-    const int runs = wide ? 1 : halves ? 2 : 4;
+    const int runs = most_columns > column_count / 2 ? 1 : most_columns > column_count / 4 ? 2 : 4;
 #pragma unroll 1
     for (int i = runs * warp; i < count; i += runs * set_warps) {
       work.make(jobs + i, min(runs, count - i), runs);

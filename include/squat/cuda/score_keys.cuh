@@ -80,11 +80,11 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const QuerySet<L
   const auto *scales = reinterpret_cast<const uint2 *>(keys + Layout::key_scales) + t * steps;
   const auto *zeros = reinterpret_cast<const uint2 *>(keys + Layout::key_zeros) + t * steps;
   const uint2 *q = set.facing + lane_index();
-  float zero_score[4] = {0, 0, 0, 0};
+  float zero_scores[2][4] = {};  // two, which need not wait for each other
 #pragma unroll 2
   for (int step = 0; step < steps; ++step) {
     const uint2 zero = zeros[step], b = q[step * warp_lanes];
-    multiply_add(zero_score, zero.x, zero.x, zero.y, zero.y, b.x, b.y);
+    multiply_add(zero_scores[step % 2], zero.x, zero.x, zero.y, zero.y, b.x, b.y);
   }
 #pragma unroll
   for (int i = 0; i < Layout::token_tiles; ++i) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0;
@@ -117,7 +117,8 @@ __device__ inline float2 score_packed(const std::uint8_t *keys, const QuerySet<L
     const float basis_unit = !basis ? 1.0f : i == 0 ? basis_units.x : basis_units.y;
     factors[i] = has_mean ? head.projection_unit : basis_unit;
     const float to_factor = basis_unit * inverse_of_power(factors[i]);
-    const float code_factor = code_unit * to_factor, zero = zero_score[i] * to_factor;
+    const float code_factor = code_unit * to_factor;
+    const float zero = (zero_scores[0][i] + zero_scores[1][i]) * to_factor;
 #pragma unroll
     for (int tile = 0; tile < Layout::token_tiles; ++tile) {
       const float own = code_factor / tile_factor<Layout::KeyBits>(tile);

@@ -58,13 +58,14 @@ class Queries {
     const int column = lane / 4, t = lane % 4;
     constexpr int runs = HeadDim / 32;
     const S *query = row(column);
-    float x[runs][8];
+    float x[runs][8] = {};
+    if (query != nullptr) read_runs(query + t * 8, x);
     float largest = 0;
 #pragma unroll
     for (int i = 0; i < runs; ++i) {
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        x[i][j] = query == nullptr ? 0.0f : static_cast<float>(query[(i * 4 + t) * 8 + j]) * scale;
+        x[i][j] *= scale;
         largest = fmaxf(largest, fabsf(x[i][j]));
       }
     }
@@ -154,6 +155,25 @@ class Queries {
   }
 
  private:
+  /// x[i] = the eight elements from 32 i on; in pieces of 16 bytes where they lie so.
+  template <class S, int Runs>
+  __device__ static void read_runs(const S *from, float (&x)[Runs][8]) {
+    constexpr int pieces = 8 * sizeof(S) / sizeof(uint4);
+    alignas(uint4) S elements[Runs][8];
+    if (reinterpret_cast<std::uintptr_t>(from) % sizeof(uint4) == 0) {
+#pragma unroll
+      for (int i = 0; i < Runs * pieces; ++i) {
+        reinterpret_cast<uint4 *>(elements[i / pieces])[i % pieces] =
+            reinterpret_cast<const uint4 *>(from + i / pieces * 32)[i % pieces];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < Runs * 8; ++i) elements[i / 8][i % 8] = from[i / 8 * 32 + i % 8];
+    }
+#pragma unroll
+    for (int i = 0; i < Runs * 8; ++i) x[i / 8][i % 8] = static_cast<float>(elements[i / 8][i % 8]);
+  }
+
   /// count: 0 for no turn at all.
   template <class Base>
   __device__ void turn(Base &&base, int count) {

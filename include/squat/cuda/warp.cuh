@@ -36,6 +36,15 @@ __device__ inline float power_of_two(float x) {
   return y;
 }
 
+/// Reads what nothing writes meanwhile and one lane reads once, past the first-level cache.
+__device__ inline uint4 read_once(const uint4 *from) {
+  uint4 x;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+      : "l"(from));
+  return x;
+}
+
 /// Copies 16 bytes to shared memory, past the first-level cache.
 __device__ inline void copy_async(void *to, const void *from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
