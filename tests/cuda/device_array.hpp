@@ -42,9 +42,12 @@ class DeviceArray {
   DeviceArray &operator=(const DeviceArray &) = delete;
 
   Element *data() const { return data_; }
+  /// They have arrived when it returns: a copy from pageable memory alone may still be on its way, and
+  /// streams that do not wait for the default one would not wait for it.
   void write(const std::vector<Element> &elements) {
     require(
         cudaMemcpy(data_, elements.data(), elements.size() * sizeof(Element), cudaMemcpyHostToDevice));
+    require(cudaStreamSynchronize(nullptr));
   }
   std::vector<Element> read() const {
     std::vector<Element> elements(size_);

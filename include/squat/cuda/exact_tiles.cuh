@@ -50,7 +50,8 @@ struct FetchedTiles {
 
   __device__ explicit FetchedTiles(const ExactTile<T> *from) {
 #pragma unroll
-    for (int i = 0; i < Count; ++i) tiles[i].words = read_once(&from[i * warp_lanes + lane_index()].words);
+    for (int i = 0; i < Count; ++i)
+      tiles[i].words = read_once(&from[i * warp_lanes + lane_index()].words);
   }
   __device__ uint4 halves(int tile) const { return tiles[tile].halves(); }
 };

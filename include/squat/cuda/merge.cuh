@@ -120,9 +120,7 @@ __device__ inline void rotate_quads(float4 (&x)[Count]) {
 #pragma unroll 1
     for (int step = 1; step < quads && step < warp_lanes; step *= 2) {
       const float sign = (lane_index() & step) != 0 ? -1.0f : 1.0f;
-      const auto meet = [&](float own) {
-        return own * sign + __shfl_xor_sync(0xffffffffu, own, step);
-      };
+      const auto meet = [&](float own) { return own * sign + __shfl_xor_sync(0xffffffffu, own, step); };
       x[i] = {meet(x[i].x), meet(x[i].y), meet(x[i].z), meet(x[i].w)};
     }
     x[i] = RowSums<HeadDim>::scaled(x[i], scale);
