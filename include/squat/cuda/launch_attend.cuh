@@ -123,6 +123,11 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   const int columns = std::min(column_count, most_tokens * (call.query_heads / call.kv_heads));
   const int rows = call.entries * call.most_tiles * call.kv_heads * columns;
   const int team = rows <= 4 * processors ? merge_warps : 1, teams = merge_warps / team;
+  constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
+  const auto merge = merge_slots<head_dim, rotated, S>;
+  check(cudaFuncSetAttribute(merge, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(starts_bytes)),
+        "attend: shared memory of the merge");
   for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
     if constexpr (Layout::KeyBits < 16) {
       const int of_a_head = std::max(1, 2 * processors / call.kv_heads);
@@ -131,10 +136,8 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
       check(cudaGetLastError(), "attend: queries");
     }
     launch_behind(kernel, blocks, block_threads, shared, stream, overlaps && Layout::KeyBits < 16, call);
-    constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
-    launch_behind(merge_slots<head_dim, rotated, S>, (rows + teams - 1) / teams, merge_threads,
-                  starts_bytes, stream, overlaps, call, blocks * block_warps, Warp::exact_tiles, columns,
-                  team);
+    launch_behind(merge, (rows + teams - 1) / teams, merge_threads, starts_bytes, stream, overlaps, call,
+                  blocks * block_warps, Warp::exact_tiles, columns, team);
   }
 }
 
