@@ -106,6 +106,7 @@ TEST_F(CudaGraph, ReplaysAreSteps) {
     DeviceInputs in(options, sequences, 77);
     eager.step(in, stream);
     replayed.step(in, stream);
+    require(cudaStreamSynchronize(stream));  // before its inputs are written anew
     const CapturedStep captured(replayed, in, stream);
     for (unsigned step = 0; step < 100; ++step) {
       const DeviceInputs next(options, sequences, 100 + 3 * step);
