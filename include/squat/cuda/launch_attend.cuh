@@ -37,9 +37,9 @@ inline int tiles_at_once(int entries, int query_heads, int kv_heads, int most_to
                     column_tiles(most_tokens, query_heads / kv_heads));
 }
 
-/// The parts of the workspace, in bytes from its beginning.
+/// The parts of the workspace behind the slots it begins with, in bytes.
 struct AttendWorkspace {
-  std::size_t slots, sets, end;
+  std::size_t sets, end;
 
   template <class S>
   AttendWorkspace(const AttendCall<S> &call, int head_dim, int most_tokens)
@@ -55,7 +55,6 @@ struct AttendWorkspace {
     const std::size_t slot_bytes = (d * 8 + 2 * column_count) * sizeof(float);
     const std::size_t set_bytes = 2 * d * warp_lanes / 2 + 2 * column_count * sizeof(float) +
                                   most_mode_tiles * warp_lanes * sizeof(uint2);
-    slots = 0;
     sets = 2 * (static_cast<std::size_t>(entries) * tiles + most_blocks * block_warps) * slot_bytes;
     end = sets + static_cast<std::size_t>(table_pages) * tiles * set_bytes;
   }
@@ -109,7 +108,7 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   call.scale *= log2_e;
   call.most_tiles =
       tiles_at_once(call.entries, call.query_heads, call.kv_heads, most_tokens, call.table_pages);
-  call.slots = reinterpret_cast<float *>(bytes + parts.slots);
+  call.slots = reinterpret_cast<float *>(bytes);
   call.sets = bytes + parts.sets;
   const int tiles = column_tiles(most_tokens, call.query_heads / call.kv_heads);
   const auto make_sets = make_query_sets<head_dim, S>;

@@ -97,6 +97,17 @@ struct RowSums {
     }
   }
 
+  __device__ void add(const RowSums &other) {
+    raise(other.reference);
+    const float factor = power_of_two(other.reference - reference);
+    weight += other.weight * factor;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      add(exact[i], other.exact[i], factor);
+      add(packed[i], other.packed[i], factor);
+    }
+  }
+
   /// += x times factor.
   __device__ static void add(float4 &sum, const float4 &x, float factor) {
     sum.x += x.x * factor, sum.y += x.y * factor, sum.z += x.z * factor, sum.w += x.w * factor;
@@ -194,53 +205,39 @@ __global__ void __launch_bounds__(merge_threads)
   const int rows = starts[call.entries].segment * columns, teams = merge_warps / team;
   const int rank = warp_index() % team;  // in the team
   const int heads = call.query_heads / call.kv_heads;
+  const int row = static_cast<int>(blockIdx.x) * teams + warp_index() / team;
+  if (row >= rows) return;
+  const int slot_segment = row / columns, column = row % columns;
+  const int index = find_entry(starts, call.entries, slot_segment, &EntryStart::segment);
+  const BatchEntry entry = call.batch[index];
+  const EntryShape shape(call, entry, exact_tiles);
+  const int segment = slot_segment - starts[index].segment;
+  const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
+  const int query = tile * column_count + column;  // of the entry and KV head
+  if (query >= entry.tokens * heads) return;
+  const SegmentSlots slots(units, busy, starts[index].unit + segment * shape.units, shape);
+  wait_for_launches();
+  Sums sums = add_slots<HeadDim>(call, slots, slot_segment, column, rank, team);
+  if (team > 1) {
+    parts[rank][lane_index()] = sums;
+    __syncthreads();
+  }
+  if (rank > 0) return;
 #pragma unroll 1
-  for (int row = static_cast<int>(blockIdx.x) * teams + warp_index() / team; row < rows;
-       row += static_cast<int>(gridDim.x) * teams) {
-    const int slot_segment = row / columns, column = row % columns;
-    const int index = find_entry(starts, call.entries, slot_segment, &EntryStart::segment);
-    const BatchEntry entry = call.batch[index];
-    const EntryShape shape(call, entry, exact_tiles);
-    const int segment = slot_segment - starts[index].segment;
-    const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
-    const int query = tile * column_count + column;  // of the entry and KV head
-    if (query >= entry.tokens * heads) continue;
-    const SegmentSlots slots(units, busy, starts[index].unit + segment * shape.units, shape);
-    wait_for_launches();
-    Sums sums = add_slots<HeadDim>(call, slots, slot_segment, column, rank, team);
-    if (team > 1) {
-      parts[rank][lane_index()] = sums;
-      __syncthreads();
+  for (int other = 1; other < team; ++other) sums.add(parts[other][lane_index()]);
+  if constexpr (Rotated) rotate_quads<HeadDim>(sums.packed);
+  auto *out = reinterpret_cast<DeviceElementOf<S> *>(
+      call.out.row(entry.first_row + query / heads, head * heads + query % heads));
+  const float inverse = 1 / sums.weight;
+#pragma unroll
+  for (int i = 0; i < Sums::count; ++i) {
+    if (!sums.has(i)) continue;
+    const float4 e = sums.exact[i], p = sums.packed[i];
+    const float of_quad[4] = {e.x + p.x, e.y + p.y, e.z + p.z, e.w + p.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      out[sums.quad(i) * 4 + j] = static_cast<DeviceElementOf<S>>(of_quad[j] * inverse);
     }
-    if (rank == 0) {
-#pragma unroll 1
-      for (int other = 1; other < team; ++other) {
-        const Sums &part = parts[other][lane_index()];
-        sums.raise(part.reference);
-        const float factor = power_of_two(part.reference - sums.reference);
-        sums.weight += part.weight * factor;
-#pragma unroll
-        for (int i = 0; i < Sums::count; ++i) {
-          sums.add(sums.exact[i], part.exact[i], factor);
-          sums.add(sums.packed[i], part.packed[i], factor);
-        }
-      }
-      if constexpr (Rotated) rotate_quads<HeadDim>(sums.packed);
-      auto *out = reinterpret_cast<DeviceElementOf<S> *>(
-          call.out.row(entry.first_row + query / heads, head * heads + query % heads));
-      const float inverse = 1 / sums.weight;
-#pragma unroll
-      for (int i = 0; i < Sums::count; ++i) {
-        if (!sums.has(i)) continue;
-        const float4 e = sums.exact[i], p = sums.packed[i];
-        const float of_quad[4] = {e.x + p.x, e.y + p.y, e.z + p.z, e.w + p.w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          out[sums.quad(i) * 4 + j] = static_cast<DeviceElementOf<S>>(of_quad[j] * inverse);
-        }
-      }
-    }
-    if (team > 1) __syncthreads();
   }
 }
 
