@@ -32,18 +32,18 @@ Eigen::MatrixXd attention(const Rows& q, const Rows& k) {
 }
 
 /// Rounds a channel's group of tokens to 2 bits between its extremes.
-void round_minmax(squat::Index, Eigen::Map<const Eigen::ArrayXf> x, Eigen::Map<Eigen::ArrayXf> rounded) {
+void round_minmax(squat::Index, float* row) {
+  Eigen::Map<Eigen::ArrayXf> x(row, tokens);
   const float low = x.minCoeff(), scale = (x.maxCoeff() - low) / 3;
-  rounded = ((x - low) / scale).round() * scale + low;
+  x = ((x - low) / scale).round() * scale + low;
 }
 
 double difference(const Rows& q, const Rows& k, const squat::OrthogonalOptions& options) {
   const Eigen::MatrixXd moment = q.cast<double>().transpose() * q.cast<double>();
   const auto rounding =
-      squat::learn_orthogonal_rounding(moment, Eigen::ArrayXd::Ones(head_dim), options);
+      squat::learn_orthogonal_rounding(moment, std::vector<double>(head_dim, 1.0), options);
   squat::RowMatrix channels = k.transpose(), errors(head_dim, tokens);
-  squat::round_orthogonal(rounding, {channels.data(), head_dim, tokens},
-                          {errors.data(), head_dim, tokens}, round_minmax);
+  squat::round_orthogonal(rounding, channels.data(), tokens, errors.data(), round_minmax);
   const Rows coded = (channels + errors).transpose();
   return (attention(q, k) - attention(q, coded)).cwiseAbs().sum();
 }

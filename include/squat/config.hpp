@@ -20,6 +20,12 @@ using Eigen::half;
 /// Rows one behind the other, as tensors have them.
 using RowMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
+/// What codings learn is computed in matrices of this kind; Real is double unless said. Functions
+/// that call Eigen's products and decompositions are templates over it, so that a translation unit
+/// that does not call them does not instantiate them.
+template <std::floating_point Real>
+using Matrix = Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic>;
+
 /// An element of a tensor the engine hands over, and of the rows the cache
 /// keeps exact.
 template <class Scalar>

@@ -34,3 +34,12 @@
 #else
 #define SQUAT_CPU_NAMESPACE portable
 #endif
+
+// The namespace of what an engine hands over and gets back. Header-only, it follows the instruction
+// set like all the rest. With squat::compiled it is one for all objects, which share the library's
+// kernels whatever they are compiled for.
+#if defined(SQUAT_COMPILED)
+#define SQUAT_API_NAMESPACE compiled
+#else
+#define SQUAT_API_NAMESPACE SQUAT_CPU_NAMESPACE
+#endif

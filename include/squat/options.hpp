@@ -8,14 +8,14 @@
 #include <optional>
 #include <vector>
 
-#include "squat/attention/rotary.hpp"
+#include "squat/attention/rotary_table.hpp"
 #include "squat/config.hpp"
 #include "squat/instruction_set.hpp"
 #include "squat/parallel.hpp"
 #include "squat/quantize/coding.hpp"
 #include "squat/quantize/prior.hpp"
 
-namespace squat::inline SQUAT_CPU_NAMESPACE {
+namespace squat::inline SQUAT_API_NAMESPACE {
 
 struct Options {
   int layers = 0;
@@ -75,4 +75,4 @@ inline Options published_squat(Options options) {
   return options;
 }
 
-}  // namespace squat::inline SQUAT_CPU_NAMESPACE
+}  // namespace squat::inline SQUAT_API_NAMESPACE

@@ -10,3 +10,11 @@
 #include "squat/parallel.hpp"
 #include "squat/tensor.hpp"
 #include "squat/version.hpp"
+
+// The kernels of the CPU: in this translation unit, or, for targets that link squat::compiled, in
+// that library.
+#if defined(SQUAT_COMPILED)
+#include "squat/compiled/backend.hpp"
+#else
+#include "squat/cpu/backend.hpp"
+#endif

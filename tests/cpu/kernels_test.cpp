@@ -62,6 +62,8 @@ struct Codes {
   std::vector<std::uint8_t> codes, packed;
 };
 
+constexpr CodeKernels kernels = code_kernels<2, 3, 4, 8>();
+
 /// Codes of that width, weights from -`most` or 0 to `most`.
 template <class Weight>
 void expect_exact_sums(int bits, int most) {
@@ -80,8 +82,15 @@ void expect_exact_sums(int bits, int most) {
       std::vector<float> multipliers(size(row_count), 1.0f);
       const Index first = codes.lanes_of > 32 ? 16 : 0, count = codes.lanes_of - first;
       std::vector<float> sums(size(row_count * count), 1.0f);
-      accumulate_codes(codes.view(), first, count, row_count, rows(std::as_const(weights), inner),
-                       {multipliers.data(), nullptr}, {rows(sums, count), row_count});
+      const auto planes = [] {
+        if constexpr (std::is_signed_v<Weight>)
+          return kernels.signed_weights;
+        else
+          return kernels.unsigned_weights;
+      }();
+      accumulate_codes(planes, codes.view(), first, count, row_count,
+                       rows(std::as_const(weights), inner), {multipliers.data(), nullptr},
+                       {rows(sums, count), row_count});
       for (Index row = 0; row < row_count; ++row) {
         for (Index lane = 0; lane < count; ++lane) {
           double expected = 1;
@@ -113,7 +122,7 @@ TEST(WeightedCodes, ErrByAFractionOfTheLargestWeight) {
       const Codes codes(bits, lane_count, inner, 3);
       const Buffer<std::byte> memory(CodeWeights::scratch_bytes(row_count, inner));
       Scratch scratch(memory.data(), memory.size());
-      CodeWeights weights(row_count, inner, scratch);
+      CodeWeights weights(kernels, row_count, inner, scratch);
       const std::vector<float> exact = normal(row_count * inner, 5, 1e-3f);
       std::copy(exact.begin(), exact.end(), weights.weights.data);
       std::fill_n(weights.constants, row_count, 0.0f);
@@ -221,7 +230,8 @@ TEST(ByteMatrix, ErrsByThreePerCentOfTheUsualResult) {
     for (Index row_count : {1, 3, 4, 9}) {
       Eigen::MatrixXd m = random_matrix(d, d, 11);
       Eigen::ArrayXd widths = Eigen::ArrayXd::LinSpaced(d, .01, 5);  // as uneven as queries are
-      const ByteMatrix matrix(m * widths.inverse().matrix().asDiagonal(), widths);
+      const ByteMatrix matrix(m * widths.inverse().matrix().asDiagonal(),
+                              std::vector<double>(widths.begin(), widths.end()));
       std::vector<float> x = normal(row_count * d, 13);
       std::vector<float> scaled = x;
       for (Index i = 0; i < row_count * d; ++i) scaled[size(i)] *= static_cast<float>(widths[i % d]);

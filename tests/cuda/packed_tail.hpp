@@ -86,7 +86,8 @@ class PackedTail {
 
   explicit PackedTail(const PackCase &options, std::uint32_t seed = 1) : case_(options), random_(seed) {
     if (case_.tile_pages > 0)
-      tiles_ = std::make_unique<cpu::TileTables>(rotary(), case_.tile_pages * group);
+      tiles_ =
+          std::make_unique<cpu::TileTables>(cpu::TileTables::of(rotary(), case_.tile_pages * group));
     make_mixes();
     learn();
     make_tokens();
@@ -202,7 +203,7 @@ class PackedTail {
       key = Eigen::Map<const Eigen::RowVectorXf>(quantizer.mean(), d);
       Turn(rotary(), view(pages - 1).row + token % group).apply(key.data());
     }
-    return key + (quantizer.basis()->from_basis().cast<float>() * y).transpose();
+    return key + (quantizer.basis()->from_basis() * y).transpose();
   }
 
   void learn() {
@@ -211,21 +212,22 @@ class PackedTail {
     for (int head = 0; head < heads; ++head) {
       QueryStatistics statistics(d, group, rows);
       const RowMatrix queries = normal(4 * d, d) * query_mixes_[head];
-      statistics.add_queries({queries.data(), queries.rows(), d});
+      add_queries(statistics, {queries.data(), queries.rows(), d});
       RowMatrix keys = normal(8 * d, d) * mixes_[head];
       keys.rowwise() += means_[head];
       for (Index token = 0; token < keys.rows(); ++token)
         Turn(rotary(), token % rows).apply(keys.row(token).data());
-      statistics.add_keys({keys.data(), keys.rows(), d}, 0);
+      add_keys(statistics, {keys.data(), keys.rows(), d}, 0);
       KeyQuantizer &quantizer =
           quantizers_.emplace_back(case_.coding, case_.fit, case_.orthogonal, Layout::KeyBits, d);
       quantizer.learn(statistics, frame);
       if (case_.coding != Coding::orthogonal) continue;
-      const Eigen::ArrayXd range =
-          frame == nullptr ? statistics.key_range()
-                           : statistics.key_covariance(frame).diagonal().array().sqrt().eval();
-      roundings_.push_back(
-          learn_orthogonal_rounding(statistics.query_moment(), range, case_.orthogonal));
+      std::vector<double> range = statistics.mean_range();
+      if (frame != nullptr) {
+        const Eigen::MatrixXd covariance = key_covariance(statistics, frame);
+        for (Index i = 0; i < d; ++i) range[static_cast<std::size_t>(i)] = std::sqrt(covariance(i, i));
+      }
+      roundings_.push_back(learn_orthogonal_rounding(query_moment(statistics), range, case_.orthogonal));
     }
   }
 
@@ -370,8 +372,8 @@ class PackedTail {
       round_with_errors_of(page, head, keys, codes, scales);
       difference.spaces_off += found != KeySpace::channels;
     } else {
-      const KeySpace space = quantizer.quantize({keys.data(), d, group}, {scratch.data(), d, group},
-                                                codes.data(), scales.data());
+      const KeySpace space =
+          quantizer.quantize(keys.data(), group, scratch.data(), codes.data(), scales.data());
       if (space != found) {
         ++difference.spaces_off;
         return;
@@ -421,9 +423,9 @@ class PackedTail {
       Eigen::RowVectorXd target = keys.row(channel).cast<double>();
       target -= rounding.feedback.row(i).head(first).cast<double>() * errors.topRows(first);
       Eigen::ArrayXf rounded = target.transpose().cast<float>().array();
-      scales[static_cast<std::size_t>(channel)] = quantize_affine(
-          {rounded.data(), group}, Layout::KeyBits, case_.fit,
-          codes.data() + static_cast<std::size_t>(channel) * group, {rounded.data(), group});
+      scales[static_cast<std::size_t>(channel)] =
+          quantize_affine(rounded.data(), Index{group}, Layout::KeyBits, case_.fit,
+                          codes.data() + static_cast<std::size_t>(channel) * group, rounded.data());
       const AffineScale scale = key_scale(page, head, channel);
       for (int token = 0; token < group; ++token) {
         errors(i, token) =

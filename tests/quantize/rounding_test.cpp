@@ -35,8 +35,8 @@ struct Coded {
 
 Coded affine(const Eigen::ArrayXf& x, int bits, AffineFit method) {
   Coded coded{{}, x, std::vector<std::uint8_t>(static_cast<std::size_t>(x.size()))};
-  coded.fit = quantize_affine({x.data(), x.size()}, bits, method, coded.codes.data(),
-                              {coded.rounded.data(), x.size()});
+  coded.fit =
+      quantize_affine(x.data(), x.size(), bits, method, coded.codes.data(), coded.rounded.data());
   return coded;
 }
 
@@ -82,7 +82,7 @@ TEST(Symmetric, IsUnbiasedAlongTheRow) {
   for (int bits : {2, 4, 8}) {
     const Eigen::ArrayXf x = gaussian(128, 4);
     std::vector<std::uint8_t> codes(128);
-    const auto scale = static_cast<float>(quantize_symmetric({x.data(), 128}, bits, codes.data()));
+    const auto scale = static_cast<float>(quantize_symmetric(x.data(), 128, bits, codes.data()));
     const Eigen::ArrayXf level =
         Eigen::Map<Eigen::Array<std::uint8_t, 128, 1>>(codes.data()).cast<float>() - middle_code(bits);
     EXPECT_NEAR((x * level).sum() * scale / x.square().sum(), 1, 2e-3);
@@ -96,7 +96,7 @@ TEST(Symmetric, IsUnbiasedAlongTheRow) {
 TEST(Symmetric, ZeroRowsStayZero) {
   const Eigen::ArrayXf x = Eigen::ArrayXf::Zero(64);
   std::vector<std::uint8_t> codes(64);
-  EXPECT_EQ(static_cast<float>(quantize_symmetric({x.data(), 64}, 2, codes.data())), 0.0f);
+  EXPECT_EQ(static_cast<float>(quantize_symmetric(x.data(), 64, 2, codes.data())), 0.0f);
 }
 
 TEST(Hadamard, IsItsOwnInverseAndKeepsLength) {
@@ -118,12 +118,12 @@ TEST(QueryMetric, PublishedFormIsThatOfTheSingularVectors) {
       svd.singularValues().head(10).asDiagonal() * svd.matrixV().leftCols(10).transpose();
   const Eigen::MatrixXd expected =
       Eigen::MatrixXd::Identity(32, 32) + .1 * leading.transpose() * leading;
-  const Eigen::MatrixXd P = query_metric(Q.transpose() * Q, {.rank = 10, .lambda = .1f});
+  const Eigen::MatrixXd P = query_metric<double>(Q.transpose() * Q, {.rank = 10, .lambda = .1f});
   EXPECT_LT((P - expected).norm() / expected.norm(), 1e-6);
 }
 
 TEST(QueryMetric, WithoutQueriesIsPlainRounding) {
-  EXPECT_EQ(query_metric(Eigen::MatrixXd::Zero(16, 16), {}), Eigen::MatrixXd::Identity(16, 16));
+  EXPECT_EQ(query_metric<double>(Eigen::MatrixXd::Zero(16, 16), {}), Eigen::MatrixXd::Identity(16, 16));
 }
 
 /// The paper's recursion (section 4.2): after a block is rounded, the rest takes the minimiser of e^T P
@@ -136,7 +136,7 @@ Eigen::VectorXd minimiser(const Eigen::MatrixXd& P, const Eigen::VectorXd& error
 TEST(OrthogonalRounding, FeedbackIsThePapersMinimiser) {
   for (Index block : {1, 2, 4, 8}) {
     const Eigen::MatrixXd Q = gaussian_matrix(60, 16, 7);
-    const Eigen::MatrixXd P = query_metric(Q.transpose() * Q, {});
+    const Eigen::MatrixXd P = query_metric<double>(Q.transpose() * Q, {});
     const Eigen::MatrixXd F = feedback_matrix(P, block);
     const Eigen::VectorXd errors = gaussian(16, 8).cast<double>().matrix();
     for (Index next = block; next < 16; next += block) {
@@ -156,18 +156,17 @@ TEST(OrthogonalRounding, LowersTheErrorQueriesSee) {
   const RowMatrix keys = gaussian_matrix(d, tokens, 11).cast<float>();
   const auto seen = [&](const OrthogonalRounding& rounding) {
     RowMatrix errors(d, tokens), by_channel(d, tokens);
-    round_orthogonal(rounding, {keys.data(), d, tokens}, {errors.data(), d, tokens},
-                     [](Index, Eigen::Map<const Eigen::ArrayXf> x, Eigen::Map<Eigen::ArrayXf> rounded) {
-                       std::vector<std::uint8_t> codes(static_cast<std::size_t>(x.size()));
-                       quantize_affine(x, 2, AffineFit::minmax, codes.data(), rounded);
-                     });
+    round_orthogonal(rounding, keys.data(), tokens, errors.data(), [&](Index, float* x) {
+      std::vector<std::uint8_t> codes(static_cast<std::size_t>(tokens));
+      quantize_affine(x, tokens, 2, AffineFit::minmax, codes.data(), x);
+    });
     for (Index i = 0; i < d; ++i)
       by_channel.row(rounding.order[static_cast<std::size_t>(i)]) = errors.row(i);
     return (Q * by_channel.cast<double>()).squaredNorm();
   };
-  const double plain =
-      seen(learn_orthogonal_rounding(Eigen::MatrixXd::Zero(d, d), Eigen::ArrayXd::Ones(d), {}));
-  const double ours = seen(learn_orthogonal_rounding(C, Eigen::ArrayXd::Ones(d), {}));
+  const double plain = seen(
+      learn_orthogonal_rounding<double>(Eigen::MatrixXd::Zero(d, d), std::vector<double>(d, 1), {}));
+  const double ours = seen(learn_orthogonal_rounding<double>(C, std::vector<double>(d, 1), {}));
   EXPECT_LT(ours, .6 * plain);
 }
 
@@ -175,7 +174,7 @@ TEST(OrthogonalRounding, SurvivesDegenerateQueries) {
   Eigen::MatrixXd C = Eigen::MatrixXd::Zero(32, 32);
   C(3, 3) = 1e12;  // one direction dominates
   for (int rank : {0, 1, 32}) {
-    const auto rounding = learn_orthogonal_rounding(C, Eigen::ArrayXd::Zero(32), {.rank = rank});
+    const auto rounding = learn_orthogonal_rounding<double>(C, std::vector<double>(32), {.rank = rank});
     EXPECT_TRUE(rounding.feedback.allFinite());
   }
 }

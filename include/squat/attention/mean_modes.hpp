@@ -19,30 +19,43 @@
 
 #include <Eigen/Core>
 #include <Eigen/Eigenvalues>
+#include <algorithm>
 #include <cstddef>
+#include <span>
 
 #include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
 #include "squat/instruction_set.hpp"
+#include "squat/quantize/matrix_product.hpp"
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 class MeanModes {
  public:
-  explicit MeanModes(const TileFrame &frame) : table_(frame.table()) {
+  /// The modes of a frame, to a tolerance of 1e-5 of the largest.
+  template <class Real = double>
+  static MeanModes of(const TileFrame &frame) {
     const Index turning = frame.angle_count();
-    Eigen::MatrixXd table(turning + 1, frame.rows());
+    Matrix<Real> table(turning + 1, frame.rows());
     for (Index angle = 0; angle < turning; ++angle) {
       for (Index row = 0; row < frame.rows(); ++row) {
-        table(angle, row) = static_cast<double>(frame.angles(row)[angle * frame.rows()]);
+        table(angle, row) = static_cast<Real>(frame.angles(row)[angle * frame.rows()]);
       }
     }
-    table.row(turning).setOnes();  // of channels that do not turn
-    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(table * table.transpose());
-    const double least = eigen.eigenvalues().maxCoeff() * tolerance * tolerance;
-    const Index count = (eigen.eigenvalues().array() > least).count();
-    angles_ = eigen.eigenvectors().rightCols(count);
-    rows_ = angles_.transpose() * table;
+    for (Index row = 0; row < frame.rows(); ++row)
+      table(turning, row) = 1;  // of channels that do not turn
+    const Eigen::SelfAdjointEigenSolver<Matrix<Real>> eigen(
+        matrix_product<Real>(table, transposed<Real>(table)));
+    const Real *values = eigen.eigenvalues().data(), *end = values + turning + 1;  // rising
+    const Real least = end[-1] * static_cast<Real>(tolerance * tolerance);
+    const Index count = end - std::upper_bound(values, end, least);
+    MeanModes modes(frame.table());
+    modes.angles_.resize(turning + 1, count);
+    std::copy_n(eigen.eigenvectors().data() + (turning + 1 - count) * (turning + 1),
+                modes.angles_.size(), modes.angles_.data());
+    const Matrix<Real> angles = transposed<Real>(eigen.eigenvectors()).bottomRows(count);
+    modes.rows_ = matrix_product<Real>(angles, table).template cast<double>();
+    return modes;
   }
 
   Index count() const { return angles_.cols(); }
@@ -55,23 +68,30 @@ class MeanModes {
 
   /// What a head's queries are multiplied by, [count, head_dim]. mean: of the
   /// keys before their rotary embedding, [head_dim].
-  Eigen::MatrixXd projection(Eigen::Map<const Eigen::VectorXf> mean) const {
-    const Eigen::VectorXd m = mean.cast<double>();
-    Eigen::MatrixXd projection(count(), m.size());
+  Eigen::MatrixXd projection(std::span<const float> mean) const {
+    const auto m = [&](Index channel) {
+      return static_cast<double>(mean[static_cast<std::size_t>(channel)]);
+    };
+    const auto size = static_cast<Index>(mean.size());
+    Eigen::MatrixXd projection(count(), size);
     for (Index pair = 0; pair < table_.pair_count(); ++pair) {
       const auto [a, b] = table_.channels(pair);
-      const auto cosine = angles_.row(2 * pair).transpose(),
-                 sine = angles_.row(2 * pair + 1).transpose();
-      projection.col(a) = cosine * m[a] - sine * m[b];
-      projection.col(b) = cosine * m[b] + sine * m[a];
+      for (Index mode = 0; mode < count(); ++mode) {
+        const double cosine = angles_(2 * pair, mode), sine = angles_(2 * pair + 1, mode);
+        projection(mode, a) = cosine * m(a) - sine * m(b);
+        projection(mode, b) = cosine * m(b) + sine * m(a);
+      }
     }
-    for (Index i = 2 * table_.pair_count(); i < m.size(); ++i) {
-      projection.col(i) = angles_.row(angles_.rows() - 1).transpose() * m[i];
+    for (Index i = 2 * table_.pair_count(); i < size; ++i) {
+      for (Index mode = 0; mode < count(); ++mode)
+        projection(mode, i) = angles_(angles_.rows() - 1, mode) * m(i);
     }
     return projection;
   }
 
  private:
+  explicit MeanModes(const RotaryTable &table) : table_(table) {}
+
   static constexpr double tolerance = 1e-5;  // of the largest singular value
 
   RotaryTable table_;

@@ -16,7 +16,7 @@
 #include "squat/options.hpp"
 #include "squat/tensor.hpp"
 
-namespace squat::inline SQUAT_CPU_NAMESPACE::detail {
+namespace squat::inline SQUAT_API_NAMESPACE::checks {
 
 inline constexpr int default_frame = 256;
 inline constexpr int largest_frame = 4096;
@@ -154,4 +154,4 @@ void check_shape(std::string_view argument, TensorView<Scalar> view, Index token
   }
 }
 
-}  // namespace squat::inline SQUAT_CPU_NAMESPACE::detail
+}  // namespace squat::inline SQUAT_API_NAMESPACE::checks

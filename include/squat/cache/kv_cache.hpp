@@ -20,13 +20,17 @@
 #include "squat/cache/memory_report.hpp"
 #include "squat/cache/sequence.hpp"
 #include "squat/config.hpp"
-#include "squat/cpu/operations.hpp"
 #include "squat/element_range.hpp"
 #include "squat/error.hpp"
+#include "squat/instruction_set.hpp"
 #include "squat/options.hpp"
 #include "squat/tensor.hpp"
 
 namespace squat {
+
+inline namespace SQUAT_API_NAMESPACE {
+struct Cpu;  // see squat.hpp
+}
 
 /// The widths that pages come in; 16 is exact.
 constexpr bool supported_bits(int bits) {
@@ -76,7 +80,7 @@ class KVCache {
 
  public:
   explicit KVCache(const Options &options)
-      : options_(detail::resolve(options, KeyBits)),
+      : options_(checks::resolve(options, KeyBits)),
         operations_(options_),
         pages_(options_, operations_.page_bytes(), KeyBits == 16 ? 0 : *options_.frame),
         learning_(options_, KeyBits) {
@@ -200,7 +204,7 @@ class KVCache {
   /// counts are not read. Throws Error, once all is counted, where a sequence has outgrown the graph,
   /// which happens each time its length doubles: capture the step anew.
   void advance(Batch batch, Index steps, Stream stream = {}) requires steps_alone {
-    detail::check_range("steps", steps, 0, options_.group);
+    checks::check_range("steps", steps, 0, options_.group);
     for (const SequenceTokens &entry : batch) {
       for (const Layer &layer : find(entry.sequence).layers) {
         const Index room = layer.exact.room() + (layer.next_page ? options_.group : 0);
@@ -258,8 +262,8 @@ class KVCache {
     const Index most = length(sequence);
     constexpr Index farthest = Index{1} << 32;
     if (last < 0 || last > most) throw_invalid("last", last, "0 to the length of the sequence,", most);
-    detail::check_range("first", first, 0, last);
-    detail::check_range("by", by, -farthest, farthest);
+    checks::check_range("first", first, 0, last);
+    checks::check_range("by", by, -farthest, farthest);
     if (by != 0 && options_.rotary.empty()) throw_invalid("by", by, "0 without a rotary table");
     for (Layer &layer : state.layers) {
       layer.reserve_pages(1);
@@ -349,7 +353,7 @@ class KVCache {
   // ---- checks
   // -----------------------------------------------------------------------------------------------
 
-  void check_layer(int layer) const { detail::check_range("layer", layer, 0, options_.layers - 1); }
+  void check_layer(int layer) const { checks::check_range("layer", layer, 0, options_.layers - 1); }
 
   /// Every sequence known and named once, and their tokens together `rows`.
   void check_batch(Batch batch, int layer, Index rows) {
@@ -373,7 +377,7 @@ class KVCache {
   template <class S>
   void check_tensor(const char *name, In<S> tensor, Index tokens, Index heads) const {
     static_assert(Element<std::remove_const_t<S>>, "squat: tensors are float, half or bfloat16");
-    detail::check_shape(name, tensor, tokens, heads, options_.head_dim);
+    checks::check_shape(name, tensor, tokens, heads, options_.head_dim);
   }
 
   template <class S>

@@ -10,10 +10,10 @@
 #include "squat/config.hpp"
 #include "squat/instruction_set.hpp"
 #include "squat/options.hpp"
-#include "squat/quantize/key_quantizer.hpp"
+#include "squat/quantize/coding.hpp"
 #include "squat/tensor.hpp"
 
-namespace squat::inline SQUAT_CPU_NAMESPACE {
+namespace squat::inline SQUAT_API_NAMESPACE {
 
 /// Codings by name, and the tokens they have learnt from.
 class Learning {
@@ -62,7 +62,7 @@ class Learning {
 
   /// Tokens a coding has to see before it packs.
   static Index tokens_to_learn(const Options &options, int key_bits) {
-    if (key_bits == 16 || !KeyQuantizer::learns(*options.coding)) return 0;
+    if (key_bits == 16 || !learns_from_prompt(*options.coding)) return 0;
     const Index first_page = options.sinks + options.window + options.group;
     return options.prior ? first_page : std::max<Index>(options.statistics_tokens, first_page);
   }
@@ -72,4 +72,4 @@ class Learning {
   std::vector<Index> observed_;
 };
 
-}  // namespace squat::inline SQUAT_CPU_NAMESPACE
+}  // namespace squat::inline SQUAT_API_NAMESPACE

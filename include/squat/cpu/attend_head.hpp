@@ -37,10 +37,10 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-template <class T, int KeyBits, int ValueBits>
+template <class T>
 class HeadAttention {
  public:
-  using Layout = PageLayout<KeyBits, ValueBits>;
+  using Layout = PageLayout;
 
   /// Rows up to which codes are read straight from the page.
   static constexpr Index few_rows = cpu::few_rows;
@@ -49,21 +49,22 @@ class HeadAttention {
   /// Packed pages that few rows take at a time: what one waits for, another fills. Wide
   /// codes take fewer, so that the codes asked for ahead leave them the first-level cache.
   /// Four rows take all, more rows fewer, so that their weights and scores stay at hand.
-  static constexpr Index most_pages = KeyBits == 16 || ValueBits == 16 ? 1
-                                      : KeyBits + ValueBits <= 8       ? 8
-                                                                       : 4;
-  static constexpr Index pages_of(Index rows) {
-    return rows > few_rows ? 1 : std::clamp<Index>(4 * most_pages / rows, 1, most_pages);
+  static constexpr Index most_pages = 8;
+  static Index pages_of(const Layout &layout, Index rows) {
+    if (rows > few_rows || layout.key_bits == 16 || layout.value_bits == 16) return 1;
+    const Index most = layout.key_bits + layout.value_bits <= 8 ? most_pages : most_pages / 2;
+    return std::clamp<Index>(4 * most / rows, 1, most);
   }
 
-  HeadAttention(const Layout &layout, const HeadCoding &coding, Index head, Index rows, Scratch scratch)
+  HeadAttention(const Layout &layout, const CodeKernels &kernels, const HeadCoding &coding, Index head,
+                Index rows, Scratch scratch)
       : layout_(layout),
         coding_(coding),
         head_(head),
         rows_(rows),
         stride_(score_stride(layout, rows)),
         queries_(scratch.take<float>(rows * layout.head_dim)),
-        tile_(coding, queries_, rows, layout.head_dim, pages_of(rows), scratch) {
+        tile_(coding, queries_, rows, layout.head_dim, pages_of(layout, rows), scratch) {
     const Index d = layout.head_dim;
     exact_sum_ = scratch.take<float>(rows * d);
     packed_sum_ = scratch.take<float>(rows * d);
@@ -74,19 +75,20 @@ class HeadAttention {
       keys_ = scratch.take<float>(stride_ * d);
       values_ = scratch.take<float>(stride_ * d);
     } else {
-      for (Index i = 0; i < pages_of(rows); ++i) {
-        weights_[static_cast<std::size_t>(i)] = CodeWeights(rows, std::max(d, layout.group), scratch);
+      for (Index i = 0; i < pages_of(layout, rows); ++i) {
+        weights_[static_cast<std::size_t>(i)] =
+            CodeWeights(kernels, rows, std::max(d, layout.group), scratch);
       }
     }
   }
 
   static std::size_t scratch_bytes(const Layout &layout, Index rows) {
     const Index d = layout.head_dim, stride = score_stride(layout, rows);
-    return TileQueries::scratch_bytes(rows, d, pages_of(rows)) + 3 * Scratch::bytes<float>(rows * d) +
-           Scratch::bytes<float>(rows * stride) + Scratch::bytes<Index>(rows) +
-           Scratch::bytes<SoftmaxState>(rows) +
+    return TileQueries<float>::scratch_bytes(rows, d, pages_of(layout, rows)) +
+           3 * Scratch::bytes<float>(rows * d) + Scratch::bytes<float>(rows * stride) +
+           Scratch::bytes<Index>(rows) + Scratch::bytes<SoftmaxState>(rows) +
            (rows > few_rows ? 2 * Scratch::bytes<float>(stride * d)
-                            : static_cast<std::size_t>(pages_of(rows)) *
+                            : static_cast<std::size_t>(pages_of(layout, rows)) *
                                   CodeWeights::scratch_bytes(rows, std::max(d, layout.group)));
   }
 
@@ -128,7 +130,7 @@ class HeadAttention {
   Index together(std::span<const PageView> pages, Index position) const {
     if (many()) return 1;
     Index count = 0;
-    const auto most = static_cast<std::size_t>(pages_of(rows_));
+    const auto most = static_cast<std::size_t>(pages_of(layout_, rows_));
     for (const PageView &page : pages.first(std::min(pages.size(), most))) {
       if (page.tokens < layout_.group || position + (count + 1) * layout_.group > limits_[0]) break;
       ++count;
@@ -156,7 +158,7 @@ class HeadAttention {
     };
     tile_.enter(pages);
     for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
-      if constexpr (KeyBits == 16) {
+      if (layout_.key_bits == 16) {
         const auto *keys = layout_.template keys<Exact16<T>>(page.data, head_);
         score_exact<Exact16<T>>({keys, layout_.head_dim}, first.first + tokens,
                                 tile_.in(KeySpace::channels, page), ahead);
@@ -164,12 +166,12 @@ class HeadAttention {
         weigh_packed(page, i, ahead);
       }
     });
-    if constexpr (KeyBits < 16) {
+    if (layout_.key_bits < 16) {
       for_each_page(
           [&](Index i, const PageView &page, std::ptrdiff_t ahead) { score_packed(page, i, ahead); });
     }
     softmax(position, first.first, tokens);
-    if constexpr (ValueBits == 16) {
+    if (layout_.value_bits == 16) {
       sum_exact<Exact16<T>>({layout_.template values<Exact16<T>>(first.data, head_), layout_.head_dim},
                             first.first + tokens,
                             bytes_ahead(first.data, next.empty() ? nullptr : next.front().data));
@@ -184,7 +186,8 @@ class HeadAttention {
     const Index d = layout_.head_dim;
     for (Index row = 0; row < rows_; ++row) {
       float *packed = packed_sum_ + row * d;
-      if (ValueBits < 16 && layout_.value_coding == ValueCoding::symmetric) rotate_hadamard(packed, d);
+      if (layout_.value_bits < 16 && layout_.value_coding == ValueCoding::symmetric)
+        rotate_hadamard(packed, d);
       for (Index i = 0; i < d; ++i) packed[i] += exact_sum_[row * d + i];
     }
     return {packed_sum_, d};
@@ -192,20 +195,19 @@ class HeadAttention {
   const SoftmaxState *states() const { return states_; }
 
  private:
-  using Matrix = Eigen::Map<RowMatrix>;
-  using StridedMatrix = Eigen::Map<RowMatrix, 0, Eigen::OuterStride<>>;
-  using ConstStridedMatrix = Eigen::Map<const RowMatrix, 0, Eigen::OuterStride<>>;
-
   static Index score_stride(const Layout &layout, Index rows) {
-    return std::max(run_tokens, pages_of(rows) * layout.group);
+    return std::max(run_tokens, pages_of(layout, rows) * layout.group);
   }
 
   bool many() const { return rows_ > few_rows; }
-  ConstStridedMatrix matrix(RowView<const float> rows) const {
-    return {rows.data, rows_, layout_.head_dim, Eigen::OuterStride<>(rows.stride)};
+  StridedRows<const float> matrix(RowView<const float> rows) const {
+    return strided_rows(rows.data, rows_, layout_.head_dim, rows.stride);
   }
-  StridedMatrix score_matrix(Index count) const {
-    return {scores_, rows_, count, Eigen::OuterStride<>(stride_)};
+  StridedRows<float> score_matrix(Index count) const {
+    return strided_rows(scores_, rows_, count, stride_);
+  }
+  StridedRows<const float> probability_matrix(Index count) const {
+    return strided_rows<const float>(scores_, rows_, count, stride_);
   }
   RowView<float> scores() const { return {scores_, stride_}; }
   RowView<const float> probabilities() const { return {scores_, stride_}; }
@@ -216,7 +218,9 @@ class HeadAttention {
     const Index d = layout_.head_dim;
     if (!many()) return score_rows(queries, rows_, d, keys, count, scores(), ahead);
     for (Index token = 0; token < count; ++token) convert_row(keys[token], d, keys_ + token * d);
-    score_matrix(count).noalias() = matrix(queries) * Matrix(keys_, count, d).transpose();
+    for (Index row = 0; row < rows_; ++row) std::fill_n(scores_ + row * stride_, count, 0.0f);
+    add_product_transposed<float>(matrix(queries), strided_rows<const float>(keys_, count, d),
+                                  score_matrix(count));
   }
 
   /// The scores of page i of those that are taken together.
@@ -232,8 +236,9 @@ class HeadAttention {
     const RowView<const float> queries = tile_.in(layout_.key_space(page.data, head_), page);
     if (many()) {
       unpack_keys(layout_, allocation(page), page.data, head_, keys_);
-      score_matrix(layout_.group).noalias() +=
-          matrix(queries) * Matrix(keys_, layout_.head_dim, layout_.group);
+      add_product<float>(matrix(queries),
+                         strided_rows<const float>(keys_, layout_.head_dim, layout_.group),
+                         score_matrix(layout_.group));
     } else {
       weigh_keys(layout_, allocation(page), page.data, head_, queries,
                  weights_[static_cast<std::size_t>(i)], ahead);
@@ -284,7 +289,8 @@ class HeadAttention {
     const Index d = layout_.head_dim;
     if (!many()) return sum_rows(probabilities(), rows_, values, count, d, {exact_sum_, d}, ahead);
     for (Index token = 0; token < count; ++token) convert_row(values[token], d, values_ + token * d);
-    Matrix(exact_sum_, rows_, d).noalias() += score_matrix(count) * Matrix(values_, count, d);
+    add_product<float>(probability_matrix(count), strided_rows<const float>(values_, count, d),
+                       strided_rows(exact_sum_, rows_, d));
   }
 
   template <class ForEachPage>
@@ -293,7 +299,8 @@ class HeadAttention {
     if (many()) {
       return for_each_page([&](Index, const PageView &page, std::ptrdiff_t) {
         unpack_values(layout_, page.data, head_, values_);
-        Matrix(packed_sum_, rows_, d).noalias() += score_matrix(group) * Matrix(values_, group, d);
+        add_product<float>(probability_matrix(group), strided_rows<const float>(values_, group, d),
+                           strided_rows(packed_sum_, rows_, d));
       });
     }
     for (Index scale = 0; scale < layout_.scales_of_a_value; ++scale) {
@@ -315,7 +322,7 @@ class HeadAttention {
   Index rows_;
   Index stride_;    // of the scores, in floats
   float *queries_;  // [rows, head_dim], times the attention scale
-  TileQueries tile_;
+  TileQueries<float> tile_;
   std::array<CodeWeights, most_pages> weights_;  // of each page, for few rows
   float *exact_sum_ = nullptr;                   // [rows, head_dim]
   float *packed_sum_ = nullptr;                  // [rows, head_dim]

@@ -34,16 +34,21 @@ class ByteMatrix {
 
   /// matrix: [outputs, inputs], multiples of 16; widths: how far each input
   /// ranges, [inputs].
-  ByteMatrix(const Eigen::MatrixXd &matrix, const Eigen::ArrayXd &widths)
+  ByteMatrix(const Eigen::MatrixXd &matrix, const std::vector<double> &widths)
       : outputs_(matrix.rows()),
         inputs_(matrix.cols()),
         codes_(code_bytes(8, outputs_, inputs_)),
         scales_(static_cast<std::size_t>(outputs_)),
         inverse_widths_(static_cast<std::size_t>(inputs_)) {
-    const Eigen::MatrixXd even = matrix * widths.matrix().asDiagonal();
+    const auto even = [&](Index output, Index input) {
+      return matrix(output, input) * widths[static_cast<std::size_t>(input)];
+    };
     std::vector<std::uint8_t> codes(static_cast<std::size_t>(outputs_ * inputs_));
     for (Index output = 0; output < outputs_; ++output) {
-      const double scale = std::max(even.row(output).cwiseAbs().maxCoeff() / 127.5, 1e-30);
+      double largest = 0;
+      for (Index input = 0; input < inputs_; ++input)
+        largest = std::max(largest, std::abs(even(output, input)));
+      const double scale = std::max(largest / 127.5, 1e-30);
       scales_.data()[output] = static_cast<float>(scale);
       for (Index input = 0; input < inputs_; ++input) {
         const double code = std::nearbyint(even(output, input) / scale + 127.5);
@@ -53,7 +58,7 @@ class ByteMatrix {
     }
     pack_codes(8, codes.data(), outputs_, outputs_, inputs_, codes_.data());
     for (Index input = 0; input < inputs_; ++input) {
-      inverse_widths_.data()[input] = static_cast<float>(1 / widths[input]);
+      inverse_widths_.data()[input] = static_cast<float>(1 / widths[static_cast<std::size_t>(input)]);
     }
   }
 
@@ -66,7 +71,8 @@ class ByteMatrix {
   }
 
   /// result[r][0 ... outputs) of `rows` rows.
-  void multiply(RowView<const float> x, Index rows, RowView<float> result, Scratch scratch) const {
+  template <class Scalar>
+  void multiply(RowView<const Scalar> x, Index rows, RowView<Scalar> result, Scratch scratch) const {
     // Locals: what is stored could be members, as far as the compiler knows.
     const Index inputs = inputs_, outputs = outputs_;
     const float *scales = scales_.data(), *inverse_widths = inverse_widths_.data();
@@ -99,7 +105,9 @@ class ByteMatrix {
     round_weights(even, rows, inputs, most_weight(8), rounded, largest, multipliers, rests);
     // What codes count from, times the sum of the rounded inputs.
     for (Index row = 0; row < rows; ++row) offsets[row] = middle_code(8) * (rests[row] - sums[row]);
-    accumulate_codes({8, codes_.data(), outputs, inputs}, 0, outputs, rows,
+    DotPlanes<std::int8_t> planes;
+    planes.add<8>();
+    accumulate_codes(planes, {8, codes_.data(), outputs, inputs}, 0, outputs, rows,
                      RowView<const std::int8_t>{rounded.data, rounded.stride}, {multipliers, offsets},
                      {result, rows});
     for (Index row = 0; row < rows; ++row) {

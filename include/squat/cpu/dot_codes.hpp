@@ -15,9 +15,9 @@
 // Bytes read: plane_bytes(), once for every eight rows; weights: inner bytes a
 // row and 64 lanes.
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/instruction_set.hpp"
@@ -54,13 +54,67 @@ void dot_plane(const std::uint8_t *packed, std::ptrdiff_t ahead, Index lane_coun
       multipliers[r] = factors.multipliers[row + r] * factor;
       offsets[r] = factors.offsets == nullptr ? 0.0f : factors.offsets[row + r];
     }
-    for_lane_blocks<dot_blocks<RowCount>>(lane_count, [&]<int Blocks>(Index lane) {
+    for_lane_blocks<dot_blocks<RowCount>, false>(lane_count, [&]<int Blocks>(Index lane) {
       dot_lanes<Bits, RowCount, Blocks>(
           packed + lane / lanes * run_bytes, run_bytes, ahead, inner,
           RowView<const Weight>{weights[row], weights.stride}, multipliers, offsets,
           {{accumulated.rows.data + lane, accumulated.rows.stride}, accumulated.count, row});
     });
   });
+}
+
+/// dot_plane() by the width of a plane. Those that are not named are not compiled.
+template <class Weight>
+class DotPlanes {
+ public:
+  template <int... Bits>
+  constexpr void add() {
+    ((planes_[index(Bits)] = &dot_plane<Bits, Weight>), ...);
+  }
+
+  constexpr auto operator[](int bits) const {
+    SQUAT_ASSERT(planes_[index(bits)] != nullptr);
+    return planes_[index(bits)];
+  }
+
+ private:
+  using DotPlane = void (*)(const std::uint8_t *, std::ptrdiff_t, Index, Index, Index,
+                            RowView<const Weight>, const RowFactors &, float, const SumRows &);
+  static constexpr std::size_t index(int bits) {
+    return static_cast<std::size_t>(bits == 8 ? 3 : bits / 2);
+  }
+
+  std::array<DotPlane, 4> planes_{};
+};
+
+/// The kernels that pages of some widths ask for.
+struct CodeKernels {
+  DotPlanes<std::int8_t> signed_weights;
+  DotPlanes<std::uint8_t> unsigned_weights;  ///< of values up to 4 bits, see round_weights.hpp
+
+  /// Keys of every coding of that width: `subspace` mixes widths (bit_allocation.hpp).
+  template <int Bits>
+  constexpr void add_keys() {
+    if constexpr (Bits < 16) signed_weights.add<8, 4, 2>();
+    if constexpr (Bits == 3) signed_weights.add<1>();
+  }
+
+  template <int Bits>
+  constexpr void add_values() {
+    if constexpr (Bits == 8) signed_weights.add<8>();
+    if constexpr (Bits == 4) unsigned_weights.add<4>();
+    if constexpr (Bits == 3) unsigned_weights.add<2, 1>();
+    if constexpr (Bits == 2) unsigned_weights.add<2>();
+  }
+};
+
+/// The kernels of pages whose keys and values have any of those widths.
+template <int... Bits>
+constexpr CodeKernels code_kernels() {
+  CodeKernels kernels;
+  (kernels.add_keys<Bits>(), ...);
+  (kernels.add_values<Bits>(), ...);
+  return kernels;
 }
 
 /// Packed codes of `rows` lanes times `inner`, of any width.
@@ -73,21 +127,18 @@ struct PackedCodes {
 };
 
 /// The sum above over the lanes [first, first + count), multiples of 16, for
-/// codes of any width. weights: [rows, inner]; factors: of [rows]; accumulated:
-/// [rows, count], or half as many rows.
+/// codes of any width that `planes` has kernels for. weights: [rows, inner]; factors: of [rows];
+/// accumulated: [rows, count], or half as many rows.
 template <class Weight>
-void accumulate_codes(const PackedCodes &codes, Index first, Index count, Index rows,
-                      RowView<const Weight> weights, RowFactors factors, const SumRows &accumulated) {
+void accumulate_codes(const DotPlanes<Weight> &planes, const PackedCodes &codes, Index first,
+                      Index count, Index rows, RowView<const Weight> weights, RowFactors factors,
+                      const SumRows &accumulated) {
   for_each_plane(codes.bits, codes.data, codes.rows, codes.inner,
                  [&]<int Bits>(const std::uint8_t *plane, int shift) {
-                   if constexpr (Bits < 8 || std::is_signed_v<Weight>) {
-                     dot_plane<Bits>(plane + plane_bytes(Bits, first, codes.inner), codes.ahead, count,
-                                     codes.inner, rows, weights, factors, static_cast<float>(1 << shift),
-                                     accumulated);
-                     factors.offsets = nullptr;  // once for all planes
-                   } else {
-                     SQUAT_ASSERT(false);  // see most_unsigned_weight
-                   }
+                   planes[Bits](plane + plane_bytes(Bits, first, codes.inner), codes.ahead, count,
+                                codes.inner, rows, weights, factors, static_cast<float>(1 << shift),
+                                accumulated);
+                   factors.offsets = nullptr;  // once for all planes
                  });
 }
 

@@ -49,8 +49,8 @@ template <int Bits>
 inline constexpr int dot_halves = Bits <= 2 ? 2 : 1;
 
 /// pairs[row][h] += the products of half h of a block, of which `parts` parts are
-/// filled.
-template <int Bits, int RowCount, int Halves, class Weight>
+/// filled: all of them, as far as the code is unrolled for them.
+template <int Bits, bool Full, int RowCount, int Halves, class Weight>
 [[gnu::always_inline]] inline void dot_block(__m256i (&pairs)[RowCount][Halves],
                                              const std::uint8_t *block, int parts,
                                              RowView<const Weight> weights) {
@@ -60,8 +60,7 @@ template <int Bits, int RowCount, int Halves, class Weight>
   for (int h = 0; h < Halves; ++h) {
     words[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(block) + h);
   }
-  SQUAT_UNROLL(16)
-  for (int part = 0; part < parts; ++part) {
+  const auto add_part = [&](int part) __attribute__((always_inline)) {
     __m256i codes[Halves];
     SQUAT_UNROLL(16)
     for (int h = 0; h < Halves; ++h) {
@@ -77,6 +76,13 @@ template <int Bits, int RowCount, int Halves, class Weight>
       SQUAT_UNROLL(16)
       for (int h = 0; h < Halves; ++h) add_products<Bits, Weight>(pairs[row][h], codes[h], weight);
     }
+  };
+  if constexpr (Full) {
+    SQUAT_UNROLL(16)
+    for (int part = 0; part < 8 / Bits; ++part) add_part(part);
+  } else {
+    SQUAT_UNROLL(1)
+    for (int part = 0; part < parts; ++part) add_part(part);
   }
 }
 
@@ -93,20 +99,21 @@ template <int Bits, int RowCount, int Halves, class Weight>
   for (Index begin = 0; begin < inner; begin += step) {
     __m256i pairs[RowCount][Halves];
     std::fill_n(&pairs[0][0], RowCount * Halves, _mm256_setzero_si256());
-    const auto add_block = [&](Index first, int parts) __attribute__((always_inline)) {
+    const auto add_block = [&]<bool Full>(Index first, int parts) __attribute__((always_inline)) {
       prefetch_ahead(packed, ahead);
-      dot_block<Bits>(pairs, packed, parts, RowView<const Weight>{weights.data + first, weights.stride});
+      dot_block<Bits, Full>(pairs, packed, parts,
+                            RowView<const Weight>{weights.data + first, weights.stride});
       packed += block_bytes;
     };
     if constexpr (Bits == 8) {
-      add_block(begin, 1);
+      add_block.template operator()<true>(begin, 1);
     } else {
       const Index end = std::min(inner, begin + step);
       for (Index first = begin; first < end; first += block_inner<Bits>) {
         if (first + block_inner<Bits> <= inner) {
-          add_block(first, 8 / Bits);
+          add_block.template operator()<true>(first, 8 / Bits);
         } else {
-          add_block(first, static_cast<int>((inner - first) / 4));
+          add_block.template operator()<false>(first, static_cast<int>((inner - first) / 4));
         }
       }
     }

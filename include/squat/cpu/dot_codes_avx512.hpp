@@ -39,38 +39,47 @@ template <class Weight>
   }
 }
 
-/// sums[r][b] += the products of one block a lane block, of which `parts` parts
-/// are filled.
+/// sums[r][b] += the products of one part of a block a lane block.
 template <int Bits, int RowCount, int Blocks, class Weight>
+[[gnu::always_inline]] inline void dot_part(__m512i (&sums)[RowCount][Blocks],
+                                            const __m512i (&words)[Blocks], int part,
+                                            RowView<const Weight> weights) {
+  const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << Bits) - 1));
+  __m512i codes[Blocks];
+  SQUAT_UNROLL(16)
+  for (int b = 0; b < Blocks; ++b) {
+    codes[b] = _mm512_srli_epi32(words[b], static_cast<unsigned>(part * Bits));
+    if constexpr (Bits < 8) codes[b] = _mm512_and_si512(codes[b], mask);
+  }
+  SQUAT_UNROLL(16)
+  for (int r = 0; r < RowCount; ++r) {
+    std::int32_t four;
+    std::memcpy(&four, weights[r] + part * 4, sizeof four);
+    const __m512i weight = _mm512_set1_epi32(four);
+    SQUAT_UNROLL(16)
+    for (int b = 0; b < Blocks; ++b) add_products<Weight>(sums[r][b], codes[b], weight);
+  }
+}
+
+/// sums[r][b] += the products of one block a lane block, of which `parts` parts
+/// are filled: all of them, as far as the code is unrolled for them.
+template <int Bits, bool Full, int RowCount, int Blocks, class Weight>
 [[gnu::always_inline]] inline void dot_block(__m512i (&sums)[RowCount][Blocks],
                                              const std::uint8_t *packed, Index run_bytes,
                                              std::ptrdiff_t ahead, int parts,
                                              RowView<const Weight> weights) {
-  const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << Bits) - 1));
   __m512i words[Blocks];
   SQUAT_UNROLL(16)
   for (int b = 0; b < Blocks; ++b) {
     words[b] = _mm512_loadu_si512(packed + b * run_bytes);
     prefetch_ahead(packed + b * run_bytes, ahead);
   }
-  SQUAT_UNROLL(16)
-  for (int part = 0; part < parts; ++part) {
-    __m512i codes[Blocks];
+  if constexpr (Full) {
     SQUAT_UNROLL(16)
-    for (int b = 0; b < Blocks; ++b) {
-      codes[b] = _mm512_srli_epi32(words[b], static_cast<unsigned>(part * Bits));
-      if constexpr (Bits < 8) codes[b] = _mm512_and_si512(codes[b], mask);
-    }
-    SQUAT_UNROLL(16)
-    for (int r = 0; r < RowCount; ++r) {
-      std::int32_t four;
-      std::memcpy(&four, weights[r] + part * 4, sizeof four);
-      const __m512i weight = _mm512_set1_epi32(four);
-      SQUAT_UNROLL(16)
-      for (int b = 0; b < Blocks; ++b) {
-        add_products<Weight>(sums[r][b], codes[b], weight);
-      }
-    }
+    for (int part = 0; part < 8 / Bits; ++part) dot_part<Bits>(sums, words, part, weights);
+  } else {
+    SQUAT_UNROLL(1)
+    for (int part = 0; part < parts; ++part) dot_part<Bits>(sums, words, part, weights);
   }
 }
 
@@ -88,12 +97,12 @@ void dot_lanes(const std::uint8_t *packed, Index run_bytes, std::ptrdiff_t ahead
   }
   Index first = 0;
   for (; first + block_inner<Bits> <= inner; first += block_inner<Bits>, packed += block_bytes) {
-    dot_block<Bits>(sums, packed, run_bytes, ahead, 8 / Bits,
-                    RowView<const Weight>{weights.data + first, weights.stride});
+    dot_block<Bits, true>(sums, packed, run_bytes, ahead, 8 / Bits,
+                          RowView<const Weight>{weights.data + first, weights.stride});
   }
   if (first < inner) {
-    dot_block<Bits>(sums, packed, run_bytes, ahead, static_cast<int>((inner - first) / 4),
-                    RowView<const Weight>{weights.data + first, weights.stride});
+    dot_block<Bits, false>(sums, packed, run_bytes, ahead, static_cast<int>((inner - first) / 4),
+                           RowView<const Weight>{weights.data + first, weights.stride});
   }
   SQUAT_UNROLL(16)
   for (int r = 0; r < RowCount; ++r) {

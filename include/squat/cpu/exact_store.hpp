@@ -14,7 +14,7 @@
 #include "squat/options.hpp"
 #include "squat/tensor.hpp"
 
-namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+namespace squat::cpu::inline SQUAT_API_NAMESPACE {
 
 template <class T>
 class ExactStore {
@@ -79,4 +79,4 @@ class ExactStore {
   RowStore<T> next_tail_;  // with room, where the tail has to move
 };
 
-}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE
+}  // namespace squat::cpu::inline SQUAT_API_NAMESPACE

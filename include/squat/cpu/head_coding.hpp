@@ -3,7 +3,10 @@
 // What the keys of one KV head are coded with, as the CPU's kernels take it.
 
 #include <Eigen/Core>
+#include <cmath>
 #include <cstddef>
+#include <utility>
+#include <vector>
 
 #include "squat/attention/mean_modes.hpp"
 #include "squat/attention/rotary.hpp"
@@ -15,8 +18,14 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 /// A tile frame and what the CPU's kernels make of it, for all heads.
 struct TileTables {
-  TileTables(const RotaryTable &table, Index rows)
-      : frame(table, rows), modes(frame), mode_rows(modes.rows().transpose()) {}
+  /// Tiles of `rows` tokens.
+  template <class Real = double>
+  static TileTables of(const RotaryTable &table, Index rows) {
+    TileFrame frame(table, rows);
+    MeanModes modes = MeanModes::of<Real>(frame);
+    IntegerMatrix mode_rows(transposed(modes.rows()));
+    return {std::move(frame), std::move(modes), std::move(mode_rows)};
+  }
 
   std::size_t bytes() const { return frame.bytes() + modes.bytes() + mode_rows.bytes(); }
 
@@ -30,19 +39,28 @@ struct TileTables {
 class QueryTransform {
  public:
   QueryTransform() = default;
-  QueryTransform(const KeyQuantizer &quantizer, const TileTables *tiles) {
-    const Index d = quantizer.head_dim();
+
+  /// tiles: that the quantizer's keys are coded in, or null.
+  template <class Real = double>
+  static QueryTransform of(const KeyQuantizer &quantizer, const TileTables *tiles) {
+    QueryTransform transform;
     if (const SubspaceBasis *basis = quantizer.basis()) {
-      const Eigen::MatrixXd inverse = basis->from_basis().transpose();
+      const Eigen::MatrixXd matrix = basis->queries_to_basis<Real>();
       if (quantizer.bits() <= most_bits_of_bytes) {
         // A query's channels range as the metric's diagonal says.
-        bytes_ = ByteMatrix(inverse, basis->metric.cast<double>().sqrt());
+        std::vector<double> widths;
+        for (const float weight : basis->metric)
+          widths.push_back(std::sqrt(static_cast<double>(weight)));
+        transform.bytes_ = ByteMatrix(matrix, widths);
       } else {
-        words_ = IntegerMatrix(inverse);
+        transform.words_ = IntegerMatrix(matrix);
       }
     }
-    if (quantizer.mean() != nullptr)
-      modes_ = IntegerMatrix(tiles->modes.projection({quantizer.mean(), d}));
+    if (const float *mean = quantizer.mean()) {
+      const auto d = static_cast<std::size_t>(quantizer.head_dim());
+      transform.modes_ = IntegerMatrix(tiles->modes.projection({mean, d}));
+    }
+    return transform;
   }
 
   /// A^-T in bytes, or in words, where more bits of the keys want more of the

@@ -55,8 +55,11 @@ class IntegerMatrix {
     std::fill_n(entries_.data(), entries_.size(), std::int16_t{0});
     std::fill_n(scales_.data(), scales_.size(), 0.0f);
     for (Index output = 0; output < matrix.rows(); ++output) {
-      const double sum = matrix.row(output).cwiseAbs().sum();
-      const double largest = matrix.row(output).cwiseAbs().maxCoeff();
+      double sum = 0, largest = 0;
+      for (Index input = 0; input < matrix.cols(); ++input) {
+        sum += std::abs(matrix(output, input));
+        largest = std::max(largest, std::abs(matrix(output, input)));
+      }
       if (!(largest > 1e-30)) continue;
       const double steps = std::min((65535 - static_cast<double>(inputs_) / 2) / sum, 32767 / largest);
       scales_.data()[output] = static_cast<float>(1 / steps);
@@ -73,8 +76,9 @@ class IntegerMatrix {
 
   /// result[r][o - first] of `rows` rows and the outputs [first, first + count),
   /// multiples of 16.
+  template <class Scalar>
   void multiply(const RoundedRows &x, Index rows, Index first, Index count,
-                RowView<float> result) const {
+                RowView<Scalar> result) const {
     for_row_blocks<most_matrix_rows>(rows, [&]<int RowCount>(Index row) {
       for_lane_blocks<output_blocks<RowCount>>(count, [&]<int Blocks>(Index output) {
         multiply_pairs<RowCount, Blocks>(

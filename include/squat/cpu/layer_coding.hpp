@@ -11,6 +11,7 @@
 #include "squat/cpu/vector.hpp"
 #include "squat/options.hpp"
 #include "squat/quantize/key_quantizer.hpp"
+#include "squat/quantize/moments.hpp"
 #include "squat/quantize/query_statistics.hpp"
 #include "squat/tensor.hpp"
 
@@ -72,11 +73,12 @@ class LayerCoding {
   }
 
   /// Fixes the coding of one KV head from its statistics.
+  template <class Real = double>
   void learn(Index head, bool keep_statistics) {
     const auto i = static_cast<std::size_t>(head);
     if (statistics_[i]) {
-      quantizers_[i].learn(*statistics_[i], frame());
-      transforms_[i] = QueryTransform(quantizers_[i], tiles_);
+      quantizers_[i].learn<Real>(*statistics_[i], frame());
+      transforms_[i] = QueryTransform::of<Real>(quantizers_[i], tiles_);
     }
     if (!keep_statistics) statistics_[i].reset();
   }
@@ -127,7 +129,7 @@ class LayerCoding {
         const Turn turn(frame()->table(), -base);
         for (Index shared = 1; shared <= heads; ++shared) turn.apply(row - shared * d);
       }
-      statistics.add_queries({rows, tokens.count * heads, d});
+      squat::add_queries(statistics, {rows, tokens.count * heads, d});
     };
     if (frame() == nullptr) return add([](Index) { return Index{0}; });
     for (const double share : {.1, .5, .9}) {
@@ -149,7 +151,7 @@ class LayerCoding {
       const Index row = (tile_row + token) % frame()->rows();
       Turn(frame()->table(), row - tokens.position - token).apply(rows + token * d);
     }
-    statistics.add_keys({rows, tokens.count, d}, tile_row);
+    squat::add_keys(statistics, {rows, tokens.count, d}, tile_row);
   }
 
   int layer_;

@@ -22,6 +22,7 @@
 #include "squat/cpu/page_layout.hpp"
 #include "squat/cpu/page_memory.hpp"
 #include "squat/cpu/partial_results.hpp"
+#include "squat/cpu/stream.hpp"
 #include "squat/cpu/unpack_page.hpp"
 #include "squat/cpu/workspace.hpp"
 #include "squat/element_range.hpp"
@@ -32,10 +33,7 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// A call is done when it returns: there is nothing to name.
-struct Stream {};
-
-template <class T, int KeyBits, int ValueBits>
+template <class T>
 class Operations {
  public:
   using Exact = ExactStore<T>;
@@ -45,10 +43,15 @@ class Operations {
   static constexpr bool steps_alone = false;
   using Memory = PageMemory;
 
-  explicit Operations(const Options &options)
-      : options_(options), layout_(options), workspace_(options.parallel) {
+  /// kernels: for pages of those widths.
+  Operations(const Options &options, int key_bits, int value_bits, const CodeKernels &kernels)
+      : options_(options),
+        layout_(options, key_bits, value_bits),
+        kernels_(kernels),
+        workspace_(options.parallel) {
     for (const RotaryTable &table : options.rotary) {
-      if (*options.frame > 0) tiles_.push_back(std::make_unique<TileTables>(table, *options.frame));
+      if (*options.frame > 0)
+        tiles_.push_back(std::make_unique<TileTables>(TileTables::of(table, *options.frame)));
     }
   }
 
@@ -62,7 +65,7 @@ class Operations {
   /// Room for what a layer learns; what it returns names it.
   Index add_coding(int layer) {
     const TileTables *tiles = tiles_.empty() ? nullptr : of_layer(tiles_, layer).get();
-    auto coding = std::make_unique<LayerCoding>(options_, KeyBits, layer, tiles);
+    auto coding = std::make_unique<LayerCoding>(options_, layout_.key_bits, layer, tiles);
     const auto empty = std::find(codings_.begin(), codings_.end(), nullptr);
     if (empty == codings_.end()) {
       codings_.push_back(std::move(coding));
@@ -203,8 +206,7 @@ class Operations {
     for_each_kv_head(3 * layout_.group * d * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
       const HeadCoding head_keys = head_coding(coding, head);
       const SubspaceBasis *basis = head_keys.quantizer->basis();
-      const RowMatrix from_basis =
-          basis != nullptr ? RowMatrix(basis->from_basis().cast<float>()) : RowMatrix();
+      const RowMatrix from_basis = basis != nullptr ? basis->from_basis() : RowMatrix();
       Index position = 0;
       const auto copy_exact = [&](const ExactRows<T> &rows) {
         for (Index token = 0; token < rows.tokens; ++token, ++position) {
@@ -238,7 +240,7 @@ class Operations {
   std::size_t workspace_bytes() const { return workspace_.bytes() + partials_.bytes(); }
 
  private:
-  using Head = HeadAttention<T, KeyBits, ValueBits>;
+  using Head = HeadAttention<T>;
   using Batch = AttendBatch<Job>;
   using Block = typename Batch::Block;
 
@@ -289,7 +291,7 @@ class Operations {
     const Job &job = *block.job;
     const Index heads = heads_per_kv_head(), d = options_.head_dim, rows = block.tokens * heads;
     const auto pages = job.context.pages;
-    Head attention(layout_, head_coding(job.coding, block.head), block.head, rows, scratch);
+    Head attention(layout_, kernels_, head_coding(job.coding, block.head), block.head, rows, scratch);
     attention.begin(q, job.first_row + block.first, block.tokens, heads, job.past + block.first,
                     options_.attention_scale);
     const auto exact = [&](const ExactRows<T> &exact_rows, Index position) {
@@ -359,7 +361,7 @@ class Operations {
                        Index head, TensorView<S> k, TensorView<S> v, Scratch scratch) const {
     const Index d = options_.head_dim, group = layout_.group;
     auto *keys = scratch.take<float>(group * d);
-    if constexpr (KeyBits == 16) {
+    if (layout_.key_bits == 16) {
       const auto *rows = layout_.template keys<Exact16<T>>(page.data, head);
       for (Index token = 0; token < group; ++token) {
         for (Index i = 0; i < d; ++i) keys[i * group + token] = static_cast<float>(rows[token * d + i]);
@@ -369,8 +371,10 @@ class Operations {
       const KeySpace space = layout_.key_space(page.data, head);
       unpack_keys(layout_, coding.quantizer->allocation(space), page.data, head, coordinates);
       if (space == KeySpace::basis) {
-        Eigen::Map<RowMatrix>(keys, d, group).noalias() =
-            from_basis * Eigen::Map<const RowMatrix>(coordinates, d, group);
+        std::fill_n(keys, d * group, 0.0f);
+        add_product<float>(strided_rows(from_basis.data(), d, d),
+                           strided_rows<const float>(coordinates, d, group),
+                           strided_rows(keys, d, group));
       } else {
         std::swap(keys, coordinates);
       }
@@ -380,20 +384,22 @@ class Operations {
       write_row(keys + page.first + token, group, k.row(token, head));
     }
     auto *values = scratch.take<float>(group * d);
-    if constexpr (ValueBits == 16) {
+    if (layout_.value_bits == 16) {
       convert_row(layout_.template values<Exact16<T>>(page.data, head), group * d, values);
     } else {
       unpack_values(layout_, page.data, head, values);
     }
     for (Index token = 0; token < page.tokens; ++token) {
       float *value = values + (page.first + token) * d;
-      if (ValueBits < 16 && layout_.value_coding == ValueCoding::symmetric) rotate_hadamard(value, d);
+      if (layout_.value_bits < 16 && layout_.value_coding == ValueCoding::symmetric)
+        rotate_hadamard(value, d);
       write_row(value, 1, v.row(token, head));
     }
   }
 
   Options options_;
-  PageLayout<KeyBits, ValueBits> layout_;
+  PageLayout layout_;
+  CodeKernels kernels_;
   Workspace workspace_;
   std::vector<std::unique_ptr<TileTables>> tiles_;  // one, or one a layer; none: keys stay as they come
   std::vector<std::unique_ptr<LayerCoding>> codings_;  // by name
@@ -402,19 +408,3 @@ class Operations {
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE
-
-namespace squat {
-
-inline namespace SQUAT_CPU_NAMESPACE {
-
-/// The CPU backend. Its name holds the instruction set it is compiled for, so
-/// that objects built with different flags do not share code.
-struct Cpu {
-  using Stream = cpu::Stream;
-  template <class T, int KeyBits, int ValueBits>
-  using Operations = cpu::Operations<T, KeyBits, ValueBits>;
-};
-
-}  // namespace SQUAT_CPU_NAMESPACE
-
-}  // namespace squat

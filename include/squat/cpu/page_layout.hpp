@@ -30,29 +30,30 @@
 #include "squat/quantize/key_quantizer.hpp"
 #include "squat/quantize/value_quantizer.hpp"
 
-namespace squat::cpu {
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 /// What 16-bit pages hold: bfloat16 if the exact rows are bfloat16, float16
 /// otherwise.
 template <class T>
 using Exact16 = std::conditional_t<std::is_same_v<T, bfloat16>, bfloat16, half>;
 
-template <int KeyBits, int ValueBits>
 class PageLayout {
  public:
   PageLayout() = default;
-  explicit PageLayout(const Options &options)
-      : kv_heads(options.kv_heads),
+  PageLayout(const Options &options, int bits_of_keys, int bits_of_values)
+      : key_bits(bits_of_keys),
+        value_bits(bits_of_values),
+        kv_heads(options.kv_heads),
         head_dim(options.head_dim),
         group(options.group),
         value_coding(*options.values),
-        scales_of_a_value(ValueBits == 16 ? 0 : value_scales(value_coding, head_dim)) {
+        scales_of_a_value(value_bits == 16 ? 0 : value_scales(value_coding, head_dim)) {
     const std::size_t row = static_cast<std::size_t>(head_dim) * sizeof(half);
     const std::size_t column = static_cast<std::size_t>(scales_of_a_value * group) * sizeof(half);
-    key_zeros_ = exact_or_code_bytes(KeyBits, group, head_dim);
-    key_scales_ = key_zeros_ + (KeyBits == 16 ? 0 : row);
-    value_codes_ = key_scales_ + (KeyBits == 16 ? 0 : row);
-    value_scales_ = value_codes_ + exact_or_code_bytes(ValueBits, head_dim, group);
+    key_zeros_ = exact_or_code_bytes(key_bits, group, head_dim);
+    key_scales_ = key_zeros_ + (key_bits == 16 ? 0 : row);
+    value_codes_ = key_scales_ + (key_bits == 16 ? 0 : row);
+    value_scales_ = value_codes_ + exact_or_code_bytes(value_bits, head_dim, group);
     value_zeros_ = value_scales_ + column;
     const std::size_t end = value_zeros_ + (value_coding == ValueCoding::plain ? column : 0);
     head_bytes_ = (end + 63) / 64 * 64;
@@ -100,6 +101,8 @@ class PageLayout {
     return at<half>(page, head, value_zeros_) + scale * group;
   }
 
+  int key_bits = 16;
+  int value_bits = 16;
   Index kv_heads = 0;
   Index head_dim = 0;
   Index group = 0;
@@ -125,4 +128,4 @@ class PageLayout {
   std::size_t head_bytes_ = 0;
 };
 
-}  // namespace squat::cpu
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

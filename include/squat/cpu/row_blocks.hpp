@@ -67,21 +67,24 @@ inline void for_row_blocks(Index rows, Run &&run) {
 }
 
 /// Calls run.template operator()<Blocks>(first) for runs of `Most` blocks of 16 lanes, at
-/// most 4, and one of what is left, that cover `count` lanes.
-template <int Most, class Run>
+/// most 4, and of what is left, that cover `count` lanes. Threes: whether three blocks that are
+/// left go together, for which `run` is compiled once more.
+template <int Most, bool Threes = true, class Run>
 inline void for_lane_blocks(Index count, Run &&run) {
   static_assert(Most >= 1 && Most <= 4);
   Index lane = 0;
   for (; lane + Most * lanes <= count; lane += Most * lanes) run.template operator()<Most>(lane);
-  const Index left = (count - lane) / lanes;
-  if constexpr (Most > 3) {
-    if (left == 3) return run.template operator()<3>(lane);
+  if constexpr (Most > 3 && Threes) {
+    if ((count - lane) / lanes == 3) return run.template operator()<3>(lane);
   }
   if constexpr (Most > 2) {
-    if (left == 2) return run.template operator()<2>(lane);
+    if ((count - lane) / lanes >= 2) {
+      run.template operator()<2>(lane);
+      lane += 2 * lanes;
+    }
   }
   if constexpr (Most > 1) {
-    if (left == 1) return run.template operator()<1>(lane);
+    if (lane < count) run.template operator()<1>(lane);
   }
 }
 

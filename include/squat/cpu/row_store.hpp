@@ -14,7 +14,7 @@
 #include "squat/instruction_set.hpp"
 #include "squat/tensor.hpp"
 
-namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+namespace squat::cpu::inline SQUAT_API_NAMESPACE {
 
 /// Keys and values as `[kv_heads, capacity, head_dim]` in T, filled from the
 /// front.
@@ -99,4 +99,4 @@ class RowStore {
   Buffer<T> rows_;
 };
 
-}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE
+}  // namespace squat::cpu::inline SQUAT_API_NAMESPACE

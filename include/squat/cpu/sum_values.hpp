@@ -22,8 +22,8 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 /// Makes probabilities the weights of a page's codes: those that share scale `index`
 /// of a value. probabilities: [rows, group], 0 for tokens that do not count.
-template <int KeyBits, int ValueBits>
-void weigh_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page, Index head, Index index,
+template <class Layout>
+void weigh_values(const Layout &layout, std::byte *page, Index head, Index index,
                   RowView<const float> probabilities, CodeWeights &scratch, std::ptrdiff_t ahead = 0) {
   const Index group = layout.group, rows = scratch.row_count;
   const bool plain = layout.value_coding == ValueCoding::plain;
@@ -52,22 +52,22 @@ void weigh_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page,
     largest_of_each(most, largest);
     std::copy_n(largest, RowCount, scratch.largest[0] + row);
     for (int r = 0; r < RowCount; ++r) {
-      scratch.constants[row + r] = (plain ? 1.0f : -middle_code(ValueBits)) * totals[r];
+      scratch.constants[row + r] = (plain ? 1.0f : -middle_code(layout.value_bits)) * totals[r];
     }
   });
   // Probabilities and the scales of values have no sign.
-  scratch.round<WeightSign::none>(0, 0, ValueBits, group, scratch.largest[0]);
+  scratch.round<WeightSign::none>(0, 0, layout.value_bits, group, scratch.largest[0]);
 }
 
 /// outputs[r] += sum over all tokens of a page of probability times value, for the
 /// channels that share scale `index`, with the weights that weigh_values() left.
-template <int KeyBits, int ValueBits>
-void sum_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page, Index head, Index index,
-                CodeWeights &scratch, RowView<float> outputs, std::ptrdiff_t ahead = 0) {
+template <class Layout>
+void sum_values(const Layout &layout, std::byte *page, Index head, Index index, CodeWeights &scratch,
+                RowView<float> outputs, std::ptrdiff_t ahead = 0) {
   const Index d = layout.head_dim, run = d / layout.scales_of_a_value;
   const auto *packed = layout.template values<std::uint8_t>(page, head);
-  scratch.accumulate<WeightSign::none>(0, 0, {ValueBits, packed, d, layout.group, ahead}, index * run,
-                                       run, {outputs.data + index * run, outputs.stride});
+  scratch.accumulate<WeightSign::none>(0, 0, {layout.value_bits, packed, d, layout.group, ahead},
+                                       index * run, run, {outputs.data + index * run, outputs.stride});
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

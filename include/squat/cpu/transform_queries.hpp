@@ -21,19 +21,20 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
+template <class Scalar>
 class TileQueries {
  public:
   /// `queries`: [rows, head_dim], read by enter(), for up to `tiles` tiles at a time.
-  TileQueries(const HeadCoding &coding, const float *queries, Index rows, Index head_dim, Index tiles,
+  TileQueries(const HeadCoding &coding, const Scalar *queries, Index rows, Index head_dim, Index tiles,
               Scratch &scratch)
       : coding_(coding),
         rows_(rows),
         head_dim_(head_dim),
         tiles_(tiles),
         queries_(queries),
-        turned_{scratch.take<float>(tiles * rows * head_dim), head_dim},
-        basis_{scratch.take<float>(tiles * rows * head_dim), head_dim},
-        mode_weights_{scratch.take<float>(tiles * rows * coding.transform->modes().outputs()),
+        turned_{scratch.take<Scalar>(tiles * rows * head_dim), head_dim},
+        basis_{scratch.take<Scalar>(tiles * rows * head_dim), head_dim},
+        mode_weights_{scratch.take<Scalar>(tiles * rows * coding.transform->modes().outputs()),
                       coding.transform->modes().outputs()},
         rounded_{{scratch.take<std::int16_t>(tiles * rows * head_dim), head_dim},
                  scratch.take<float>(tiles * rows)},
@@ -75,14 +76,14 @@ class TileQueries {
   }
 
   /// The rows that meet what the codes of a page of those stand for.
-  RowView<const float> in(KeySpace space, const PageView &page) const {
-    const RowView<float> rows = space == KeySpace::channels ? turned_ : basis_;
+  RowView<const Scalar> in(KeySpace space, const PageView &page) const {
+    const RowView<Scalar> rows = space == KeySpace::channels ? turned_ : basis_;
     return {rows[first_row(page)], head_dim_};
   }
 
   /// scores[r][t] = what the turned mean key scores in row t of a page of those, 0 without
   /// one.
-  void score_mean(const PageView &page, Index tokens, RowView<float> scores) const {
+  void score_mean(const PageView &page, Index tokens, RowView<Scalar> scores) const {
     if (coding_.transform->modes().outputs() > 0) {
       const Index first = first_row(page);
       const RoundedRows weights{{rounded_weights_.rows[first], rounded_weights_.rows.stride},
@@ -101,7 +102,7 @@ class TileQueries {
     return tile * rows_;
   }
 
-  void turn_rows(Index base, float *turned) {
+  void turn_rows(Index base, Scalar *turned) {
     std::copy_n(queries_, rows_ * head_dim_, turned);
     if (base == 0) {
       turn_.reset();
@@ -121,7 +122,8 @@ class TileQueries {
     }
     if (words.outputs() > 0) words.multiply(rounded_, rows, 0, head_dim_, basis_);
     if (transform.byte_basis().outputs() > 0) {
-      transform.byte_basis().multiply({turned_.data, head_dim_}, rows, basis_, scratch_);
+      transform.byte_basis().template multiply<Scalar>({turned_.data, head_dim_}, rows, basis_,
+                                                       scratch_);
     }
     if (modes.outputs() > 0) {
       modes.multiply(rounded_, rows, 0, modes.outputs(), mode_weights_);
@@ -151,13 +153,13 @@ class TileQueries {
   Index rows_;
   Index head_dim_;
   Index tiles_;
-  const float *queries_;         // [rows, head_dim]
-  RowView<float> turned_;        // [tiles, rows, head_dim]
-  RowView<float> basis_;         // [tiles, rows, head_dim]
-  RowView<float> mode_weights_;  // [tiles, rows, modes]
-  RoundedRows rounded_;          // of the turned rows
-  RoundedRows rounded_weights_;  // of the modes' weights
-  Index *bases_;                 // [tiles], the first `entered_` of them
+  const Scalar *queries_;         // [rows, head_dim]
+  RowView<Scalar> turned_;        // [tiles, rows, head_dim]
+  RowView<Scalar> basis_;         // [tiles, rows, head_dim]
+  RowView<Scalar> mode_weights_;  // [tiles, rows, modes]
+  RoundedRows rounded_;           // of the turned rows
+  RoundedRows rounded_weights_;   // of the modes' weights
+  Index *bases_;                  // [tiles], the first `entered_` of them
   Scratch scratch_;
   Index entered_ = 0;
   std::optional<Turn> turn_;  // by -last_base_, unless that is 0

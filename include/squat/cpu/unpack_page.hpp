@@ -13,8 +13,8 @@
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 /// codes[i][lane] as floats: [inner, lane_count].
-inline void expand_codes(int bits, const std::uint8_t *packed, Index lane_count, Index inner,
-                         float *codes) {
+template <class Scalar>
+void expand_codes(int bits, const std::uint8_t *packed, Index lane_count, Index inner, Scalar *codes) {
   for_each_plane(bits, packed, lane_count, inner, [&]<int Bits>(const std::uint8_t *plane, int shift) {
     const float weight = static_cast<float>(1 << shift);
     for (Index lane = 0; lane < lane_count; lane += lanes) {
@@ -24,7 +24,7 @@ inline void expand_codes(int bits, const std::uint8_t *packed, Index lane_count,
         for (int i = 0; i < std::min(block_inner<Bits>, inner - first); ++i) {
           FloatLanes block;
           extract_codes<Bits>(words, i % 4 * 8 + i / 4 * Bits, block);
-          float *to = codes + (first + i) * lane_count + lane;
+          Scalar *to = codes + (first + i) * lane_count + lane;
           if (shift > 0) {
             FloatLanes low;
             load(to, low);
@@ -39,10 +39,10 @@ inline void expand_codes(int bits, const std::uint8_t *packed, Index lane_count,
 
 /// What the codes of a head's keys stand for, channel-major [head_dim, group]:
 /// channels, or coordinates in the basis, as the page's KeySpace says.
-template <int KeyBits, int ValueBits>
-void unpack_keys(const PageLayout<KeyBits, ValueBits> &layout, const BitAllocation &allocation,
-                 std::byte *page, Index head, float *keys) {
-  static_assert(KeyBits < 16);
+template <class Layout>
+void unpack_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
+                 float *keys) {
+  SQUAT_ASSERT(layout.key_bits < 16);
   const Index d = layout.head_dim, group = layout.group;
   const auto *packed = layout.template keys<std::uint8_t>(page, head);
   for (const CodeRun &run : allocation.runs()) {
@@ -62,20 +62,20 @@ void unpack_keys(const PageLayout<KeyBits, ValueBits> &layout, const BitAllocati
 }
 
 /// Values of one head and page, [group, head_dim]; symmetric ones stay rotated.
-template <int KeyBits, int ValueBits>
-void unpack_values(const PageLayout<KeyBits, ValueBits> &layout, std::byte *page, Index head,
-                   float *values) {
-  static_assert(ValueBits < 16);
+template <class Layout>
+void unpack_values(const Layout &layout, std::byte *page, Index head, float *values) {
+  SQUAT_ASSERT(layout.value_bits < 16);
   const Index d = layout.head_dim, group = layout.group;
-  expand_codes(ValueBits, layout.template values<std::uint8_t>(page, head), d, group, values);
+  expand_codes(layout.value_bits, layout.template values<std::uint8_t>(page, head), d, group, values);
   const Index run = d / layout.scales_of_a_value;
   for (Index i = 0; i < layout.scales_of_a_value; ++i) {
     const half *scales = layout.value_scales_row(page, head, i);
     const half *zeros = layout.value_zeros_row(page, head, i);
     for (Index token = 0; token < group; ++token) {
       const auto scale = static_cast<float>(scales[token]);
-      const float zero = layout.value_coding == ValueCoding::plain ? static_cast<float>(zeros[token])
-                                                                   : -middle_code(ValueBits) * scale;
+      const float zero = layout.value_coding == ValueCoding::plain
+                             ? static_cast<float>(zeros[token])
+                             : -middle_code(layout.value_bits) * scale;
       float *row = values + token * d + i * run;
       for (Index channel = 0; channel < run; ++channel) row[channel] = zero + scale * row[channel];
     }

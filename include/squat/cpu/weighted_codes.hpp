@@ -31,14 +31,15 @@ class CodeWeights {
   static constexpr Index most_runs = BitAllocation::most_runs;
 
   CodeWeights() = default;
-  CodeWeights(Index rows, Index most, Scratch &scratch)
+  CodeWeights(const CodeKernels &kernels, Index rows, Index most, Scratch &scratch)
       : row_count(rows),
         weights{scratch.take<float>(rows * most), most},
         constants(scratch.take<float>(2 * rows)),
         largest{scratch.take<float>(most_runs * rows), rows},
         rounded_{scratch.take<std::int8_t>(2 * rows * most), most},
         multipliers_{scratch.take<float>(most_runs * 2 * rows), 2 * rows},
-        rests_(scratch.take<float>(rows)) {
+        rests_(scratch.take<float>(rows)),
+        kernels_(&kernels) {
     std::fill_n(constants, 2 * rows, 0.0f);
   }
 
@@ -77,16 +78,18 @@ class CodeWeights {
   void accumulate(Index run, Index first, const PackedCodes &codes, Index lane, Index count,
                   RowView<float> sums) {
     const RowView<std::int8_t> rounded{rounded_.data + first, rounded_.stride};
-    const auto add = [&]<class Weight>(RowView<Weight> weight, Index rows) {
-      accumulate_codes<Weight>(codes, lane, count, rows, {weight.data, weight.stride},
+    const auto add = [&]<class Weight>(const DotPlanes<Weight> &planes, RowView<Weight> weight,
+                                       Index rows) {
+      accumulate_codes<Weight>(planes, codes, lane, count, rows, {weight.data, weight.stride},
                                {multipliers_[run], constants}, {sums, row_count});
     };
     if (weight_terms(codes.bits) == 2) {
-      add(rounded, 2 * row_count);  // both terms at once: what is loaded serves both
+      // Both terms at once: what is loaded serves both.
+      add(kernels_->signed_weights, rounded, 2 * row_count);
     } else if constexpr (Sign == WeightSign::none) {
-      add(without_sign(rounded), row_count);
+      add(kernels_->unsigned_weights, without_sign(rounded), row_count);
     } else {
-      add(rounded, row_count);
+      add(kernels_->signed_weights, rounded, row_count);
     }
     std::fill_n(constants, row_count, 0.0f);
   }
@@ -104,6 +107,7 @@ class CodeWeights {
   RowView<std::int8_t> rounded_{};  // [terms, row_count, most]
   RowView<float> multipliers_{};    // [runs, terms, row_count]
   float *rests_ = nullptr;          // [row_count], what rounding left
+  const CodeKernels *kernels_ = nullptr;
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -101,10 +101,11 @@ class DeviceTiles {
     if (table == nullptr) return;
     if (frame > 0) {
       frame_.emplace(*table, frame);
-      modes_.emplace(*frame_);
+      modes_ = MeanModes::of(*frame_);
       constexpr Index most_modes = 16 * most_mode_tiles;
       if (modes_->count() > most_modes) {
-        throw_invalid("frame", frame, "shorter: on CUDA the modes of its mean key are at most", most_modes);
+        throw_invalid("frame", frame, "shorter: on CUDA the modes of its mean key are at most",
+                      most_modes);
       }
     }
     tables_ = build_tables(memory_, nullptr, [&](TableImage &image) { return build(image, *table); });
@@ -146,10 +147,11 @@ class QueryMatrices {
   QueryMatrices() = default;
   QueryMatrices(const KeyQuantizer &quantizer, const DeviceTiles &tiles) {
     if (const SubspaceBasis *basis = quantizer.basis()) {
-      inverse_ = matrix_tiles(basis->from_basis().transpose(), 1, TileOrder::rows);
+      inverse_ = matrix_tiles(basis->queries_to_basis(), 1, TileOrder::rows);
     }
     if (const float *mean = quantizer.mean()) {
-      const Eigen::MatrixXd projection = tiles.modes().projection({mean, quantizer.head_dim()});
+      const Eigen::MatrixXd projection =
+          tiles.modes().projection({mean, static_cast<std::size_t>(quantizer.head_dim())});
       unit_ = unit_of(projection);
       projection_ = matrix_tiles(projection, unit_, TileOrder::rows);
     }
@@ -174,7 +176,7 @@ inline HeadTables head_tables(TableImage &image, const KeyQuantizer &quantizer,
   matrices.add_to(image, tables);
   if (const SubspaceBasis *basis = quantizer.basis()) {
     tables.to_basis = image.add(basis->to_basis.data(), basis->to_basis.size());
-    tables.metric = image.add(basis->metric.data(), basis->metric.size());
+    tables.metric = image.add(basis->metric.data(), d);
     const Index unit = allocation_unit(d);
     for (const CodeRun &run : basis->allocation.runs()) {
       const auto units = static_cast<std::int32_t>(run.channels / unit);

@@ -30,7 +30,7 @@ class LayerCoding {
         quantizers_(static_cast<std::size_t>(options.kv_heads),
                     KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits,
                                  options.head_dim)) {
-    const bool learns = key_bits < 16 && KeyQuantizer::learns(*options.coding);
+    const bool learns = key_bits < 16 && learns_from_prompt(*options.coding);
     const std::vector<QueryMatrices> none(quantizers_.size());
     tables_ = coding_tables(memory_, quantizers_, none, tiles, !learns, nullptr);
     check(cudaStreamSynchronize(nullptr), "coding tables");
@@ -46,7 +46,7 @@ class LayerCoding {
     std::vector<RowMatrix> inverses;
     for (const KeyQuantizer &quantizer : quantizers_) {
       const SubspaceBasis *basis = quantizer.basis();
-      inverses.push_back(basis ? RowMatrix(basis->from_basis().cast<float>()) : RowMatrix());
+      inverses.push_back(basis ? basis->from_basis() : RowMatrix());
     }
     return inverses;
   }

@@ -59,7 +59,8 @@ struct Extremes {
   float low, high;
 };
 
-inline Extremes extremes(const float *x, Index count) {
+template <class Scalar>
+Extremes extremes(const Scalar *x, Index count) {
   Chunk low = load_chunk(x), high = low;
   for (Index i = chunk_size; i < count; i += chunk_size) {
     low = low.min(load_chunk(x + i));
@@ -74,7 +75,8 @@ inline AffineScale fraction_range(Extremes x, float fraction, float top) {
 }
 
 /// The squared error of x in that range.
-inline float range_error(const float *x, Index count, AffineScale fit, float top) {
+template <class Scalar>
+float range_error(const Scalar *x, Index count, AffineScale fit, float top) {
   const AffineCodes range(fit, top);
   return sum_chunks(count,
                     [&](Index i) -> Chunk {
@@ -85,7 +87,8 @@ inline float range_error(const float *x, Index count, AffineScale fit, float top
 }
 
 /// The clipped range of least squared error among clip_fractions.
-inline AffineScale search_clip(const float *x, Index count, float top) {
+template <class Scalar>
+AffineScale search_clip(const Scalar *x, Index count, float top) {
   constexpr std::size_t together = 4;
   const Extremes all = extremes(x, count);
   AffineScale best{};
@@ -114,7 +117,8 @@ inline AffineScale search_clip(const float *x, Index count, float top) {
 /// Rescales about the group's mean by gain = sum dx dx / sum dx dq, held to [1,
 /// 2], so that the error is orthogonal to the group. Least squares alone
 /// shrinks large values, and attention weighs exactly those.
-inline AffineScale apply_gain(const float *x, Index count, const std::uint8_t *codes, AffineScale fit) {
+template <class Scalar>
+AffineScale apply_gain(const Scalar *x, Index count, const std::uint8_t *codes, AffineScale fit) {
   const float scale = static_cast<float>(fit.scale);
   const float size = static_cast<float>(count);
   const auto [sum, code_sum] = sum_terms<2>(count, [&](Index i, int n) -> Chunk {
@@ -132,50 +136,57 @@ inline AffineScale apply_gain(const float *x, Index count, const std::uint8_t *c
 
 }  // namespace detail
 
-/// Codes one group x [n] into `codes` [n], n a multiple of 16. The range is the
+/// Codes one group x [count] into `codes` [count], a multiple of 16. The range is the
 /// group's extremes as in KIVI (Liu et al., 2024, section 3); clip search and
 /// gain are ours.
-inline AffineScale quantize_affine(Eigen::Map<const Eigen::ArrayXf> x, int bits, AffineFit method,
-                                   std::uint8_t *codes) {
+template <class Scalar>
+AffineScale quantize_affine(const Scalar *x, Index count, int bits, AffineFit method,
+                            std::uint8_t *codes) {
   const float top = static_cast<float>((1 << bits) - 1);
-  const Index count = x.size();
   const AffineScale fit = method == AffineFit::clip_and_gain && bits == 2
-                              ? detail::search_clip(x.data(), count, top)
-                              : detail::fraction_range(detail::extremes(x.data(), count), 1, top);
+                              ? detail::search_clip(x, count, top)
+                              : detail::fraction_range(detail::extremes(x, count), 1, top);
   const detail::AffineCodes range(fit, top);
-  for_each_chunk(count, [&](Index i) { store_codes(range.codes(load_chunk(x.data() + i)), codes + i); });
+  for_each_chunk(count, [&](Index i) { store_codes(range.codes(load_chunk(x + i)), codes + i); });
   if (method == AffineFit::minmax) return fit;
-  return detail::apply_gain(x.data(), count, codes, fit);
+  return detail::apply_gain(x, count, codes, fit);
 }
 
-/// The same, and what the codes stand for into `rounded` [n], which may be x
+/// The same, and what the codes stand for into `rounded` [count], which may be x
 /// itself.
-inline AffineScale quantize_affine(Eigen::Map<const Eigen::ArrayXf> x, int bits, AffineFit method,
-                                   std::uint8_t *codes, Eigen::Map<Eigen::ArrayXf> rounded) {
-  const AffineScale fit = quantize_affine(x, bits, method, codes);
+template <class Scalar>
+AffineScale quantize_affine(const Scalar *x, Index count, int bits, AffineFit method,
+                            std::uint8_t *codes, Scalar *rounded) {
+  const AffineScale fit = quantize_affine(x, count, bits, method, codes);
   const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
-  for_each_chunk(x.size(), [&](Index i) {
-    Eigen::Map<Chunk>(rounded.data() + i) = zero + scale * load_codes(codes + i);
-  });
+  for_each_chunk(
+      count, [&](Index i) { Eigen::Map<Chunk>(rounded + i) = zero + scale * load_codes(codes + i); });
   return fit;
 }
 
 /// The squared error of coded values.
-inline float affine_error(Eigen::Map<const Eigen::ArrayXf> x, const std::uint8_t *codes,
-                          AffineScale fit) {
+template <class Scalar>
+Scalar affine_error(const Scalar *x, Index count, const std::uint8_t *codes, AffineScale fit) {
   const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
-  return sum_chunks(x.size(),
+  return sum_chunks(count,
                     [&](Index i) -> Chunk {
-                      return (zero + scale * load_codes(codes + i) - load_chunk(x.data() + i)).square();
+                      return (zero + scale * load_codes(codes + i) - load_chunk(x + i)).square();
                     })
       .sum();
 }
 
+/// The squared error of one number for all values.
+template <class Scalar>
+Scalar constant_error(const Scalar *x, Index count, Scalar value) {
+  return sum_chunks(count, [&](Index i) -> Chunk { return (load_chunk(x + i) - value).square(); }).sum();
+}
+
 /// The squared error that AffineFit::minmax would make.
-inline float minmax_error(Eigen::Map<const Eigen::ArrayXf> x, int bits) {
+template <class Scalar>
+Scalar minmax_error(const Scalar *x, Index count, int bits) {
   const float top = static_cast<float>((1 << bits) - 1);
-  const AffineScale fit = detail::fraction_range(detail::extremes(x.data(), x.size()), 1, top);
-  return detail::range_error(x.data(), x.size(), fit, top);
+  const AffineScale fit = detail::fraction_range(detail::extremes(x, count), 1, top);
+  return detail::range_error(x, count, fit, top);
 }
 
 }  // namespace squat::inline SQUAT_CPU_NAMESPACE

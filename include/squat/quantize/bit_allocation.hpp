@@ -2,9 +2,9 @@
 
 // How many bits each channel of a page's keys gets.
 
-#include <Eigen/Core>
 #include <array>
 #include <limits>
+#include <numeric>
 #include <span>
 
 #include "squat/config.hpp"
@@ -69,11 +69,15 @@ constexpr Index allocation_budget(int bits, Index head_dim) {
 /// section 10.3.3) over the widths 8, 4, 2 and 0: the allocation of least
 /// predicted squared error whose widths average `bits`. variance: of each
 /// channel, [head_dim], falling.
-inline BitAllocation allocate_bits(const Eigen::ArrayXd &variance, int bits) {
+inline BitAllocation allocate_bits(std::span<const double> variance, int bits) {
   // Squared error of a channel of unit variance at each width.
   constexpr double error8 = 5e-5, error4 = .0115, error2 = .125, error0 = 1;
-  const Index d = variance.size(), unit = allocation_unit(d), units = d / unit;
+  const auto d = static_cast<Index>(variance.size());
+  const Index unit = allocation_unit(d), units = d / unit;
   const Index budget = allocation_budget(bits, d);
+  const auto sum = [&](Index first, Index last) {
+    return std::accumulate(variance.begin() + first, variance.begin() + last, 0.0);
+  };
   double least = std::numeric_limits<double>::infinity();
   BitAllocation best;
   for (Index n8 = 0; 8 * n8 <= budget && n8 <= units; ++n8) {
@@ -82,8 +86,7 @@ inline BitAllocation allocate_bits(const Eigen::ArrayXd &variance, int bits) {
       if (n8 + n4 + n2 > units) continue;
       const Index e8 = n8 * unit, e4 = e8 + n4 * unit, e2 = e4 + n2 * unit;
       const double error =
-          error8 * variance.head(e8).sum() + error4 * variance.segment(e8, e4 - e8).sum() +
-          error2 * variance.segment(e4, e2 - e4).sum() + error0 * variance.tail(d - e2).sum();
+          error8 * sum(0, e8) + error4 * sum(e8, e4) + error2 * sum(e4, e2) + error0 * sum(e2, d);
       if (error >= least) continue;
       least = error;
       best = {};

@@ -13,6 +13,9 @@ enum class Coding {
                ///< where queries look and keys vary
 };
 
+/// Whether a coding depends on the queries and keys of a prompt.
+constexpr bool learns_from_prompt(Coding coding) { return coding != Coding::plain; }
+
 /// How packed values are coded.
 enum class ValueCoding {
   plain,      ///< asymmetric, groups of channels of one token (KIVI)

@@ -39,7 +39,8 @@ inline const Eigen::Matrix<float, chunk_size, chunk_size> &hadamard_16() {
 /// matrix, block by block. The matrix is symmetric and orthonormal, so the
 /// rotation is its own inverse. It is H_16 of every 16 channels, then
 /// butterflies between them.
-inline void rotate_hadamard(float *row, Index head_dim) {
+template <class Scalar>
+void rotate_hadamard(Scalar *row, Index head_dim) {
   const Index block = hadamard_block(head_dim);
   const Eigen::Matrix<float, chunk_size, chunk_size> h =
       detail::hadamard_16() / std::sqrt(static_cast<float>(block));
@@ -48,7 +49,7 @@ inline void rotate_hadamard(float *row, Index head_dim) {
     for (Index i = 0; i < chunk_size; ++i) sum += row[first + i] * h.col(i).array();
     Eigen::Map<Chunk>(row + first) = sum;
   });
-  for (float *x = row; x < row + head_dim; x += block) {
+  for (Scalar *x = row; x < row + head_dim; x += block) {
     for (Index half_span = chunk_size; half_span < block; half_span *= 2) {
       for (Index first = 0; first < block; first += 2 * half_span) {
         for_each_chunk(half_span, [&](Index i) {

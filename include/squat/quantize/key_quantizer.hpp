@@ -4,15 +4,20 @@
 // and how a page of its keys becomes codes.
 
 #include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
 #include "squat/instruction_set.hpp"
 #include "squat/quantize/affine.hpp"
 #include "squat/quantize/bit_allocation.hpp"
+#include "squat/quantize/chunks.hpp"
 #include "squat/quantize/coding.hpp"
+#include "squat/quantize/moments.hpp"
 #include "squat/quantize/orthogonal_rounding.hpp"
 #include "squat/quantize/query_statistics.hpp"
 #include "squat/quantize/subspace_basis.hpp"
@@ -43,30 +48,38 @@ class KeyQuantizer {
   int bits() const { return bits_; }
   Index head_dim() const { return head_dim_; }
 
-  /// Whether the coding depends on the queries and keys of a prompt.
-  static constexpr bool learns(Coding coding) { return coding != Coding::plain; }
-
   /// Fixes what the coding takes from a prompt. Before it, and without queries,
   /// rounding is plain. frame: the tile frame that keys are coded in, or null.
+  template <class Real = double>
   void learn(const QueryStatistics &statistics, const TileFrame *frame) {
-    if (!learns(coding_)) return;
-    if (frame != nullptr) mean_ = statistics.key_mean(frame).cast<float>();
-    const Eigen::MatrixXd &C = statistics.query_moment();
+    if (!learns_from_prompt(coding_)) return;
+    if (frame != nullptr) {
+      const std::vector<double> mean = key_mean(statistics, frame);
+      mean_.resize(mean.size());
+      std::transform(mean.begin(), mean.end(), mean_.begin(),
+                     [](double x) { return static_cast<float>(x); });
+    }
+    const Matrix<Real> C = query_moment<Real>(statistics);
     if (coding_ == Coding::subspace) {
-      basis_ = learn_subspace_basis(C, statistics.key_covariance(frame), bits_);
+      basis_ = learn_subspace_basis<Real>(C, key_covariance<Real>(statistics, frame), bits_);
       return;
     }
     // A tile frame's mean is known only now: what keys deviate from it stands
     // in for the range of a group.
-    const Eigen::ArrayXd range =
-        frame == nullptr ? statistics.key_range()
-                         : statistics.key_covariance(frame).diagonal().array().max(0.0).sqrt().eval();
-    rounding_ = learn_orthogonal_rounding(C, range, options_);
+    std::vector<double> range = statistics.mean_range();
+    if (frame != nullptr) {
+      const Matrix<Real> covariance = key_covariance<Real>(statistics, frame);
+      for (Index i = 0; i < covariance.rows(); ++i) {
+        range[static_cast<std::size_t>(i)] =
+            std::sqrt(std::max(static_cast<double>(covariance(i, i)), 0.0));
+      }
+    }
+    rounding_ = learn_orthogonal_rounding<Real>(C, range, options_);
   }
 
   /// The mean key before its rotary embedding, [head_dim], which is taken off
   /// keys before they are coded; null for none.
-  const float *mean() const { return mean_.size() > 0 ? mean_.data() : nullptr; }
+  const float *mean() const { return mean_.empty() ? nullptr : mean_.data(); }
 
   /// The basis of KeySpace::basis; null if no page is coded there.
   const SubspaceBasis *basis() const { return basis_ ? &*basis_ : nullptr; }
@@ -82,73 +95,77 @@ class KeyQuantizer {
   /// Codes a page of keys, their mean taken off. keys, scratch: channel-major
   /// [head_dim, tokens]; codes: likewise, as wide as the allocation of the
   /// space that is returned says; scales [head_dim].
-  KeySpace quantize(Eigen::Map<const RowMatrix> keys, Eigen::Map<RowMatrix> scratch, std::uint8_t *codes,
+  template <class Scalar>
+  KeySpace quantize(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
                     AffineScale *scales) const {
     if (rounding_) {
-      round_orthogonal(*rounding_, keys, scratch,
-                       [&](Index channel, Eigen::Map<const Eigen::ArrayXf> target,
-                           Eigen::Map<Eigen::ArrayXf> rounded) {
-                         scales[channel] = quantize_affine(target, bits_, fit_,
-                                                           codes + channel * keys.cols(), rounded);
-                       });
+      round_orthogonal(*rounding_, keys, tokens, scratch, [&](Index channel, Scalar *row) {
+        scales[channel] = quantize_affine(row, tokens, bits_, fit_, codes + channel * tokens, row);
+      });
       return KeySpace::channels;
     }
     if (!basis_) {
-      quantize_channels(keys, scratch, fit_, codes, scales);
+      quantize_channels(keys, tokens, scratch, fit_, codes, scales);
       return KeySpace::channels;
     }
-    const float error = quantize_in_basis(keys, scratch, codes, scales);
-    if (error <= channel_error(keys)) return KeySpace::basis;
+    const Scalar error = quantize_in_basis(keys, tokens, scratch, codes, scales);
+    if (error <= channel_error(keys, tokens)) return KeySpace::basis;
     // A page that the basis does not suit (keys unlike those it was learnt
     // from) is coded plainly: never worse than plain.
-    quantize_channels(keys, scratch, AffineFit::minmax, codes, scales);
+    quantize_channels(keys, tokens, scratch, AffineFit::minmax, codes, scales);
     return KeySpace::channels;
   }
 
   /// Bytes of what was learnt.
   std::size_t bytes() const {
     return (rounding_ ? rounding_->bytes() : 0) + (basis_ ? basis_->bytes() : 0) +
-           static_cast<std::size_t>(mean_.size()) * sizeof(float);
+           mean_.size() * sizeof(float);
   }
 
  private:
-  using Row = Eigen::Map<const Eigen::ArrayXf>;
-
-  void quantize_channels(Eigen::Map<const RowMatrix> keys, Eigen::Map<RowMatrix> scratch, AffineFit fit,
+  template <class Scalar>
+  void quantize_channels(const Scalar *keys, Index tokens, Scalar *scratch, AffineFit fit,
                          std::uint8_t *codes, AffineScale *scales) const {
-    const Index tokens = keys.cols();
-    for (Index channel = 0; channel < keys.rows(); ++channel) {
-      scales[channel] = quantize_affine(Row(keys.row(channel).data(), tokens), bits_, fit,
-                                        codes + channel * tokens, {scratch.row(channel).data(), tokens});
+    for (Index channel = 0; channel < head_dim_; ++channel) {
+      const Index first = channel * tokens;
+      scales[channel] =
+          quantize_affine(keys + first, tokens, bits_, fit, codes + first, scratch + first);
     }
   }
 
   /// Returns the squared error, in the metric of the queries.
-  float quantize_in_basis(Eigen::Map<const RowMatrix> keys, Eigen::Map<RowMatrix> scratch,
-                          std::uint8_t *codes, AffineScale *scales) const {
-    const Index tokens = keys.cols();
-    scratch.noalias() = basis_->to_basis * keys;
-    float error = 0;
+  template <class Scalar>
+  Scalar quantize_in_basis(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
+                           AffineScale *scales) const {
+    std::fill_n(scratch, head_dim_ * tokens, Scalar{0});
+    const Scalar *to_basis = basis_->to_basis.data();
+    add_product<Scalar>(strided_rows(to_basis, head_dim_, head_dim_),
+                        strided_rows(keys, head_dim_, tokens), strided_rows(scratch, head_dim_, tokens));
+    Scalar error = 0;
     for (const CodeRun &run : basis_->allocation.runs()) {
       for (Index i = run.first; i < run.first + run.channels; ++i) {
-        const Row y(scratch.row(i).data(), tokens);
-        scales[i] = quantize_affine(y, run.bits, fit_, codes + i * tokens);
-        error += affine_error(y, codes + i * tokens, scales[i]);
+        const Scalar *y = scratch + i * tokens;
+        scales[i] = quantize_affine(y, tokens, run.bits, fit_, codes + i * tokens);
+        error += affine_error(y, tokens, codes + i * tokens, scales[i]);
       }
     }
-    for (Index i = basis_->allocation.coded_channels(); i < keys.rows(); ++i) {
-      const Row y(scratch.row(i).data(), tokens);
-      scales[i] = {to_half_saturated(y.mean()), half(smallest_scale)};
-      error += (y - static_cast<float>(scales[i].zero)).square().sum();
+    for (Index i = basis_->allocation.coded_channels(); i < head_dim_; ++i) {
+      const Scalar *y = scratch + i * tokens;
+      const Scalar mean = sum_chunks(tokens, [&](Index t) { return load_chunk(y + t); }).sum() /
+                          static_cast<Scalar>(tokens);
+      scales[i] = {to_half_saturated(mean), half(smallest_scale)};
+      error += constant_error(y, tokens, static_cast<Scalar>(scales[i].zero));
     }
     return error;
   }
 
   /// The squared error that quantize_channels() would make, in the same metric.
-  float channel_error(Eigen::Map<const RowMatrix> keys) const {
-    float error = 0;
-    for (Index channel = 0; channel < keys.rows(); ++channel) {
-      error += basis_->metric[channel] * minmax_error(Row(keys.row(channel).data(), keys.cols()), bits_);
+  template <class Scalar>
+  Scalar channel_error(const Scalar *keys, Index tokens) const {
+    Scalar error = 0;
+    for (Index channel = 0; channel < head_dim_; ++channel) {
+      error += basis_->metric[static_cast<std::size_t>(channel)] *
+               minmax_error(keys + channel * tokens, tokens, bits_);
     }
     return error;
   }
@@ -159,7 +176,7 @@ class KeyQuantizer {
   int bits_;
   Index head_dim_;
   BitAllocation uniform_;
-  Eigen::VectorXf mean_;
+  std::vector<float> mean_;
   std::optional<OrthogonalRounding> rounding_;
   std::optional<SubspaceBasis> basis_;
 };

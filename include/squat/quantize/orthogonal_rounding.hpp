@@ -21,14 +21,17 @@
 #include <Eigen/Core>
 #include <Eigen/Eigenvalues>
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <numeric>
 #include <vector>
 
 #include "squat/config.hpp"
 #include "squat/instruction_set.hpp"
+#include "squat/quantize/chunks.hpp"
 #include "squat/quantize/coding.hpp"
-#include "squat/quantize/query_statistics.hpp"
+#include "squat/quantize/matrix_product.hpp"
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
 
@@ -36,34 +39,60 @@ namespace squat::inline SQUAT_CPU_NAMESPACE {
 /// definite. C: sum of q q^T over the prompt's queries. rank 0: C / mean(diag
 /// C) + I. Otherwise I + lambda Q^T Q, Q of that rank (paper, eq. 5). Without
 /// queries it is the identity, and rounding to nearest comes out.
-inline Eigen::MatrixXd query_metric(const Eigen::MatrixXd &C, const OrthogonalOptions &options) {
+template <class Real = double>
+Matrix<Real> query_metric(const Matrix<Real> &C, const OrthogonalOptions &options) {
   const Index d = C.rows();
-  Eigen::MatrixXd P = Eigen::MatrixXd::Identity(d, d);
-  const double mean = C.trace() / static_cast<double>(d);
+  Matrix<Real> P(d, d);
+  P.setZero();
+  Real mean = 0;
+  for (Index i = 0; i < d; ++i) {
+    P(i, i) = 1;
+    mean += C(i, i) / static_cast<Real>(d);
+  }
   if (!(mean > 0)) return P;
-  if (options.rank == 0) return P + C / mean;
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(C);
-  const auto leading = eigen.eigenvectors().rightCols(options.rank);
-  const auto squares = eigen.eigenvalues().tail(options.rank).cwiseMax(0.0);
-  P.noalias() +=
-      static_cast<double>(options.lambda) * leading * squares.asDiagonal() * leading.transpose();
+  if (options.rank == 0) {
+    for (Index i = 0; i < P.size(); ++i) P.data()[i] += C.data()[i] / mean;
+    return P;
+  }
+  const Eigen::SelfAdjointEigenSolver<Matrix<Real>> eigen(C);
+  Matrix<Real> leading(d, options.rank), weighted(d, options.rank);
+  for (Index j = 0; j < options.rank; ++j) {
+    const Index from = d - options.rank + j;  // values rise
+    const Real square = std::max(eigen.eigenvalues()(from), Real{0});
+    for (Index i = 0; i < d; ++i) {
+      leading(i, j) = eigen.eigenvectors()(i, from);
+      weighted(i, j) = static_cast<Real>(options.lambda) * square * leading(i, j);
+    }
+  }
+  const Matrix<Real> products = matrix_product<Real>(weighted, transposed<Real>(leading));
+  for (Index i = 0; i < P.size(); ++i) P.data()[i] += products.data()[i];
   return P;
 }
 
 /// The feedback matrix F of rounding channels 0, 1, ... in blocks of `block`,
 /// [d, d], zero on and above the diagonal blocks.
-inline Eigen::MatrixXd feedback_matrix(const Eigen::MatrixXd &P, Index block) {
+template <class Real = double>
+Matrix<Real> feedback_matrix(const Matrix<Real> &P, Index block) {
   const Index d = P.rows();
   SQUAT_ASSERT(d % block == 0);
   // Channels reversed, Cholesky's lower factor is the transpose of L reversed
   // in both directions.
-  const Eigen::MatrixXd reversed = P.reverse();
-  const Eigen::MatrixXd U = reversed.llt().matrixL();
-  const Eigen::MatrixXd L = U.reverse().transpose();
-  Eigen::MatrixXd F = Eigen::MatrixXd::Zero(d, d);
-  for (Index b = block; b < d; b += block) {
-    F.block(b, 0, block, b) =
-        L.block(b, b, block, block).triangularView<Eigen::Lower>().solve(L.block(b, 0, block, b));
+  Matrix<Real> reversed(d, d), L(d, d), F(d, d);
+  for (Index i = 0; i < d * d; ++i) reversed.data()[i] = P.data()[d * d - 1 - i];
+  const Eigen::LLT<Matrix<Real>> cholesky(reversed);
+  for (Index j = 0; j < d; ++j) {
+    for (Index i = 0; i < d; ++i) L(i, j) = i < j ? Real{0} : cholesky.matrixLLT()(d - 1 - j, d - 1 - i);
+  }
+  // F_b = L_bb^-1 L_b,<b, a row of a block after the other.
+  F.setZero();
+  for (Index first = block; first < d; first += block) {
+    for (Index i = first; i < first + block; ++i) {
+      for (Index j = 0; j < first; ++j) {
+        Real entry = L(i, j);
+        for (Index inner = first; inner < i; ++inner) entry -= L(i, inner) * F(inner, j);
+        F(i, j) = entry / L(i, i);
+      }
+    }
   }
   return F;
 }
@@ -82,48 +111,74 @@ struct OrthogonalRounding {
 /// Learns the rounding of a head from its queries' moments and its keys'
 /// ranges. Channels whose error would weigh most, range * sqrt(P_cc), are
 /// rounded first, while all the others can still make up for them.
-inline OrthogonalRounding learn_orthogonal_rounding(const Eigen::MatrixXd &query_moment,
-                                                    const Eigen::ArrayXd &key_range,
-                                                    const OrthogonalOptions &options) {
-  const Eigen::MatrixXd P = query_metric(query_moment, options);
+template <class Real = double>
+OrthogonalRounding learn_orthogonal_rounding(const Matrix<Real> &query_moment,
+                                             const std::vector<double> &key_range,
+                                             const OrthogonalOptions &options) {
+  const Matrix<Real> P = query_metric<Real>(query_moment, options);
+  const Index d = P.rows();
   OrthogonalRounding rounding;
   rounding.block = options.block;
-  rounding.order.resize(static_cast<std::size_t>(P.rows()));
+  rounding.order.resize(static_cast<std::size_t>(d));
   std::iota(rounding.order.begin(), rounding.order.end(), 0);
+  const auto weight = [&](int channel) {
+    return key_range[static_cast<std::size_t>(channel)] * std::sqrt(P(channel, channel));
+  };
   if (options.order) {
-    const Eigen::ArrayXd weight = key_range * P.diagonal().array().sqrt();
     std::stable_sort(rounding.order.begin(), rounding.order.end(),
-                     [&](int a, int b) { return weight[a] > weight[b]; });
+                     [&](int a, int b) { return weight(a) > weight(b); });
   }
-  const Eigen::MatrixXd permuted = P(rounding.order, rounding.order);
-  rounding.feedback = feedback_matrix(permuted, rounding.block).cast<float>();
+  const auto channel = [&](Index i) { return rounding.order[static_cast<std::size_t>(i)]; };
+  Matrix<Real> permuted(d, d);
+  for (Index j = 0; j < d; ++j) {
+    for (Index i = 0; i < d; ++i) permuted(i, j) = P(channel(i), channel(j));
+  }
+  rounding.feedback = feedback_matrix<Real>(permuted, rounding.block).template cast<float>();
   return rounding;
 }
 
+namespace detail {
+
+/// target -= sum_j factors[j] rows[j], over `Chunks` chunks of tokens, whose sums stay in registers.
+template <int Chunks, class Scalar>
+void subtract_rows(const Scalar *factors, const Scalar *rows, Index count, Index stride,
+                   Scalar *target) {
+  std::array<Chunk, Chunks> sums;
+  for (Chunk &sum : sums) sum.setZero();
+  for (Index j = 0; j < count; ++j, rows += stride) {
+    for (Index i = 0; i < Chunks; ++i)
+      sums[static_cast<std::size_t>(i)] += factors[j] * load_chunk(rows + i * chunk_size);
+  }
+  for (Index i = 0; i < Chunks; ++i)
+    Eigen::Map<Chunk>(target + i * chunk_size) -= sums[static_cast<std::size_t>(i)];
+}
+
+}  // namespace detail
+
 /// Rounds a group of keys with feedback. keys: channel-major [head_dim,
 /// tokens]; errors: scratch of the same shape, which on return holds e in the
-/// order of rounding. `round(channel, target, rounded)` codes one channel's
-/// targets [tokens] and writes what the codes stand for into `rounded`; the two
-/// may be one array.
-template <class Round>
-void round_orthogonal(const OrthogonalRounding &rounding, Eigen::Map<const RowMatrix> keys,
-                      Eigen::Map<RowMatrix> errors, Round &&round) {
-  const Index d = keys.rows(), tokens = keys.cols();
+/// order of rounding. `round(channel, row)` codes one channel's targets, row
+/// [tokens], and writes what the codes stand for over them.
+template <class Scalar, class Round>
+void round_orthogonal(const OrthogonalRounding &rounding, const Scalar *keys, Index tokens,
+                      Scalar *errors, Round &&round) {
+  const auto d = static_cast<Index>(rounding.order.size());
   for (Index first = 0; first < d; first += rounding.block) {
     for (Index i = first; i < first + rounding.block; ++i) {
-      const Index channel = rounding.order[static_cast<std::size_t>(i)];
-      Eigen::Map<Eigen::RowVectorXf> target(errors.row(i).data(), tokens);
-      target = keys.row(channel);
-      if (first > 0) {
-        target.noalias() -= rounding.feedback.row(i).head(first) * errors.topRows(first);
-      }
+      Scalar *target = errors + i * tokens;
+      std::copy_n(keys + rounding.order[static_cast<std::size_t>(i)] * tokens, tokens, target);
+      const Scalar *factors = rounding.feedback.data() + i * d;
+      Index token = 0;
+      for (; token + 4 * chunk_size <= tokens; token += 4 * chunk_size)
+        detail::subtract_rows<4>(factors, errors + token, first, tokens, target + token);
+      for (; token < tokens; token += chunk_size)
+        detail::subtract_rows<1>(factors, errors + token, first, tokens, target + token);
     }
     for (Index i = first; i < first + rounding.block; ++i) {
       const Index channel = rounding.order[static_cast<std::size_t>(i)];
-      float *row = errors.row(i).data();
-      round(channel, Eigen::Map<const Eigen::ArrayXf>(row, tokens),
-            Eigen::Map<Eigen::ArrayXf>(row, tokens));
-      errors.row(i) -= keys.row(channel);
+      Scalar *row = errors + i * tokens;
+      round(channel, row);
+      for (Index token = 0; token < tokens; ++token) row[token] -= keys[channel * tokens + token];
     }
   }
 }

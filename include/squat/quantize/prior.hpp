@@ -3,7 +3,9 @@
 // Statistics of queries and keys that outlive a cache: saved from one run, they
 // teach the codings of another before its first token.
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <istream>
@@ -17,7 +19,7 @@
 #include "squat/instruction_set.hpp"
 #include "squat/quantize/query_statistics.hpp"
 
-namespace squat::inline SQUAT_CPU_NAMESPACE {
+namespace squat::inline SQUAT_API_NAMESPACE {
 
 /// The statistics of every layer and KV head of a model. Additive: merging two
 /// gives what one run over both texts would have given.
@@ -138,10 +140,13 @@ class Prior {
   static void check_sums(const QueryStatistics &statistics) {
     bool possible = true;
     QueryStatistics::visit_sums(statistics, [&](const double *data, Index size) {
-      possible &= Eigen::Map<const Eigen::ArrayXd>(data, size).allFinite();
+      possible &= std::all_of(data, data + size, [](double sum) { return std::isfinite(sum); });
     });
-    possible &= statistics.queries() >= 0 && statistics.keys() >= 0 &&
-                (statistics.query_moment().diagonal().array() >= 0).all();
+    const Index d = statistics.head_dim();
+    possible &= *statistics.sums(QueryStatistics::queries()) >= 0 && statistics.keys() >= 0;
+    for (Index i = 0; i < d; ++i) {
+      possible &= statistics.sums(QueryStatistics::query_moment())[i * (d + 1)] >= 0;
+    }
     if (!possible) throw Error("squat: prior holds sums that no statistics have");
   }
 
@@ -152,4 +157,4 @@ class Prior {
   std::vector<QueryStatistics> heads_;
 };
 
-}  // namespace squat::inline SQUAT_CPU_NAMESPACE
+}  // namespace squat::inline SQUAT_API_NAMESPACE

@@ -15,29 +15,45 @@
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
 #include <Eigen/Eigenvalues>
-#include <Eigen/LU>
+#include <algorithm>
+#include <cmath>
 #include <optional>
+#include <vector>
 
 #include "squat/config.hpp"
 #include "squat/instruction_set.hpp"
 #include "squat/quantize/bit_allocation.hpp"
+#include "squat/quantize/matrix_product.hpp"
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// What subspace coding needs to know of one KV head.
 struct SubspaceBasis {
-  RowMatrix to_basis;        ///< A, [coordinate, channel]
-  Eigen::ArrayXf metric;     ///< C's diagonal, [channel]: how much an error there weighs
-  Eigen::ArrayXd variance;   ///< of each coordinate, falling
-  BitAllocation allocation;  ///< of the coordinates
+  RowMatrix to_basis;            ///< A, [coordinate, channel]
+  std::vector<float> metric;     ///< C's diagonal, [channel]: how much an error there weighs
+  std::vector<double> variance;  ///< of each coordinate, falling
+  BitAllocation allocation;      ///< of the coordinates
 
-  /// A^-1, [channel, coordinate]; queries go by its transpose. It is worked out each
-  /// time: who needs it often keeps it in a form of their own.
-  Eigen::MatrixXd from_basis() const { return to_basis.cast<double>().inverse(); }
+  /// A^-T, [coordinate, channel], by which queries go; keys go back by its transpose. It is worked
+  /// out each time: who needs it often keeps it in a form of their own. A's condition is at most
+  /// sqrt(10 d + 1), so that A A^T may be inverted instead.
+  template <class Real = double>
+  Matrix<Real> queries_to_basis() const {
+    Matrix<Real> result = to_basis.template cast<Real>();
+    const Eigen::LLT<Matrix<Real>> squares(matrix_product<Real>(result, transposed<Real>(result)));
+    squares.solveInPlace(result);
+    return result;
+  }
+
+  /// A^-1, [channel, coordinate].
+  template <class Real = double>
+  RowMatrix from_basis() const {
+    return queries_to_basis<Real>().template cast<float>().transpose();
+  }
 
   std::size_t bytes() const {
-    return static_cast<std::size_t>(to_basis.size() + metric.size()) * sizeof(float) +
-           static_cast<std::size_t>(variance.size()) * sizeof(double) + sizeof(*this);
+    return static_cast<std::size_t>(to_basis.size()) * sizeof(float) + metric.size() * sizeof(float) +
+           variance.size() * sizeof(double) + sizeof(*this);
   }
 };
 
@@ -46,30 +62,49 @@ struct SubspaceBasis {
 /// to a mean diagonal of 1 and 0.1 I is added: directions the prompt's queries
 /// did not show keep some weight. Nothing, where the statistics say nothing: no
 /// query, no variance, or numbers that leave the range of float.
-inline std::optional<SubspaceBasis> learn_subspace_basis(const Eigen::MatrixXd &C,
-                                                         const Eigen::MatrixXd &S, int bits) {
-  constexpr double ridge = .1;
+template <class Real = double>
+std::optional<SubspaceBasis> learn_subspace_basis(const Matrix<Real> &C, const Matrix<Real> &S,
+                                                  int bits) {
+  constexpr Real ridge = Real{1} / 10;
   const Index d = C.rows();
-  const double mean = C.trace() / static_cast<double>(d);
-  if (!(mean > 0) || !(S.trace() > 0) || !C.allFinite() || !S.allFinite()) return {};
-  const Eigen::MatrixXd metric = C / mean + ridge * Eigen::MatrixXd::Identity(d, d);
-  const Eigen::LLT<Eigen::MatrixXd> cholesky(metric);
-  if (cholesky.info() != Eigen::Success) return {};
-  const Eigen::MatrixXd U = cholesky.matrixL();
-  const auto lower = U.triangularView<Eigen::Lower>();
+  const auto finite = [](const auto &matrix) {
+    return std::all_of(matrix.data(), matrix.data() + matrix.size(),
+                       [](auto entry) { return std::isfinite(entry); });
+  };
+  const auto mean_diagonal = [d](const Matrix<Real> &matrix) {
+    Real sum = 0;
+    for (Index i = 0; i < d; ++i) sum += matrix(i, i);
+    return sum / static_cast<Real>(d);
+  };
   // The scale of the keys is taken out: it may lie anywhere in float16's range.
-  const double scale = S.trace() / static_cast<double>(d);
-  const Eigen::MatrixXd half = lower.transpose() * (S / scale);
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(half * lower);
+  const Real mean = mean_diagonal(C), scale = mean_diagonal(S);
+  if (!(mean > 0) || !(scale > 0) || !finite(C) || !finite(S)) return {};
+  Matrix<Real> metric(d, d), scaled(d, d);
+  for (Index i = 0; i < d * d; ++i) {
+    metric.data()[i] = C.data()[i] / mean;
+    scaled.data()[i] = S.data()[i] / scale;
+  }
+  for (Index i = 0; i < d; ++i) metric(i, i) += ridge;
+  const Eigen::LLT<Matrix<Real>> cholesky(metric);
+  if (cholesky.info() != Eigen::Success) return {};
+  Matrix<Real> U = cholesky.matrixLLT();
+  for (Index j = 1; j < d; ++j) std::fill_n(U.data() + j * d, j, Real{0});
+  const Matrix<Real> transposed_U = transposed<Real>(U);
+  const Eigen::SelfAdjointEigenSolver<Matrix<Real>> eigen(
+      matrix_product<Real>(matrix_product<Real>(transposed_U, scaled), U));
   if (eigen.info() != Eigen::Success) return {};
-  const Eigen::MatrixXd W = eigen.eigenvectors().rowwise().reverse();
+  const Matrix<Real> A = matrix_product<Real>(transposed<Real>(eigen.eigenvectors()), transposed_U);
   SubspaceBasis basis;
   // A's singular values are U's, from sqrt(ridge) to sqrt(d + ridge): float holds A^-1 too.
-  basis.to_basis = (lower * W).transpose().cast<float>();
-  basis.metric = metric.diagonal().cast<float>().array();
-  basis.variance = scale * eigen.eigenvalues().reverse().array().max(0.0);
+  basis.to_basis.resize(d, d);
+  for (Index i = 0; i < d; ++i) {  // the solver's values rise
+    for (Index j = 0; j < d; ++j) basis.to_basis(i, j) = static_cast<float>(A(d - 1 - i, j));
+    basis.metric.push_back(static_cast<float>(metric(i, i)));
+    basis.variance.push_back(
+        static_cast<double>(scale * std::max(eigen.eigenvalues()(d - 1 - i), Real{0})));
+  }
   basis.allocation = allocate_bits(basis.variance, bits);
-  if (!basis.to_basis.allFinite()) return {};
+  if (!finite(basis.to_basis)) return {};
   return basis;
 }
 

@@ -43,15 +43,15 @@ inline Chunk symmetric_codes(const Chunk &x, float inverse_scale, int bits) {
 
 }  // namespace detail
 
-/// Codes one row x [n], a rotated value, into `codes` [n] and returns its
+/// Codes one row x [count], a rotated value, into `codes` [count] and returns its
 /// scale: the multiple of the row's RMS of least squared error, times gain =
 /// <x, x> / <x, x^>, held to [1, 2], which makes the coded row unbiased along
 /// x. Attention averages such errors away; shrinkage it would keep.
-inline half quantize_symmetric(Eigen::Map<const Eigen::ArrayXf> x, int bits, std::uint8_t *codes) {
+template <class Scalar>
+half quantize_symmetric(const Scalar *x, Index count, int bits, std::uint8_t *codes) {
   constexpr std::array<float, 6> factors = {.8f, .9f, 1.0f, 1.1f, 1.25f, 1.4f};
   const float offset = middle_code(bits);
-  const Index count = x.size();
-  const auto row = [&](Index i) { return load_chunk(x.data() + i); };
+  const auto row = [&](Index i) { return load_chunk(x + i); };
   const float squares = sum_chunks(count, [&](Index i) -> Chunk { return row(i).square(); }).sum();
   const float rms = std::sqrt(squares / static_cast<float>(count)) + 1e-12f;
   float best = rms, least = std::numeric_limits<float>::infinity();

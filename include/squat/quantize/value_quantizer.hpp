@@ -27,18 +27,18 @@ constexpr Index value_scales(ValueCoding coding, Index head_dim) {
 /// Codes one value row [head_dim], which is overwritten. codes [head_dim];
 /// scales [value_scales]; a symmetric row's zero is left at 0: its codes count
 /// from middle_code(bits).
-inline void quantize_value(ValueCoding coding, float *row, Index head_dim, int bits, AffineFit fit,
-                           std::uint8_t *codes, AffineScale *scales) {
+template <class Scalar>
+void quantize_value(ValueCoding coding, Scalar *row, Index head_dim, int bits, AffineFit fit,
+                    std::uint8_t *codes, AffineScale *scales) {
   if (coding == ValueCoding::symmetric) {
     rotate_hadamard(row, head_dim);
-    *scales = {half(0.0f),
-               quantize_symmetric(Eigen::Map<const Eigen::ArrayXf>(row, head_dim), bits, codes)};
+    *scales = {half(0.0f), quantize_symmetric(row, head_dim, bits, codes)};
     return;
   }
   const Index group = value_group(head_dim);
   for (Index first = 0; first < head_dim; first += group) {
-    scales[first / group] =
-        quantize_affine({row + first, group}, bits, fit, codes + first, {row + first, group});
+    Scalar *x = row + first;
+    scales[first / group] = quantize_affine(x, group, bits, fit, codes + first, x);
   }
 }
 

@@ -1,0 +1,103 @@
+// The CPU backend for the instruction set that this file is compiled for: once for each that
+// squat::compiled holds. SQUAT_KERNELS names the result, the one symbol that others see.
+
+#include <string_view>
+#include <utility>
+
+#include "squat/compiled/any_operations.hpp"
+#include "squat/cpu/operations.hpp"
+
+#if !defined(SQUAT_COMPILED) || !defined(SQUAT_KERNELS)
+#error "squat: this file belongs to the target squat::compiled"
+#endif
+
+#define SQUAT_TEXT(name) #name
+#define SQUAT_NAME(macro) SQUAT_TEXT(macro)
+
+namespace squat::compiled {
+
+namespace {
+
+template <class T>
+class OperationsOf final : public AnyOperations<T> {
+ public:
+  using typename AnyOperations<T>::Append;
+  using typename AnyOperations<T>::Context;
+  using typename AnyOperations<T>::Exact;
+  using typename AnyOperations<T>::Job;
+
+  OperationsOf(const Options &options, int key_bits, int value_bits)
+      : operations_(options, key_bits, value_bits, cpu::code_kernels<2, 3, 4, 8, 16>()) {}
+
+  std::size_t page_bytes() const override { return operations_.page_bytes(); }
+
+  void check_elements(std::string_view name, AnyTensor tensor) const override {
+    with_element(tensor.type(), [&]<class S>() { cpu::check_elements(name, tensor.as<const S>()); });
+  }
+
+  Index add_coding(int layer) override { return operations_.add_coding(layer); }
+  void remove_coding(Index coding) override { operations_.remove_coding(coding); }
+
+  void observe(Index coding, AnyTensor q, AnyTensor k, Index first, Index count, Index index,
+               Index position) override {
+    with_element(k.type(), [&]<class S>() {
+      operations_.template observe<S>(coding, q.as<const S>(), k.as<const S>(), first, count, index,
+                                      position, {});
+    });
+  }
+
+  void learn(Index coding) override { operations_.learn(coding, {}); }
+  bool add_statistics(Index coding, Prior &prior) const override {
+    return operations_.add_statistics(coding, prior);
+  }
+  void reserve(std::span<const Append> appends) override { operations_.reserve(appends, {}); }
+
+  void enter(std::span<const Append> appends, std::span<const Job> jobs, AnyTensor q, AnyTensor k,
+             AnyTensor v, AnyTensor out) override {
+    with_element(k.type(), [&]<class S>() {
+      operations_.template enter<S>(appends, jobs, q.as<const S>(), k.as<const S>(), v.as<const S>(),
+                                    out.as<S>(), {});
+    });
+  }
+
+  void settle(std::span<const Append> appends, AnyTensor k, AnyTensor v) override {
+    with_element(k.type(), [&]<class S>() {
+      operations_.template settle<S>(appends, k.as<const S>(), v.as<const S>(), {});
+    });
+  }
+
+  void attend(std::span<const Job> jobs, AnyTensor q, AnyTensor out) override {
+    with_element(q.type(), [&]<class S>() {
+      operations_.template attend<S>(jobs, q.as<const S>(), out.as<S>(), cpu::Stream{});
+    });
+  }
+
+  void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by) const override {
+    operations_.shift(coding, exact, sinks, tail, by, {});
+  }
+
+  void dequantize(Index coding, const Context &context, AnyTensor k, AnyTensor v) override {
+    with_element(k.type(), [&]<class S>() {
+      operations_.template dequantize<S>(coding, context, k.as<S>(), v.as<S>(), {});
+    });
+  }
+
+  std::size_t statistics_bytes() const override { return operations_.statistics_bytes(); }
+  std::size_t bases_bytes() const override { return operations_.bases_bytes(); }
+  std::size_t workspace_bytes() const override { return operations_.workspace_bytes(); }
+
+ private:
+  cpu::Operations<T> operations_;
+};
+
+template <class T>
+std::unique_ptr<AnyOperations<T>> make(const Options &options, int key_bits, int value_bits) {
+  return std::make_unique<OperationsOf<T>>(options, key_bits, value_bits);
+}
+
+}  // namespace
+
+extern const Kernels SQUAT_KERNELS;
+const Kernels SQUAT_KERNELS{SQUAT_NAME(SQUAT_CPU_NAMESPACE), make<float>, make<half>, make<bfloat16>};
+
+}  // namespace squat::compiled

@@ -1,0 +1,77 @@
+#pragma once
+
+// The border between a translation unit that uses squat::compiled and the kernels in that library:
+// the operations of the CPU backend as virtual functions, one implementation an instruction set.
+// What crosses it is in SQUAT_API_NAMESPACE or in no namespace of an instruction set, and no object
+// of Eigen's that owns memory does: their alignment depends on compiler flags.
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "squat/attention/context.hpp"
+#include "squat/compiled/any_tensor.hpp"
+#include "squat/config.hpp"
+#include "squat/cpu/exact_store.hpp"
+#include "squat/options.hpp"
+#include "squat/quantize/prior.hpp"
+
+namespace squat::compiled {
+
+/// What BackendOperations (cache/backend.hpp) asks for, for rows that stay exact as T.
+template <class T>
+class AnyOperations {
+ public:
+  using Exact = cpu::ExactStore<T>;
+  using Context = squat::Context<T>;
+  using Job = SequenceJob<Context>;
+  using Append = AppendJob<Exact>;
+
+  virtual ~AnyOperations() = default;
+
+  virtual std::size_t page_bytes() const = 0;
+  virtual void check_elements(std::string_view name, AnyTensor tensor) const = 0;
+  virtual Index add_coding(int layer) = 0;
+  virtual void remove_coding(Index coding) = 0;
+  virtual void observe(Index coding, AnyTensor q, AnyTensor k, Index first, Index count, Index index,
+                       Index position) = 0;
+  virtual void learn(Index coding) = 0;
+  virtual bool add_statistics(Index coding, Prior &prior) const = 0;
+  virtual void reserve(std::span<const Append> appends) = 0;
+  virtual void enter(std::span<const Append> appends, std::span<const Job> jobs, AnyTensor q,
+                     AnyTensor k, AnyTensor v, AnyTensor out) = 0;
+  virtual void settle(std::span<const Append> appends, AnyTensor k, AnyTensor v) = 0;
+  virtual void attend(std::span<const Job> jobs, AnyTensor q, AnyTensor out) = 0;
+  virtual void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by) const = 0;
+  virtual void dequantize(Index coding, const Context &context, AnyTensor k, AnyTensor v) = 0;
+  virtual std::size_t statistics_bytes() const = 0;
+  virtual std::size_t bases_bytes() const = 0;
+  virtual std::size_t workspace_bytes() const = 0;
+};
+
+template <class T>
+using MakeOperations = std::unique_ptr<AnyOperations<T>>(const Options &options, int key_bits,
+                                                         int value_bits);
+
+/// The kernels of one instruction set.
+struct Kernels {
+  const char *name;
+  MakeOperations<float> *make_float;
+  MakeOperations<half> *make_half;
+  MakeOperations<bfloat16> *make_bfloat16;
+
+  template <class T>
+  MakeOperations<T> *make() const {
+    if constexpr (std::same_as<T, float>) return make_float;
+    if constexpr (std::same_as<T, half>) return make_half;
+    if constexpr (std::same_as<T, bfloat16>) return make_bfloat16;
+  }
+};
+
+/// The fastest kernels that this machine runs, or those that the environment variable
+/// SQUAT_INSTRUCTION_SET names. Chosen once. Throws Error where the library does not hold what the
+/// variable names, or the machine does not run it.
+const Kernels &kernels();
+
+}  // namespace squat::compiled

@@ -1,0 +1,105 @@
+#pragma once
+
+// The CPU backend of programs that link squat::compiled: its kernels are in the library, which picks
+// those of the machine's instruction set at run time.
+
+#include <initializer_list>
+#include <memory>
+#include <span>
+
+#include "squat/compiled/any_operations.hpp"
+#include "squat/compiled/any_tensor.hpp"
+#include "squat/config.hpp"
+#include "squat/cpu/page_memory.hpp"
+#include "squat/cpu/stream.hpp"
+#include "squat/element_range.hpp"
+#include "squat/instruction_set.hpp"
+#include "squat/options.hpp"
+#include "squat/tensor.hpp"
+
+namespace squat::compiled {
+
+/// Hands every call on, see cache/backend.hpp for what each does.
+template <class T>
+class Operations {
+ public:
+  using Exact = typename AnyOperations<T>::Exact;
+  using Context = typename AnyOperations<T>::Context;
+  using Job = typename AnyOperations<T>::Job;
+  using Append = typename AnyOperations<T>::Append;
+  using Stream = cpu::Stream;
+  static constexpr bool steps_alone = false;
+  using Memory = cpu::PageMemory;
+
+  Operations(const Options &options, int key_bits, int value_bits)
+      : operations_(kernels().make<T>()(options, key_bits, value_bits)) {}
+
+  std::size_t page_bytes() const { return operations_->page_bytes(); }
+
+  template <Element S>
+  void check_elements(std::initializer_list<NamedTensor<S>> tensors, Stream) const {
+    for (const auto &[name, view] : tensors) operations_->check_elements(name, view);
+  }
+
+  Index add_coding(int layer) { return operations_->add_coding(layer); }
+  void remove_coding(Index coding) { operations_->remove_coding(coding); }
+
+  template <Element S>
+  void observe(Index coding, TensorView<const S> q, TensorView<const S> k, Index first, Index count,
+               Index index, Index position, Stream) {
+    operations_->observe(coding, q, k, first, count, index, position);
+  }
+
+  void learn(Index coding, Stream) { operations_->learn(coding); }
+  bool add_statistics(Index coding, Prior &prior) const {
+    return operations_->add_statistics(coding, prior);
+  }
+  void reserve(std::span<const Append> appends, Stream) { operations_->reserve(appends); }
+
+  template <Element S>
+  void enter(std::span<const Append> appends, std::span<const Job> jobs, TensorView<const S> q,
+             TensorView<const S> k, TensorView<const S> v, TensorView<S> out, Stream) {
+    operations_->enter(appends, jobs, q, k, v, out);
+  }
+
+  template <Element S>
+  void settle(std::span<const Append> appends, TensorView<const S> k, TensorView<const S> v, Stream) {
+    operations_->settle(appends, k, v);
+  }
+
+  template <Element S>
+  void attend(std::span<const Job> jobs, TensorView<const S> q, TensorView<S> out, Stream) {
+    operations_->attend(jobs, q, out);
+  }
+
+  void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by, Stream) const {
+    operations_->shift(coding, exact, sinks, tail, by);
+  }
+
+  template <Element S>
+  void dequantize(Index coding, const Context &context, TensorView<S> k, TensorView<S> v, Stream) {
+    operations_->dequantize(coding, context, k, v);
+  }
+
+  std::size_t statistics_bytes() const { return operations_->statistics_bytes(); }
+  std::size_t bases_bytes() const { return operations_->bases_bytes(); }
+  std::size_t workspace_bytes() const { return operations_->workspace_bytes(); }
+
+ private:
+  std::unique_ptr<AnyOperations<T>> operations_;
+};
+
+}  // namespace squat::compiled
+
+namespace squat::inline SQUAT_API_NAMESPACE {
+
+struct Cpu {
+  using Stream = cpu::Stream;
+
+  template <class T, int KeyBits, int ValueBits>
+  struct Operations : compiled::Operations<T> {
+    explicit Operations(const Options &options) : compiled::Operations<T>(options, KeyBits, ValueBits) {}
+  };
+};
+
+}  // namespace squat::inline SQUAT_API_NAMESPACE
