@@ -39,7 +39,7 @@
 // set like all the rest. With squat::compiled it is one for all objects, which share the library's
 // kernels whatever they are compiled for.
 #if defined(SQUAT_COMPILED)
-#define SQUAT_API_NAMESPACE compiled
+#define SQUAT_API_NAMESPACE any_cpu
 #else
 #define SQUAT_API_NAMESPACE SQUAT_CPU_NAMESPACE
 #endif

@@ -75,7 +75,7 @@ TEST_P(Rotary, ScoresDependOnTheDistanceAlone) {
 
 TEST_P(Rotary, ATilesMeanScoresAsTheMeanTurnedToEachRow) {
   const TileFrame frame(rotary_table(1e4, 32, GetParam()), 64);
-  const MeanModes modes = MeanModes::of(frame);
+  const MeanModes modes(frame);
   EXPECT_LT(modes.count(), 26) << "most angles hardly bend within a tile";
   const std::vector<float> q = row(1), mean = row(2);
   const Eigen::VectorXd weights =

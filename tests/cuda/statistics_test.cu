@@ -121,7 +121,7 @@ class Observed {
     options.fit = AffineFit::minmax;
     options.sinks = sinks;
     options.group = group;
-    const cpu::TileTables tiles = cpu::TileTables::of(rotary(), std::max(1, case_.frame));
+    const cpu::TileTables tiles(rotary(), std::max(1, case_.frame));
     cpu::LayerCoding coding(options, 2, 0, case_.frame > 0 ? &tiles : nullptr);
     const int shared = case_.query_heads / kv_heads;
     std::vector<float> scratch(static_cast<std::size_t>(cpu::LayerCoding::scratch_elements(shared, d)));

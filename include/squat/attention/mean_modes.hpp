@@ -34,7 +34,7 @@ class MeanModes {
  public:
   /// The modes of a frame, to a tolerance of 1e-5 of the largest.
   template <class Real = double>
-  static MeanModes of(const TileFrame &frame) {
+  explicit MeanModes(const TileFrame &frame) : table_(frame.table()) {
     const Index turning = frame.angle_count();
     Matrix<Real> table(turning + 1, frame.rows());
     for (Index angle = 0; angle < turning; ++angle) {
@@ -49,13 +49,11 @@ class MeanModes {
     const Real *values = eigen.eigenvalues().data(), *end = values + turning + 1;  // rising
     const Real least = end[-1] * static_cast<Real>(tolerance * tolerance);
     const Index count = end - std::upper_bound(values, end, least);
-    MeanModes modes(frame.table());
-    modes.angles_.resize(turning + 1, count);
+    angles_.resize(turning + 1, count);
     std::copy_n(eigen.eigenvectors().data() + (turning + 1 - count) * (turning + 1),
-                modes.angles_.size(), modes.angles_.data());
+                angles_.size(), angles_.data());
     const Matrix<Real> angles = transposed<Real>(eigen.eigenvectors()).bottomRows(count);
-    modes.rows_ = matrix_product<Real>(angles, table).template cast<double>();
-    return modes;
+    rows_ = matrix_product<Real>(angles, table).template cast<double>();
   }
 
   Index count() const { return angles_.cols(); }
@@ -90,8 +88,6 @@ class MeanModes {
   }
 
  private:
-  explicit MeanModes(const RotaryTable &table) : table_(table) {}
-
   static constexpr double tolerance = 1e-5;  // of the largest singular value
 
   RotaryTable table_;

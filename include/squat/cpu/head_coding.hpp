@@ -20,12 +20,8 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 struct TileTables {
   /// Tiles of `rows` tokens.
   template <class Real = double>
-  static TileTables of(const RotaryTable &table, Index rows) {
-    TileFrame frame(table, rows);
-    MeanModes modes = MeanModes::of<Real>(frame);
-    IntegerMatrix mode_rows(transposed(modes.rows()));
-    return {std::move(frame), std::move(modes), std::move(mode_rows)};
-  }
+  TileTables(const RotaryTable &table, Index rows)
+      : frame(table, rows), modes(frame), mode_rows(transposed<Real>(modes.rows())) {}
 
   std::size_t bytes() const { return frame.bytes() + modes.bytes() + mode_rows.bytes(); }
 
@@ -42,8 +38,7 @@ class QueryTransform {
 
   /// tiles: that the quantizer's keys are coded in, or null.
   template <class Real = double>
-  static QueryTransform of(const KeyQuantizer &quantizer, const TileTables *tiles) {
-    QueryTransform transform;
+  QueryTransform(const KeyQuantizer &quantizer, const TileTables *tiles) {
     if (const SubspaceBasis *basis = quantizer.basis()) {
       const Eigen::MatrixXd matrix = basis->queries_to_basis<Real>();
       if (quantizer.bits() <= most_bits_of_bytes) {
@@ -51,16 +46,15 @@ class QueryTransform {
         std::vector<double> widths;
         for (const float weight : basis->metric)
           widths.push_back(std::sqrt(static_cast<double>(weight)));
-        transform.bytes_ = ByteMatrix(matrix, widths);
+        bytes_ = ByteMatrix(matrix, widths);
       } else {
-        transform.words_ = IntegerMatrix(matrix);
+        words_ = IntegerMatrix(matrix);
       }
     }
     if (const float *mean = quantizer.mean()) {
       const auto d = static_cast<std::size_t>(quantizer.head_dim());
-      transform.modes_ = IntegerMatrix(tiles->modes.projection({mean, d}));
+      modes_ = IntegerMatrix(tiles->modes.projection({mean, d}));
     }
-    return transform;
   }
 
   /// A^-T in bytes, or in words, where more bits of the keys want more of the

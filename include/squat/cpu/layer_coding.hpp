@@ -78,7 +78,7 @@ class LayerCoding {
     const auto i = static_cast<std::size_t>(head);
     if (statistics_[i]) {
       quantizers_[i].learn<Real>(*statistics_[i], frame());
-      transforms_[i] = QueryTransform::of<Real>(quantizers_[i], tiles_);
+      transforms_[i] = QueryTransform(quantizers_[i], tiles_);
     }
     if (!keep_statistics) statistics_[i].reset();
   }

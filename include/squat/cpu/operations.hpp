@@ -51,7 +51,7 @@ class Operations {
         workspace_(options.parallel) {
     for (const RotaryTable &table : options.rotary) {
       if (*options.frame > 0)
-        tiles_.push_back(std::make_unique<TileTables>(TileTables::of(table, *options.frame)));
+        tiles_.push_back(std::make_unique<TileTables>(table, *options.frame));
     }
   }
 

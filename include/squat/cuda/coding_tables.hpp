@@ -97,11 +97,12 @@ class DeviceTiles {
  public:
   /// frame: rows of a tile, 0 for none. Null table: keys do not turn. Throws Error where
   /// the frame is so long that its mean key has more modes than kernels have room for.
+  template <class Real = double>
   DeviceTiles(const RotaryTable *table, Index frame) {
     if (table == nullptr) return;
     if (frame > 0) {
       frame_.emplace(*table, frame);
-      modes_ = MeanModes::of(*frame_);
+      modes_.emplace(*frame_);
       constexpr Index most_modes = 16 * most_mode_tiles;
       if (modes_->count() > most_modes) {
         throw_invalid("frame", frame, "shorter: on CUDA the modes of its mean key are at most",
@@ -145,6 +146,7 @@ class DeviceTiles {
 class QueryMatrices {
  public:
   QueryMatrices() = default;
+  template <class Real = double>
   QueryMatrices(const KeyQuantizer &quantizer, const DeviceTiles &tiles) {
     if (const SubspaceBasis *basis = quantizer.basis()) {
       inverse_ = matrix_tiles(basis->queries_to_basis(), 1, TileOrder::rows);

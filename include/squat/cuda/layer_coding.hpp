@@ -42,6 +42,7 @@ class LayerCoding {
   const KeyQuantizer &quantizer(Index head) const { return quantizers_[static_cast<std::size_t>(head)]; }
 
   /// A^-1 of every head, [channel, coordinate], empty without a basis.
+  template <class Real = double>
   std::vector<RowMatrix> from_bases() const {
     std::vector<RowMatrix> inverses;
     for (const KeyQuantizer &quantizer : quantizers_) {
