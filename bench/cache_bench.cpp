@@ -17,6 +17,7 @@
 #include "squat/cpu/page_memory.hpp"
 #include "squat/cpu/row_blocks.hpp"
 #include "squat/parallel/thread_pool.hpp"
+#include "squat/quantize/subspace_basis.hpp"
 #include "squat/squat.hpp"
 
 namespace {

@@ -13,6 +13,7 @@ Installs missing packages (Debian, Ubuntu; as root or with sudo), builds the tes
   --build-dir DIR   default: build/COMPILER[-sanitize][-baseline]
   --help            this text
 Further arguments go to ctest, for example: -R cache
+SQUAT_LONG_TESTS=1 in the environment runs tests that have a long form in it.
 TEXT
 }
 
@@ -34,6 +35,7 @@ if [ -z "$build" ]; then
   [ $native = OFF ] && build=$build-baseline
 fi
 
+begin=$(date +%s)
 . cmake/packages.sh
 install_packages cmake ninja-build g++ libeigen3-dev libgtest-dev libbenchmark-dev libcli11-dev libfmt-dev libicu-dev
 # For the NEON kernels; without them their test says that it is skipped.
@@ -44,10 +46,21 @@ case $compiler in
              install_packages "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev" ;;
 esac
 
-# Benchmarks, and CUDA sources wherever nvcc is there, are compiled once: sanitizers see what tests run on the host.
-if [ $sanitize = ON ]; then once="-DSQUAT_BUILD_CUDA=OFF -DSQUAT_BUILD_BENCHMARKS=OFF"; else once="-DLLAMA_CUDA_WIDTHS=2_2 -DSQUAT_BENCH_CUDA_WIDTHS=2"; fi
+# Benchmarks, and CUDA sources wherever nvcc is there, are compiled once: sanitizers see what tests run on the host, over
+# the kernels of this machine.
+if [ $sanitize = ON ]; then
+  once="-DSQUAT_BUILD_CUDA=OFF -DSQUAT_BUILD_BENCHMARKS=OFF -DSQUAT_INSTRUCTION_SETS=native"
+else
+  once="-DLLAMA_CUDA_WIDTHS=2_2 -DSQUAT_BENCH_CUDA_WIDTHS=2"
+fi
 
+installed=$(date +%s)
+# shellcheck disable=SC2086
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$compiler" \
   -DSQUAT_SANITIZE=$sanitize -DSQUAT_NATIVE=$native $once
 cmake --build "$build"
-ctest --test-dir "$build" --output-on-failure -j "$(nproc)" "$@"
+built=$(date +%s)
+status=0
+ctest --test-dir "$build" --output-on-failure -j "$(nproc)" "$@" || status=$?
+echo "$build: packages $((installed - begin)) s, build $((built - installed)) s, tests $(($(date +%s) - built)) s"
+exit $status

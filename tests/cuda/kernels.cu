@@ -1,3 +1,3 @@
 // The kernels of one page layout, see CMakeLists.txt.
 
-#include "caches.cuh"
+#include "page_kernels.cuh"

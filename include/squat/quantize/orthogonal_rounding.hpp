@@ -125,8 +125,9 @@ OrthogonalRounding learn_orthogonal_rounding(const Matrix<Real> &query_moment,
     return key_range[static_cast<std::size_t>(channel)] * std::sqrt(P(channel, channel));
   };
   if (options.order) {
-    std::stable_sort(rounding.order.begin(), rounding.order.end(),
-                     [&](int a, int b) { return weight(a) > weight(b); });
+    std::sort(rounding.order.begin(), rounding.order.end(), [&](int a, int b) {
+      return weight(a) > weight(b) || (weight(a) == weight(b) && a < b);
+    });
   }
   const auto channel = [&](Index i) { return rounding.order[static_cast<std::size_t>(i)]; };
   Matrix<Real> permuted(d, d);
