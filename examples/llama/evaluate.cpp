@@ -78,13 +78,13 @@ void report(const std::vector<CodingRun>& runs, const Arguments& arguments) {
       "coding,key_bits,value_bits,group,window,sinks,packed_bits,total_bits,perplexity,kl_mean,kl_p99,"
       "top1,cache_bytes\n";
   std::vector<PlotPoint> points;
-  fmt::print("{:<30} {:>7} {:>7} {:>10} {:>9} {:>9} {:>7} {:>9}\n", "coding", "packed", "total",
+  fmt::print("{:<34} {:>7} {:>7} {:>10} {:>9} {:>9} {:>7} {:>9}\n", "coding", "packed", "total",
              "perplexity", "KL mean", "KL p99", "top-1 %", "cache MB");
   for (const CodingRun& run : runs) {
     const Row row = measure(run);
     const squat::Options& options = run.options;
     const Summary& s = row.summary;
-    fmt::print("{:<30} {:>7.3f} {:>7.3f} {:>10.3f} {:>9.5f} {:>9.4f} {:>7.2f} {:>9.2f}\n", run.spec.text,
+    fmt::print("{:<34} {:>7.3f} {:>7.3f} {:>10.3f} {:>9.5f} {:>9.4f} {:>7.2f} {:>9.2f}\n", run.spec.text,
                row.packed_bits, row.total_bits, s.perplexity, s.kl_mean, s.kl_p99, 100 * s.top1,
                1e-6 * row.cache_bytes);
     csv +=
@@ -133,8 +133,9 @@ void evaluate(const Arguments& arguments) {
   decode_windows(*engine, windows, arguments.batch, runs,
                  [&](int done) { show_progress(done, arguments.windows * arguments.length); });
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  fmt::print("{}: {} windows of {} tokens, prompt {}, over {} caches in {:.1f} s\n", arguments.text,
-             arguments.windows, arguments.length, arguments.prompt, runs.size(), seconds.count());
+  fmt::print("{}: {} window{} of {} tokens, prompt {}, over {} caches in {:.1f} s\n", arguments.text,
+             arguments.windows, arguments.windows == 1 ? "" : "s", arguments.length, arguments.prompt,
+             runs.size(), seconds.count());
   report(runs, arguments);
 }
 
