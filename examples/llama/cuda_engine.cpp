@@ -93,24 +93,18 @@ void CudaEngine::upload(std::span<const Position> rows, std::span<const int> wan
 }
 
 /// The rows of q, k and v are those of one product, strided: a cache takes them where they are.
-void CudaEngine::attend(int layer, int rows, std::span<const int> sequences) {
+void CudaEngine::attend(int layer, int rows, int sequence, squat::Index first, squat::Index count) {
   const Config& c = config_;
   const auto view = [&](float* data, int heads, int width) {
-    return squat::TensorView<float>(data, rows, heads, c.head_dim, width, c.head_dim);
+    return squat::TensorView<float>(data, rows, heads, c.head_dim, width, c.head_dim)
+        .slice(first, count);
   };
   float* const q = qkv_.data();
   float* const k = q + c.query_heads * c.head_dim;
   float* const v = k + c.kv_heads * c.head_dim;
-  const squat::Index count = rows / static_cast<squat::Index>(sequences.size());
-  squat::Index first = 0;
-  for (int sequence : sequences) {
-    cache(sequence).attend(layer, view(q, c.query_heads, qkv_width()).slice(first, count),
-                           view(k, c.kv_heads, qkv_width()).slice(first, count),
-                           view(v, c.kv_heads, qkv_width()).slice(first, count),
-                           view(mixed_.data(), c.query_heads, mixed_width()).slice(first, count),
-                           stream_);
-    first += count;
-  }
+  cache(sequence).attend(layer, view(q, c.query_heads, qkv_width()), view(k, c.kv_heads, qkv_width()),
+                         view(v, c.kv_heads, qkv_width()),
+                         view(mixed_.data(), c.query_heads, mixed_width()), stream_);
 }
 
 void CudaEngine::feed_forward(const Layer& layer, int rows) {
@@ -122,10 +116,11 @@ void CudaEngine::feed_forward(const Layer& layer, int rows) {
   layer.down.add(blas_, split_, rows, x_.data());
 }
 
-const RowMatrix& CudaEngine::forward(std::span<const Position> batch, std::span<const int> sequences) {
+template <class Attend>
+const RowMatrix& CudaEngine::run_layers(std::span<const Position> batch, const std::vector<int>& wanted,
+                                        Attend&& attend_rows) {
   check_tokens(config_, batch);
   const Config& c = config_;
-  const std::vector<int> wanted = last_rows(batch.size(), sequences.size());
   const int rows = static_cast<int>(batch.size()), results = static_cast<int>(wanted.size());
   reserve(batch.size(), wanted.size());
   upload(batch, wanted);
@@ -139,7 +134,7 @@ const RowMatrix& CudaEngine::forward(std::span<const Position> batch, std::span<
               stream_);
     layer.qkv.apply(blas_, split_, rows, qkv_.data());
     rotate(qkv_.data(), qkv_width(), rows, rotation, stream_);
-    attend(i, rows, sequences);
+    attend_rows(i);
     split(mixed_.data(), size_of(rows, mixed_width()), split_, stream_);
     layer.output.add(blas_, split_, rows, x_.data());
     feed_forward(layer, rows);
@@ -152,6 +147,25 @@ const RowMatrix& CudaEngine::forward(std::span<const Position> batch, std::span<
         "cudaMemcpyAsync");
   check(cudaStreamSynchronize(stream_), "forward");
   return logits_;
+}
+
+const RowMatrix& CudaEngine::forward(std::span<const Position> batch, std::span<const int> sequences) {
+  const auto rows = static_cast<int>(batch.size());
+  const auto count = static_cast<squat::Index>(batch.size() / sequences.size());
+  return run_layers(batch, last_rows(batch.size(), sequences.size()), [&](int layer) {
+    squat::Index first = 0;
+    for (int sequence : sequences) {
+      attend(layer, rows, sequence, first, count);
+      first += count;
+    }
+  });
+}
+
+const RowMatrix& CudaEngine::prefill(std::span<const Position> prompt, std::span<const int> sequences) {
+  const auto rows = static_cast<int>(prompt.size());
+  return run_layers(prompt, last_rows(prompt.size(), 1), [&](int layer) {
+    for (int sequence : sequences) attend(layer, rows, sequence, 0, rows);
+  });
 }
 
 }  // namespace llama::cuda

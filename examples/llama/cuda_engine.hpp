@@ -38,11 +38,12 @@ class CudaEngine : public Engine {
 
   const Config& config() const override { return config_; }
   int add_sequence(const CacheSpec& spec, const squat::Options& options) override;
-  const squat::Options& options(int sequence) const override { return cache(sequence).options(); }
+  void remove_sequence(int sequence) override { caches_[static_cast<std::size_t>(sequence)].reset(); }
   squat::MemoryReport memory_report(int sequence) const override {
     return cache(sequence).memory_report();
   }
   const RowMatrix& forward(std::span<const Position> rows, std::span<const int> sequences) override;
+  const RowMatrix& prefill(std::span<const Position> prompt, std::span<const int> sequences) override;
 
  private:
   struct Layer {
@@ -57,7 +58,12 @@ class CudaEngine : public Engine {
 
   void reserve(std::size_t rows, std::size_t wanted);
   void upload(std::span<const Position> rows, std::span<const int> wanted);
-  void attend(int layer, int rows, std::span<const int> sequences);
+  /// Rows [first, first + count) of the call's `rows` are the sequence's next tokens.
+  void attend(int layer, int rows, int sequence, squat::Index first, squat::Index count);
+  /// attend_rows(layer): attention of all rows. Returns the logits of the rows in `wanted`.
+  template <class Attend>
+  const RowMatrix& run_layers(std::span<const Position> batch, const std::vector<int>& wanted,
+                              Attend&& attend_rows);
   void feed_forward(const Layer& layer, int rows);
 
   Config config_;
@@ -66,7 +72,7 @@ class CudaEngine : public Engine {
   std::vector<Layer> layers_;
   Linear embedding_, output_;  // output_ is empty where both are one
   DeviceArray<float> norm_, inverse_frequencies_;
-  std::vector<std::unique_ptr<Cache>> caches_;  // by sequence
+  std::vector<std::unique_ptr<Cache>> caches_;  // by sequence, none where it was removed
 
   // Of the call in progress, a row a token.
   DeviceArray<int> tokens_, positions_, wanted_;

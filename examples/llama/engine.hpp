@@ -22,12 +22,18 @@ class Engine {
 
   /// Adds an empty sequence over a cache of that kind. Returns its number: 0, 1, ...
   virtual int add_sequence(const CacheSpec& spec, const squat::Options& options) = 0;
-  virtual const squat::Options& options(int sequence) const = 0;
+  /// Gives the sequence's cache back. Its number is not used again.
+  virtual void remove_sequence(int sequence) = 0;
   virtual squat::MemoryReport memory_report(int sequence) const = 0;
 
   /// Feeds the next tokens of each sequence, as many for each, one sequence's behind the other's.
   /// Returns the logits behind the last of each: [sequences, vocabulary].
   virtual const RowMatrix& forward(std::span<const Position> rows, std::span<const int> sequences) = 0;
+
+  /// Feeds one prompt to several empty sequences. Tokens of a call see each other exact, whatever the
+  /// coding of their cache, so the layers compute the same for all: they do it once, and every cache
+  /// takes the same queries, keys and values. Returns the logits behind the prompt: [1, vocabulary].
+  virtual const RowMatrix& prefill(std::span<const Position> prompt, std::span<const int> sequences) = 0;
 };
 
 /// device: cpu, or cuda where this program was built with it; throws std::invalid_argument for any

@@ -1,10 +1,8 @@
-// Measures what each coding of the cache does to a model's predictions and how fast it decodes.
+// Measures what each coding of the cache does to a model's predictions.
 //
 // Teacher-forced: windows of the text, one behind the other. Each is fed as a prompt and then token by
-// token, as an engine decodes. All windows advance together, a batch row each, so that the weights are
-// read once a step; every window has a cache of its own, so each query meets the very cache state it
-// would meet alone. A step of every coding is compared with the same step over exact caches before the
-// next step begins.
+// token, as an engine decodes. Windows and codings advance together, a batch row each, so that the
+// weights are read once a step (decode_windows.hpp).
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -16,13 +14,12 @@
 #include <exception>
 #include <fstream>
 #include <memory>
-#include <numeric>
 #include <vector>
 
 #include "cache_spec.hpp"
+#include "decode_windows.hpp"
 #include "engine.hpp"
 #include "metrics.hpp"
-#include "parallel_for.hpp"
 #include "plot.hpp"
 #include "tokenizer.hpp"
 
@@ -32,16 +29,8 @@ using namespace llama;
 
 struct Arguments {
   std::string model, text, csv, plot, prior, device = "cpu";
-  int windows = 8, length = 2048, prompt = 512, first = 0;
+  int windows = 8, length = 2048, prompt = 512, first = 0, batch = 32;
   std::vector<std::string> codings = {"plain:k2v2:g32:w80", "orthogonal:k2v2:g64", "subspace:k2v2"};
-};
-
-/// One coding over all windows.
-struct Run {
-  CacheSpec spec;
-  std::vector<int> sequences;  // of the engine, a window each
-  std::vector<Prediction> predictions;
-  double seconds = 0;  // of decoding
 };
 
 /// The tokens of the windows, which stand one behind the other in the text.
@@ -57,64 +46,25 @@ std::vector<int> read_windows(const Arguments& arguments, const Tokenizer& token
   return {tokens.begin() + first, tokens.begin() + first + wanted};
 }
 
-/// Feeds tokens [first, first + count) of every window. Returns the logits after each window's last one.
-const RowMatrix& step(Engine& engine, const Run& run, const std::vector<int>& tokens, int length,
-                      int first, int count) {
-  std::vector<Position> rows;
-  for (int window = 0; window < static_cast<int>(run.sequences.size()); ++window) {
-    for (int i = first; i < first + count; ++i) {
-      rows.push_back({tokens[static_cast<std::size_t>(window * length + i)], i});
-    }
-  }
-  return engine.forward(rows, run.sequences);
-}
-
 void show_progress(int done, int all) {
   if (!isatty(STDERR_FILENO)) return;
-  fmt::print(stderr, "\r{} of {} tokens a window", done, all);
-  if (done == all) fmt::print(stderr, "\n");
+  fmt::print(stderr, "\r{} of {} tokens{}", done, all, done == all ? "\n" : "");
   std::fflush(stderr);
-}
-
-/// Decodes every window in step over all codings; runs[0] is the exact one.
-void decode(Engine& engine, std::vector<Run>& runs, const std::vector<int>& tokens,
-            const Arguments& arguments) {
-  const int windows = arguments.windows, length = arguments.length;
-  for (Run& run : runs) step(engine, run, tokens, length, 0, arguments.prompt);
-  RowMatrix exact;
-  for (int position = arguments.prompt; position + 1 < length; ++position) {
-    for (Run& run : runs) {
-      const auto start = std::chrono::steady_clock::now();
-      const RowMatrix& logits = step(engine, run, tokens, length, position, 1);
-      run.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      if (&run == &runs.front()) exact = logits;
-      std::vector<Prediction> predictions(static_cast<std::size_t>(windows));
-      parallel_for(windows, [&](int window) {
-        const int next = tokens[static_cast<std::size_t>(window * length + position + 1)];
-        predictions[static_cast<std::size_t>(window)] =
-            compare(exact.row(window), logits.row(window), next);
-      });
-      run.predictions.insert(run.predictions.end(), predictions.begin(), predictions.end());
-    }
-    if (position % 16 == 0 || position + 2 == length) show_progress(position + 2, length);
-  }
 }
 
 struct Row {
   Summary summary;
-  double packed_bits = 0, total_bits = 0, tokens_per_second = 0, cache_bytes = 0;
+  double packed_bits = 0, total_bits = 0, cache_bytes = 0;
 };
 
-Row measure(const Engine& engine, const Run& run) {
+Row measure(const CodingRun& run) {
   Row row{.summary = summarize(run.predictions)};
-  const auto windows = static_cast<double>(run.sequences.size());
-  for (int sequence : run.sequences) {
-    const squat::MemoryReport report = engine.memory_report(sequence);
-    row.packed_bits = report.packed_bits_per_element;
-    row.total_bits += report.total_bits_per_element / windows;
-    row.cache_bytes += static_cast<double>(report.total()) / windows;
+  const auto windows = static_cast<double>(run.memory.size());
+  for (const squat::MemoryReport& memory : run.memory) {
+    row.packed_bits = memory.packed_bits_per_element;
+    row.total_bits += memory.total_bits_per_element / windows;
+    row.cache_bytes += static_cast<double>(memory.total()) / windows;
   }
-  row.tokens_per_second = static_cast<double>(run.predictions.size()) / std::max(run.seconds, 1e-9);
   return row;
 }
 
@@ -123,26 +73,25 @@ void write(const std::string& path, const std::string& text) {
   if (!(out << text) || !out.flush()) throw std::invalid_argument("cannot write " + path);
 }
 
-void report(const Engine& engine, const std::vector<Run>& runs, const Arguments& arguments) {
+void report(const std::vector<CodingRun>& runs, const Arguments& arguments) {
   std::string csv =
       "coding,key_bits,value_bits,group,window,sinks,packed_bits,total_bits,perplexity,kl_mean,kl_p99,"
-      "top1,"
-      "decode_tokens_per_second,cache_bytes\n";
+      "top1,cache_bytes\n";
   std::vector<PlotPoint> points;
-  fmt::print("{:<30} {:>7} {:>7} {:>10} {:>9} {:>9} {:>7} {:>9} {:>9}\n", "coding", "packed", "total",
-             "perplexity", "KL mean", "KL p99", "top-1 %", "tokens/s", "cache MB");
-  for (const Run& run : runs) {
-    const Row row = measure(engine, run);
-    const squat::Options& options = engine.options(run.sequences.front());
+  fmt::print("{:<34} {:>7} {:>7} {:>10} {:>9} {:>9} {:>7} {:>9}\n", "coding", "packed", "total",
+             "perplexity", "KL mean", "KL p99", "top-1 %", "cache MB");
+  for (const CodingRun& run : runs) {
+    const Row row = measure(run);
+    const squat::Options& options = run.options;
     const Summary& s = row.summary;
-    fmt::print("{:<30} {:>7.3f} {:>7.3f} {:>10.3f} {:>9.5f} {:>9.4f} {:>7.2f} {:>9.1f} {:>9.2f}\n",
-               run.spec.text, row.packed_bits, row.total_bits, s.perplexity, s.kl_mean, s.kl_p99,
-               100 * s.top1, row.tokens_per_second, 1e-6 * row.cache_bytes);
-    csv += fmt::format("{},{},{},{},{},{},{:.4f},{:.4f},{:.5f},{:.7f},{:.6f},{:.5f},{:.2f},{:.0f}\n",
-                       run.spec.coding + (run.spec.published ? ":published" : ""), run.spec.key_bits,
-                       run.spec.value_bits, options.group, options.window, options.sinks,
-                       row.packed_bits, row.total_bits, s.perplexity, s.kl_mean, s.kl_p99, s.top1,
-                       row.tokens_per_second, row.cache_bytes);
+    fmt::print("{:<34} {:>7.3f} {:>7.3f} {:>10.3f} {:>9.5f} {:>9.4f} {:>7.2f} {:>9.2f}\n", run.spec.text,
+               row.packed_bits, row.total_bits, s.perplexity, s.kl_mean, s.kl_p99, 100 * s.top1,
+               1e-6 * row.cache_bytes);
+    csv +=
+        fmt::format("{},{},{},{},{},{},{:.4f},{:.4f},{:.5f},{:.7f},{:.6f},{:.5f},{:.0f}\n",
+                    run.spec.coding + (run.spec.published ? ":published" : ""), run.spec.key_bits,
+                    run.spec.value_bits, options.group, options.window, options.sinks, row.packed_bits,
+                    row.total_bits, s.perplexity, s.kl_mean, s.kl_p99, s.top1, row.cache_bytes);
     points.push_back({run.spec.text, row.total_bits, s.kl_mean});
   }
   if (!arguments.csv.empty()) write(arguments.csv, csv);
@@ -150,11 +99,10 @@ void report(const Engine& engine, const std::vector<Run>& runs, const Arguments&
 }
 
 void evaluate(const Arguments& arguments) {
-  std::vector<Run> runs;
-  runs.push_back({.spec = parse_cache_spec("exact"), .sequences = {}, .predictions = {}});
+  std::vector<CodingRun> runs;
+  runs.push_back({.spec = parse_cache_spec("exact"), .options = {}});
   for (const std::string& coding : arguments.codings) {
-    if (coding != "exact")
-      runs.push_back({.spec = parse_cache_spec(coding), .sequences = {}, .predictions = {}});
+    if (coding != "exact") runs.push_back({.spec = parse_cache_spec(coding), .options = {}});
   }
   if (arguments.prompt >= arguments.length - 1) {
     throw std::invalid_argument(fmt::format("--prompt is {}, must be below --length {} minus 1",
@@ -174,18 +122,21 @@ void evaluate(const Arguments& arguments) {
     if (!in) throw std::invalid_argument("cannot open " + arguments.prior);
     prior = std::make_shared<squat::Prior>(squat::Prior::load(in));
   }
-  for (Run& run : runs) {
-    squat::Options options = run.spec.options_for(engine->config());
-    if (options.coding == squat::Coding::subspace) options.prior = prior;
-    options.statistics_tokens =
-        std::min(arguments.prompt, options.statistics_tokens);  // short prompts count as such
-    for (int window = 0; window < arguments.windows; ++window)
-      run.sequences.push_back(engine->add_sequence(run.spec, options));
+  for (CodingRun& run : runs) {
+    run.options = run.spec.options_for(engine->config());
+    if (run.options.coding == squat::Coding::subspace) run.options.prior = prior;
+    run.options.statistics_tokens =
+        std::min(arguments.prompt, run.options.statistics_tokens);  // short prompts count as such
   }
-  decode(*engine, runs, tokens, arguments);
-  fmt::print("{}: {} windows of {} tokens, prompt {}\n", arguments.text, arguments.windows,
-             arguments.length, arguments.prompt);
-  report(*engine, runs, arguments);
+  const Windows windows{tokens, arguments.windows, arguments.length, arguments.prompt};
+  const auto start = std::chrono::steady_clock::now();
+  decode_windows(*engine, windows, arguments.batch, runs,
+                 [&](int done) { show_progress(done, arguments.windows * arguments.length); });
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  fmt::print("{}: {} window{} of {} tokens, prompt {}, over {} caches in {:.1f} s\n", arguments.text,
+             arguments.windows, arguments.windows == 1 ? "" : "s", arguments.length, arguments.prompt,
+             runs.size(), seconds.count());
+  report(runs, arguments);
 }
 
 }  // namespace
@@ -194,10 +145,9 @@ int main(int argc, char** argv) {
   Arguments arguments;
   CLI::App app(
       "Feeds windows of a text to a Llama-architecture model (GGUF), a prompt and then token by token, "
-      "and compares the "
-      "predictions over coded caches with those over exact ones.\nWindows advance together, a batch row "
-      "each; each has "
-      "caches of its own, so every query meets the state it would meet alone.\n" +
+      "and compares the predictions over coded caches with those over exact ones.\n"
+      "Windows and codings advance together, a batch row each; each has a cache of its own, so every "
+      "query meets the state it would meet alone.\n" +
       cache_spec_help());
   app.add_option("MODEL", arguments.model, "GGUF file")->required();
   app.add_option("TEXT-FILE", arguments.text, "Text, UTF-8")->required();
@@ -215,6 +165,11 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--codings", arguments.codings, "Codings to compare with exact")
       ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--batch", arguments.batch,
+                 "Most caches that advance together: a window needs one for every coding and an exact "
+                 "one; one window goes at least. More read the weights less often and take more memory")
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_option("--prior", arguments.prior,
                  "Statistics (collect_statistics) that subspace codings start from");

@@ -21,8 +21,8 @@ namespace {
 using namespace llama;
 
 struct Arguments {
-  std::string model, prompt, coding = "subspace:k2v2", device = "cpu";
-  int tokens = 128;
+  std::string model, prompt, prompt_file, coding = "subspace:k2v2", device = "cpu";
+  int tokens = 128, prompt_tokens = 1 << 20;
   std::uint64_t seed = 1;
   double temperature = 0;
 };
@@ -37,33 +37,85 @@ int sample(const Eigen::RowVectorXf& logits, double temperature, std::mt19937_64
   return choose(random);
 }
 
+std::vector<int> read_prompt(const Arguments& arguments, const Tokenizer& tokenizer) {
+  if (!arguments.prompt_file.empty()) {
+    return encode_file(arguments.prompt_file, tokenizer,
+                       static_cast<std::size_t>(arguments.prompt_tokens));
+  }
+  std::vector<int> tokens = tokenizer.encode(arguments.prompt);
+  if (tokens.empty()) throw std::invalid_argument("the prompt is empty");
+  return tokens;
+}
+
+/// The text that the continuation is printed behind: of a file's tokens only the last.
+void show_prompt(const Arguments& arguments, const Tokenizer& tokenizer, std::span<const int> prompt) {
+  constexpr std::size_t most = 60;
+  if (!arguments.prompt_file.empty()) {
+    fmt::print("The prompt, {} tokens of {}, ends:\n", prompt.size(), arguments.prompt_file);
+    if (prompt.size() > most) {
+      prompt = prompt.last(most);
+      fmt::print("...");
+    }
+  }
+  for (int token : prompt) fmt::print("{}", tokenizer.decode(token));
+  fmt::print("{}", arguments.prompt_file.empty() ? "" : " >>>");
+  std::fflush(stdout);
+}
+
+void report_memory(const squat::MemoryReport& report, const CacheSpec& spec, const Config& config,
+                   int tokens) {
+  const auto line = [](std::size_t bytes, const std::string& what) {
+    if (bytes > 0) fmt::print("{:>8.2f} MB  {}\n", 1e-6 * static_cast<double>(bytes), what);
+  };
+  const auto count = [](int x) { return static_cast<std::size_t>(x); };
+  const std::size_t exact = 2 * sizeof(squat::half) * count(config.layers) * count(config.kv_heads) *
+                            count(config.head_dim) * count(tokens);
+  fmt::print("\nThe cache ({}) holds {} tokens in {} layers:\n", spec.text, tokens, config.layers);
+  line(report.pages_used,
+       fmt::format("packed pages: {} tokens at {:.3g} bits an element, all that grows with the text",
+                   report.packed_tokens / config.layers, report.packed_bits_per_element));
+  line(report.exact,
+       fmt::format("exact rows in 16 bits: the first tokens and the newest, {} now, with room for a "
+                   "page to fill",
+                   report.exact_tokens / config.layers));
+  line(report.bases, "what the coding learnt: the same at any length, and all sequences share it");
+  line(report.statistics,
+       fmt::format("statistics that the coding learns from: dropped once it has seen {} tokens",
+                   spec.options.statistics_tokens));
+  line(report.pages - report.pages_used, "free pages, laid in for the tokens to come");
+  line(report.workspace, "workspace of the calls: all sequences share it");
+  line(report.total(), "together");
+  line(exact, fmt::format("would hold the same tokens in 16 bits, {:.1f} times as much",
+                          static_cast<double>(exact) / static_cast<double>(report.total())));
+}
+
 void run(const Arguments& arguments) {
   const CacheSpec spec = parse_cache_spec(arguments.coding);
   const Gguf file = Gguf::open(arguments.model);
   const Tokenizer tokenizer(file);
+  const std::vector<int> prompt = read_prompt(arguments, tokenizer);
   const std::unique_ptr<Engine> engine = make_engine(arguments.device, file);
   const Config& config = engine->config();
-  const int sequence = engine->add_sequence(spec, spec.options_for(config));
-
-  const std::vector<int> prompt = tokenizer.encode(arguments.prompt);
-  if (prompt.empty()) throw std::invalid_argument("the prompt is empty");
   const auto room = static_cast<std::size_t>(config.context);
   if (prompt.size() + static_cast<std::size_t>(arguments.tokens) > room) {
     throw std::invalid_argument(fmt::format("prompt and tokens are {} + {}, the model's context is {}",
                                             prompt.size(), arguments.tokens, room));
   }
+  const int sequence = engine->add_sequence(spec, spec.options_for(config));
   const auto forward = [&](const std::vector<Position>& rows) -> Eigen::RowVectorXf {
     return engine->forward(rows, std::span(&sequence, 1)).row(0);
   };
+  using Clock = std::chrono::steady_clock;
+  using Seconds = std::chrono::duration<double>;
 
-  fmt::print("{}", arguments.prompt);
-  std::fflush(stdout);
+  show_prompt(arguments, tokenizer, prompt);
   std::mt19937_64 random(arguments.seed);
   std::vector<Position> rows;
   for (int token : prompt) rows.push_back({token, static_cast<int>(rows.size())});
   int position = static_cast<int>(rows.size()), generated = 0;
+  const auto start = Clock::now();
   Eigen::RowVectorXf logits = forward(rows);
-  const auto start = std::chrono::steady_clock::now();
+  const auto prompt_end = Clock::now();
   while (generated < arguments.tokens) {
     const int token = sample(logits, arguments.temperature, random);
     if (token == tokenizer.end_of_text()) break;
@@ -72,20 +124,11 @@ void run(const Arguments& arguments) {
     ++generated;
     logits = forward({{token, position++}});
   }
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-
-  const squat::MemoryReport report = engine->memory_report(sequence);
-  const double exact = 2.0 * 2 * config.layers * config.kv_heads * config.head_dim * position;
-  fmt::print("\n\n{} tokens, {:.1f} tokens/s, coding {}\n", generated, generated / seconds.count(),
-             spec.text);
+  const Seconds reading = prompt_end - start, writing = Clock::now() - prompt_end;
   fmt::print(
-      "cache of {} tokens: {:.2f} MB (packed pages {:.2f}, exact rows {:.2f}, learnt {:.2f}, scratch "
-      "{:.2f}); "
-      "16 bit would take {:.2f} MB\n",
-      position, 1e-6 * static_cast<double>(report.total()),
-      1e-6 * static_cast<double>(report.pages_used), 1e-6 * static_cast<double>(report.exact),
-      1e-6 * static_cast<double>(report.bases + report.statistics),
-      1e-6 * static_cast<double>(report.workspace), 1e-6 * exact);
+      "\n\nprompt: {} tokens in {:.1f} s, all at once; then {} tokens in {:.1f} s, {:.1f} a second\n",
+      prompt.size(), reading.count(), generated, writing.count(), generated / writing.count());
+  report_memory(engine->memory_report(sequence), spec, config, position);
 }
 
 }  // namespace
@@ -95,7 +138,15 @@ int main(int argc, char** argv) {
   CLI::App app("Continues a prompt with a Llama-architecture model (GGUF) over a squat::KVCache.\n" +
                cache_spec_help());
   app.add_option("MODEL", arguments.model, "GGUF file")->required();
-  app.add_option("--prompt", arguments.prompt, "Text to continue")->required();
+  CLI::Option_group& prompt = *app.add_option_group("prompt", "The text to continue, one of the two");
+  prompt.require_option(1);
+  prompt.add_option("--prompt", arguments.prompt, "Text to continue");
+  CLI::Option* prompt_file = prompt.add_option("--prompt-file", arguments.prompt_file,
+                                               "File (UTF-8) with the text to continue");
+  app.add_option("--prompt-tokens", arguments.prompt_tokens,
+                 "Tokens of the file to take, from its start")
+      ->check(CLI::Range(1, 1 << 20))
+      ->needs(prompt_file);
   app.add_option("--tokens", arguments.tokens, "Most tokens to generate")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();

@@ -1,106 +1,103 @@
 #include "linear.hpp"
 
 #include <algorithm>
+#include <array>
 
 #include "dequantize.hpp"
 #include "squat/cpu/float_vector.hpp"
-#include "squat/cpu/vector.hpp"
 
 namespace llama {
 namespace {
 
-using Weights = Eigen::Matrix<Eigen::half, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using squat::cpu::FloatVector, squat::cpu::float_lanes;
 
-using squat::lanes;
-constexpr Eigen::Index few_rows = 32;  // up to here the weights' memory is the limit, not arithmetic
-constexpr Eigen::Index run_outputs = 2048, run_rows = 128;
+// A tile of the product is a panel of outputs by a few rows. Its sums, 3 vectors by 4 rows, fill 12 of
+// the 16 registers that AVX2 has; 3 weights and one x take the others. Each input costs 7 loads for 12
+// multiply-adds, and one conversion from float16 serves all rows of the tile.
+constexpr int panel_vectors = 3, tile_rows = 4;
+constexpr Eigen::Index panel_outputs = panel_vectors * float_lanes;
+// The rows that meet one panel after another: they stay in the second-level cache.
+constexpr Eigen::Index block_rows = 64;
 // Multiply-adds from which threads pay; a smaller product ends before they have all woken.
 [[maybe_unused]] constexpr Eigen::Index worth_threads = 1 << 16;
 
-/// y[first .. first + Rows)[output] for one weight row: each weight is converted once for all Rows.
+/// y[row, output] = sum over i of x[row, i] panel[i, output] for Rows rows and `outputs` of the panel.
 template <int Rows>
-void dot_rows(const Eigen::half* weights, const RowMatrix& x, Eigen::Index first, RowMatrix& y,
-              Eigen::Index output) {
-  using squat::cpu::FloatVector, squat::cpu::load_floats;
-  const Eigen::Index inputs = x.cols(),
-                     whole = inputs / squat::cpu::float_lanes * squat::cpu::float_lanes;
-  FloatVector sums[Rows];
-  std::fill_n(sums, Rows, squat::cpu::broadcast(0));
-  for (Eigen::Index i = 0; i < whole; i += squat::cpu::float_lanes) {
-    const FloatVector weight = load_floats(weights + i);
+void multiply_tile(const Eigen::half* panel, const float* x, Eigen::Index inputs, float* y,
+                   Eigen::Index y_stride, Eigen::Index outputs) {
+  FloatVector sums[Rows][panel_vectors];
+  for (auto& row : sums) {
+    for (FloatVector& sum : row) sum = squat::cpu::broadcast(0);
+  }
+  for (Eigen::Index i = 0; i < inputs; ++i, panel += panel_outputs) {
+    FloatVector weights[panel_vectors];
+    for (int v = 0; v < panel_vectors; ++v)
+      weights[v] = squat::cpu::load_floats(panel + v * float_lanes);
     for (int r = 0; r < Rows; ++r) {
-      sums[r] =
-          squat::cpu::multiply_add(weight, load_floats(x.data() + (first + r) * inputs + i), sums[r]);
+      const FloatVector element = squat::cpu::broadcast(x[r * inputs + i]);
+      for (int v = 0; v < panel_vectors; ++v)
+        sums[r][v] = squat::cpu::multiply_add(element, weights[v], sums[r][v]);
     }
   }
   for (int r = 0; r < Rows; ++r) {
-    float sum = squat::cpu::sum_lanes(sums[r]);
-    for (Eigen::Index i = whole; i < inputs; ++i)
-      sum += static_cast<float>(weights[i]) * x(first + r, i);
-    y(first + r, output) = sum;
+    float whole[panel_outputs];
+    for (int v = 0; v < panel_vectors; ++v)
+      squat::cpu::store_floats(whole + v * float_lanes, sums[r][v]);
+    std::copy_n(whole, outputs, y + r * y_stride);
   }
 }
 
-void apply_few(const Weights& weights, const RowMatrix& x, RowMatrix& y) {
-#pragma omp parallel for schedule(static) if (weights.size() * x.rows() >= worth_threads)
-  for (Eigen::Index output = 0; output < weights.rows(); ++output) {
-    const Eigen::half* row = weights.data() + output * weights.cols();
-    Eigen::Index first = 0;
-    for (; first + 8 <= x.rows(); first += 8) dot_rows<8>(row, x, first, y, output);
-    for (; first + 2 <= x.rows(); first += 2) dot_rows<2>(row, x, first, y, output);
-    if (first < x.rows()) dot_rows<1>(row, x, first, y, output);
-  }
-}
+using MultiplyTile = void (*)(const Eigen::half*, const float*, Eigen::Index, float*, Eigen::Index,
+                              Eigen::Index);
+constexpr std::array<MultiplyTile, tile_rows> tiles = {multiply_tile<1>, multiply_tile<2>,
+                                                       multiply_tile<3>, multiply_tile<4>};
 
-void widen(const Eigen::half* from, Eigen::Index count, float* to) {
-  const Eigen::Index whole = count / lanes * lanes;
-  squat::cpu::convert_row(from, whole, to);
-  std::transform(from + whole, from + count, to + whole,
-                 [](Eigen::half x) { return static_cast<float>(x); });
-}
-
-/// Runs of outputs become float once; every thread multiplies its own rows with them, so that Eigen
-/// packs little twice.
-void apply_many(const Weights& weights, const RowMatrix& x, RowMatrix& y) {
-  RowMatrix block(std::min(run_outputs, weights.rows()), weights.cols());
-  for (Eigen::Index first = 0; first < weights.rows(); first += run_outputs) {
-    const Eigen::Index count = std::min(run_outputs, weights.rows() - first);
-#pragma omp parallel
-    {
-#pragma omp for schedule(static)
-      for (Eigen::Index i = 0; i < count; ++i) {
-        widen(weights.row(first + i).data(), weights.cols(), block.row(i).data());
-      }
-#pragma omp for schedule(dynamic)
-      for (Eigen::Index row = 0; row < x.rows(); row += run_rows) {
-        const Eigen::Index rows = std::min(run_rows, x.rows() - row);
-        y.block(row, first, rows, count).noalias() =
-            x.middleRows(row, rows) * block.topRows(count).transpose();
-      }
-    }
+/// Outputs [first_output, first_output + outputs) of rows [row, end), in tiles as equal as can be.
+void multiply_panel(const Eigen::half* panel, const RowMatrix& x, Eigen::Index row, Eigen::Index end,
+                    RowMatrix& y, Eigen::Index first_output, Eigen::Index outputs) {
+  for (Eigen::Index left = (end - row + tile_rows - 1) / tile_rows; left > 0; --left) {
+    const Eigen::Index rows = (end - row + left - 1) / left;
+    tiles[static_cast<std::size_t>(rows - 1)](panel, x.data() + row * x.cols(), x.cols(),
+                                              y.data() + row * y.cols() + first_output, y.cols(),
+                                              outputs);
+    row += rows;
   }
 }
 
 }  // namespace
 
 Linear::Linear(const Tensor& tensor, Eigen::Index outputs, Eigen::Index inputs)
-    : weights_(outputs, inputs) {
+    : outputs_(outputs), inputs_(inputs) {
   const std::vector<float> elements = dequantize(tensor);
-  std::transform(elements.begin(), elements.end(), weights_.data(),
-                 [](float x) { return Eigen::half(x); });
+  const Eigen::Index panels = (outputs + panel_outputs - 1) / panel_outputs;
+  panels_.resize(static_cast<std::size_t>(panels * inputs * panel_outputs));
+#pragma omp parallel for schedule(static) if (outputs * inputs >= worth_threads)
+  for (Eigen::Index panel = 0; panel < panels; ++panel) {
+    const Eigen::Index first = panel * panel_outputs, count = std::min(panel_outputs, outputs - first);
+    Eigen::half* to = panels_.data() + first * inputs;
+    for (Eigen::Index i = 0; i < inputs; ++i, to += panel_outputs) {
+      for (Eigen::Index output = 0; output < count; ++output)
+        to[output] = Eigen::half(elements[static_cast<std::size_t>((first + output) * inputs + i)]);
+    }
+  }
 }
 
 void Linear::apply(const RowMatrix& x, RowMatrix& y) const {
-  y.resize(x.rows(), weights_.rows());
-  if (x.rows() <= few_rows) {
-    apply_few(weights_, x, y);
-  } else {
-    apply_many(weights_, x, y);
+  y.resize(x.rows(), outputs_);
+  const Eigen::Index panels = (outputs_ + panel_outputs - 1) / panel_outputs;
+  const Eigen::Index items = (x.rows() + block_rows - 1) / block_rows * panels;
+#pragma omp parallel for schedule(dynamic) if (outputs_ * inputs_ * x.rows() >= worth_threads)
+  for (Eigen::Index item = 0; item < items; ++item) {
+    const Eigen::Index row = item / panels * block_rows, first = item % panels * panel_outputs;
+    multiply_panel(panels_.data() + first * inputs_, x, row, std::min(row + block_rows, x.rows()), y,
+                   first, std::min(panel_outputs, outputs_ - first));
   }
 }
 
 void Linear::copy_row(Eigen::Index output, float* to) const {
-  Eigen::Map<Eigen::RowVectorXf>(to, weights_.cols()) = weights_.row(output).cast<float>();
+  const Eigen::half* from = panels_.data() + output / panel_outputs * panel_outputs * inputs_;
+  for (Eigen::Index i = 0; i < inputs_; ++i)
+    to[i] = static_cast<float>(from[i * panel_outputs + output % panel_outputs]);
 }
 
 }  // namespace llama

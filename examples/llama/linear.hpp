@@ -18,7 +18,7 @@ class Linear {
   Linear() = default;
   Linear(const Tensor& tensor, Eigen::Index outputs, Eigen::Index inputs);
 
-  Eigen::Index outputs() const { return weights_.rows(); }
+  Eigen::Index outputs() const { return outputs_; }
 
   /// y = x W^T for x [rows, inputs], y [rows, outputs], on all threads of OpenMP.
   void apply(const RowMatrix& x, RowMatrix& y) const;
@@ -27,9 +27,10 @@ class Linear {
   void copy_row(Eigen::Index output, float* to) const;
 
  private:
-  using Weights = Eigen::Matrix<Eigen::half, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-
-  Weights weights_;
+  Eigen::Index outputs_ = 0, inputs_ = 0;
+  // [panels, inputs, panel_outputs]: the weights that a step of the product loads stand together.
+  // Outputs that fill up the last panel have weights of zero.
+  std::vector<Eigen::half> panels_;
 };
 
 }  // namespace llama

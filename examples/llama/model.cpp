@@ -8,6 +8,9 @@
 namespace llama {
 namespace {
 
+// Rows above which a pass over one matrix pays for waking the threads.
+[[maybe_unused]] constexpr Eigen::Index many_rows = 8;
+
 Eigen::RowVectorXf read_vector(const Gguf& file, const std::string& name, int size) {
   const auto elements = dequantize(file.tensor(name, {static_cast<std::uint64_t>(size)}));
   return Eigen::Map<const Eigen::RowVectorXf>(elements.data(), size);
@@ -47,22 +50,43 @@ void Model::normalize(const RowMatrix& x, const Eigen::RowVectorXf& weight, RowM
   y = (x.array().colwise() * mean.rsqrt()).rowwise() * weight.array();
 }
 
+void Model::set_angles(std::span<const Position> batch) {
+  const auto& frequencies = config_.inverse_frequencies;
+  const auto rows = static_cast<Eigen::Index>(batch.size());
+  cosines_.resize(rows, static_cast<Eigen::Index>(frequencies.size()));
+  sines_.resize(rows, cosines_.cols());
+  for (Eigen::Index row = 0; row < rows; ++row) {
+    const double position = batch[static_cast<std::size_t>(row)].position;
+    for (Eigen::Index pair = 0; pair < cosines_.cols(); ++pair) {
+      const double angle = position * static_cast<double>(frequencies[static_cast<std::size_t>(pair)]);
+      cosines_(row, pair) = static_cast<float>(std::cos(angle));
+      sines_(row, pair) = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
 /// Turns the pair (2i, 2i + 1) of every head by position * frequency_i, the pairing of GGUF's Llama
 /// files.
-void Model::rotate(RowMatrix& x, int heads, std::span<const Position> batch) const {
-#pragma omp parallel for schedule(static) if (batch.size() > 64)
+void Model::rotate(RowMatrix& x, int heads) const {
+#pragma omp parallel for schedule(static) if (x.rows() > many_rows)
   for (Eigen::Index row = 0; row < x.rows(); ++row) {
-    const double position = batch[static_cast<std::size_t>(row)].position;
-    for (std::size_t pair = 0; pair < config_.inverse_frequencies.size(); ++pair) {
-      const double angle = position * static_cast<double>(config_.inverse_frequencies[pair]);
-      const auto c = static_cast<float>(std::cos(angle)), s = static_cast<float>(std::sin(angle));
-      for (int head = 0; head < heads; ++head) {
-        float* two = &x(row, head * config_.head_dim + 2 * static_cast<Eigen::Index>(pair));
-        const float a = two[0], b = two[1];
+    for (int head = 0; head < heads; ++head) {
+      float* two = &x(row, head * config_.head_dim);
+      for (Eigen::Index pair = 0; pair < cosines_.cols(); ++pair, two += 2) {
+        const float a = two[0], b = two[1], c = cosines_(row, pair), s = sines_(row, pair);
         two[0] = a * c - b * s;
         two[1] = a * s + b * c;
       }
     }
+  }
+}
+
+/// gate = silu(gate) * up, silu(x) = x / (1 + exp(-x)).
+void Model::activate(RowMatrix& gate, const RowMatrix& up) {
+#pragma omp parallel for schedule(static) if (gate.rows() > many_rows)
+  for (Eigen::Index row = 0; row < gate.rows(); ++row) {
+    auto x = gate.row(row).array();
+    x = x / (1.0f + (-x).exp()) * up.row(row).array();
   }
 }
 
@@ -74,14 +98,15 @@ const RowMatrix& Model::forward(std::span<const Position> batch, const Attention
   for (Eigen::Index row = 0; row < rows; ++row) {
     embedding_.copy_row(batch[static_cast<std::size_t>(row)].token, x_.row(row).data());
   }
+  set_angles(batch);
   for (int i = 0; i < config_.layers; ++i) {
     const Layer& layer = layers_[static_cast<std::size_t>(i)];
     normalize(x_, layer.attention_norm, normal_);
     layer.q.apply(normal_, q_);
     layer.k.apply(normal_, k_);
     layer.v.apply(normal_, v_);
-    rotate(q_, config_.query_heads, batch);
-    rotate(k_, config_.kv_heads, batch);
+    rotate(q_, config_.query_heads);
+    rotate(k_, config_.kv_heads);
     mixed_.resize(rows, q_.cols());
     attention(i, q_, k_, v_, mixed_);
     layer.output.apply(mixed_, delta_);
@@ -89,7 +114,7 @@ const RowMatrix& Model::forward(std::span<const Position> batch, const Attention
     normalize(x_, layer.feed_forward_norm, normal_);
     layer.gate.apply(normal_, gate_);
     layer.up.apply(normal_, up_);
-    gate_ = (gate_.array() / (1.0f + (-gate_.array()).exp()) * up_.array()).matrix();
+    activate(gate_, up_);
     layer.down.apply(gate_, delta_);
     x_ += delta_;
   }

@@ -35,14 +35,17 @@ class Model {
   };
 
   void normalize(const RowMatrix& x, const Eigen::RowVectorXf& weight, RowMatrix& y) const;
-  void rotate(RowMatrix& x, int heads, std::span<const Position> batch) const;
+  void set_angles(std::span<const Position> batch);
+  void rotate(RowMatrix& x, int heads) const;
+  static void activate(RowMatrix& gate, const RowMatrix& up);
 
   Config config_;
   std::vector<Layer> layers_;
   Linear embedding_, output_;  // output_ is empty where both are one
   Eigen::RowVectorXf norm_;
-  RowMatrix x_, normal_, q_, k_, v_, mixed_, delta_, gate_, up_, last_,
-      logits_;  // of the call in progress
+  // Of the call in progress. Angles of the rotary embedding: [rows, pairs of channels].
+  RowMatrix cosines_, sines_;
+  RowMatrix x_, normal_, q_, k_, v_, mixed_, delta_, gate_, up_, last_, logits_;
 };
 
 }  // namespace llama

@@ -220,13 +220,14 @@ void Tokenizer::encode_word(std::string_view word, std::vector<int>& tokens) con
   }
 }
 
-std::vector<int> encode_file(const std::string& path, const Tokenizer& tokenizer) {
+std::vector<int> encode_file(const std::string& path, const Tokenizer& tokenizer, std::size_t most) {
   std::ifstream in(path, std::ios::binary);
   if (!in) throw std::invalid_argument("cannot open " + path);
   std::stringstream text;
   text << in.rdbuf();
   std::vector<int> tokens = tokenizer.encode(text.str());
   if (tokens.empty()) throw std::invalid_argument(path + " is empty");
+  tokens.resize(std::min(tokens.size(), most));
   return tokens;
 }
 

@@ -2,7 +2,9 @@
 
 // Byte-level byte-pair encoding (GPT-2), vocabulary and merges read from the model file.
 
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -46,7 +48,9 @@ class Tokenizer {
   bool single_digits_ = false;
 };
 
-/// The tokens of a text file. Throws std::invalid_argument where it cannot be read or is empty.
-std::vector<int> encode_file(const std::string& path, const Tokenizer& tokenizer);
+/// The first tokens of a text file, at most `most`. Throws std::invalid_argument where it cannot be read
+/// or is empty.
+std::vector<int> encode_file(const std::string& path, const Tokenizer& tokenizer,
+                             std::size_t most = std::numeric_limits<std::size_t>::max());
 
 }  // namespace llama
