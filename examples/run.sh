@@ -46,7 +46,7 @@ arguments=$*
 # nvcc takes minutes for what --device cuda needs: only then.
 case " $arguments " in *" --device cuda "* | *" --device=cuda "*) cuda=ON ;; *) cuda=OFF ;; esac
 cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSQUAT_BUILD_TESTS=OFF -DSQUAT_BUILD_BENCHMARKS=OFF \
-  -DSQUAT_BUILD_CUDA=$cuda
+  -DSQUAT_BUILD_CUDA=$cuda -DSQUAT_INSTRUCTION_SETS=native
 cmake --build "$build" --target generate evaluate
 
 # The defaults of what the arguments leave open.
