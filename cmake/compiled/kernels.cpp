@@ -31,8 +31,8 @@ class OperationsOf final : public AnyOperations<T> {
 
   std::size_t page_bytes() const override { return operations_.page_bytes(); }
 
-  void check_elements(std::string_view name, AnyTensor tensor) const override {
-    with_element(tensor.type(), [&]<class S>() { cpu::check_elements(name, tensor.as<const S>()); });
+  void check_elements(std::string_view name, AnyTensor tensor, Index first) const override {
+    with_element(tensor.type(), [&]<class S>() { cpu::check_elements(name, tensor.as<const S>(), first); });
   }
 
   Index add_coding(int layer) override { return operations_.add_coding(layer); }

@@ -16,11 +16,12 @@ namespace squat {
 /// pages are float16.
 inline constexpr float largest_element = 65504.0f;
 
-/// An argument and its name.
+/// Rows of an argument, from `first` on, and its name.
 template <class Scalar>
 struct NamedTensor {
   std::string_view name;
   TensorView<const Scalar> view;
+  Index first = 0;
 };
 
 /// Throws the Error of an element that is not finite or too large.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <random>
 #include <thread>
 #include <vector>
@@ -58,8 +59,12 @@ void check_pieces(Options options, const std::vector<Index>& pieces, unsigned se
     Tensor<float> k(past + piece, options.kv_heads, options.head_dim), v = k;
     std::copy(before.k.elements.begin(), before.k.elements.end(), k.elements.begin());
     std::copy(before.v.elements.begin(), before.v.elements.end(), v.elements.begin());
-    std::copy(in.k.elements.begin(), in.k.elements.end(), k.view(past, piece).data);
-    std::copy(in.v.elements.begin(), in.v.elements.end(), v.view(past, piece).data);
+    // The call's own rows count as the cache keeps them.
+    const auto kept = [](S x) {
+      return static_cast<float>(static_cast<typename Widths::Rows>(static_cast<float>(x)));
+    };
+    std::transform(in.k.elements.begin(), in.k.elements.end(), k.view(past, piece).data, kept);
+    std::transform(in.v.elements.begin(), in.v.elements.end(), v.view(past, piece).data, kept);
     cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
     EXPECT_LT(attention_distance<S>(in.q.view(), k.view(), v.view(), in.out.view(), past),
               Widths::tolerance)
@@ -157,6 +162,48 @@ TEST(AttendBatch, IsEachSequenceAlone) {
       EXPECT_EQ(contents(together, ids[i], 1), contents(alone, alone_ids[i], 1));
     }
     EXPECT_EQ(out.elements, in.out.elements);
+  }
+}
+
+// Rows that no entry names are neither read nor written, and an entry may have no tokens.
+TEST(AttendBatch, APaddedBatchIsAnUnpaddedOne) {
+  const Options options{.layers = 1,
+                        .query_heads = 4,
+                        .kv_heads = 2,
+                        .head_dim = 64,
+                        .coding = Coding::plain,
+                        .window = 8,
+                        .group = 16};
+  KVCache<half, 4> padded(options), alone(options);
+  const std::array ids = {padded.add_sequence(), padded.add_sequence(), padded.add_sequence()};
+  const std::array alone_ids = {alone.add_sequence(), alone.add_sequence()};
+  constexpr Index width = 40;  // rows of a sequence in the padded tensors
+  for (const std::array<Index, 2> counts : {std::array<Index, 2>{40, 17}, {1, 1}, {5, 40}}) {
+    Inputs<> in(options, 3 * width, static_cast<unsigned>(counts[1]));
+    std::fill(in.out.elements.begin(), in.out.elements.end(), -7.0f);
+    Tensor<float> expected = in.out;
+    for (std::size_t i = 0; i < 2; ++i) {  // left-padded
+      const Index row = (static_cast<Index>(i) + 1) * width - counts[i];
+      alone.attend(alone_ids[i], 0, in.q.view(row, counts[i]), in.k.view(row, counts[i]),
+                   in.v.view(row, counts[i]), expected.view(row, counts[i]));
+    }
+    for (Tensor<float>* tensor : {&in.q, &in.k, &in.v}) {
+      for (Index row = 0; row < 3 * width; ++row) {
+        const Index in_sequence = row % width,
+                    count = row < 2 * width ? counts[static_cast<std::size_t>(row / width)] : 0;
+        if (in_sequence >= width - count) continue;
+        std::fill_n(tensor->view(row, 1).data, tensor->heads * tensor->head_dim,
+                    std::numeric_limits<float>::quiet_NaN());
+      }
+    }
+    const std::array batch = {SequenceTokens{ids[0], counts[0], width - counts[0]},
+                              SequenceTokens{ids[1], counts[1], 2 * width - counts[1]},
+                              SequenceTokens{ids[2], 0}};
+    padded.attend(batch, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+    EXPECT_EQ(in.out.elements, expected.elements);
+    EXPECT_EQ(padded.length(ids[2]), 0);
+    for (std::size_t i = 0; i < 2; ++i)
+      EXPECT_EQ(contents(padded, ids[i]), contents(alone, alone_ids[i]));
   }
 }
 

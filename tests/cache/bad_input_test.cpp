@@ -194,7 +194,11 @@ TEST_F(BadCall, Batches) {
   refused([&] { call({{sequence, 3}, {sequence, 2}}); }, {"batch.sequence", "once"});
   refused([&] { call({{sequence, 3}, {other, 1}}); }, {"tokens", "5", "4"});
   refused([&] { call({{sequence, 3}, {other, 3}}); }, {"batch.tokens", "3", "2"});
-  refused([&] { call({{sequence, 5}, {other, 0}}); }, {"batch.tokens", "0"});
+  refused([&] { call({{sequence, 4}, {other, 0}}); }, {"tokens", "5", "4"});
+  refused([&] { call({{sequence, 3}, {other, 2, 2}}); }, {"batch.first_row", "2", "3 to 5"});
+  refused([&] { call({{sequence, 3, 6}}); }, {"batch.first_row", "6", "0 to 5"});
+  refused([&] { call({{sequence, 3, -2}}); }, {"batch.first_row", "-2"});
+  refused([&] { call({{sequence, 3, 3}}); }, {"batch.tokens", "3", "2"});
   refused([&] { call({{sequence, 6}, {other, -1}}); }, {"batch.tokens", "6"});
   refused([&] { call({{sequence, std::numeric_limits<Index>::max()}, {other, 5}}); }, {"batch.tokens"});
 }

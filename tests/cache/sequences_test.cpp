@@ -114,11 +114,36 @@ TEST(MemoryReport, CountsEverythingStored) {
   EXPECT_EQ(report.packed_tokens, 2 * 16 * 5);
   EXPECT_EQ(report.exact_tokens, 2 * (3 + 10));
   const std::size_t row = 2 * 2 * 32 * sizeof(half);        // keys and values of a token and layer
-  EXPECT_EQ(report.exact, 2 * (3 + 10 + 16) * row);         // capacity: sinks, window and a group
+  EXPECT_EQ(report.exact, 2 * (3 + 10) * row);              // sinks and window
   EXPECT_EQ(report.pages_used, 2 * 5 * 16 * row * 7 / 32);  // 3.5 bits instead of 16
   EXPECT_EQ(report.bases, 0u);
   EXPECT_NEAR(report.total_bits_per_element,
               8. * static_cast<double>(report.pages_used + report.exact) / (93. * 2 * 2 * 2 * 32), 1e-9);
+}
+
+TEST(MemoryReport, AShortSequenceTakesHardlyMoreThanIn16Bits) {
+  KVCache<half, 2> cache(small(Coding::plain));
+  const SequenceId sequence = cache.add_sequence();
+  const std::size_t row = 2 * 2 * 32 * sizeof(half);  // keys and values of a token and layer
+  Inputs<> in(small(), 64, 1);
+  for (Index token = 0; token < 64; ++token) {
+    fill(cache, sequence, in, token, 1);
+    const MemoryReport report = cache.memory_report();
+    const auto tokens = static_cast<std::size_t>(token + 1);
+    EXPECT_LE(report.exact + report.pages_used, 5 * 2 * tokens * row / 4) << tokens << " tokens";
+  }
+}
+
+TEST(Sequences, AHandleOfARemovedSequenceIsNoOthers) {
+  KVCache<half, 2> cache(small(Coding::plain));
+  const SequenceId first = cache.add_sequence();
+  cache.remove_sequence(first);
+  const SequenceId second = cache.add_sequence();
+  EXPECT_NE(first, second);
+  EXPECT_EQ(cache.length(second), 0);
+  EXPECT_THROW(cache.length(first), Error);
+  EXPECT_THROW(cache.remove_sequence(first), Error);
+  EXPECT_THROW(cache.length(SequenceId{}), Error);
 }
 
 TEST(MemoryReport, StatisticsGoWhenTheBasisComes) {

@@ -24,16 +24,15 @@ class AppendPlan {
     layers_.clear();
     appends_.clear();
     jobs_.clear();
-    rows_ = 0;
   }
 
-  /// Plans the next `tokens` rows of the call for `layer`, whose coding is there by then (`learnt`) or
-  /// not: which of them become sinks, and how many pages become due.
-  void add(Layer &layer, Index tokens, bool learnt, const Options &options) {
+  /// Plans `tokens` rows of the call from `first_row` on for `layer`, whose coding is there by then
+  /// (`learnt`) or not: which of them become sinks, and how many pages become due.
+  void add(Layer &layer, Index first_row, Index tokens, bool learnt, const Options &options) {
     Append append{.layer = {.exact = &layer.exact,
                             .coding = layer.coding,
                             .position = layer.next_position + tokens},
-                  .first_row = std::exchange(rows_, rows_ + tokens),
+                  .first_row = first_row,
                   .tokens = tokens,
                   .sinks = layer.sinks_to_fill(tokens, options.sinks),
                   .learnt = learnt};
@@ -72,7 +71,6 @@ class AppendPlan {
   std::vector<Layer *> layers_;
   std::vector<Append> appends_;
   std::vector<Job> jobs_;
-  Index rows_ = 0;
 };
 
 }  // namespace squat

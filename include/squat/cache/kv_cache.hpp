@@ -8,7 +8,6 @@
 #include <span>
 #include <string>
 #include <type_traits>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -19,6 +18,7 @@
 #include "squat/cache/learning.hpp"
 #include "squat/cache/memory_report.hpp"
 #include "squat/cache/sequence.hpp"
+#include "squat/cache/sequence_table.hpp"
 #include "squat/config.hpp"
 #include "squat/element_range.hpp"
 #include "squat/error.hpp"
@@ -51,8 +51,8 @@ constexpr bool supported_bits(int bits) {
 /// pages, the baseline.
 ///
 /// Tensors are `[tokens, heads, head_dim]` in float, half or bfloat16, whatever
-/// T is. A batched call takes several sequences, their rows one after another,
-/// each sequence once. Errors are `squat::Error`, name the argument and the
+/// T is. A batched call takes several sequences, each once, their rows one after another or where
+/// SequenceTokens says. Errors are `squat::Error`, name the argument and the
 /// limit, and leave the cache as it was. One thread at a time may call a cache.
 ///
 /// A backend on a device takes tensors in its memory and, as the last argument of
@@ -98,8 +98,7 @@ class KVCache {
       state->layers[static_cast<std::size_t>(layer)].coding =
           options_.basis_per_sequence ? add_coding(layer) : Index{layer};
     }
-    sequences_.emplace(next_id_, std::move(state));
-    return {next_id_++};
+    return sequences_.add(std::move(state));
   }
 
   void remove_sequence(SequenceId sequence) {
@@ -108,7 +107,7 @@ class KVCache {
       pages_.release_ready(layer);
       if (options_.basis_per_sequence) operations_.remove_coding(layer.coding);
     }
-    sequences_.erase(sequence.value);
+    sequences_.remove(sequence);
   }
 
   /// Appends k and v and attends: each query sees every token before its own,
@@ -136,8 +135,7 @@ class KVCache {
     check_tensor<S>("q", q, q.tokens, options_.query_heads);
     check_tensor<S>("out", out, q.tokens, options_.query_heads);
     jobs_.clear();
-    Index row = 0;
-    for (const SequenceTokens &entry : batch) {
+    for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
       const Layer &tokens = find(entry.sequence, layer);
       const Index length = tokens.length();
       if (entry.tokens > length) {
@@ -145,8 +143,8 @@ class KVCache {
                       length);
       }
       jobs_.push_back({tokens.context(), tokens.coding, row, entry.tokens, length - entry.tokens});
-      row += entry.tokens;
-    }
+    });
+    if (jobs_.empty()) return;
     operations_.template attend<std::remove_const_t<S>>(jobs_, q, out, stream);
   }
 
@@ -295,9 +293,9 @@ class KVCache {
       }
     };
     if (options_.basis_per_sequence) {
-      for (const auto &[id, sequence] : sequences_) {
-        for (const Layer &layer : sequence->layers) add(layer.coding);
-      }
+      sequences_.for_each([&](const Sequence &sequence) {
+        for (const Layer &layer : sequence.layers) add(layer.coding);
+      });
     } else {
       for (int layer = 0; layer < options_.layers; ++layer) add(layer);
     }
@@ -326,13 +324,13 @@ class KVCache {
     report.statistics = operations_.statistics_bytes();
     report.bases = operations_.bases_bytes();
     report.workspace = operations_.workspace_bytes();
-    for (const auto &[id, sequence] : sequences_) {
-      for (const Layer &layer : sequence->layers) {
+    sequences_.for_each([&](const Sequence &sequence) {
+      for (const Layer &layer : sequence.layers) {
         report.exact += layer.exact.bytes();
         report.exact_tokens += layer.exact.sinks() + layer.exact.tail();
         report.packed_tokens += layer.paged_tokens();
       }
-    }
+    });
     const double elements = 2.0 * options_.kv_heads * options_.head_dim;  // of a token and layer
     report.packed_bits_per_element =
         8.0 * static_cast<double>(operations_.page_bytes()) / (elements * options_.group);
@@ -355,23 +353,53 @@ class KVCache {
 
   void check_layer(int layer) const { checks::check_range("layer", layer, 0, options_.layers - 1); }
 
-  /// Every sequence known and named once, and their tokens together `rows`.
+  /// Every sequence known and named once, and its rows among `rows`: one after another and all of
+  /// them, or where the entries say.
   void check_batch(Batch batch, int layer, Index rows) {
     check_layer(layer);
     ++call_;
-    Index sum = 0;
+    bool padded = false;
+    Index end = 0;
     for (const SequenceTokens &entry : batch) {
       Sequence &sequence = find(entry.sequence);
       if (std::exchange(sequence.last_call, call_) == call_) {
         throw_invalid("batch.sequence", entry.sequence.value, "named once in a batch");
       }
-      if (entry.tokens < 1 || entry.tokens > rows - sum) {
-        throw_invalid("batch.tokens", entry.tokens,
-                      "at least 1 and at most the rows left in the tensors,", rows - sum);
+      if (entry.first_row != SequenceTokens::behind_the_last) {
+        padded = true;
+        checks::check_range("batch.first_row", entry.first_row, end, rows);
+        end = entry.first_row;
       }
-      sum += entry.tokens;
+      if (entry.tokens < 0 || entry.tokens > rows - end) {
+        throw_invalid("batch.tokens", entry.tokens,
+                      "at least 0 and at most the rows left in the tensors,", rows - end);
+      }
+      end += entry.tokens;
     }
-    if (sum != rows) throw_invalid("tokens", rows, "the tokens of the batch together,", sum);
+    if (!padded && end != rows) throw_invalid("tokens", rows, "the tokens of the batch together,", end);
+  }
+
+  /// Calls visit(entry, first row) for every entry of a checked batch that has tokens.
+  template <class Visit>
+  static void for_each_entry(Batch batch, Visit &&visit) {
+    Index row = 0;
+    for (const SequenceTokens &entry : batch) {
+      if (entry.first_row != SequenceTokens::behind_the_last) row = entry.first_row;
+      if (entry.tokens > 0) visit(entry, row);
+      row += entry.tokens;
+    }
+  }
+
+  /// Calls visit(first, count) for every run of neighbouring rows that a checked batch names.
+  template <class Visit>
+  static void for_each_run(Batch batch, Visit &&visit) {
+    Index first = 0, end = 0;
+    for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
+      if (row != end && end > first) visit(first, end - first);
+      if (row != end) first = row;
+      end = row + entry.tokens;
+    });
+    if (end > first) visit(first, end - first);
   }
 
   template <class S>
@@ -387,12 +415,7 @@ class KVCache {
     check_tensor<S>("v", v, k.tokens, options_.kv_heads);
   }
 
-  Sequence &find(SequenceId sequence) const {
-    const auto found = sequences_.find(sequence.value);
-    if (found == sequences_.end())
-      throw_invalid("sequence", sequence.value, "one that was added and not removed");
-    return *found->second;
-  }
+  Sequence &find(SequenceId sequence) const { return sequences_.find(sequence); }
 
   Layer &find(SequenceId sequence, int layer) const {
     return find(sequence).layers[static_cast<std::size_t>(layer)];
@@ -413,7 +436,12 @@ class KVCache {
             "full, coding learnt, a page laid ready");
       }
     }
-    operations_.template check_elements<Scalar>({{"q", q}, {"k", k}, {"v", v}}, stream);
+    for_each_run(batch, [&](Index first, Index count) {
+      const auto rows = [&](const char *name, In<S> tensor) {
+        return NamedTensor<Scalar>{name, tensor.tokens > 0 ? tensor.slice(first, count) : tensor, first};
+      };
+      operations_.template check_elements<Scalar>({rows("q", q), rows("k", k), rows("v", v)}, stream);
+    });
     plan(batch, layer, stream);
     learning_.template observe<Scalar>(operations_, plan_, q, k, stream);
     operations_.template enter<Scalar>(plan_.appends(), plan_.jobs(), q, k, v, out, stream);
@@ -427,11 +455,11 @@ class KVCache {
     Index tokens = 0;
     for (const SequenceTokens &entry : batch) tokens += entry.tokens;
     plan_.clear();
-    for (const SequenceTokens &entry : batch) {
+    for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
       Layer &state = find(entry.sequence, layer);
       const Index more = options_.basis_per_sequence ? entry.tokens : tokens;
-      plan_.add(state, entry.tokens, learning_.learnt(state.coding, more), options_);
-    }
+      plan_.add(state, row, entry.tokens, learning_.learnt(state.coding, more), options_);
+    });
     if constexpr (steps_alone) {
       if (!pages_.try_reserve(plan_.new_pages())) release_ready_pages(stream);
     }
@@ -451,10 +479,13 @@ class KVCache {
 
   bool is_step(Batch batch, int layer, bool queries) const requires steps_alone {
     if (queries && options_.keep_statistics) return false;
+    Index row = 0;
     return std::all_of(batch.begin(), batch.end(), [&](const SequenceTokens &entry) {
       const Layer &state = find(entry.sequence, layer);
-      const Index tail = state.exact.tail() + 1;
-      return entry.tokens == 1 && learning_.learnt(state.coding) &&
+      const Index tail = state.exact.tail() + 1, expected = row++;
+      const bool in_place =
+          entry.first_row == SequenceTokens::behind_the_last || entry.first_row == expected;
+      return entry.tokens == 1 && in_place && learning_.learnt(state.coding) &&
              state.exact.sinks() == options_.sinks &&
              (tail < full_tail() || (tail == full_tail() && state.next_page)) &&
              operations_.can_step(state.exact);
@@ -500,10 +531,10 @@ class KVCache {
 
   /// Pages laid ready are given back where others need them.
   void release_ready_pages(Stream stream) {
-    for (const auto &[id, sequence] : sequences_) {
-      for (Layer &layer : sequence->layers) pages_.release_ready(layer);
-      show(*sequence, stream);
-    }
+    sequences_.for_each([&](Sequence &sequence) {
+      for (Layer &layer : sequence.layers) pages_.release_ready(layer);
+      show(sequence, stream);
+    });
   }
 
   /// Tokens of a tail of which the oldest group is packed.
@@ -513,8 +544,7 @@ class KVCache {
   Operations operations_;
   LayerPages<Operations, steps_alone> pages_;
   Learning learning_;
-  std::unordered_map<std::uint64_t, std::unique_ptr<Sequence>> sequences_;
-  std::uint64_t next_id_ = 1;
+  SequenceTable<Sequence> sequences_;
   std::uint64_t call_ = 0;
   Plan plan_;  // of the call in progress
   std::vector<typename Operations::Job> jobs_;

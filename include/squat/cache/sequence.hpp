@@ -20,11 +20,16 @@ struct SequenceId {
   auto operator<=>(const SequenceId &) const = default;
 };
 
-/// One sequence's share of a batched call: the next `tokens` rows of the call's
-/// tensors.
+/// One sequence's share of a batched call: `tokens` rows of the call's tensors, which may be none.
 struct SequenceTokens {
+  static constexpr Index behind_the_last = -1;
+
   SequenceId sequence;
   Index tokens = 0;
+  /// Where they begin; default: where the rows of the entry before end. Entries name rows in their
+  /// order. As soon as one of them says where it begins, rows that no entry names are padding: they
+  /// are neither read nor written.
+  Index first_row = behind_the_last;
 };
 
 /// One sequence's tokens in one layer, in their order: sinks, pages, tail. Exact: the backend's store of

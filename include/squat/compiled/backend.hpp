@@ -38,7 +38,7 @@ class Operations {
 
   template <Element S>
   void check_elements(std::initializer_list<NamedTensor<S>> tensors, Stream) const {
-    for (const auto &[name, view] : tensors) operations_->check_elements(name, view);
+    for (const auto &[name, view, first] : tensors) operations_->check_elements(name, view, first);
   }
 
   Index add_coding(int layer) { return operations_->add_coding(layer); }

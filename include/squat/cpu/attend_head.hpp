@@ -71,6 +71,8 @@ class HeadAttention {
     scores_ = scratch.take<float>(rows * stride_);
     limits_ = scratch.take<Index>(rows);
     states_ = scratch.take<SoftmaxState>(rows);
+    own_keys_ = scratch.take<T>(run_tokens * d);
+    own_values_ = scratch.take<T>(run_tokens * d);
     if (rows > few_rows) {
       keys_ = scratch.take<float>(stride_ * d);
       values_ = scratch.take<float>(stride_ * d);
@@ -87,6 +89,7 @@ class HeadAttention {
     return TileQueries<float>::scratch_bytes(rows, d, pages_of(layout, rows)) +
            3 * Scratch::bytes<float>(rows * d) + Scratch::bytes<float>(rows * stride) +
            Scratch::bytes<Index>(rows) + Scratch::bytes<SoftmaxState>(rows) +
+           2 * Scratch::bytes<T>(run_tokens * d) +
            (rows > few_rows ? 2 * Scratch::bytes<float>(stride * d)
                             : static_cast<std::size_t>(pages_of(layout, rows)) *
                                   CodeWeights::scratch_bytes(rows, std::max(d, layout.group)));
@@ -121,6 +124,26 @@ class HeadAttention {
       score_exact<S>({key, key_stride}, count, {queries_, layout_.head_dim}, bytes_ahead(key, value));
       softmax(position + first, 0, count);
       sum_exact<S>({value, value_stride}, count, 0);
+    }
+  }
+
+  /// The same for rows of a call, which count as the cache will keep them: rounded to T.
+  template <Element S>
+  void own(const S *keys, Index key_stride, const S *values, Index value_stride, Index position,
+           Index tokens) {
+    if constexpr (std::is_same_v<S, T>) {
+      exact(keys, key_stride, values, value_stride, position, tokens);
+    } else {
+      const Index d = layout_.head_dim;
+      tokens = std::min(tokens, limits_[rows_ - 1] - position);
+      for (Index first = 0; first < tokens; first += run_tokens) {
+        const Index count = std::min(run_tokens, tokens - first);
+        for (Index token = 0; token < count; ++token) {
+          convert_row(keys + (first + token) * key_stride, d, own_keys_ + token * d);
+          convert_row(values + (first + token) * value_stride, d, own_values_ + token * d);
+        }
+        exact<T>(own_keys_, d, own_values_, d, position + first, count);
+      }
     }
   }
 
@@ -331,6 +354,8 @@ class HeadAttention {
   float *values_ = nullptr;         // [stride, head_dim], for many rows
   Index *limits_ = nullptr;         // [rows], the first position a row does not see
   SoftmaxState *states_ = nullptr;  // [rows]
+  T *own_keys_ = nullptr;           // [run_tokens, head_dim], a call's rows as T
+  T *own_values_ = nullptr;         // likewise
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

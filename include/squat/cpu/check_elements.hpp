@@ -39,9 +39,10 @@ bool in_range(const Scalar *elements, Index count) {
   return any >= 0;
 }
 
-/// Every element finite and within float16's range.
+/// Throws Error unless every element is finite and within float16's range. first: which of the
+/// argument's tokens the view begins with.
 template <Element Scalar>
-void check_elements(std::string_view name, TensorView<const Scalar> view) {
+void check_elements(std::string_view name, TensorView<const Scalar> view, Index first) {
   for (Index token = 0; token < view.tokens; ++token) {
     for (Index head = 0; head < view.heads; ++head) {
       const Scalar *row = view.row(token, head);
@@ -49,7 +50,7 @@ void check_elements(std::string_view name, TensorView<const Scalar> view) {
       const Scalar *bad = std::find_if(row, row + view.head_dim - 1, [](Scalar element) {
         return !(std::abs(static_cast<float>(element)) <= largest_element);
       });
-      throw_out_of_range(name, token, head, bad - row, static_cast<float>(*bad));
+      throw_out_of_range(name, first + token, head, bad - row, static_cast<float>(*bad));
     }
   }
 }

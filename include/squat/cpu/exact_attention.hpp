@@ -31,8 +31,9 @@ inline constexpr Index rows_near = 8;
 /// multiple of 16; keys: `tokens` rows; ahead: see prefetch.hpp. Never inlined: in its caller
 /// GCC 12 makes its loop a seventh slower.
 template <Element Scalar>
-[[gnu::noinline]] void score_rows(RowView<const float> queries, Index rows, Index head_dim, RowView<const Scalar> keys,
-                Index tokens, RowView<float> scores, std::ptrdiff_t ahead = 0) {
+[[gnu::noinline]] void score_rows(RowView<const float> queries, Index rows, Index head_dim,
+                                  RowView<const Scalar> keys, Index tokens, RowView<float> scores,
+                                  std::ptrdiff_t ahead = 0) {
   for_row_blocks(rows, [&]<int RowCount>(Index row) {
     // As many sums as the registers hold beside their operands.
     constexpr int together = float_lanes == 8 && RowCount == 4 ? 2 : 4;
@@ -120,8 +121,9 @@ void sum_channels(RowView<const float> weights, RowView<const Scalar> values, In
 /// outputs[r] += sum_t weights[r][t] * values[t]. values: `tokens` rows of
 /// `channels` elements, a multiple of 16. Never inlined, like score_rows().
 template <Element Scalar>
-[[gnu::noinline]] void sum_rows(RowView<const float> weights, Index rows, RowView<const Scalar> values, Index tokens,
-              Index channels, RowView<float> outputs, std::ptrdiff_t ahead = 0) {
+[[gnu::noinline]] void sum_rows(RowView<const float> weights, Index rows, RowView<const Scalar> values,
+                                Index tokens, Index channels, RowView<float> outputs,
+                                std::ptrdiff_t ahead = 0) {
   // What registers hold sums for is a part of a row; so few tokens at a time
   // that the rest of theirs is still in the first-level cache.
   constexpr int vectors = float_lanes == 8 ? 2 : 4;

@@ -33,12 +33,18 @@ class ExactStore {
     const auto make_rows = [&](Index capacity) {
       return RowStore<T>(options.kv_heads, options.head_dim, capacity);
     };
-    if (sinks_.capacity() < options.sinks) sinks_ = make_rows(options.sinks);
-    const Index usual = options.window + options.group;
-    const Index rest = tail() + job.tokens - job.sinks - job.due * options.group;
+    next_sinks_ = {};
     next_tail_ = {};
-    if (job.learnt ? tail_.capacity() != usual : tail_.capacity() < rest) {
-      next_tail_ = make_rows(job.learnt ? usual : std::max({usual, rest, 2 * tail_.capacity()}));
+    if (sinks_.capacity() < sinks() + job.sinks) next_sinks_ = make_rows(sinks() + job.sinks);
+    // A short sequence takes hardly more rows than it has tokens. Room grows by a quarter, which moves
+    // a token some four times, up to what a tail holds when a page is due.
+    const Index full = options.window + options.group;
+    const Index rest = tail() + job.tokens - job.sinks - job.due * options.group;
+    const Index room = tail_.capacity();
+    const Index grown = std::max(rest, room + room / 4);
+    const bool too_large = job.learnt && room > full;
+    if (room < rest || too_large) {
+      next_tail_ = make_rows(job.learnt ? std::min(std::max(grown, rest), full) : grown);
     }
   }
 
@@ -47,6 +53,7 @@ class ExactStore {
   template <Element S>
   void append(const AppendJob<ExactStore> &job, TensorView<const S> k, TensorView<const S> v,
               Index packed) {
+    if (next_sinks_.capacity() > 0) sinks_.move_to(std::exchange(next_sinks_, {}), 0);
     sinks_.append(k, v, job.first_row, job.sinks);
     const Index from_tail = std::min(packed, tail());
     if (next_tail_.capacity() > 0) {
@@ -76,7 +83,7 @@ class ExactStore {
  private:
   RowStore<T> sinks_;
   RowStore<T> tail_;
-  RowStore<T> next_tail_;  // with room, where the tail has to move
+  RowStore<T> next_sinks_, next_tail_;  // with room, where they have to move
 };
 
 }  // namespace squat::cpu::inline SQUAT_API_NAMESPACE

@@ -50,8 +50,7 @@ class Operations {
         kernels_(kernels),
         workspace_(options.parallel) {
     for (const RotaryTable &table : options.rotary) {
-      if (*options.frame > 0)
-        tiles_.push_back(std::make_unique<TileTables>(table, *options.frame));
+      if (*options.frame > 0) tiles_.push_back(std::make_unique<TileTables>(table, *options.frame));
     }
   }
 
@@ -59,7 +58,7 @@ class Operations {
 
   template <Element S>
   void check_elements(std::initializer_list<NamedTensor<S>> tensors, Stream) const {
-    for (const auto &[name, view] : tensors) cpu::check_elements(name, view);
+    for (const auto &[name, view, first] : tensors) cpu::check_elements(name, view, first);
   }
 
   /// Room for what a layer learns; what it returns names it.
@@ -138,8 +137,10 @@ class Operations {
 
   /// Attends to what is cached.
   template <Element S>
-  void attend(std::span<const Job> jobs, TensorView<const S> q, TensorView<S> out, Stream stream) {
-    check_elements<S>({{"q", q}}, stream);
+  void attend(std::span<const Job> jobs, TensorView<const S> q, TensorView<S> out, Stream) {
+    for (const Job &job : jobs) {
+      cpu::check_elements("q", q.slice(job.first_row, job.tokens), job.first_row);
+    }
     attend(jobs, q, {}, {}, out);
   }
 
@@ -300,8 +301,8 @@ class Operations {
     };
     if (item.first_page == 0) {
       if (k.tokens > 0) {
-        attention.exact(k.row(job.first_row, block.head), k.token_stride,
-                        v.row(job.first_row, block.head), v.token_stride, job.past, job.tokens);
+        attention.own(k.row(job.first_row, block.head), k.token_stride, v.row(job.first_row, block.head),
+                      v.token_stride, job.past, job.tokens);
       }
       exact(job.context.sinks, 0);
     }

@@ -140,21 +140,21 @@ class Operations {
     std::array<unsigned long long, most_checked> bad;
     first_bad_.fill(0xff, stream);
     unsigned long long *place = first_bad_.data();
-    for (const auto &[name, view] : tensors) {
+    for (const auto &[name, view, first] : tensors) {
       launch_count_bad<S>(device_tensor(view), view.tokens, static_cast<int>(view.heads),
                           static_cast<int>(view.head_dim), place++, stream);
       cuda::check(cudaGetLastError(), "check of elements");
     }
     download<unsigned long long>(first_bad_.data(), bad, stream);
     std::size_t index = 0;
-    for (const auto &[name, view] : tensors) {
+    for (const auto &[name, view, first] : tensors) {
       const unsigned long long at = bad[index++];
       if (at == none_bad) continue;
       const auto element = static_cast<Index>(at), row = element / view.head_dim;
       const Index token = row / view.heads, head = row % view.heads, channel = element % view.head_dim;
       S value;
       download<S>(view.row(token, head) + channel, {&value, 1}, stream);
-      throw_out_of_range(name, token, head, channel, static_cast<float>(value));
+      throw_out_of_range(name, first + token, head, channel, static_cast<float>(value));
     }
   }
 
