@@ -32,7 +32,8 @@ class OperationsOf final : public AnyOperations<T> {
   std::size_t page_bytes() const override { return operations_.page_bytes(); }
 
   void check_elements(std::string_view name, AnyTensor tensor, Index first) const override {
-    with_element(tensor.type(), [&]<class S>() { cpu::check_elements(name, tensor.as<const S>(), first); });
+    with_element(tensor.type(),
+                 [&]<class S>() { cpu::check_elements(name, tensor.as<const S>(), first); });
   }
 
   Index add_coding(int layer) override { return operations_.add_coding(layer); }
@@ -50,7 +51,15 @@ class OperationsOf final : public AnyOperations<T> {
   bool add_statistics(Index coding, Prior &prior) const override {
     return operations_.add_statistics(coding, prior);
   }
-  void reserve(std::span<const Append> appends) override { operations_.reserve(appends, {}); }
+  std::unique_ptr<AnyBackup> back_up(Index coding) const override {
+    return std::make_unique<BackupOf>(operations_.back_up(coding, {}));
+  }
+  void restore(Index coding, std::unique_ptr<AnyBackup> backup) override {
+    operations_.restore(coding, std::move(static_cast<BackupOf &>(*backup).backup));
+  }
+  void reserve(std::span<const Append> appends, std::span<const Job> jobs, bool attends) override {
+    operations_.reserve(appends, jobs, attends, {});
+  }
 
   void enter(std::span<const Append> appends, std::span<const Job> jobs, AnyTensor q, AnyTensor k,
              AnyTensor v, AnyTensor out) override {
@@ -87,6 +96,11 @@ class OperationsOf final : public AnyOperations<T> {
   std::size_t workspace_bytes() const override { return operations_.workspace_bytes(); }
 
  private:
+  struct BackupOf final : AnyBackup {
+    explicit BackupOf(typename cpu::Operations<T>::Backup statistics) : backup(std::move(statistics)) {}
+    typename cpu::Operations<T>::Backup backup;
+  };
+
   cpu::Operations<T> operations_;
 };
 

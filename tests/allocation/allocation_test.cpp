@@ -1,58 +1,12 @@
-// What the cache allocates: nothing in attend after warm-up, and otherwise what memory_report says. A
-// program of its own, because it counts every operator new and makes Eigen refuse to allocate.
-
-#include <cstdlib>
-#define EIGEN_RUNTIME_NO_MALLOC
-#define eigen_assert(condition) \
-  if (!(condition)) std::abort()
+// What the cache allocates: nothing in attend after warm-up, and otherwise what memory_report says. From
+// headers alone, so that Eigen's allocations are seen too.
 
 #include <gtest/gtest.h>
-#include <malloc.h>
 
 #include <cstddef>
-#include <new>
 
+#include "counting_allocator.hpp"
 #include "reference/reference_attention.hpp"
-
-namespace {
-
-std::size_t allocations = 0;
-std::size_t bytes_held = 0;
-
-// Blocks come from the heap, which cuts aligned ones to size. Around one in a mapping of its own
-// malloc_usable_size would count address space that nothing touches.
-[[maybe_unused]] const int heap_blocks = mallopt(M_MMAP_THRESHOLD, 16 << 20);
-
-void* allocate(std::size_t size, std::size_t alignment) {
-  void* memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  ++allocations;
-  bytes_held += malloc_usable_size(memory);
-  return memory;
-}
-
-void release(void* memory) {
-  if (memory != nullptr) bytes_held -= malloc_usable_size(memory);
-  std::free(memory);
-}
-
-}  // namespace
-
-void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
-void* operator new(std::size_t size, std::align_val_t alignment) {
-  return allocate(size, static_cast<std::size_t>(alignment));
-}
-void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  try {
-    return operator new(size);
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  }
-}
-void operator delete(void* memory) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t) noexcept { release(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
 
 namespace squat::test {
 namespace {

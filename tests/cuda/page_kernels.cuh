@@ -1,8 +1,11 @@
 #pragma once
 
-// Kernels of the page layouts that several tests share: kernels.cu compiles each once.
+// Kernels that several tests share: kernels.cu compiles those of each page layout once, and
+// those that depend on head_dim alone.
 
+#include "squat/cuda/append.cuh"
 #include "squat/cuda/attend_call.cuh"
+#include "squat/cuda/device_statistics.cuh"
 #include "squat/cuda/launch_attend.cuh"
 #include "squat/cuda/pack_keys.cuh"
 #include "squat/cuda/pack_values.cuh"
@@ -15,8 +18,24 @@ namespace squat::cuda {
   prefix template void launch_pack_keys<PageLayout<__VA_ARGS__>, half>(const PackCall &, cudaStream_t); \
   prefix template void launch_pack_values<PageLayout<__VA_ARGS__>, half>(const PackCall &, cudaStream_t);
 
-#ifdef TEST_HEAD_DIM
+#define TEST_ROW_KERNELS(prefix, HeadDim)                                                             \
+  prefix template void launch_append_step<HeadDim, half, float>(                                      \
+      const BatchEntry *, int, int, DeviceTensor<const float>, DeviceTensor<const float>,             \
+      std::uint32_t *, cudaStream_t);                                                                 \
+  prefix template void launch_append_rows<HeadDim, half, float>(                                      \
+      DeviceTensor<const float>, DeviceTensor<const float>, long long, int, int, ExactSlots, int,     \
+      cudaStream_t);                                                                                  \
+  prefix template void launch_copy_rows<HeadDim>(ExactSlots, int, int, int, ExactSlots, int,          \
+                                                 cudaStream_t);                                       \
+  prefix template void launch_turn_rows<HeadDim, half>(ExactSlots, int, int, int, const TileTables &, \
+                                                       long long, cudaStream_t);                      \
+  prefix template void DeviceStatistics::observe<HeadDim, float>(                                     \
+      const ObservedRows<float> &, const TileTables &, DeviceBuffer<std::byte> &, cudaStream_t);
+
+#if defined(TEST_HEAD_DIM) && defined(TEST_GROUP)
 TEST_KERNELS(, TEST_HEAD_DIM, TEST_GROUP, TEST_KEY_BITS, TEST_VALUE_BITS)
+#elif defined(TEST_HEAD_DIM)
+TEST_ROW_KERNELS(, TEST_HEAD_DIM)
 #else
 TEST_KERNELS(extern, 64, 32, 2, 2)
 TEST_KERNELS(extern, 64, 32, 3, 4)
@@ -24,6 +43,8 @@ TEST_KERNELS(extern, 64, 32, 16, 16)
 TEST_KERNELS(extern, 128, 128, 2, 3)
 TEST_KERNELS(extern, 128, 128, 4, 4)
 TEST_KERNELS(extern, 128, 128, 8, 16)
+TEST_ROW_KERNELS(extern, 64)
+TEST_ROW_KERNELS(extern, 128)
 #endif
 
 }  // namespace squat::cuda

@@ -6,7 +6,7 @@ endfunction()
 
 function(build_and_run name source)
   run(${CMAKE_COMMAND} -S ${source} -B ${WORK}/${name} -D CMAKE_PREFIX_PATH=${WORK}/prefix
-      -D CMAKE_CXX_COMPILER=${COMPILER} -D CMAKE_BUILD_TYPE=Release ${ARGN})
+      -D CMAKE_CXX_COMPILER=${COMPILER} -D CMAKE_BUILD_TYPE=Debug ${ARGN})
   run(${CMAKE_COMMAND} --build ${WORK}/${name})
 endfunction()
 

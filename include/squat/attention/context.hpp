@@ -96,6 +96,7 @@ struct AppendJob {
   Index sinks = 0;      ///< how many of them become sinks
   Index due = 0;        ///< pages that become due
   bool learnt = false;  ///< the coding is there once the call's tokens are observed
+  bool observed = false;  ///< some of the tokens join the coding's statistics
 };
 
 }  // namespace squat

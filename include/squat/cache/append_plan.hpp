@@ -28,14 +28,17 @@ class AppendPlan {
 
   /// Plans `tokens` rows of the call from `first_row` on for `layer`, whose coding is there by then
   /// (`learnt`) or not: which of them become sinks, and how many pages become due.
-  void add(Layer &layer, Index first_row, Index tokens, bool learnt, const Options &options) {
+  /// observed: whether tokens of it join the coding's statistics.
+  void add(Layer &layer, Index first_row, Index tokens, bool learnt, bool observed,
+           const Options &options) {
     Append append{.layer = {.exact = &layer.exact,
                             .coding = layer.coding,
                             .position = layer.next_position + tokens},
                   .first_row = first_row,
                   .tokens = tokens,
                   .sinks = layer.sinks_to_fill(tokens, options.sinks),
-                  .learnt = learnt};
+                  .learnt = learnt,
+                  .observed = observed};
     const Index exact = layer.exact.tail() + tokens - append.sinks;
     if (learnt && exact >= options.window + options.group) {
       append.due = (exact - options.window) / options.group;

@@ -27,7 +27,9 @@ namespace squat {
 /// - check_elements: throws Error for the first element out of range.
 /// - add_coding, remove_coding: what a layer learns, named by a number. observe, learn: its statistics
 /// and the codings made of them. add_statistics: adds what it holds to a Prior, false if it is gone.
-/// - A call that appends is reserve (all memory; throws before anything changes), enter (attends to
+/// back_up, restore: what a coding was, for a call in which learning fails; restore must not fail.
+/// - A call that appends is reserve (all memory, of observe too; throws before anything changes; told
+/// whether the call attends), enter (attends to
 /// what is cached and to the call's own rows), settle (packs what became due, keeps the rest exact; must
 /// not fail).
 /// - attend: a batch of jobs, read-only; it checks q's elements, unless that would make it wait for a
@@ -42,6 +44,7 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
              std::span<const typename Operations::Job> jobs, const typename Operations::Context &context,
              typename Operations::Exact &exact) {
   typename Operations::Memory;
+  typename Operations::Backup;
   { Operations::steps_alone } -> std::convertible_to<bool>;
   { constant.page_bytes() } -> std::same_as<std::size_t>;
   operations.shift(index, exact, range, range, index, stream);
@@ -51,7 +54,8 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
   operations.observe(index, in, in, index, index, index, index, stream);
   operations.learn(index, stream);
   { constant.add_statistics(index, prior) } -> std::same_as<bool>;
-  operations.reserve(appends, stream);
+  operations.restore(index, operations.back_up(index, stream));
+  operations.reserve(appends, jobs, true, stream);
   operations.enter(appends, jobs, in, in, in, out, stream);
   operations.settle(appends, in, in, stream);
   operations.attend(jobs, in, out, stream);

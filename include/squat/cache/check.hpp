@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <new>
 #include <string>
 #include <string_view>
 
@@ -25,6 +26,16 @@ inline constexpr int largest_frame = 4096;
 /// be thrown.
 inline std::string full_name(std::string_view argument, std::string_view member) {
   return member.empty() ? std::string(argument) : std::string(argument) + "." + std::string(member);
+}
+
+/// What `call` returns. Throws Error where it runs out of memory.
+template <class Call>
+decltype(auto) memory_or_error(Call &&call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc &) {
+    throw Error("squat: out of memory; the cache is as it was");
+  }
 }
 
 inline void check_range(std::string_view argument, Index value, Index least, Index most,

@@ -91,16 +91,30 @@ class KVCache {
   /// The options in force, defaults filled in.
   const Options &options() const { return options_; }
 
+  /// An empty sequence. Allocates; on failure nothing has changed. With basis_per_sequence it gets
+  /// codings of its own, which on a device waits for it.
   SequenceId add_sequence() {
-    auto state = std::make_unique<Sequence>();
-    state->layers.resize(static_cast<std::size_t>(options_.layers));
-    for (int layer = 0; layer < options_.layers; ++layer) {
-      state->layers[static_cast<std::size_t>(layer)].coding =
-          options_.basis_per_sequence ? add_coding(layer) : Index{layer};
-    }
-    return sequences_.add(std::move(state));
+    return checks::memory_or_error([&] {
+      auto state = std::make_unique<Sequence>();
+      state->layers.resize(static_cast<std::size_t>(options_.layers));
+      sequences_.reserve();
+      int layer = 0;
+      try {
+        for (; layer < options_.layers; ++layer) {
+          state->layers[static_cast<std::size_t>(layer)].coding =
+              options_.basis_per_sequence ? add_coding(layer) : Index{layer};
+        }
+      } catch (...) {
+        while (options_.basis_per_sequence && layer-- > 0) {
+          operations_.remove_coding(state->layers[static_cast<std::size_t>(layer)].coding);
+        }
+        throw;
+      }
+      return sequences_.add(std::move(state));
+    });
   }
 
+  /// Its handle is never good again; its pages are free for others. Neither allocates nor waits.
   void remove_sequence(SequenceId sequence) {
     for (Layer &layer : find(sequence).layers) {
       pages_.release(layer, 0);
@@ -134,18 +148,20 @@ class KVCache {
     check_batch(batch, layer, q.tokens);
     check_tensor<S>("q", q, q.tokens, options_.query_heads);
     check_tensor<S>("out", out, q.tokens, options_.query_heads);
-    jobs_.clear();
-    for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
-      const Layer &tokens = find(entry.sequence, layer);
-      const Index length = tokens.length();
-      if (entry.tokens > length) {
-        throw_invalid("batch.tokens", entry.tokens, "at most the length of the sequence, which is",
-                      length);
-      }
-      jobs_.push_back({tokens.context(), tokens.coding, row, entry.tokens, length - entry.tokens});
+    checks::memory_or_error([&] {
+      jobs_.clear();
+      for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
+        const Layer &tokens = find(entry.sequence, layer);
+        const Index length = tokens.length();
+        if (entry.tokens > length) {
+          throw_invalid("batch.tokens", entry.tokens, "at most the length of the sequence, which is",
+                        length);
+        }
+        jobs_.push_back({tokens.context(), tokens.coding, row, entry.tokens, length - entry.tokens});
+      });
+      if (jobs_.empty()) return;
+      operations_.template attend<std::remove_const_t<S>>(jobs_, q, out, stream);
     });
-    if (jobs_.empty()) return;
-    operations_.template attend<std::remove_const_t<S>>(jobs_, q, out, stream);
   }
 
   /// Appends k and v without attention.
@@ -235,7 +251,8 @@ class KVCache {
     const Layer &tokens = find(sequence, layer);
     check_tensor<S>("k", k, tokens.length(), options_.kv_heads);
     check_tensor<S>("v", v, tokens.length(), options_.kv_heads);
-    operations_.dequantize(tokens.coding, tokens.context(), k, v, stream);
+    checks::memory_or_error(
+        [&] { operations_.dequantize(tokens.coding, tokens.context(), k, v, stream); });
   }
 
   /// Keeps the first `tokens` tokens of a sequence in every layer. A page cut
@@ -263,10 +280,13 @@ class KVCache {
     checks::check_range("first", first, 0, last);
     checks::check_range("by", by, -farthest, farthest);
     if (by != 0 && options_.rotary.empty()) throw_invalid("by", by, "0 without a rotary table");
-    for (Layer &layer : state.layers) {
-      layer.reserve_pages(1);
-      if constexpr (steps_alone) operations_.reserve_shift(layer.exact, layer.pages.size() + 1, stream);
-    }
+    checks::memory_or_error([&] {
+      for (Layer &layer : state.layers) {
+        layer.reserve_pages(1);
+        if constexpr (steps_alone)
+          operations_.reserve_shift(layer.exact, layer.pages.size() + 1, stream);
+      }
+    });
     for (Layer &layer : state.layers) {
       const Index sinks = layer.exact.sinks(), tail = sinks + layer.paged_tokens();
       const auto part = [&](Index begin, Index count) {
@@ -426,6 +446,11 @@ class KVCache {
 
   template <class S>
   void append_checked(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
+    checks::memory_or_error([&] { append_or_step<S>(batch, layer, q, k, v, out, stream); });
+  }
+
+  template <class S>
+  void append_or_step(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
     using Scalar = std::remove_const_t<S>;
     if constexpr (steps_alone) {
       if (is_step(batch, layer, q.tokens > 0)) return step<Scalar>(batch, layer, q, k, v, out, stream);
@@ -442,7 +467,7 @@ class KVCache {
       };
       operations_.template check_elements<Scalar>({rows("q", q), rows("k", k), rows("v", v)}, stream);
     });
-    plan(batch, layer, stream);
+    plan(batch, layer, q.tokens > 0, out.tokens > 0, stream);
     learning_.template observe<Scalar>(operations_, plan_, q, k, stream);
     operations_.template enter<Scalar>(plan_.appends(), plan_.jobs(), q, k, v, out, stream);
     pages_.add(plan_);
@@ -451,26 +476,32 @@ class KVCache {
 
   /// Decides what an append will do, and allocates all that it needs. Throws
   /// before anything changes.
-  void plan(Batch batch, int layer, Stream stream) {
+  void plan(Batch batch, int layer, bool queries, bool attends, Stream stream) {
     Index tokens = 0;
     for (const SequenceTokens &entry : batch) tokens += entry.tokens;
     plan_.clear();
     for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
       Layer &state = find(entry.sequence, layer);
       const Index more = options_.basis_per_sequence ? entry.tokens : tokens;
-      plan_.add(state, row, entry.tokens, learning_.learnt(state.coding, more), options_);
+      plan_.add(state, row, entry.tokens, learning_.learnt(state.coding, more),
+                learning_.observes(state.coding, queries), options_);
     });
     if constexpr (steps_alone) {
       if (!pages_.try_reserve(plan_.new_pages())) release_ready_pages(stream);
     }
     pages_.reserve(plan_);
-    operations_.reserve(plan_.appends(), stream);
     plan_.make_jobs();
+    operations_.reserve(plan_.appends(), plan_.jobs(), attends, stream);
   }
 
   Index add_coding(int layer) {
     const Index coding = operations_.add_coding(layer);
-    learning_.add(coding);
+    try {
+      learning_.add(coding);
+    } catch (...) {
+      operations_.remove_coding(coding);
+      throw;
+    }
     return coding;
   }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 #include "squat/cache/append_plan.hpp"
@@ -33,11 +34,51 @@ class Learning {
   /// Whether the coding will be there once `more` tokens are observed.
   bool learnt(Index coding, Index more = 0) const { return observed(coding) + more >= tokens_to_learn_; }
 
+  /// Whether tokens of a call, with their queries or without, join the statistics.
+  bool observes(Index coding, bool queries) const {
+    return !learnt(coding) || (tokens_to_learn_ > 0 && queries && keep_statistics_);
+  }
+
   /// Adds what a call's tokens bring to the statistics that are still wanted,
-  /// and learns from them when complete.
+  /// and learns from them when complete. What learning allocates is not known before: where it
+  /// throws, all codings of the call are what they were.
   template <Element S, class Operations, class Stream>
   void observe(Operations &operations, const AppendPlan<Operations> &plan, TensorView<const S> q,
                TensorView<const S> k, Stream stream) {
+    const auto learns = [&](const auto &job) { return !learnt(job.layer.coding) && job.learnt; };
+    const auto appends = plan.appends();
+    if (std::none_of(appends.begin(), appends.end(), learns)) {
+      return add<S>(operations, plan, q, k, stream);
+    }
+    using Backup = typename Operations::Backup;
+    struct Before {
+      Index coding;
+      Index observed;
+      Backup backup;
+    };
+    std::vector<Before> before;
+    before.reserve(appends.size());
+    for (const auto &append : appends) {
+      const Index coding = append.layer.coding;
+      const auto same = [&](const Before &other) { return other.coding == coding; };
+      if (!append.observed || std::any_of(before.begin(), before.end(), same)) continue;
+      before.push_back({coding, observed(coding), operations.back_up(coding, stream)});
+    }
+    try {
+      add<S>(operations, plan, q, k, stream);
+    } catch (...) {
+      for (Before &each : before) {
+        operations.restore(each.coding, std::move(each.backup));
+        observed(each.coding) = each.observed;
+      }
+      throw;
+    }
+  }
+
+ private:
+  template <Element S, class Operations, class Stream>
+  void add(Operations &operations, const AppendPlan<Operations> &plan, TensorView<const S> q,
+           TensorView<const S> k, Stream stream) {
     for (std::size_t i = 0; i < plan.layers().size(); ++i) {
       const auto &job = plan.jobs()[i];
       const Index position = plan.layers()[i]->next_position;
@@ -57,7 +98,6 @@ class Learning {
     }
   }
 
- private:
   Index &observed(Index coding) { return observed_[static_cast<std::size_t>(coding)]; }
 
   /// Tokens a coding has to see before it packs.

@@ -18,13 +18,16 @@ namespace squat {
 template <class Sequence>
 class SequenceTable {
  public:
-  /// Takes a sequence in. On failure nothing changes.
+  /// Makes sure of a slot for add().
+  void reserve() {
+    if (!free_.empty()) return;
+    if (free_.capacity() <= slots_.size()) free_.reserve(2 * slots_.size() + 1);  // remove() needs it
+    slots_.emplace_back();
+    free_.push_back(slots_.size() - 1);
+  }
+
+  /// Takes a sequence in, after a reserve().
   SequenceId add(std::unique_ptr<Sequence> sequence) {
-    if (free_.empty()) {
-      free_.reserve(slots_.size() + 1);  // so that remove() cannot fail
-      slots_.emplace_back();
-      free_.push_back(slots_.size() - 1);
-    }
     const std::size_t index = free_.back();
     Slot &slot = slots_[index];
     free_.pop_back();

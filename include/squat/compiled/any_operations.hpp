@@ -19,6 +19,12 @@
 
 namespace squat::compiled {
 
+/// What a coding was.
+class AnyBackup {
+ public:
+  virtual ~AnyBackup() = default;
+};
+
 /// What BackendOperations (cache/backend.hpp) asks for, for rows that stay exact as T.
 template <class T>
 class AnyOperations {
@@ -38,7 +44,9 @@ class AnyOperations {
                        Index position) = 0;
   virtual void learn(Index coding) = 0;
   virtual bool add_statistics(Index coding, Prior &prior) const = 0;
-  virtual void reserve(std::span<const Append> appends) = 0;
+  virtual std::unique_ptr<AnyBackup> back_up(Index coding) const = 0;
+  virtual void restore(Index coding, std::unique_ptr<AnyBackup> backup) = 0;
+  virtual void reserve(std::span<const Append> appends, std::span<const Job> jobs, bool attends) = 0;
   virtual void enter(std::span<const Append> appends, std::span<const Job> jobs, AnyTensor q,
                      AnyTensor k, AnyTensor v, AnyTensor out) = 0;
   virtual void settle(std::span<const Append> appends, AnyTensor k, AnyTensor v) = 0;

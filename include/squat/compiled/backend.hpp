@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <memory>
 #include <span>
+#include <utility>
 
 #include "squat/compiled/any_operations.hpp"
 #include "squat/compiled/any_tensor.hpp"
@@ -54,7 +55,12 @@ class Operations {
   bool add_statistics(Index coding, Prior &prior) const {
     return operations_->add_statistics(coding, prior);
   }
-  void reserve(std::span<const Append> appends, Stream) { operations_->reserve(appends); }
+  using Backup = std::unique_ptr<AnyBackup>;
+  Backup back_up(Index coding, Stream) const { return operations_->back_up(coding); }
+  void restore(Index coding, Backup backup) { operations_->restore(coding, std::move(backup)); }
+  void reserve(std::span<const Append> appends, std::span<const Job> jobs, bool attends, Stream) {
+    operations_->reserve(appends, jobs, attends);
+  }
 
   template <Element S>
   void enter(std::span<const Append> appends, std::span<const Job> jobs, TensorView<const S> q,

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "squat/attention/rotary.hpp"
@@ -55,6 +56,38 @@ class LayerCoding {
     return std::max<Index>(heads, 1) * run_tokens * head_dim;
   }
 
+  /// Makes the statistics that observe() adds to.
+  void reserve_statistics(Index head_dim, const Prior *prior) {
+    for (std::size_t head = 0; head < statistics_.size(); ++head) {
+      make_statistics(static_cast<Index>(head), head_dim, prior);
+    }
+  }
+
+  /// Of a KV head each.
+  using Statistics = std::vector<std::unique_ptr<QueryStatistics>>;
+
+  /// What a layer knew.
+  struct Backup {
+    Statistics statistics;
+    bool learnt = false;
+  };
+
+  Backup back_up() const {
+    Backup backup{{}, learnt_};
+    for (const auto &statistics : statistics_) {
+      backup.statistics.push_back(statistics ? std::make_unique<QueryStatistics>(*statistics) : nullptr);
+    }
+    return backup;
+  }
+
+  void restore(Backup backup) {
+    statistics_ = std::move(backup.statistics);
+    if (backup.learnt) return;
+    learnt_ = false;
+    for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
+    for (QueryTransform &transform : transforms_) transform = QueryTransform();
+  }
+
   /// Adds tokens to the statistics of one KV head, `heads` query heads to each.
   /// Without queries (q.tokens = 0) keys alone are added. The keys of sinks are
   /// left out: they are never coded.
@@ -82,6 +115,9 @@ class LayerCoding {
     }
     if (!keep_statistics) statistics_[i].reset();
   }
+
+  /// All KV heads have learnt.
+  void note_learnt() { learnt_ = true; }
 
   std::size_t statistics_bytes() const {
     std::size_t sum = 0;
@@ -158,7 +194,8 @@ class LayerCoding {
   const TileTables *tiles_;
   Index sinks_;
   Index group_;
-  std::vector<std::unique_ptr<QueryStatistics>> statistics_;  // a KV head each, while they are wanted
+  bool learnt_ = false;
+  Statistics statistics_;  // a KV head each, while they are wanted
   std::vector<KeyQuantizer> quantizers_;
   std::vector<QueryTransform> transforms_;
 };

@@ -80,8 +80,7 @@ class Operations {
   template <Element S>
   void observe(Index coding, TensorView<const S> q, TensorView<const S> k, Index first, Index count,
                Index index, Index position, Stream) {
-    const Index d = options_.head_dim, heads = heads_per_kv_head();
-    const Index elements = LayerCoding::scratch_elements(heads, d);
+    const Index heads = heads_per_kv_head(), elements = observe_elements();
     for_each_kv_head(elements * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
       layer_coding(coding).observe(head, heads, q, k, {first, count, index, position},
                                    options_.prior.get(), scratch.take<float>(elements));
@@ -92,6 +91,7 @@ class Operations {
   void learn(Index coding, Stream) {
     for_each_kv_head(
         0, [&](Index head, Scratch) { layer_coding(coding).learn(head, options_.keep_statistics); });
+    layer_coding(coding).note_learnt();
   }
 
   /// Adds what a coding's statistics hold to `prior`. Returns whether they are
@@ -106,22 +106,31 @@ class Operations {
     return true;
   }
 
-  /// Makes all that settle() needs, so that it cannot fail.
-  void reserve(std::span<const Append> appends, Stream) {
+  /// What a coding knew.
+  using Backup = LayerCoding::Backup;
+  Backup back_up(Index coding, Stream) const { return layer_coding(coding).back_up(); }
+  void restore(Index coding, Backup backup) { layer_coding(coding).restore(std::move(backup)); }
+
+  /// Makes all memory that observe(), enter() and settle() need, so that they cannot fail.
+  void reserve(std::span<const Append> appends, std::span<const Job> jobs, bool attends, Stream) {
     Index pages = 0;
     for (const Append &append : appends) {
       pages += append.due;
       append.layer.exact->reserve(options_, append);
+      if (!append.observed) continue;
+      layer_coding(append.layer.coding).reserve_statistics(options_.head_dim, options_.prior.get());
+      reserve_kv_heads(observe_elements() * Index{sizeof(float)});
     }
     workspace_.reserve(pages * options_.kv_heads, pack_bytes());
+    if (attends) reserve_attend(jobs);
   }
 
   /// Attends to what is cached and to the call's own rows, unless there are no
   /// queries to answer.
   template <Element S>
-  void enter(std::span<const Append>, std::span<const Job> jobs, TensorView<const S> q,
-             TensorView<const S> k, TensorView<const S> v, TensorView<S> out, Stream) {
-    if (out.tokens > 0) attend(jobs, q, k, v, out);
+  void enter(std::span<const Append>, std::span<const Job>, TensorView<const S> q, TensorView<const S> k,
+             TensorView<const S> v, TensorView<S> out, Stream) {
+    if (out.tokens > 0) attend_reserved(q, k, v, out);
   }
 
   /// Packs what became due and keeps the rest exact.
@@ -141,7 +150,8 @@ class Operations {
     for (const Job &job : jobs) {
       cpu::check_elements("q", q.slice(job.first_row, job.tokens), job.first_row);
     }
-    attend(jobs, q, {}, {}, out);
+    reserve_attend(jobs);
+    attend_reserved<S>(q, {}, {}, out);
   }
 
   /// Exact tokens without those of `sinks` and `tail`, and what follows them
@@ -184,15 +194,19 @@ class Operations {
     });
   }
 
-  /// Attends for every job of a batch: to its context and, causally, to the
-  /// rows of k and v that stand where its queries stand. k.tokens = 0: the
-  /// queries' own keys are in the context.
-  template <Element S>
-  void attend(std::span<const Job> jobs, TensorView<const S> q, TensorView<const S> k,
-              TensorView<const S> v, TensorView<S> out) {
+  /// Cuts the work of attend_reserved() and makes its memory.
+  void reserve_attend(std::span<const Job> jobs) {
     batch_.cut(jobs, options_.kv_heads, heads_per_kv_head());
     workspace_.reserve(batch_.items(), Head::scratch_bytes(layout_, batch_.rows()));
     partials_.reserve(batch_.partial_rows(), options_.head_dim);
+  }
+
+  /// Attends for every job that was reserved: to its context and, causally, to the
+  /// rows of k and v that stand where its queries stand. k.tokens = 0: the
+  /// queries' own keys are in the context.
+  template <Element S>
+  void attend_reserved(TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
+                       TensorView<S> out) {
     workspace_.for_each(batch_.items(), [&](Index index, Scratch scratch) {
       attend_item(batch_.item(index), q, k, v, out, scratch);
     });
@@ -266,9 +280,17 @@ class Operations {
     return pack_scratch_bytes(layout_) + Scratch::bytes<float>(layout_.group * layout_.head_dim);
   }
 
+  Index observe_elements() const {
+    return LayerCoding::scratch_elements(heads_per_kv_head(), options_.head_dim);
+  }
+
+  void reserve_kv_heads(Index bytes) {
+    workspace_.reserve(options_.kv_heads, static_cast<std::size_t>(bytes) + 128);
+  }
+
   template <class Run>
   void for_each_kv_head(Index bytes, Run &&run) {
-    workspace_.reserve(options_.kv_heads, static_cast<std::size_t>(bytes) + 128);
+    reserve_kv_heads(bytes);
     workspace_.for_each(options_.kv_heads, run);
   }
 

@@ -45,6 +45,33 @@ class DeviceStatistics {
     sums_.fill(0, stream);
   }
 
+  /// A copy, made on the stream.
+  std::unique_ptr<DeviceStatistics> copy(cudaStream_t stream) const {
+    auto other = std::make_unique<DeviceStatistics>(kv_heads_, layout_.head_dim, group_, layout_.rows,
+                                                    sinks_, stream);
+    other->queries_ = queries_;
+    other->groups_ = groups_;
+    other->row_counts_ = row_counts_;
+    other->in_group_ = in_group_;
+    other->odd_ = odd_;
+    check(cudaMemcpyAsync(other->sums_.data(), sums_.data(), sums_.bytes(), cudaMemcpyDeviceToDevice,
+                          stream),
+          "copy of statistics");
+    check(cudaMemcpyAsync(other->filling_.data(), filling_.data(), filling_.bytes(),
+                          cudaMemcpyDeviceToDevice, stream),
+          "copy of statistics");
+    return other;
+  }
+
+  /// Bytes of the workspace in which observe() adds so many tokens.
+  template <int HeadDim>
+  static std::size_t workspace_bytes(Index kv_heads, Index tokens) {
+    // At most every token begins a run of queries and one of keys.
+    const std::size_t together = std::min<std::size_t>(2 * static_cast<std::size_t>(tokens), most_runs);
+    return raw_bytes<HeadDim>(kv_heads, together) +
+           together * query_bases * MomentShape<HeadDim>::units * sizeof(float2);
+  }
+
   std::size_t bytes() const { return sums_.bytes() + filling_.bytes(); }
 
   /// Adds tokens, as cpu::LayerCoding::observe() does for every head. tables: the layer's; workspace:
@@ -123,18 +150,22 @@ class DeviceStatistics {
     }
   }
 
+  template <int HeadDim>
+  static std::size_t raw_bytes(Index kv_heads, std::size_t runs) {
+    return runs * static_cast<std::size_t>(kv_heads) * HeadDim * HeadDim * sizeof(float);
+  }
+
   template <int HeadDim, class S>
   void add_moments(const ObservedRows<S> &rows, const TileTables &tables,
                    const std::vector<MomentRun> &runs, DeviceBuffer<std::byte> &workspace,
                    cudaStream_t stream) {
     using Shape = MomentShape<HeadDim>;
     const std::size_t together = std::min<std::size_t>(runs.size(), most_runs);
-    const std::size_t raw_bytes =
-        together * static_cast<std::size_t>(kv_heads_) * HeadDim * HeadDim * sizeof(float);
-    const std::size_t bytes = raw_bytes + together * query_bases * Shape::units * sizeof(float2);
+    const std::size_t raw_size = raw_bytes<HeadDim>(kv_heads_, together);
+    const std::size_t bytes = raw_size + together * query_bases * Shape::units * sizeof(float2);
     if (workspace.bytes() < bytes) workspace = DeviceBuffer<std::byte>(bytes);
     auto *raw = reinterpret_cast<float *>(workspace.data());
-    auto *angles = reinterpret_cast<float2 *>(workspace.data() + raw_bytes);
+    auto *angles = reinterpret_cast<float2 *>(workspace.data() + raw_size);
     const auto heads = static_cast<unsigned>(kv_heads_);
     for (std::size_t first = 0; first < runs.size(); first += most_runs) {
       MomentRuns part{};

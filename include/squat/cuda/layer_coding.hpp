@@ -52,13 +52,18 @@ class LayerCoding {
     return inverses;
   }
 
+  /// Makes the statistics that observe() adds to.
+  void reserve_statistics(cudaStream_t stream) {
+    if (statistics_) return;
+    statistics_ =
+        std::make_unique<DeviceStatistics>(options_->kv_heads, options_->head_dim, options_->group,
+                                           rows_of_frame(), options_->sinks, stream);
+  }
+
   /// Adds tokens to the statistics.
   template <int HeadDim, class S>
   void observe(const ObservedRows<S> &rows, DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
-    if (!statistics_) {
-      statistics_ = std::make_unique<DeviceStatistics>(options_->kv_heads, HeadDim, options_->group,
-                                                       rows_of_frame(), options_->sinks, stream);
-    }
+    reserve_statistics(stream);
     statistics_->template observe<HeadDim>(rows, tables_.tiles, workspace, stream);
   }
 
@@ -85,16 +90,38 @@ class LayerCoding {
         matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
       });
     }
-    if (!options_->keep_statistics) statistics_.reset();
     DeviceBuffer<std::byte> memory;
-    tables_ = coding_tables(memory, quantizers_, matrices, *tiles_, true, stream);
-    memory_ = std::move(memory);
+    const CodingTables tables = coding_tables(memory, quantizers_, matrices, *tiles_, true, stream);
+    plain_tables_ = std::exchange(tables_, tables);
+    plain_memory_ = std::exchange(memory_, std::move(memory));
+    learnt_ = true;
+    if (!options_->keep_statistics) statistics_.reset();
+  }
+
+  /// What a layer knew.
+  struct Backup {
+    std::unique_ptr<DeviceStatistics> statistics;
+    bool learnt = false;
+  };
+
+  Backup back_up(cudaStream_t stream) const {
+    return {statistics_ ? statistics_->copy(stream) : nullptr, learnt_};
+  }
+
+  /// Its tables on the device are the owner's to upload.
+  void restore(Backup backup) {
+    statistics_ = std::move(backup.statistics);
+    if (backup.learnt) return;
+    for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
+    if (!std::exchange(learnt_, false)) return;
+    tables_ = plain_tables_;
+    memory_ = std::move(plain_memory_);
   }
 
   std::size_t statistics_bytes() const { return statistics_ ? statistics_->bytes() : 0; }
 
   std::size_t bytes() const {
-    std::size_t sum = memory_.bytes();
+    std::size_t sum = memory_.bytes() + plain_memory_.bytes();
     for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
     return sum;
   }
@@ -109,6 +136,10 @@ class LayerCoding {
   std::vector<KeyQuantizer> quantizers_;
   DeviceBuffer<std::byte> memory_;
   CodingTables tables_{};
+  bool learnt_ = false;
+  DeviceBuffer<std::byte>
+      plain_memory_;  // of the tables before it had learnt, which restore() takes back
+  CodingTables plain_tables_{};
 };
 
 }  // namespace squat::cuda

@@ -177,8 +177,22 @@ class Operations {
 
   // ---- calls that the host plans
 
-  /// Makes all memory that settle() needs.
-  void reserve(std::span<const Append> appends, cudaStream_t stream) {
+  /// What a coding knew.
+  using Backup = LayerCoding::Backup;
+  Backup back_up(Index coding, cudaStream_t stream) const {
+    return layer_coding(coding).back_up(stream);
+  }
+  void restore(Index coding, Backup backup) noexcept {
+    LayerCoding &layer = layer_coding(coding);
+    layer.restore(std::move(backup));
+    // A copy that fails here belongs to a device that no later call can use either.
+    (void)cudaMemcpy(tables_.data() + coding, &layer.tables(), sizeof(CodingTables),
+                     cudaMemcpyHostToDevice);
+  }
+
+  /// Makes all device memory that observe(), enter() and settle() need.
+  void reserve(std::span<const Append> appends, std::span<const Job>, bool attends,
+               cudaStream_t stream) {
     moves_.clear();
     std::size_t scratch = 0;
     for (const Append &append : appends) {
@@ -205,6 +219,17 @@ class Operations {
     grow(scratch_, scratch, stream);
     scratch_used_ = scratch;
     grow(call_batch_, appends.size(), stream);
+    AttendSize size;
+    for (const Append &append : appends) {
+      size.add(*append.layer.exact, append.tokens);
+      if (!append.observed) continue;
+      layer_coding(append.layer.coding).reserve_statistics(stream);
+      with_layout([&]<class Layout>() {
+        grow(observing_, DeviceStatistics::workspace_bytes<Layout::HeadDim>(kv_heads(), append.tokens),
+             stream);
+      });
+    }
+    if (attends) reserve_attend(size, stream);
   }
 
   /// Writes the call's rows behind those that are there, and attends unless there are no queries to
@@ -214,7 +239,6 @@ class Operations {
              TensorView<const S> k, TensorView<const S> v, TensorView<S> out, cudaStream_t stream) {
     AttendSize size;
     for (const Append &append : appends) size.add(*append.layer.exact, append.tokens);
-    if (out.tokens > 0) reserve_attend(size, stream);
     entries_.clear();
     states_.clear();
     clear_scratch(stream);

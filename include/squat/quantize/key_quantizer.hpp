@@ -77,6 +77,13 @@ class KeyQuantizer {
     rounding_ = learn_orthogonal_rounding<Real>(C, range, options_);
   }
 
+  /// Makes it what it was before learn().
+  void forget() {
+    mean_.clear();
+    rounding_.reset();
+    basis_.reset();
+  }
+
   /// The mean key before its rotary embedding, [head_dim], which is taken off
   /// keys before they are coded; null for none.
   const float *mean() const { return mean_.empty() ? nullptr : mean_.data(); }
