@@ -70,7 +70,7 @@ squat::Options options_of(const Shape& shape, MaybeCoding coding) {
                          .kv_heads = shape.kv_heads,
                          .head_dim = shape.head_dim,
                          .coding = coding};
-  if (coding == Coding::plain) options.group = 32;
+  if (coding == Coding::plain) options.page_tokens = 32;
   squat::RotaryTable rotary;
   for (int i = 0; i < shape.head_dim; i += 2) {
     rotary.inverse_frequencies.push_back(

@@ -22,7 +22,7 @@ inline squat::Options options_of(const Shape &shape, MaybeCoding coding, int bit
           .kv_heads = shape.kv_heads,
           .head_dim = shape.head_dim,
           .coding = coding,
-          .group = group_of(coding, bits),
+          .page_tokens = group_of(coding, bits),
           .rotary = {rotary_table()}};
 }
 

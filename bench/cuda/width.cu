@@ -49,7 +49,7 @@ void step(benchmark::State &state, const Workload &workload, MaybeCoding coding)
       [&] {
         filled.cache().attend(filled.batch(), 0, in.q(), in.k(), in.v(), in.out(), stopwatch.stream());
       },
-      [] {}, filled.cache().options().group);
+      [] {}, filled.cache().options().page_tokens);
   report(state, times);
   state.counters["mean_us"] = times.mean() / microsecond;
 }
@@ -64,7 +64,7 @@ void append(benchmark::State &state, const Workload &workload, MaybeCoding codin
     filled.cache().append(filled.batch(), 0, in.k(), in.v(), stopwatch.stream());
   };
   const Times times = stopwatch.time(
-      append, [] {}, filled.cache().options().group);
+      append, [] {}, filled.cache().options().page_tokens);
   report(state, times);
   state.counters["mean_us"] = times.mean() / microsecond;
   state.counters["graph_us"] = stopwatch.time_replays(append).median() / microsecond;
@@ -81,13 +81,13 @@ void pack_step(benchmark::State &state, const Workload &workload, MaybeCoding co
   const Tokens in(workload.shape, workload.sequences, workload.tokens, stopwatch.stream());
   const auto append = [&] { cache.append(filled.batch(), 0, in.k(), in.v(), stopwatch.stream()); };
   const auto append_until_due = [&] {
-    const Index packed_at = options.sinks + options.window;  // and then every `group` tokens
-    while ((cache.length(filled.batch().front().sequence) - packed_at + 1) % options.group != 0)
+    const Index packed_at = options.sinks + options.residual;  // and then every `group` tokens
+    while ((cache.length(filled.batch().front().sequence) - packed_at + 1) % options.page_tokens != 0)
       append();
   };
   append_until_due();
   report(state, stopwatch.time(append, append_until_due));
-  state.SetItemsProcessed(workload.sequences * options.group);
+  state.SetItemsProcessed(workload.sequences * options.page_tokens);
 }
 
 /// Appending whole pages of tokens to a sequence of a layer that has learnt: check, copies and packing.
@@ -99,7 +99,7 @@ void pack(benchmark::State &state, const Workload &workload, MaybeCoding coding)
   auto &cache = filled.cache();
   const squat::Options &options = cache.options();
   // A sequence that holds its sinks and a window: each call packs as many tokens as it brings.
-  const Index kept = options.sinks + options.window;
+  const Index kept = options.sinks + options.residual;
   const Tokens before(workload.shape, kept, 0, stopwatch.stream());
   const Tokens in(workload.shape, workload.tokens, kept, stopwatch.stream());
   squat::SequenceId sequence;

@@ -53,11 +53,11 @@ bool parse_bits(std::string_view part, CacheSpec& spec) {
 /// "g64", "w80", "s0", "f256"
 bool parse_option(std::string_view part, CacheSpec& spec) {
   if (part.empty()) return false;
-  if (part[0] == 'f') spec.options.frame = 0;
-  int* const number = part[0] == 'g'   ? &spec.options.group
-                      : part[0] == 'w' ? &spec.options.window
+  if (part[0] == 'f') spec.options.tile_tokens = 0;
+  int* const number = part[0] == 'g'   ? &spec.options.page_tokens
+                      : part[0] == 'w' ? &spec.options.residual
                       : part[0] == 's' ? &spec.options.sinks
-                      : part[0] == 'f' ? &*spec.options.frame
+                      : part[0] == 'f' ? &*spec.options.tile_tokens
                                        : nullptr;
   part.remove_prefix(1);
   return number != nullptr && take_number(part, *number) && part.empty();
@@ -138,7 +138,7 @@ CacheSpec parse_cache_spec(std::string_view text) {
     if (part == "published" && spec.options.coding == squat::Coding::orthogonal) {
       spec.published = true;
       const auto names_group = [](std::string_view other) { return other.starts_with('g'); };
-      if (std::none_of(parts.begin(), parts.end(), names_group)) spec.options.group = 32;
+      if (std::none_of(parts.begin(), parts.end(), names_group)) spec.options.page_tokens = 32;
     } else if (!parse_option(part, spec)) {
       refuse(text, "no such option: '" + std::string(part) + "'");
     }
@@ -155,7 +155,7 @@ squat::Options CacheSpec::options_for(const Config& config) const {
   filled.head_dim = config.head_dim;
   if (published) {
     filled = squat::published_squat(filled);
-    filled.group = options.group;
+    filled.page_tokens = options.page_tokens;
   }
   return filled;
 }

@@ -38,7 +38,7 @@ void collect(const Arguments& arguments) {
        .kv_heads = config.kv_heads,
        .head_dim = config.head_dim,
        .rotary = {{config.inverse_frequencies, squat::RotaryPairs::interleaved}},
-       .frame = arguments.frame,
+       .tile_tokens = arguments.frame,
        .keep_statistics = true});
   for (std::size_t first = 0; first < tokens.size();
        first += static_cast<std::size_t>(arguments.length)) {

@@ -87,11 +87,11 @@ void report(const std::vector<CodingRun>& runs, const Arguments& arguments) {
     fmt::print("{:<34} {:>7.3f} {:>7.3f} {:>10.3f} {:>9.5f} {:>9.4f} {:>7.2f} {:>9.2f}\n", run.spec.text,
                row.packed_bits, row.total_bits, s.perplexity, s.kl_mean, s.kl_p99, 100 * s.top1,
                1e-6 * row.cache_bytes);
-    csv +=
-        fmt::format("{},{},{},{},{},{},{:.4f},{:.4f},{:.5f},{:.7f},{:.6f},{:.5f},{:.0f}\n",
-                    run.spec.coding + (run.spec.published ? ":published" : ""), run.spec.key_bits,
-                    run.spec.value_bits, options.group, options.window, options.sinks, row.packed_bits,
-                    row.total_bits, s.perplexity, s.kl_mean, s.kl_p99, s.top1, row.cache_bytes);
+    csv += fmt::format("{},{},{},{},{},{},{:.4f},{:.4f},{:.5f},{:.7f},{:.6f},{:.5f},{:.0f}\n",
+                       run.spec.coding + (run.spec.published ? ":published" : ""), run.spec.key_bits,
+                       run.spec.value_bits, options.page_tokens, options.residual, options.sinks,
+                       row.packed_bits, row.total_bits, s.perplexity, s.kl_mean, s.kl_p99, s.top1,
+                       row.cache_bytes);
     points.push_back({run.spec.text, row.total_bits, s.kl_mean});
   }
   if (!arguments.csv.empty()) write(arguments.csv, csv);

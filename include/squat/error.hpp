@@ -2,10 +2,14 @@
 
 // The one exception type, and the one way its text is made.
 
+#include <array>
+#include <charconv>
+#include <ostream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace squat {
 
@@ -17,12 +21,27 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// Writes a value of an argument; a floating-point one in the fewest digits that tell it from its
+/// neighbours.
+template <class Value>
+void write_value(std::ostream &text, const Value &value) {
+  if constexpr (std::is_floating_point_v<Value>) {
+    std::array<char, 32> digits;
+    const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), value).ptr;
+    text.write(digits.data(), end - digits.data());
+  } else {
+    text << value;
+  }
+}
+
 /// Throws "squat: ARGUMENT is VALUE, must be ALLOWED".
 template <class Value>
 [[noreturn]] void throw_invalid(std::string_view argument, const Value &value,
                                 std::string_view allowed) {
   std::ostringstream text;
-  text << "squat: " << argument << " is " << value << ", must be " << allowed;
+  text << "squat: " << argument << " is ";
+  write_value(text, value);
+  text << ", must be " << allowed;
   throw Error(text.str());
 }
 
@@ -32,7 +51,8 @@ template <class Value, class Limit>
 [[noreturn]] void throw_invalid(std::string_view argument, const Value &value, std::string_view allowed,
                                 const Limit &limit) {
   std::ostringstream text;
-  text << allowed << ' ' << limit;
+  text << allowed << ' ';
+  write_value(text, limit);
   throw_invalid(argument, value, text.str());
 }
 

@@ -28,9 +28,9 @@ struct Options {
   std::optional<ValueCoding> values{};  ///< default: plain where coding names plain, else symmetric
   OrthogonalOptions orthogonal{};
 
-  int sinks = 4;    ///< first tokens of a sequence that stay exact for good
-  int window = 64;  ///< newest tokens that stay exact, at least
-  int group = 128;  ///< tokens of a page; a multiple of 16, at most 1024
+  int sinks = 4;          ///< first tokens of a sequence that stay exact for good
+  int residual = 64;      ///< newest tokens that stay exact, at least
+  int page_tokens = 128;  ///< tokens of a page; a multiple of 16, at most 1024
 
   /// The rotary embedding that the keys and queries handed over carry: one for
   /// all layers or one a layer, none if it is unknown. A token's position is
@@ -42,7 +42,7 @@ struct Options {
   /// whole pages, at least one. 0: keys are coded in the frame they come in.
   /// Default: 256 for subspace with a rotary table, otherwise 0. CUDA has room for 64 modes
   /// of the mean key (attention/mean_modes.hpp): 768 tokens at head_dim 128, 256 at 256.
-  std::optional<int> frame{};
+  std::optional<int> tile_tokens{};
 
   /// Tokens whose queries and keys a coding learns from before its first page
   /// is packed; until then a cache keeps them exact. Once learnt, a layer's
@@ -71,7 +71,7 @@ inline Options published_squat(Options options) {
   options.values = ValueCoding::plain;
   options.orthogonal = {
       .rank = options.head_dim / 2, .lambda = 1e-3f, .block = options.head_dim / 2, .order = false};
-  options.group = 32;
+  options.page_tokens = 32;
   return options;
 }
 

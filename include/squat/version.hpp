@@ -1,5 +1,5 @@
 #pragma once
 
 #define SQUAT_VERSION_MAJOR 0
-#define SQUAT_VERSION_MINOR 1
+#define SQUAT_VERSION_MINOR 2
 #define SQUAT_VERSION_PATCH 0

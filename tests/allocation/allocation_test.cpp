@@ -19,8 +19,8 @@ class Allocation : public testing::TestWithParam<Coding> {
             .kv_heads = 2,
             .head_dim = 64,
             .coding = GetParam(),
-            .window = 32,
-            .group = 32,
+            .residual = 32,
+            .page_tokens = 32,
             .rotary = {{.inverse_frequencies = {1, .1f, .01f}}},
             .statistics_tokens = 100};
   }

@@ -22,8 +22,8 @@ Options small(Coding coding) {
           .kv_heads = 1,
           .head_dim = 32,
           .coding = coding,
-          .window = 16,
-          .group = 16,
+          .residual = 16,
+          .page_tokens = 16,
           .rotary = {{.inverse_frequencies = {1, .1f, .01f}}},
           .statistics_tokens = 80};
 }

@@ -86,13 +86,13 @@ TYPED_TEST(Attend, EqualsAttentionOverDequantizedRows) {
                       .head_dim = shape.head_dim,
                       .coding = coding};
       options.sinks = static_cast<int>(random() % 6);
-      options.window = static_cast<int>(random() % 40);
-      options.group = 16 * static_cast<int>(1 + random() % 4);
+      options.residual = static_cast<int>(random() % 40);
+      options.page_tokens = 16 * static_cast<int>(1 + random() % 4);
       options.statistics_tokens = 60;
       if (random() % 2 == 0) {
         options.rotary = {{.inverse_frequencies = {1, .5f, .03f, 1e-3f, 1e-5f},
                            .pairs = random() % 2 == 0 ? RotaryPairs::interleaved : RotaryPairs::halves}};
-        if (random() % 2 == 0) options.frame = 100;
+        if (random() % 2 == 0) options.tile_tokens = 100;
       }
       std::vector<Index> pieces;
       for (int i = 0; i < 9; ++i)
@@ -127,8 +127,8 @@ TYPED_TEST(Attend, ReadOnlyAttendSeesWhatAppendLeft) {
                         .query_heads = 6,
                         .kv_heads = 2,
                         .head_dim = 64,
-                        .window = 16,
-                        .group = 32,
+                        .residual = 16,
+                        .page_tokens = 32,
                         .statistics_tokens = 50};
   // 190 reach back to before the first page's end.
   check_reading<TypeParam>(options, 200, {1, 2, 7, 190});
@@ -140,8 +140,8 @@ TEST(AttendBatch, IsEachSequenceAlone) {
                         .kv_heads = 2,
                         .head_dim = 64,
                         .coding = Coding::plain,
-                        .window = 8,
-                        .group = 16};
+                        .residual = 8,
+                        .page_tokens = 16};
   KVCache<half, 4> together(options), alone(options);
   const std::array ids = {together.add_sequence(), together.add_sequence(), together.add_sequence()};
   const std::array alone_ids = {alone.add_sequence(), alone.add_sequence(), alone.add_sequence()};
@@ -172,8 +172,8 @@ TEST(AttendBatch, APaddedBatchIsAnUnpaddedOne) {
                         .kv_heads = 2,
                         .head_dim = 64,
                         .coding = Coding::plain,
-                        .window = 8,
-                        .group = 16};
+                        .residual = 8,
+                        .page_tokens = 16};
   KVCache<half, 4> padded(options), alone(options);
   const std::array ids = {padded.add_sequence(), padded.add_sequence(), padded.add_sequence()};
   const std::array alone_ids = {alone.add_sequence(), alone.add_sequence()};
@@ -213,13 +213,40 @@ Options many_pages() {
           .query_heads = 8,
           .kv_heads = 4,
           .head_dim = 64,
-          .window = 16,
-          .group = 16,
+          .residual = 16,
+          .page_tokens = 16,
           .statistics_tokens = 100};
 }
 
 TYPED_TEST(Attend, LongContextsAreAttendedInRunsAndMerged) {
   check_reading<TypeParam>(many_pages(), 1700, {1, 2, 9, 60});
+}
+
+// One token's key points along the last query and outweighs all others: the output is that token's
+// value, and would be noise if its page, its run of pages or its end of one were left out.
+TEST(AttendNeedle, EveryTokenOfALongContextIsSeen) {
+  Options options = many_pages();
+  options.coding = Coding::plain;
+  constexpr Index tokens = 1700, d = 64;
+  for (const Index needle :
+       {0, 3, 4, 19, 20, 99, 515, 516, 1027, 1028, 1539, 1540, 1667, 1668, 1698, 1699}) {
+    KVCache<float, 8> cache(options);
+    const SequenceId sequence = cache.add_sequence();
+    Inputs<> in(options, tokens, static_cast<unsigned>(needle));
+    for (Index head = 0; head < 4; ++head) {
+      const float *a = in.q.view().row(tokens - 1, 2 * head),
+                  *b = in.q.view().row(tokens - 1, 2 * head + 1);
+      for (Index i = 0; i < d; ++i) in.k.view().row(needle, head)[i] = 4 * (a[i] + b[i]);
+    }
+    cache.append(sequence, 0, in.k.view(), in.v.view());
+    cache.attend(sequence, 0, in.q.view(tokens - 1, 1), in.out.view(0, 1));
+    for (Index head = 0; head < 8; ++head) {
+      for (Index i = 0; i < d; ++i) {
+        EXPECT_NEAR(in.out.view().row(0, head)[i], in.v.view().row(needle, head / 2)[i], .1)
+            << "token " << needle << ", head " << head;
+      }
+    }
+  }
 }
 
 TEST(AttendParallel, ResultsDoNotDependOnThreads) {
@@ -251,8 +278,8 @@ TEST(AttendStrided, ReadsAFusedProjection) {
                         .query_heads = 4,
                         .kv_heads = 2,
                         .head_dim = 32,
-                        .window = 0,
-                        .group = 16,
+                        .residual = 0,
+                        .page_tokens = 16,
                         .statistics_tokens = 0};
   KVCache<float, 4> fused(options), separate(options);
   const SequenceId a = fused.add_sequence(), b = separate.add_sequence();

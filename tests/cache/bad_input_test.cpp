@@ -32,8 +32,8 @@ Options valid() {
           .kv_heads = 2,
           .head_dim = 32,
           .coding = Coding::orthogonal,
-          .window = 8,
-          .group = 16,
+          .residual = 8,
+          .page_tokens = 16,
           .statistics_tokens = 30};
 }
 
@@ -50,16 +50,16 @@ TEST(BadOptions, AreRefused) {
     expect_refused([&](Options& o) { o.query_heads = bad; }, {"query_heads", value});
     expect_refused([&](Options& o) { o.kv_heads = bad; }, {"kv_heads", value});
     expect_refused([&](Options& o) { o.head_dim = bad; }, {"head_dim", value, "16"});
-    expect_refused([&](Options& o) { o.group = bad; }, {"group", value, "16"});
+    expect_refused([&](Options& o) { o.page_tokens = bad; }, {"page_tokens", value, "16"});
   }
   expect_refused([](Options& o) { o.query_heads = 5; }, {"query_heads", "5", "multiple", "2"});
   expect_refused([](Options& o) { o.head_dim = 40; }, {"head_dim", "40", "multiple of 16"});
   expect_refused([](Options& o) { o.head_dim = std::numeric_limits<int>::max(); }, {"head_dim", "512"});
   expect_refused([](Options& o) { o.layers = std::numeric_limits<int>::max(); }, {"layers"});
-  expect_refused([](Options& o) { o.group = 24; }, {"group", "24", "multiple of 16"});
-  expect_refused([](Options& o) { o.group = 2048; }, {"group", "2048", "1024"});
+  expect_refused([](Options& o) { o.page_tokens = 24; }, {"page_tokens", "24", "multiple of 16"});
+  expect_refused([](Options& o) { o.page_tokens = 2048; }, {"page_tokens", "2048", "1024"});
   expect_refused([](Options& o) { o.sinks = -1; }, {"sinks", "-1"});
-  expect_refused([](Options& o) { o.window = -3; }, {"window", "-3"});
+  expect_refused([](Options& o) { o.residual = -3; }, {"residual", "-3"});
   expect_refused([](Options& o) { o.statistics_tokens = -1; }, {"statistics_tokens", "-1"});
   expect_refused([](Options& o) { o.attention_scale = NAN; }, {"attention_scale", "nan"});
   expect_refused([](Options& o) { o.rotary = std::vector<RotaryTable>(3); },
@@ -71,8 +71,8 @@ TEST(BadOptions, AreRefused) {
         o.rotary = {{.inverse_frequencies = {1, NAN}}};
       },
       {"rotary.inverse_frequencies", "nan"});
-  expect_refused([](Options& o) { o.frame = 256; }, {"frame", "256", "rotary"});
-  expect_refused([](Options& o) { o.frame = -1; }, {"frame", "-1"});
+  expect_refused([](Options& o) { o.tile_tokens = 256; }, {"tile_tokens", "256", "rotary"});
+  expect_refused([](Options& o) { o.tile_tokens = -1; }, {"tile_tokens", "-1"});
   expect_refused([](Options& o) { o.orthogonal.rank = 33; }, {"orthogonal.rank", "33", "32"});
   expect_refused([](Options& o) { o.orthogonal.block = 5; }, {"orthogonal.block", "5", "32"});
   expect_refused([](Options& o) { o.orthogonal.lambda = -1; }, {"orthogonal.lambda", "-1"});
@@ -165,6 +165,9 @@ TEST_F(BadCall, Elements) {
       element = good;
     }
   }
+  in.q.elements[0] = 65504.004f;
+  refused([&] { cache.attend(sequence, 0, in.q.view(0, 1), in.out.view(0, 1)); },
+          {"q[0,0,0] is 65504.004,", "at most 65504"});
   in.q.elements[0] = NAN;
   refused([&] { cache.attend(sequence, 0, in.q.view(0, 1), in.out.view(0, 1)); }, {"q[0,0,0]", "nan"});
   refused([&] { cache.append(sequence, 0, in.q.view(0, 1), in.k.view(0, 1), in.v.view(0, 1)); },

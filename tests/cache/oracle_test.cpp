@@ -50,7 +50,7 @@ Options options_of(Setting setting, const Heads& heads) {
   switch (setting) {
     case Setting::kivi:
       options.coding = Coding::plain;
-      options.group = 32;
+      options.page_tokens = 32;
       break;
     case Setting::published:
       options = published_squat(options);
@@ -60,15 +60,15 @@ Options options_of(Setting setting, const Heads& heads) {
       [[fallthrough]];
     case Setting::orthogonal:
       options.coding = Coding::orthogonal;
-      options.group = 64;
+      options.page_tokens = 64;
       break;
     case Setting::orthogonal_tile:
       options.coding = Coding::orthogonal;
-      options.group = 64;
-      options.frame = 256;
+      options.page_tokens = 64;
+      options.tile_tokens = 256;
       break;
     case Setting::subspace_absolute:
-      options.frame = 0;
+      options.tile_tokens = 0;
       break;
     case Setting::subspace:
       break;
@@ -125,7 +125,7 @@ double cached_kl(const Heads& pre_rotary, Setting setting) {
     const auto first = heads.q.begin() + static_cast<std::ptrdiff_t>(head * shared);
     const std::vector<Matrix> queries(first, first + static_cast<std::ptrdiff_t>(shared));
     kl += attention_error(queries, heads.k[head], k_coded[head], heads.v[head], v_coded[head],
-                          {prompt, options.sinks, options.window, options.group})
+                          {prompt, options.sinks, options.residual, options.page_tokens})
               .kl;
   }
   return kl / static_cast<double>(heads.k.size());

@@ -49,8 +49,8 @@ Options small(Coding coding) {
           .kv_heads = 2,
           .head_dim = 64,
           .coding = coding,
-          .window = 24,
-          .group = 32,
+          .residual = 24,
+          .page_tokens = 32,
           .statistics_tokens = 150};
 }
 

@@ -17,11 +17,11 @@ namespace {
 Options small() {
   Options options{.layers = 2, .query_heads = 4, .kv_heads = 2, .head_dim = 32};
   options.sinks = 2;
-  options.window = 16;
-  options.group = 32;
+  options.residual = 16;
+  options.page_tokens = 32;
   options.statistics_tokens = 100;
   options.rotary = {rotary_table(1e3, 32)};
-  options.frame = 64;
+  options.tile_tokens = 64;
   return options;
 }
 
@@ -116,7 +116,7 @@ TEST(Prior, OfAnotherShapeIsRefusedByName) {
   options.keep_statistics = true;
   KVCache<float, 2> cache(options);
   options.prior = std::make_shared<Prior>(cache.statistics());
-  options.frame = 128;
+  options.tile_tokens = 128;
   try {
     KVCache<float, 2> other(options);
     ADD_FAILURE();

@@ -17,8 +17,8 @@ Options small(Coding coding = Coding::plain) {
           .head_dim = 32,
           .coding = coding,
           .sinks = 3,
-          .window = 10,
-          .group = 16,
+          .residual = 10,
+          .page_tokens = 16,
           .statistics_tokens = 40};
 }
 

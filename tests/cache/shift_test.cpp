@@ -21,11 +21,11 @@ struct Case {
 Options options_of(const Case& c) {
   Options options{.layers = 2, .query_heads = 4, .kv_heads = 2, .head_dim = 32, .coding = c.coding};
   options.sinks = 4;
-  options.window = 16;
-  options.group = 16;
+  options.residual = 16;
+  options.page_tokens = 16;
   options.statistics_tokens = 64;
   options.rotary = {rotary_table(1e3, 24, c.pairs)};
-  options.frame = c.frame;
+  options.tile_tokens = c.frame;
   return options;
 }
 

@@ -113,8 +113,8 @@ TEST(Torture, StaysFiniteAndIsHardlyWorseThanPlain) {
   for (int seed = 0, caches = cache_count(); seed < caches; ++seed) {
     Torture torture(static_cast<unsigned>(seed));
     Options options{.layers = 1, .query_heads = 2, .kv_heads = 1, .head_dim = d};
-    options.window = 16;
-    options.group = 32;
+    options.residual = 16;
+    options.page_tokens = 32;
     options.values = ValueCoding::symmetric;
     options.statistics_tokens = 60;
     Inputs<> in(options, tokens, 1);
@@ -138,7 +138,7 @@ TEST(Torture, StaysFiniteAndIsHardlyWorseThanPlain) {
     std::printf("%-24s mean ratio to plain %.2f, worst %.2f\n", kinds[k], sum[k] / plain_sum[k],
                 worst[k]);
     // A basis learnt for queries that never come serves those that do less well than no basis.
-    EXPECT_LE(sum[k], (k == both_change ? 1.6 : 1.1) * plain_sum[k]) << kinds[k];
+    EXPECT_LE(sum[k], (k == both_change ? 1.4 : 1.1) * plain_sum[k]) << kinds[k];
   }
 }
 

@@ -24,8 +24,8 @@ struct Widths {
             .query_heads = query_heads,
             .kv_heads = kv_heads,
             .head_dim = HeadDim,
-            .window = 16,
-            .group = Group,
+            .residual = 16,
+            .page_tokens = Group,
             .statistics_tokens = 60};
   }
 };
@@ -105,13 +105,13 @@ TYPED_TEST(CudaAttend, EqualsAttentionOverDequantizedRowsAndThoseAreTheCpus) {
       ++shape;
       options.coding = coding;
       options.sinks = static_cast<int>(random() % 6);
-      options.window = static_cast<int>(random() % 40);
+      options.residual = static_cast<int>(random() % 40);
       if (rotary > 0) {
         options.rotary = {rotary_table(1e4, TypeParam::HeadDim - 16 * (rotary - 1),
                                        rotary == 1 ? RotaryPairs::interleaved : RotaryPairs::halves)};
-        if (rotary == 2) options.frame = 2 * options.group;
+        if (rotary == 2) options.tile_tokens = 2 * options.page_tokens;
       }
-      const Index group = options.group;
+      const Index group = options.page_tokens;
       std::vector<Index> pieces = {1, group + 50, 1, 1, 2, 37, group - 5};
       for (int i = 0; i < 5; ++i) pieces.push_back(1);
       pieces.push_back(2 * group + 3);
@@ -123,8 +123,8 @@ TYPED_TEST(CudaAttend, EqualsAttentionOverDequantizedRowsAndThoseAreTheCpus) {
 TYPED_TEST(CudaAttend, TakesTokensOneByOneAcrossPages) {
   Options options = TypeParam::options(8, 2);
   options.rotary = {rotary_table(1e4, TypeParam::HeadDim)};
-  std::vector<Index> pieces = {options.sinks + options.window + options.group + 20};
-  for (int i = 0; i < options.group + 10; ++i) pieces.push_back(1);
+  std::vector<Index> pieces = {options.sinks + options.residual + options.page_tokens + 20};
+  for (int i = 0; i < options.page_tokens + 10; ++i) pieces.push_back(1);
   typename TypeParam::Cache cache(options);
   const SequenceId sequence = cache.add_sequence();
   DeviceInputs in(options, 1000, 3);
@@ -135,7 +135,7 @@ TYPED_TEST(CudaAttend, TakesTokensOneByOneAcrossPages) {
     past += piece;
   }
   EXPECT_EQ(cache.length(sequence), past);
-  EXPECT_EQ(cache.memory_report().packed_tokens, 2 * options.group);
+  EXPECT_EQ(cache.memory_report().packed_tokens, 2 * options.page_tokens);
   const Contents held = device_contents(cache, sequence);
   cache.attend(sequence, 0, in.q.view(past - 1, 1), in.out.view(past - 1, 1));
   const Tensor<float> out = in.out.read();
@@ -148,7 +148,7 @@ TYPED_TEST(CudaAttend, ReadOnlyAttendSeesWhatAppendLeft) {
   const Options options = TypeParam::options(6, 2);
   typename TypeParam::Cache cache(options);
   const SequenceId sequence = cache.add_sequence();
-  const Index tokens = 3 * options.group + 101;
+  const Index tokens = 3 * options.page_tokens + 101;
   DeviceInputs in(options, tokens, 3);
   cache.append(sequence, 0, in.q.view(), in.k.view(), in.v.view());
   const Contents held = device_contents(cache, sequence);
@@ -171,7 +171,7 @@ TYPED_TEST(CudaAttend, ABatchIsEachSequenceAlone) {
   const std::array ids = {together.add_sequence(), together.add_sequence(), together.add_sequence()};
   const std::array alone_ids = {alone.add_sequence(), alone.add_sequence(), alone.add_sequence()};
   unsigned seed = 0;
-  const Index group = options.group;
+  const Index group = options.page_tokens;
   for (const std::array<Index, 3> counts :
        {std::array<Index, 3>{group + 50, 3, 31}, {1, 1, 1}, {1, 2 * group, 2}, {1, 1, 1}, {1, 1, 1}}) {
     const Index total = counts[0] + counts[1] + counts[2];

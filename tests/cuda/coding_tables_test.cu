@@ -1,13 +1,12 @@
 // What a rotary embedding and a tile frame become on the device.
 
-#include "squat/cuda/coding_tables.hpp"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <string>
 
 #include "squat/attention/rotary.hpp"
+#include "squat/cuda/coding_tables.hpp"
 #include "squat/error.hpp"
 
 namespace squat::test {
@@ -23,7 +22,7 @@ TEST(DeviceTiles, AFrameOfMoreModesThanKernelsHoldIsRefused) {
     cuda::DeviceTiles tiles(&table, 1024);
     FAIL() << "1024 rows of head_dim 256 have more than 64 modes";
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("frame is 1024"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("tile_tokens is 1024"), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("64"), std::string::npos) << error.what();
   }
 }

@@ -23,8 +23,8 @@ Options options_of(Coding coding) {
           .kv_heads = 2,
           .head_dim = 64,
           .coding = coding,
-          .window = 20,
-          .group = 32,
+          .residual = 20,
+          .page_tokens = 32,
           .rotary = {rotary_table(1e4, 64)},
           .statistics_tokens = 60};
 }
@@ -145,11 +145,11 @@ TEST_F(CudaGraph, SeveralReplaysAreCountedTogether) {
   const CapturedStep captured(filled, in, stream);
   const Index before = filled.cache.length(filled.batch[0].sequence);
   for (int round = 0; round < 4; ++round) {
-    for (int replay = 0; replay < options.group; ++replay) captured.replay();
-    filled.cache.advance(filled.batch, options.group, stream);
+    for (int replay = 0; replay < options.page_tokens; ++replay) captured.replay();
+    filled.cache.advance(filled.batch, options.page_tokens, stream);
   }
   filled.cache.check(stream);
-  EXPECT_EQ(filled.cache.length(filled.batch[0].sequence), before + 4 * options.group);
+  EXPECT_EQ(filled.cache.length(filled.batch[0].sequence), before + 4 * options.page_tokens);
   expect_attention(filled, in);
 }
 
@@ -163,9 +163,9 @@ TEST_F(CudaGraph, SaysWhenItIsOutgrownAndIsCapturedAnew) {
   int outgrown = 0;
   constexpr int rounds = 80;  // pages are as many, and tables begin with 64
   for (int round = 0; round < rounds; ++round) {
-    for (int replay = 0; replay < options.group; ++replay) captured->replay();
+    for (int replay = 0; replay < options.page_tokens; ++replay) captured->replay();
     try {
-      filled.cache.advance(filled.batch, options.group, stream);
+      filled.cache.advance(filled.batch, options.page_tokens, stream);
     } catch (const Error& error) {
       EXPECT_NE(std::string(error.what()).find("outgrown"), std::string::npos) << error.what();
       ++outgrown;
@@ -175,7 +175,8 @@ TEST_F(CudaGraph, SaysWhenItIsOutgrownAndIsCapturedAnew) {
   }
   EXPECT_GT(outgrown, 0);
   filled.cache.check(stream);
-  EXPECT_EQ(filled.cache.length(filled.batch[0].sequence), before + rounds * options.group + outgrown);
+  EXPECT_EQ(filled.cache.length(filled.batch[0].sequence),
+            before + rounds * options.page_tokens + outgrown);
   expect_attention(filled, in);
 }
 

@@ -325,7 +325,7 @@ class PackedTail {
                               .entries = 1,
                               .most_pages = pages + 1,  // more than are due
                               .kv_heads = heads,
-                              .window = window,
+                              .residual = window,
                               .codings = codings.data(),
                               .coding = case_.coding,
                               .fit = case_.fit,

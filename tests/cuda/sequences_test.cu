@@ -21,8 +21,8 @@ Options small(Coding coding = Coding::subspace) {
           .head_dim = 64,
           .coding = coding,
           .sinks = 3,
-          .window = 10,
-          .group = 32,
+          .residual = 10,
+          .page_tokens = 32,
           .rotary = {rotary_table(1e3, 48)},
           .statistics_tokens = 60};
 }
@@ -161,7 +161,7 @@ TEST_F(CudaErrors, ShapesThatNoKernelIsCompiledFor) {
   options.head_dim = 96;
   expect_error([&] { Cache cache(options); }, {"head_dim", "96", "64"});
   options = small();
-  options.group = 64;
+  options.page_tokens = 64;
   expect_error([&] { Cache cache(options); }, {"group", "64", "32"});
 }
 

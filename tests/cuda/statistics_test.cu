@@ -120,7 +120,7 @@ class Observed {
     options.coding = Coding::subspace;
     options.fit = AffineFit::minmax;
     options.sinks = sinks;
-    options.group = group;
+    options.page_tokens = group;
     const cpu::TileTables tiles(rotary(), std::max(1, case_.frame));
     cpu::LayerCoding coding(options, 2, 0, case_.frame > 0 ? &tiles : nullptr);
     const int shared = case_.query_heads / kv_heads;

@@ -105,14 +105,14 @@ TEST(CacheSpecs, SayWhatTheyMean) {
   EXPECT_EQ(spec.options.coding, squat::Coding::plain);
   EXPECT_EQ(spec.key_bits, 4);
   EXPECT_EQ(spec.value_bits, 2);
-  EXPECT_EQ(spec.options.group, 32);
-  EXPECT_EQ(spec.options.window, 80);
+  EXPECT_EQ(spec.options.page_tokens, 32);
+  EXPECT_EQ(spec.options.residual, 80);
   EXPECT_EQ(spec.options.sinks, 0);
   EXPECT_EQ(parse_cache_spec("exact").key_bits, 16);
   const Config config{.layers = 1, .query_heads = 2, .kv_heads = 1, .head_dim = 64};
   const squat::Options published = parse_cache_spec("orthogonal:k2v2:published").options_for(config);
   EXPECT_EQ(published.orthogonal.rank, 32);
-  EXPECT_EQ(published.group, 32);
+  EXPECT_EQ(published.page_tokens, 32);
 }
 
 TEST(CacheSpecs, UnknownOnesListWhatExists) {

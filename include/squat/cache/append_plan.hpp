@@ -40,8 +40,8 @@ class AppendPlan {
                   .learnt = learnt,
                   .observed = observed};
     const Index exact = layer.exact.tail() + tokens - append.sinks;
-    if (learnt && exact >= options.window + options.group) {
-      append.due = (exact - options.window) / options.group;
+    if (learnt && exact >= options.residual + options.page_tokens) {
+      append.due = (exact - options.residual) / options.page_tokens;
     }
     layers_.push_back(&layer);
     appends_.push_back(append);

@@ -19,8 +19,8 @@
 
 namespace squat::inline SQUAT_API_NAMESPACE::checks {
 
-inline constexpr int default_frame = 256;
-inline constexpr int largest_frame = 4096;
+inline constexpr int default_tile_tokens = 256;
+inline constexpr int largest_tile_tokens = 4096;
 
 /// `member` names the part of the argument that is meant, if it is not all of it. Texts are made only to
 /// be thrown.
@@ -59,10 +59,10 @@ inline void check_rotary(const Options &options) {
       }
     }
   }
-  if (!options.frame) return;
-  check_range("frame", *options.frame, 0, largest_frame);
-  if (*options.frame > 0 && tables == 0) {
-    throw_invalid("frame", *options.frame, "0 without a rotary table");
+  if (!options.tile_tokens) return;
+  check_range("tile_tokens", *options.tile_tokens, 0, largest_tile_tokens);
+  if (*options.tile_tokens > 0 && tables == 0) {
+    throw_invalid("tile_tokens", *options.tile_tokens, "0 without a rotary table");
   }
 }
 
@@ -76,7 +76,7 @@ inline void check_prior(const Options &options) {
   check_equal("layers", prior.layers(), options.layers);
   check_equal("kv_heads", prior.kv_heads(), options.kv_heads);
   check_equal("head_dim", prior.head_dim(), options.head_dim);
-  check_equal("rows", prior.rows(), std::max(1, *options.frame));
+  check_equal("rows", prior.rows(), std::max(1, *options.tile_tokens));
 }
 
 inline void check_options(const Options &options) {
@@ -90,10 +90,11 @@ inline void check_options(const Options &options) {
   }
   check_range("head_dim", options.head_dim, 16, 512);
   if (options.head_dim % 16 != 0) throw_invalid("head_dim", options.head_dim, "a multiple of 16");
-  check_range("group", options.group, 16, 1024);
-  if (options.group % 16 != 0) throw_invalid("group", options.group, "a multiple of 16");
+  check_range("page_tokens", options.page_tokens, 16, 1024);
+  if (options.page_tokens % 16 != 0)
+    throw_invalid("page_tokens", options.page_tokens, "a multiple of 16");
   check_range("sinks", options.sinks, 0, most);
-  check_range("window", options.window, 0, most);
+  check_range("residual", options.residual, 0, most);
   check_range("statistics_tokens", options.statistics_tokens, 0, most);
   if (!std::isfinite(options.attention_scale)) {
     throw_invalid("attention_scale", options.attention_scale, "finite");
@@ -120,12 +121,13 @@ inline Options resolve(Options options, int key_bits) {
     options.fit = options.coding == Coding::plain ? AffineFit::minmax : AffineFit::clip_and_gain;
   }
   if (!options.values) options.values = plain_asked ? ValueCoding::plain : ValueCoding::symmetric;
-  if (!options.frame) {
+  if (!options.tile_tokens) {
     const bool tiles = options.coding == Coding::subspace && !options.rotary.empty();
-    options.frame = tiles ? default_frame : 0;
+    options.tile_tokens = tiles ? default_tile_tokens : 0;
   }
-  if (*options.frame > 0) {
-    options.frame = std::max(options.group, *options.frame / options.group * options.group);
+  if (*options.tile_tokens > 0) {
+    options.tile_tokens =
+        std::max(options.page_tokens, *options.tile_tokens / options.page_tokens * options.page_tokens);
   }
   if (options.attention_scale == 0) {
     options.attention_scale = 1.0f / std::sqrt(static_cast<float>(options.head_dim));

@@ -40,9 +40,9 @@ constexpr bool supported_bits(int bits) {
 /// The keys and values of every past token of a set of sequences, packed to
 /// KeyBits and ValueBits bits.
 ///
-/// The first `sinks` tokens of a sequence and at least its newest `window`
-/// tokens stay exact, as T. Each time `window + group` tokens behind the sinks
-/// are exact, the oldest `group` of them become a page. Codings that learn from
+/// The first `sinks` tokens of a sequence and at least its newest `residual`
+/// tokens stay exact, as T. Each time `residual + page_tokens` tokens behind the sinks
+/// are exact, the oldest `page_tokens` of them become a page. Codings that learn from
 /// queries begin to pack when a layer has seen `statistics_tokens` tokens (and
 /// at least what fills the first page); exactly that many count, so pages do
 /// not depend on the pieces in which tokens arrive.
@@ -82,7 +82,7 @@ class KVCache {
   explicit KVCache(const Options &options)
       : options_(checks::resolve(options, KeyBits)),
         operations_(options_),
-        pages_(options_, operations_.page_bytes(), KeyBits == 16 ? 0 : *options_.frame),
+        pages_(options_, operations_.page_bytes(), KeyBits == 16 ? 0 : *options_.tile_tokens),
         learning_(options_, KeyBits) {
     if (options_.basis_per_sequence) return;
     for (int layer = 0; layer < options_.layers; ++layer) add_coding(layer);
@@ -214,14 +214,14 @@ class KVCache {
 
   /// Counts `steps` replays of a captured decode step, that is, of a graph of attend() in every layer
   /// for a batch of sequences with one token each, and lays the next pages ready: call it at least once
-  /// every `group` replays. The step must have been taken once before it was captured. The batch's token
-  /// counts are not read. Throws Error, once all is counted, where a sequence has outgrown the graph,
-  /// which happens each time its length doubles: capture the step anew.
+  /// every `page_tokens` replays. The step must have been taken once before it was captured. The batch's
+  /// token counts are not read. Throws Error, once all is counted, where a sequence has outgrown the
+  /// graph, which happens each time its length doubles: capture the step anew.
   void advance(Batch batch, Index steps, Stream stream = {}) requires steps_alone {
-    checks::check_range("steps", steps, 0, options_.group);
+    checks::check_range("steps", steps, 0, options_.page_tokens);
     for (const SequenceTokens &entry : batch) {
       for (const Layer &layer : find(entry.sequence).layers) {
-        const Index room = layer.exact.room() + (layer.next_page ? options_.group : 0);
+        const Index room = layer.exact.room() + (layer.next_page ? options_.page_tokens : 0);
         if (steps > room)
           throw_invalid("steps", steps, "at most what tail and next page have room for,", room);
       }
@@ -306,7 +306,8 @@ class KVCache {
   /// Throws Error where they are gone: without Options::keep_statistics they
   /// are dropped once a coding is learnt.
   Prior statistics() const {
-    Prior prior(options_.layers, options_.kv_heads, options_.head_dim, std::max(1, *options_.frame));
+    Prior prior(options_.layers, options_.kv_heads, options_.head_dim,
+                std::max(1, *options_.tile_tokens));
     const auto add = [&](Index coding) {
       if (learning_.observed(coding) > 0 && !operations_.add_statistics(coding, prior)) {
         throw_invalid("keep_statistics", false, "true to read statistics that codings have learnt from");
@@ -353,7 +354,7 @@ class KVCache {
     });
     const double elements = 2.0 * options_.kv_heads * options_.head_dim;  // of a token and layer
     report.packed_bits_per_element =
-        8.0 * static_cast<double>(operations_.page_bytes()) / (elements * options_.group);
+        8.0 * static_cast<double>(operations_.page_bytes()) / (elements * options_.page_tokens);
     const Index tokens = report.packed_tokens + report.exact_tokens;
     if (tokens > 0) {
       const auto bytes =
@@ -569,7 +570,7 @@ class KVCache {
   }
 
   /// Tokens of a tail of which the oldest group is packed.
-  Index full_tail() const { return options_.window + options_.group; }
+  Index full_tail() const { return options_.residual + options_.page_tokens; }
 
   Options options_;
   Operations operations_;

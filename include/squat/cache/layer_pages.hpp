@@ -28,7 +28,7 @@ class LayerPages {
   LayerPages(const Options &options, std::size_t page_bytes, Index frame)
       : pool_(page_bytes, options.max_pages),
         page_bytes_(page_bytes),
-        group_(options.group),
+        group_(options.page_tokens),
         frame_(frame) {}
 
   std::size_t bytes() const { return pool_.bytes(); }

@@ -103,7 +103,7 @@ class Learning {
   /// Tokens a coding has to see before it packs.
   static Index tokens_to_learn(const Options &options, int key_bits) {
     if (key_bits == 16 || !learns_from_prompt(*options.coding)) return 0;
-    const Index first_page = options.sinks + options.window + options.group;
+    const Index first_page = options.sinks + options.residual + options.page_tokens;
     return options.prior ? first_page : std::max<Index>(options.statistics_tokens, first_page);
   }
 

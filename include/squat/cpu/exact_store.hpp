@@ -38,8 +38,8 @@ class ExactStore {
     if (sinks_.capacity() < sinks() + job.sinks) next_sinks_ = make_rows(sinks() + job.sinks);
     // A short sequence takes hardly more rows than it has tokens. Room grows by a quarter, which moves
     // a token some four times, up to what a tail holds when a page is due.
-    const Index full = options.window + options.group;
-    const Index rest = tail() + job.tokens - job.sinks - job.due * options.group;
+    const Index full = options.residual + options.page_tokens;
+    const Index rest = tail() + job.tokens - job.sinks - job.due * options.page_tokens;
     const Index room = tail_.capacity();
     const Index grown = std::max(rest, room + room / 4);
     const bool too_large = job.learnt && room > full;

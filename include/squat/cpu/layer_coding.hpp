@@ -34,7 +34,7 @@ class LayerCoding {
       : layer_(layer),
         tiles_(tiles),
         sinks_(options.sinks),
-        group_(options.group),
+        group_(options.page_tokens),
         statistics_(static_cast<std::size_t>(options.kv_heads)),
         quantizers_(
             static_cast<std::size_t>(options.kv_heads),

@@ -50,7 +50,8 @@ class Operations {
         kernels_(kernels),
         workspace_(options.parallel) {
     for (const RotaryTable &table : options.rotary) {
-      if (*options.frame > 0) tiles_.push_back(std::make_unique<TileTables>(table, *options.frame));
+      if (*options.tile_tokens > 0)
+        tiles_.push_back(std::make_unique<TileTables>(table, *options.tile_tokens));
     }
   }
 
@@ -140,7 +141,7 @@ class Operations {
       Exact &exact = *append.layer.exact;
       const auto pages = append.layer.pages.last(static_cast<std::size_t>(append.due));
       pack(append.layer.coding, pages, exact.tail_rows(), k, v, append.first_row + append.sinks);
-      exact.append(append, k, v, append.due * options_.group);
+      exact.append(append, k, v, append.due * options_.page_tokens);
     }
   }
 
@@ -168,7 +169,7 @@ class Operations {
   template <Element S>
   void pack(Index coding, std::span<const PageView> pages, ExactRows<T> tail, TensorView<const S> k,
             TensorView<const S> v, Index first) {
-    const Index d = options_.head_dim, group = options_.group;
+    const Index d = options_.head_dim, group = options_.page_tokens;
     const Index items = static_cast<Index>(pages.size()) * options_.kv_heads;
     workspace_.for_each(items, [&](Index item, Scratch scratch) {
       const Index page = item / options_.kv_heads, head = item % options_.kv_heads;

@@ -2,7 +2,7 @@
 
 // The bytes of a page on the CPU.
 //
-// A page holds `group` tokens of one layer. Its heads follow each other, each a
+// A page holds `group` tokens of one layer, Options::page_tokens. Its heads follow each other, each a
 // multiple of 64 bytes:
 //
 //   key codes     runs of channels of one width, one behind the other; lanes
@@ -45,7 +45,7 @@ class PageLayout {
         value_bits(bits_of_values),
         kv_heads(options.kv_heads),
         head_dim(options.head_dim),
-        group(options.group),
+        group(options.page_tokens),
         value_coding(*options.values),
         scales_of_a_value(value_bits == 16 ? 0 : value_scales(value_coding, head_dim)) {
     const std::size_t row = static_cast<std::size_t>(head_dim) * sizeof(half);

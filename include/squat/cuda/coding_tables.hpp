@@ -105,7 +105,7 @@ class DeviceTiles {
       modes_.emplace(*frame_);
       constexpr Index most_modes = 16 * most_mode_tiles;
       if (modes_->count() > most_modes) {
-        throw_invalid("frame", frame, "shorter: on CUDA the modes of its mean key are at most",
+        throw_invalid("tile_tokens", frame, "shorter: on CUDA the modes of its mean key are at most",
                       most_modes);
       }
     }

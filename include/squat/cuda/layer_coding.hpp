@@ -56,7 +56,7 @@ class LayerCoding {
   void reserve_statistics(cudaStream_t stream) {
     if (statistics_) return;
     statistics_ =
-        std::make_unique<DeviceStatistics>(options_->kv_heads, options_->head_dim, options_->group,
+        std::make_unique<DeviceStatistics>(options_->kv_heads, options_->head_dim, options_->page_tokens,
                                            rows_of_frame(), options_->sinks, stream);
   }
 

@@ -64,7 +64,7 @@ class Operations {
         reading_(static_cast<std::size_t>(options.layers)),
         first_bad_(most_checked),
         errors_(1) {
-    PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::check(options.head_dim, options.group);
+    PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::check(options.head_dim, options.page_tokens);
     with_layout([&]<class Layout>() {
       page_bytes_ = static_cast<std::size_t>(Layout::head_bytes(*options.values)) *
                     static_cast<std::size_t>(options.kv_heads);
@@ -72,7 +72,7 @@ class Operations {
     });
     if (options.rotary.empty()) tiles_.push_back(std::make_unique<DeviceTiles>(nullptr, 0));
     for (const RotaryTable &table : options.rotary) {
-      tiles_.push_back(std::make_unique<DeviceTiles>(&table, *options.frame));
+      tiles_.push_back(std::make_unique<DeviceTiles>(&table, *options.tile_tokens));
     }
     errors_.fill(0, nullptr);
     cuda::check(cudaStreamSynchronize(nullptr), "start");
@@ -288,7 +288,7 @@ class Operations {
       const Append &append = appends[i];
       Exact &exact = *append.layer.exact;
       Move &move = moves_[i];
-      const Index packed = append.due * options_->group;
+      const Index packed = append.due * options_->page_tokens;
       if (move.rows.size() > 0) {
         exact.exchange_rows(move.rows, sink_blocks(), move.tail_blocks);
         moved = true;
@@ -520,7 +520,8 @@ class Operations {
   /// Runs run<Layout>() for the options' head_dim and group.
   template <class Run>
   void with_layout(Run &&run) const {
-    PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::with(options_->head_dim, options_->group, run);
+    PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::with(options_->head_dim, options_->page_tokens,
+                                                            run);
   }
 
   /// In order, or by the engine's threads.
@@ -567,7 +568,7 @@ class Operations {
 
   std::int32_t sink_blocks() const { return token_blocks(options_->sinks); }
   /// Blocks of a tail once the coding is there.
-  std::int32_t usual_blocks() const { return token_blocks(options_->window + options_->group); }
+  std::int32_t usual_blocks() const { return token_blocks(options_->residual + options_->page_tokens); }
   std::size_t row_elements(std::int32_t tail_blocks) const {
     return static_cast<std::size_t>(sink_blocks() + tail_blocks) * static_cast<std::size_t>(kv_heads()) *
            block_elements_;
@@ -697,7 +698,7 @@ class Operations {
             .entries = static_cast<int>(entries),
             .most_pages = static_cast<int>(most_pages),
             .kv_heads = kv_heads(),
-            .window = options_->window,
+            .residual = options_->residual,
             .codings = tables_.data(),
             .coding = *options_->coding,
             .fit = *options_->fit,

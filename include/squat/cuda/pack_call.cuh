@@ -1,6 +1,6 @@
 #pragma once
 
-// What a call packs: the oldest groups of every tail that holds window + group tokens.
+// What a call packs: the oldest groups of every tail that holds residual + group tokens.
 
 #include <cstdint>
 
@@ -15,7 +15,7 @@ struct PackCall {
   int entries;
   int most_pages;  ///< of an entry; 1 for a decode step
   int kv_heads;
-  int window;
+  int residual;
   const CodingTables *codings;  ///< by LayerState::coding
   Coding coding;
   AffineFit fit;
@@ -24,8 +24,8 @@ struct PackCall {
 
 /// Pages of `group` tokens that are due.
 __device__ inline int due_pages(const LayerState &state, const PackCall &call, int group) {
-  if (state.tail < call.window + group || call.codings[state.coding].learnt == 0) return 0;
-  return min((state.tail - call.window) / group,
+  if (state.tail < call.residual + group || call.codings[state.coding].learnt == 0) return 0;
+  return min((state.tail - call.residual) / group,
              min(call.most_pages, state.page_capacity - state.page_count));
 }
 
