@@ -18,7 +18,6 @@
 // to all heads.
 
 #include <Eigen/Core>
-#include <Eigen/Eigenvalues>
 #include <algorithm>
 #include <cstddef>
 #include <span>
@@ -27,6 +26,7 @@
 #include "squat/config.hpp"
 #include "squat/instruction_set.hpp"
 #include "squat/quantize/matrix_product.hpp"
+#include "squat/quantize/symmetric_eigen.hpp"
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
 
@@ -44,15 +44,15 @@ class MeanModes {
     }
     for (Index row = 0; row < frame.rows(); ++row)
       table(turning, row) = 1;  // of channels that do not turn
-    const Eigen::SelfAdjointEigenSolver<Matrix<Real>> eigen(
-        matrix_product<Real>(table, transposed<Real>(table)));
-    const Real *values = eigen.eigenvalues().data(), *end = values + turning + 1;  // rising
+    const auto eigen = symmetric_eigen<Real>(matrix_product<Real>(table, transposed<Real>(table)));
+    SQUAT_ASSERT(eigen);  // cosines and sines are finite
+    const Real *values = eigen->values.data(), *end = values + turning + 1;  // rising
     const Real least = end[-1] * static_cast<Real>(tolerance * tolerance);
     const Index count = end - std::upper_bound(values, end, least);
     angles_.resize(turning + 1, count);
-    std::copy_n(eigen.eigenvectors().data() + (turning + 1 - count) * (turning + 1),
-                angles_.size(), angles_.data());
-    const Matrix<Real> angles = transposed<Real>(eigen.eigenvectors()).bottomRows(count);
+    std::copy_n(eigen->vectors.data() + (turning + 1 - count) * (turning + 1), angles_.size(),
+                angles_.data());
+    const Matrix<Real> angles = transposed<Real>(eigen->vectors).bottomRows(count);
     rows_ = matrix_product<Real>(angles, table).template cast<double>();
   }
 

@@ -19,7 +19,6 @@
 
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
-#include <Eigen/Eigenvalues>
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -32,6 +31,7 @@
 #include "squat/quantize/chunks.hpp"
 #include "squat/quantize/coding.hpp"
 #include "squat/quantize/matrix_product.hpp"
+#include "squat/quantize/symmetric_eigen.hpp"
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
 
@@ -54,13 +54,14 @@ Matrix<Real> query_metric(const Matrix<Real> &C, const OrthogonalOptions &option
     for (Index i = 0; i < P.size(); ++i) P.data()[i] += C.data()[i] / mean;
     return P;
   }
-  const Eigen::SelfAdjointEigenSolver<Matrix<Real>> eigen(C);
+  const auto eigen = symmetric_eigen<Real>(C);
+  if (!eigen) return P;
   Matrix<Real> leading(d, options.rank), weighted(d, options.rank);
   for (Index j = 0; j < options.rank; ++j) {
     const Index from = d - options.rank + j;  // values rise
-    const Real square = std::max(eigen.eigenvalues()(from), Real{0});
+    const Real square = std::max(eigen->values(from), Real{0});
     for (Index i = 0; i < d; ++i) {
-      leading(i, j) = eigen.eigenvectors()(i, from);
+      leading(i, j) = eigen->vectors(i, from);
       weighted(i, j) = static_cast<Real>(options.lambda) * square * leading(i, j);
     }
   }
@@ -125,9 +126,8 @@ OrthogonalRounding learn_orthogonal_rounding(const Matrix<Real> &query_moment,
     return key_range[static_cast<std::size_t>(channel)] * std::sqrt(P(channel, channel));
   };
   if (options.order) {
-    std::sort(rounding.order.begin(), rounding.order.end(), [&](int a, int b) {
-      return weight(a) > weight(b) || (weight(a) == weight(b) && a < b);
-    });
+    std::sort(rounding.order.begin(), rounding.order.end(),
+              [&](int a, int b) { return weight(a) > weight(b) || (weight(a) == weight(b) && a < b); });
   }
   const auto channel = [&](Index i) { return rounding.order[static_cast<std::size_t>(i)]; };
   Matrix<Real> permuted(d, d);

@@ -14,7 +14,6 @@
 
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
-#include <Eigen/Eigenvalues>
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -24,6 +23,7 @@
 #include "squat/instruction_set.hpp"
 #include "squat/quantize/bit_allocation.hpp"
 #include "squat/quantize/matrix_product.hpp"
+#include "squat/quantize/symmetric_eigen.hpp"
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
 
@@ -90,18 +90,17 @@ std::optional<SubspaceBasis> learn_subspace_basis(const Matrix<Real> &C, const M
   Matrix<Real> U = cholesky.matrixLLT();
   for (Index j = 1; j < d; ++j) std::fill_n(U.data() + j * d, j, Real{0});
   const Matrix<Real> transposed_U = transposed<Real>(U);
-  const Eigen::SelfAdjointEigenSolver<Matrix<Real>> eigen(
-      matrix_product<Real>(matrix_product<Real>(transposed_U, scaled), U));
-  if (eigen.info() != Eigen::Success) return {};
-  const Matrix<Real> A = matrix_product<Real>(transposed<Real>(eigen.eigenvectors()), transposed_U);
+  const auto eigen =
+      symmetric_eigen<Real>(matrix_product<Real>(matrix_product<Real>(transposed_U, scaled), U));
+  if (!eigen) return {};
+  const Matrix<Real> A = matrix_product<Real>(transposed<Real>(eigen->vectors), transposed_U);
   SubspaceBasis basis;
   // A's singular values are U's, from sqrt(ridge) to sqrt(d + ridge): float holds A^-1 too.
   basis.to_basis.resize(d, d);
   for (Index i = 0; i < d; ++i) {  // the solver's values rise
     for (Index j = 0; j < d; ++j) basis.to_basis(i, j) = static_cast<float>(A(d - 1 - i, j));
     basis.metric.push_back(static_cast<float>(metric(i, i)));
-    basis.variance.push_back(
-        static_cast<double>(scale * std::max(eigen.eigenvalues()(d - 1 - i), Real{0})));
+    basis.variance.push_back(static_cast<double>(scale * std::max(eigen->values(d - 1 - i), Real{0})));
   }
   basis.allocation = allocate_bits(basis.variance, bits);
   if (!finite(basis.to_basis)) return {};
