@@ -53,20 +53,26 @@ class Observed {
     double largest = 0;
     for (int head = 0; head < kv_heads; ++head) {
       const QueryStatistics expected = on_cpu(head);
-      std::vector<Eigen::ArrayXd> sums;
-      QueryStatistics::visit_sums(found[static_cast<std::size_t>(head)],
-                                  [&](const double *data, Index size) {
-                                    sums.emplace_back(Eigen::Map<const Eigen::ArrayXd>(data, size));
-                                  });
-      std::size_t next = 0;
-      QueryStatistics::visit_sums(expected, [&](const double *data, Index size) {
-        const Eigen::Map<const Eigen::ArrayXd> x(data, size);
-        const bool range = next == 1 || next + 1 == sums.size();
-        const double off = (sums[next] - x).abs().maxCoeff() / std::max(1e-9, x.abs().maxCoeff());
-        ++next;
-        if (range && case_.frame > 0) return;  // not gathered
-        largest = std::max(largest, off);
-      });
+      const auto compare = [&](auto array) {
+        const auto values = [&](const QueryStatistics &statistics) {
+          const auto sums = statistics.sums(array);
+          return Eigen::ArrayXd(Eigen::Map<const Eigen::ArrayX<typename decltype(sums)::value_type>>(
+                                    sums.data(), static_cast<Index>(sums.size()))
+                                    .template cast<double>());
+        };
+        const Eigen::ArrayXd x = values(expected);
+        const double off = (values(found[static_cast<std::size_t>(head)]) - x).abs().maxCoeff();
+        largest = std::max(largest, off / std::max(1e-9, x.abs().maxCoeff()));
+      };
+      compare(&HeadSums::queries);
+      compare(&HeadSums::query_moment);
+      compare(&HeadSums::key_moment);
+      compare(&HeadSums::key_sum);
+      compare(&HeadSums::row_sums);
+      compare(&HeadSums::row_counts);
+      if (case_.frame > 0) continue;  // ranges are not gathered
+      compare(&HeadSums::groups);
+      compare(&HeadSums::key_range);
     }
     return largest;
   }

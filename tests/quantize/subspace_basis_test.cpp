@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "reference/inputs.hpp"
-#include "squat/quantize/moments.hpp"
 
 namespace squat::test {
 namespace {
@@ -81,39 +80,6 @@ TEST(BitAllocation, GivesAFlatSpectrumTheSameWidthThroughout) {
   ASSERT_EQ(allocation.runs().size(), 1u);
   EXPECT_EQ(allocation.runs()[0].bits, 2);
   EXPECT_EQ(allocation.coded_channels(), 128);
-}
-
-/// Keys of a tile frame, computed in double precision from their pre-rotary rows.
-TEST(QueryStatistics, HoldTheCovarianceAboutTheTurnedMean) {
-  constexpr Index d = 16, rows = 32, tokens = 100;
-  RotaryTable table;
-  for (Index i = 0; i < d; i += 2)
-    table.inverse_frequencies.push_back(std::pow(.5f, static_cast<float>(i)));
-  const TileFrame frame(table, rows);
-  const RowMatrix before = (Normal(1).matrix(tokens, d).array() + 3).matrix().cast<float>();
-  RowMatrix keys = before;
-  for (Index t = 0; t < tokens; ++t) Turn(table, (t + 5) % rows).apply(keys.row(t).data());
-  QueryStatistics whole(d, 16, rows), front(d, 16, rows), back(d, 16, rows);
-  add_keys(whole, {keys.data(), tokens, d}, 5);
-  add_keys(front, {keys.data(), 41, d}, 5);
-  add_keys(back, {keys.row(41).data(), tokens - 41, d}, 5 + 41);
-  front.merge(back);
-
-  const Eigen::RowVectorXf mean = before.colwise().mean();
-  for (Index t = 0; t < tokens; ++t) {
-    Eigen::RowVectorXf m = mean;
-    Turn(table, (t + 5) % rows).apply(m.data());
-    keys.row(t) -= m;
-  }
-  const RowMatrix centred = keys.rowwise() - keys.colwise().mean();
-  const Eigen::MatrixXd expected = (centred.transpose() * centred).cast<double>() / tokens;
-  for (const QueryStatistics* statistics : {&whole, &front}) {
-    const std::vector<double> found = key_mean(*statistics, &frame);
-    EXPECT_LT(
-        (Eigen::Map<const Eigen::VectorXd>(found.data(), d) - mean.transpose().cast<double>()).norm(),
-        1e-5);
-    EXPECT_LT((key_covariance(*statistics, &frame) - expected).norm(), 1e-4 * expected.norm());
-  }
 }
 
 }  // namespace

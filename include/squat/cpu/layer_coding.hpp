@@ -122,7 +122,7 @@ class LayerCoding {
   std::size_t statistics_bytes() const {
     std::size_t sum = 0;
     for (const auto &statistics : statistics_) {
-      if (statistics) sum += QueryStatistics::bytes(statistics->head_dim(), statistics->rows());
+      if (statistics) sum += statistics->bytes();
     }
     return sum;
   }

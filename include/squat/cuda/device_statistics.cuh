@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -38,11 +39,13 @@ class DeviceStatistics {
       : kv_heads_(static_cast<int>(kv_heads)),
         group_(static_cast<int>(group)),
         sinks_(static_cast<int>(sinks)),
-        layout_{static_cast<int>(head_dim), static_cast<int>(rows)},
+        layout_{head_dim, rows},
         row_counts_(static_cast<std::size_t>(rows)),
-        sums_(static_cast<std::size_t>(kv_heads * layout_.count())),
+        doubles_(static_cast<std::size_t>(kv_heads * layout_.doubles)),
+        floats_(static_cast<std::size_t>(kv_heads * layout_.floats)),
         filling_(static_cast<std::size_t>(2 * kv_heads * head_dim)) {
-    sums_.fill(0, stream);
+    doubles_.fill(0, stream);
+    floats_.fill(0, stream);
   }
 
   /// A copy, made on the stream.
@@ -54,12 +57,9 @@ class DeviceStatistics {
     other->row_counts_ = row_counts_;
     other->in_group_ = in_group_;
     other->odd_ = odd_;
-    check(cudaMemcpyAsync(other->sums_.data(), sums_.data(), sums_.bytes(), cudaMemcpyDeviceToDevice,
-                          stream),
-          "copy of statistics");
-    check(cudaMemcpyAsync(other->filling_.data(), filling_.data(), filling_.bytes(),
-                          cudaMemcpyDeviceToDevice, stream),
-          "copy of statistics");
+    copy_all(doubles_, other->doubles_, stream);
+    copy_all(floats_, other->floats_, stream);
+    copy_all(filling_, other->filling_, stream);
     return other;
   }
 
@@ -72,7 +72,7 @@ class DeviceStatistics {
            together * query_bases * MomentShape<HeadDim>::units * sizeof(float2);
   }
 
-  std::size_t bytes() const { return sums_.bytes() + filling_.bytes(); }
+  std::size_t bytes() const { return doubles_.bytes() + floats_.bytes() + filling_.bytes(); }
 
   /// Adds tokens, as cpu::LayerCoding::observe() does for every head. tables: the layer's; workspace:
   /// made larger where needed.
@@ -95,20 +95,32 @@ class DeviceStatistics {
 
   /// What has been added so far, a KV head each. Waits for the stream.
   std::vector<QueryStatistics> read(cudaStream_t stream) const {
-    std::vector<double> sums(sums_.size());
-    download<double>(sums_.data(), sums, stream);
+    std::vector<double> doubles(doubles_.size());
+    std::vector<float> floats(floats_.size());
+    download<double>(doubles_.data(), doubles, stream);
+    download<float>(floats_.data(), floats, stream);
     std::vector<QueryStatistics> statistics;
     for (int head = 0; head < kv_heads_; ++head) {
-      double *of_head = sums.data() + head * layout_.count();
-      of_head[0] = queries_;
-      of_head[1] = groups_;
-      std::copy(row_counts_.begin(), row_counts_.end(), of_head + layout_.row_counts());
-      statistics.emplace_back(layout_.head_dim, group_, layout_.rows).add_sums(of_head);
+      double *of_head = doubles.data() + head * layout_.doubles;
+      of_head[layout_.queries.first] = queries_;
+      of_head[layout_.groups.first] = groups_;
+      std::copy(row_counts_.begin(), row_counts_.end(), of_head + layout_.row_counts.first);
+      statistics.emplace_back(layout_.head_dim, group_, layout_.rows)
+          .add_sums(of_head, floats.data() + head * layout_.floats);
     }
     return statistics;
   }
 
  private:
+  int frame_rows() const { return static_cast<int>(layout_.rows); }
+
+  template <class Scalar>
+  static void copy_all(const DeviceBuffer<Scalar> &from, const DeviceBuffer<Scalar> &to,
+                       cudaStream_t stream) {
+    check(cudaMemcpyAsync(to.data(), from.data(), from.bytes(), cudaMemcpyDeviceToDevice, stream),
+          "copy of statistics");
+  }
+
   /// Queries meet keys of all tiles behind them; three stand for these, at 10, 50 and 90 % of the way
   /// from the first token.
   static std::array<long long, query_bases> bases_of(long long position, int frame) {
@@ -138,7 +150,7 @@ class DeviceStatistics {
   void add_key_runs(const ObservedKeys &keys, int frame, std::vector<MomentRun> &runs) {
     constexpr int most = 256;
     for (int token = 0; token < keys.tokens;) {
-      const int row = (keys.row + token) % layout_.rows;
+      const int row = (keys.row + token) % frame_rows();
       const int left = frame > 0 ? frame - row : most;
       const int count = std::min({keys.tokens - token, left, most});
       const long long base = frame > 0 ? keys.position + token - row : 0;
@@ -146,7 +158,7 @@ class DeviceStatistics {
       token += count;
     }
     for (int token = 0; token < keys.tokens; ++token) {
-      row_counts_[static_cast<std::size_t>((keys.row + token) % layout_.rows)] += 1;
+      row_counts_[static_cast<std::size_t>((keys.row + token) % frame_rows())] += 1;
     }
   }
 
@@ -175,9 +187,9 @@ class DeviceStatistics {
       raw_moments<HeadDim, S><<<moments, Shape::threads, 0, stream>>>(
           part, rows.q, rows.k, rows_aligned(rows.q), rows_aligned(rows.k), rows.heads_per_kv_head,
           tables, raw, angles);
-      const dim3 turns((Shape::units * Shape::units + 255) / 256, heads, 2);
-      turned_moments<HeadDim>
-          <<<turns, 256, 0, stream>>>(part, tables, raw, angles, layout_, sums_.data());
+      const dim3 turns((Shape::unit_pairs + 255) / 256, heads, 2);
+      turned_moments<HeadDim><<<turns, 256, 0, stream>>>(part, tables, raw, angles, layout_,
+                                                         doubles_.data(), floats_.data());
     }
   }
 
@@ -187,14 +199,15 @@ class DeviceStatistics {
     constexpr unsigned units = HeadDim / 2;
     const auto heads = static_cast<unsigned>(kv_heads_);
     const dim3 rows(static_cast<unsigned>(layout_.rows), heads), threads(units, 512 / units);
-    add_row_sums<HeadDim, S><<<rows, threads, 0, stream>>>(k, keys, tables, layout_, sums_.data());
+    add_row_sums<HeadDim, S>
+        <<<rows, threads, 0, stream>>>(k, keys, tables, layout_, doubles_.data(), floats_.data());
     if (tables.frame > 0) return;  // ranges are not asked for then
     const int filled = in_group_ + keys.tokens;
     const dim3 groups(static_cast<unsigned>((filled + group_ - 1) / group_), heads);
     float2 *from = filling_.data(), *to = from + kv_heads_ * HeadDim;
     if (odd_) std::swap(from, to);
     add_key_ranges<HeadDim, S>
-        <<<groups, HeadDim, 0, stream>>>(k, keys, group_, in_group_, from, to, layout_, sums_.data());
+        <<<groups, HeadDim, 0, stream>>>(k, keys, group_, in_group_, from, to, layout_, doubles_.data());
     odd_ = !odd_;
     groups_ += filled / group_;
     in_group_ = filled % group_;
@@ -204,9 +217,10 @@ class DeviceStatistics {
   HeadSums layout_;
   double queries_ = 0, groups_ = 0;
   std::vector<double> row_counts_;
-  int in_group_ = 0;           // keys of the group that is filling
-  bool odd_ = false;           // which half of filling_ holds it
-  DeviceBuffer<double> sums_;  // [kv_heads, layout_.count()]
+  int in_group_ = 0;              // keys of the group that is filling
+  bool odd_ = false;              // which half of filling_ holds it
+  DeviceBuffer<double> doubles_;  // [kv_heads, layout_.doubles]; the counts in them are the host's
+  DeviceBuffer<float> floats_;    // [kv_heads, layout_.floats]
   DeviceBuffer<float2> filling_;
 };
 

@@ -8,16 +8,18 @@
 //
 // So raw_moments() makes sum x x^T of runs of neighbouring tokens of equal bases on the matrix units,
 // and turned_moments() turns each of them by its bases, three for queries, and adds them up in double: 3
-// d^2 turns a run instead of one a token and query head. Elements are rounded to float16, products are
-// added up in float over at most most_run_rows rows.
+// d^2 / 2 turns a run instead of one a token and query head. Elements are rounded to float16, products
+// are added up in float over at most most_run_rows rows.
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "squat/cuda/device_state.cuh"
 #include "squat/cuda/elements.cuh"
 #include "squat/cuda/rotary.cuh"
+#include "squat/quantize/query_statistics.hpp"
 
 namespace squat::cuda {
 
@@ -41,21 +43,11 @@ struct MomentRuns {
   int count;
 };
 
-/// Where the sums of a head stand among its doubles: the order of QueryStatistics::visit_sums(), which
-/// are the numbers of queries and groups, both moments, the sums of keys by row of their tile, the
-/// numbers of keys by row, and the ranges.
-struct HeadSums {
-  int head_dim, rows;
-
-  __host__ __device__ long long query_moment() const { return 2; }
-  __host__ __device__ long long key_moment() const { return query_moment() + head_dim * head_dim; }
-  __host__ __device__ long long row_sums() const { return key_moment() + head_dim * head_dim; }
-  __host__ __device__ long long row_counts() const {
-    return row_sums() + static_cast<long long>(head_dim) * rows;
-  }
-  __host__ __device__ long long key_range() const { return row_counts() + rows; }
-  __host__ __device__ long long count() const { return key_range() + head_dim; }
-};
+/// triangle_index() of two channels in any order.
+__device__ inline long long moment_index(int a, int b) {
+  const long long row = max(a, b);
+  return row * (row + 1) / 2 + min(a, b);
+}
 
 /// The channels that a unit of two turns together; behind the last pair, two that do not turn.
 __device__ inline int2 unit_channels(const TileTables &tables, int unit) {
@@ -68,7 +60,7 @@ struct MomentShape {
   static constexpr int side = HeadDim / 32, regions = side * (side + 1) / 2;
   static constexpr int in_warp = HeadDim <= 128 ? 1 : 3;
   static constexpr int warps = (regions + in_warp - 1) / in_warp, threads = warps * warp_lanes;
-  static constexpr int units = HeadDim / 2;
+  static constexpr int units = HeadDim / 2, unit_pairs = units * (units + 1) / 2;
   /// Rows that pass through shared memory at a time, two to a word. Words of a row of pairs are so far
   /// from those of the next that fragments are read without bank conflicts.
   static constexpr int pairs = 16, stride = HeadDim + 8;
@@ -180,17 +172,25 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
   }
 }
 
-/// Adds the runs' moments to the sums of their heads, each turned back by every base of its run. Grid: a
-/// quarter of [units, units] / 64 blocks, KV head, queries or keys; a thread has two channels by two.
+/// Adds the runs' moments to the sums of their heads, each turned back by every base of its run. Grid:
+/// pairs of units / 256, KV head, queries or keys; a thread has the two channels of one unit by those of
+/// another (or the same), and so elements of the triangle that no other thread has.
+///
+/// Unit i meets the i + 1 units up to itself, and unit units - 1 - i the units - i up to itself:
+/// together units + 1, which are the rows that the threads are counted in.
 template <int HeadDim>
 __global__ void __launch_bounds__(256)
     turned_moments(MomentRuns runs, TileTables tables, const float *raw, const float2 *angles,
-                   HeadSums layout, double *sums) {
+                   HeadSums layout, double *doubles, float *floats) {
   using Shape = MomentShape<HeadDim>;
+  static_assert(Shape::units % 2 == 0);
   const int index = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x),
             head = static_cast<int>(blockIdx.y);
-  if (index >= Shape::units * Shape::units) return;
-  const int i = index / Shape::units, j = index % Shape::units;
+  if (index >= Shape::unit_pairs) return;
+  const int fold = index / (Shape::units + 1), place = index % (Shape::units + 1);
+  const bool of_long = place < Shape::units - fold;
+  const int i = of_long ? Shape::units - 1 - fold : fold,
+            j = of_long ? place : place - (Shape::units - fold);
   const int2 row = unit_channels(tables, i), column = unit_channels(tables, j);
   const auto element = [](int a, int b) { return a / 32 >= b / 32 ? a * HeadDim + b : b * HeadDim + a; };
   const int xx = element(row.x, column.x), xy = element(row.x, column.y);
@@ -215,11 +215,21 @@ __global__ void __launch_bounds__(256)
       total[3] += bottom.y;
     }
   }
-  double *to = sums + head * layout.count() + (of_queries ? layout.query_moment() : layout.key_moment());
-  to[row.x * HeadDim + column.x] += total[0];
-  to[row.x * HeadDim + column.y] += total[1];
-  to[row.y * HeadDim + column.x] += total[2];
-  to[row.y * HeadDim + column.y] += total[3];
+  const auto add = [&](auto *to) {
+    const auto add_to = [&](int a, int b, double sum) {
+      auto &at = to[moment_index(a, b)];
+      at = static_cast<std::remove_reference_t<decltype(at)>>(at + sum);
+    };
+    add_to(row.x, column.x, total[0]);
+    if (i != j) add_to(row.x, column.y, total[1]);  // of one unit it is the next element
+    add_to(row.y, column.x, total[2]);
+    add_to(row.y, column.y, total[3]);
+  };
+  if (of_queries) {
+    add(floats + head * layout.floats + layout.query_moment.first);
+  } else {
+    add(doubles + head * layout.doubles + layout.key_moment.first);
+  }
 }
 
 /// Consecutive keys of a call: the first stands at `position`, in row `row` of its tile.
@@ -230,15 +240,17 @@ struct ObservedKeys {
   long long position;
 };
 
-/// Adds each row's keys, turned back by their tiles' bases, to the sums of their row. Grid: row, KV
-/// head; a thread has two channels and every so-manieth tile.
+/// Adds each row's keys, turned back by their tiles' bases, to the sums of their row and of all rows.
+/// Grid: row, KV head; a thread has two channels and every so-manieth tile. Rows meet in the sum of all:
+/// doubles, which hold sums of floats to their last bits in any order.
 template <int HeadDim, class S>
 __global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTables tables,
-                             HeadSums layout, double *sums) {
+                             HeadSums layout, double *doubles, float *floats) {
   constexpr int units = HeadDim / 2, lanes = 512 / units;
   __shared__ double2 partial[lanes][units];
   const int unit = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.y);
-  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), rows = layout.rows;
+  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
+            rows = static_cast<int>(layout.rows);
   const int first = (row - keys.row + rows) % rows;
   if (first >= keys.tokens) return;
   const int2 channels = unit_channels(tables, unit);
@@ -257,9 +269,12 @@ __global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTab
   for (int other = 1; other < lanes; ++other) {
     sum = {sum.x + partial[other][unit].x, sum.y + partial[other][unit].y};
   }
-  double *to = sums + head * layout.count() + layout.row_sums() + static_cast<long long>(row) * HeadDim;
-  to[channels.x] += sum.x;
-  to[channels.y] += sum.y;
+  float *to = floats + head * layout.floats + layout.row_sums.first + row * HeadDim;
+  to[channels.x] = static_cast<float>(to[channels.x] + sum.x);
+  to[channels.y] = static_cast<float>(to[channels.y] + sum.y);
+  double *to_all = doubles + head * layout.doubles + layout.key_sum.first;
+  atomicAdd(to_all + channels.x, sum.x);
+  atomicAdd(to_all + channels.y, sum.y);
 }
 
 /// Adds the ranges of the groups that these keys fill; the group that is filling stands in one of two
@@ -269,7 +284,7 @@ __global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTab
 template <int HeadDim, class S>
 __global__ void add_key_ranges(DeviceTensor<const S> k, ObservedKeys keys, int group, int in_group,
                                const float2 *filling, float2 *filling_next, HeadSums layout,
-                               double *sums) {
+                               double *doubles) {
   const int piece = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const int channel = static_cast<int>(threadIdx.x);
   const int begin = max(piece * group - in_group, 0),
@@ -287,7 +302,7 @@ __global__ void add_key_ranges(DeviceTensor<const S> k, ObservedKeys keys, int g
     high = fmaxf(high, before.y);
   }
   if ((piece + 1) * group - in_group <= keys.tokens) {
-    atomicAdd(sums + head * layout.count() + layout.key_range() + channel,
+    atomicAdd(doubles + head * layout.doubles + layout.key_range.first + channel,
               static_cast<double>(high - low));
   } else {
     filling_next[head * HeadDim + channel] = {low, high};

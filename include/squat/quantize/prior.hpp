@@ -10,6 +10,7 @@
 #include <cstring>
 #include <istream>
 #include <ostream>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,8 +53,8 @@ class Prior {
   }
 
   /// Writes the statistics: the mark "squatpri", a version, the shape, the sums
-  /// of every head as little-endian doubles, and a checksum. Throws Error where
-  /// the stream fails.
+  /// of every head as HeadSums orders them, doubles before floats and all of them
+  /// little-endian, and a checksum. Throws Error where the stream fails.
   void save(std::ostream &out) const {
     Checksum checksum;
     const auto write = [&](const void *data, std::size_t size) {
@@ -64,17 +65,16 @@ class Prior {
     const Shape numbers = shape();
     write(numbers.data(), sizeof numbers);
     for (const QueryStatistics &statistics : heads_) {
-      QueryStatistics::visit_sums(statistics, [&](const double *data, Index size) {
-        write(data, static_cast<std::size_t>(size) * sizeof(double));
-      });
+      QueryStatistics::visit_sums(statistics, [&](auto sums) { write(sums.data(), sums.size_bytes()); });
     }
     const std::uint64_t sum = checksum.value;
     out.write(reinterpret_cast<const char *>(&sum), sizeof sum);
     if (!out.flush()) throw Error("squat: out cannot be written");
   }
 
-  /// Reads what save() wrote. Throws Error for anything else: another file, a
-  /// truncated or damaged one, impossible shapes or sums.
+  /// Reads what save() wrote, of this or an earlier version. Throws Error for
+  /// anything else: another file, a truncated or damaged one, impossible shapes
+  /// or sums.
   static Prior load(std::istream &in) {
     Checksum checksum;
     const auto read = [&](void *data, std::size_t size) {
@@ -87,7 +87,9 @@ class Prior {
     read(found.data(), found.size());
     Shape numbers{};
     read(numbers.data(), sizeof numbers);
-    if (found != mark || numbers[0] != version) throw Error("squat: prior is no file of this version");
+    if (found != mark || numbers[0] < 1 || numbers[0] > version) {
+      throw Error("squat: prior is no file of a version that is known");
+    }
     check_shape(numbers);
     // Heads are read one by one before the next is made room for, so that a
     // wrong shape cannot ask for more memory than the file has bytes.
@@ -95,9 +97,12 @@ class Prior {
     prior.layers_ = numbers[1];
     for (Index i = 0; i < numbers[1] * numbers[2]; ++i) {
       QueryStatistics statistics(prior.head_dim_, 1, prior.rows_);
-      QueryStatistics::visit_sums(statistics, [&](double *data, Index size) {
-        read(data, static_cast<std::size_t>(size) * sizeof(double));
-      });
+      if (numbers[0] == 1) {
+        read_version_1(statistics, read);
+      } else {
+        QueryStatistics::visit_sums(statistics,
+                                    [&](auto sums) { read(sums.data(), sums.size_bytes()); });
+      }
       check_sums(statistics);
       prior.heads_.push_back(std::move(statistics));
     }
@@ -112,7 +117,7 @@ class Prior {
   using Shape = std::array<std::int64_t, 5>;  // version, layers, kv_heads, head_dim, rows
 
   static constexpr std::array<char, 8> mark = {'s', 'q', 'u', 'a', 't', 'p', 'r', 'i'};
-  static constexpr std::int64_t version = 1;
+  static constexpr std::int64_t version = 2;
 
   /// FNV-1a over 64 bits.
   struct Checksum {
@@ -137,15 +142,53 @@ class Prior {
     }
   }
 
+  /// Version 1 had doubles alone: the numbers of queries and groups, the moments
+  /// of queries and keys as squares, the sums of keys by row and how many these
+  /// are, and the ranges.
+  template <class Read>
+  static void read_version_1(QueryStatistics &statistics, Read &&read) {
+    const auto d = static_cast<std::size_t>(statistics.head_dim());
+    std::vector<double> numbers;
+    const auto next = [&](std::size_t count) {
+      numbers.resize(count);
+      read(numbers.data(), count * sizeof(double));
+      return numbers.begin();
+    };
+    const auto take = [&](auto to) {
+      std::transform(to.begin(), to.end(), next(to.size()), to.begin(), [](auto, double sum) {
+        return static_cast<typename decltype(to)::value_type>(sum);
+      });
+    };
+    const auto take_square = [&](auto to) {
+      const auto square = next(d * d);
+      auto sum = to.begin();
+      for (std::size_t row = 0; row < d; ++row) {
+        for (std::size_t column = 0; column <= row; ++column, ++sum) {
+          *sum = static_cast<typename decltype(to)::value_type>(
+              square[static_cast<std::ptrdiff_t>(row * d + column)]);
+        }
+      }
+    };
+    take(statistics.sums(&HeadSums::queries));
+    take(statistics.sums(&HeadSums::groups));
+    take_square(statistics.sums(&HeadSums::query_moment));
+    take_square(statistics.sums(&HeadSums::key_moment));
+    take(statistics.sums(&HeadSums::row_sums));
+    const std::span<double> key_sum = statistics.sums(&HeadSums::key_sum);
+    for (std::size_t i = 0; i < numbers.size(); ++i) key_sum[i % d] += numbers[i];
+    take(statistics.sums(&HeadSums::row_counts));
+    take(statistics.sums(&HeadSums::key_range));
+  }
+
   static void check_sums(const QueryStatistics &statistics) {
     bool possible = true;
-    QueryStatistics::visit_sums(statistics, [&](const double *data, Index size) {
-      possible &= std::all_of(data, data + size, [](double sum) { return std::isfinite(sum); });
+    QueryStatistics::visit_sums(statistics, [&](auto sums) {
+      possible &= std::all_of(sums.begin(), sums.end(), [](auto sum) { return std::isfinite(sum); });
     });
-    const Index d = statistics.head_dim();
-    possible &= *statistics.sums(QueryStatistics::queries()) >= 0 && statistics.keys() >= 0;
-    for (Index i = 0; i < d; ++i) {
-      possible &= statistics.sums(QueryStatistics::query_moment())[i * (d + 1)] >= 0;
+    possible &= statistics.queries() >= 0 && statistics.keys() >= 0;
+    const std::span<const float> moment = statistics.sums(&HeadSums::query_moment);
+    for (Index i = 0; i < statistics.head_dim(); ++i) {
+      possible &= moment[static_cast<std::size_t>(triangle_index(i, i))] >= 0;
     }
     if (!possible) throw Error("squat: prior holds sums that no statistics have");
   }

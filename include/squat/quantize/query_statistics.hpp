@@ -5,7 +5,8 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <initializer_list>
+#include <span>
+#include <type_traits>
 #include <vector>
 
 #include "squat/config.hpp"
@@ -13,10 +14,51 @@
 
 namespace squat::inline SQUAT_API_NAMESPACE {
 
+/// Neighbours among the sums of type Real that a head holds.
+template <class Real>
+struct SumArray {
+  Index first, size;
+  constexpr Index end() const { return first + size; }
+};
+
+/// Where a packed triangle, the lower one row by row, has an element on or below
+/// its diagonal.
+constexpr Index triangle_index(Index row, Index column) { return row * (row + 1) / 2 + column; }
+
+/// The sums of a head: what they are, and where each array of them stands. The
+/// doubles follow one another, and so do the floats. A kernel takes it by value.
+///
+/// Float suffices for query moments, which are used with a tenth of their mean
+/// diagonal added to the diagonal, or more; and for sums of rows, of few keys
+/// each, as `key_sum` tells what rounding has taken off all rows together. Beside
+/// a mean of 300 deviations, the covariance is off by some 0.002 of the variance.
+///
+/// Key moments are doubles: where keys have a large bias (as in Qwen2.5), nearly
+/// all of a moment is the square of the mean, and the covariance is what remains
+/// without it. Float would leave that two digits, or none.
+struct HeadSums {
+  Index head_dim;
+  Index rows;  ///< of the tile frame
+  Index triangle = triangle_index(head_dim, 0);
+
+  SumArray<double> queries{0, 1};                          ///< [1], how many
+  SumArray<double> groups{queries.end(), 1};               ///< [1], full ones
+  SumArray<double> key_moment{groups.end(), triangle};     ///< sum x x^T of keys, a packed triangle
+  SumArray<double> key_sum{key_moment.end(), head_dim};    ///< [head_dim], of all keys
+  SumArray<double> row_counts{key_sum.end(), rows};        ///< [rows], how many keys
+  SumArray<double> key_range{row_counts.end(), head_dim};  ///< [head_dim], over full groups
+  SumArray<float> query_moment{0, triangle};               ///< sum q q^T of queries, a packed triangle
+  SumArray<float> row_sums{query_moment.end(), rows *head_dim};  ///< [rows, head_dim], of keys
+
+  Index doubles = key_range.end();
+  Index floats = row_sums.end();
+};
+static_assert(std::is_trivially_copyable_v<HeadSums>);
+
 /// Additive moments of the queries (of every query head that shares the KV
-/// head) and keys of one KV head, in double precision. Two of them merge into
-/// what one would hold that had seen the tokens of both. moments.hpp adds tokens
-/// to them and says what codings read from them.
+/// head) and keys of one KV head. Two of them merge into what one would hold
+/// that had seen the tokens of both. moments.hpp adds tokens to them and says
+/// what codings read from them.
 ///
 /// Keys come in the frame they are coded in. In a tile frame the mean key turns
 /// from row to row, so that beside sum x x^T the sum of each row is kept: all
@@ -27,32 +69,33 @@ class QueryStatistics {
   /// `group`: tokens over which the range of a key channel is taken. `rows`:
   /// rows of the tile frame, 1 without one.
   QueryStatistics(Index head_dim, Index group, Index rows)
-      : head_dim_(head_dim),
-        rows_(rows),
+      : layout_{head_dim, rows},
         group_(group),
-        sums_(static_cast<std::size_t>(key_range() - queries() + head_dim)),
+        doubles_(static_cast<std::size_t>(layout_.doubles)),
+        floats_(static_cast<std::size_t>(layout_.floats)),
         low_(static_cast<std::size_t>(head_dim)),
         high_(static_cast<std::size_t>(head_dim)) {}
 
-  Index head_dim() const { return head_dim_; }
-  Index rows() const { return rows_; }
+  Index head_dim() const { return layout_.head_dim; }
+  Index rows() const { return layout_.rows; }
 
-  // The sums are one array behind the other, in this order; each function says where one begins.
-  static constexpr Index queries() { return 0; }                               ///< [1], how many
-  static constexpr Index groups() { return 1; }                                ///< [1], full ones
-  static constexpr Index query_moment() { return 2; }                          ///< [head_dim, head_dim]
-  Index key_moment() const { return query_moment() + head_dim_ * head_dim_; }  ///< the same
-  Index row_sums() const { return key_moment() + head_dim_ * head_dim_; }  ///< [rows, head_dim], of keys
-  Index row_counts() const { return row_sums() + rows_ * head_dim_; }      ///< [rows], of keys
-  Index key_range() const { return row_counts() + rows_; }  ///< [head_dim], over full groups
+  /// One array of sums, such as sums(&HeadSums::key_moment).
+  template <class Real>
+  std::span<Real> sums(SumArray<Real> HeadSums::*array) {
+    return part(*this, layout_.*array);
+  }
+  template <class Real>
+  std::span<const Real> sums(SumArray<Real> HeadSums::*array) const {
+    return part(*this, layout_.*array);
+  }
 
-  double *sums(Index first) { return sums_.data() + first; }
-  const double *sums(Index first) const { return sums_.data() + first; }
+  /// How many queries were added.
+  double queries() const { return sums(&HeadSums::queries)[0]; }
 
   /// How many keys were added.
   double keys() const {
     double count = 0;
-    for (Index row = 0; row < rows_; ++row) count += sums(row_counts())[row];
+    for (const double of_row : sums(&HeadSums::row_counts)) count += of_row;
     return count;
   }
 
@@ -63,9 +106,9 @@ class QueryStatistics {
       high_[i] = in_group_ == 0 ? key[i] : std::max(high_[i], key[i]);
     }
     if (++in_group_ < group_) return;
-    double *range = sums(key_range());
+    const std::span<double> range = sums(&HeadSums::key_range);
     for (std::size_t i = 0; i < low_.size(); ++i) range[i] += static_cast<double>(high_[i] - low_[i]);
-    *sums(groups()) += 1;
+    sums(&HeadSums::groups)[0] += 1;
     in_group_ = 0;
   }
 
@@ -74,10 +117,10 @@ class QueryStatistics {
   /// ones before the first key.
   std::vector<double> mean_range() const {
     std::vector<double> range(low_.size(), 1.0);
-    const double full = *sums(groups());
+    const double full = sums(&HeadSums::groups)[0];
     for (std::size_t i = 0; i < range.size(); ++i) {
       if (full > 0) {
-        range[i] = sums(key_range())[i] / full;
+        range[i] = sums(&HeadSums::key_range)[i] / full;
       } else if (in_group_ > 0) {
         range[i] = static_cast<double>(high_[i] - low_[i]);
       }
@@ -87,37 +130,43 @@ class QueryStatistics {
 
   void merge(const QueryStatistics &other) {
     SQUAT_ASSERT(head_dim() == other.head_dim() && rows() == other.rows());
-    add_sums(other.sums_.data());
+    add_sums(other.doubles_.data(), other.floats_.data());
   }
 
-  /// Adds sums over other tokens, made elsewhere, all arrays in their order.
-  void add_sums(const double *sums) {
-    for (double &sum : sums_) sum += *sums++;
+  /// Adds sums over other tokens, made elsewhere in the order of HeadSums.
+  void add_sums(const double *doubles, const float *floats) {
+    for (double &sum : doubles_) sum += *doubles++;
+    for (float &sum : floats_) sum += *floats++;
   }
 
-  /// Calls visit(data, size) for every array of sums in its order.
+  /// Calls visit() with a span of all doubles and then with one of all floats.
   template <class Self, class Visit>
   static void visit_sums(Self &self, Visit &&visit) {
-    const Index d = self.head_dim_, rows = self.rows_;
-    auto *data = self.sums_.data();
-    for (const Index size : {Index{1}, Index{1}, d * d, d * d, d * rows, rows, d}) {
-      visit(data, size);
-      data += size;
-    }
+    visit(std::span(self.doubles_));
+    visit(std::span(self.floats_));
   }
 
-  /// Bytes held for a head of that size.
-  static std::size_t bytes(Index head_dim, Index rows) {
-    const auto d = static_cast<std::size_t>(head_dim), r = static_cast<std::size_t>(rows);
-    return sizeof(QueryStatistics) + (2 + 2 * d * d + d * r + r + d) * sizeof(double) +
-           2 * d * sizeof(float);
+  std::size_t bytes() const {
+    return sizeof *this + doubles_.size() * sizeof(double) +
+           (floats_.size() + low_.size() + high_.size()) * sizeof(float);
   }
 
  private:
-  Index head_dim_;
-  Index rows_;
+  template <class Self, class Real>
+  static auto part(Self &self, const SumArray<Real> &array) {
+    const auto first = static_cast<std::size_t>(array.first),
+               size = static_cast<std::size_t>(array.size);
+    if constexpr (std::is_same_v<Real, double>) {
+      return std::span(self.doubles_).subspan(first, size);
+    } else {
+      return std::span(self.floats_).subspan(first, size);
+    }
+  }
+
+  HeadSums layout_;
   Index group_;
-  std::vector<double> sums_;
+  std::vector<double> doubles_;
+  std::vector<float> floats_;
   std::vector<float> low_, high_;  // of the group that is filling, [head_dim]
   Index in_group_ = 0;             // its tokens so far
 };
