@@ -32,7 +32,9 @@ class LayerCoding {
                                  options.head_dim)) {
     const bool learns = key_bits < 16 && learns_from_prompt(*options.coding);
     const std::vector<QueryMatrices> none(quantizers_.size());
-    tables_ = coding_tables(memory_, quantizers_, none, tiles, !learns, nullptr);
+    DeviceBuffer<std::byte> memory;
+    tables_ = coding_tables(memory, quantizers_, none, tiles, !learns, nullptr);
+    memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
     check(cudaStreamSynchronize(nullptr), "coding tables");
   }
 
@@ -92,36 +94,38 @@ class LayerCoding {
     }
     DeviceBuffer<std::byte> memory;
     const CodingTables tables = coding_tables(memory, quantizers_, matrices, *tiles_, true, stream);
-    plain_tables_ = std::exchange(tables_, tables);
-    plain_memory_ = std::exchange(memory_, std::move(memory));
+    memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
+    tables_ = tables;
     learnt_ = true;
     if (!options_->keep_statistics) statistics_.reset();
   }
 
-  /// What a layer knew.
+  /// What a layer knew. It keeps the tables of that time alive.
   struct Backup {
     std::unique_ptr<DeviceStatistics> statistics;
+    std::shared_ptr<const DeviceBuffer<std::byte>> memory;
+    CodingTables tables{};
     bool learnt = false;
   };
 
   Backup back_up(cudaStream_t stream) const {
-    return {statistics_ ? statistics_->copy(stream) : nullptr, learnt_};
+    return {statistics_ ? statistics_->copy(stream) : nullptr, memory_, tables_, learnt_};
   }
 
   /// Its tables on the device are the owner's to upload.
   void restore(Backup backup) {
     statistics_ = std::move(backup.statistics);
-    if (backup.learnt) return;
+    memory_ = std::move(backup.memory);
+    tables_ = backup.tables;
+    learnt_ = backup.learnt;
+    if (learnt_) return;
     for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
-    if (!std::exchange(learnt_, false)) return;
-    tables_ = plain_tables_;
-    memory_ = std::move(plain_memory_);
   }
 
   std::size_t statistics_bytes() const { return statistics_ ? statistics_->bytes() : 0; }
 
   std::size_t bytes() const {
-    std::size_t sum = memory_.bytes() + plain_memory_.bytes();
+    std::size_t sum = memory_->bytes();
     for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
     return sum;
   }
@@ -134,12 +138,9 @@ class LayerCoding {
   const DeviceTiles *tiles_;
   std::unique_ptr<DeviceStatistics> statistics_;  // while they are wanted
   std::vector<KeyQuantizer> quantizers_;
-  DeviceBuffer<std::byte> memory_;
+  std::shared_ptr<const DeviceBuffer<std::byte>> memory_;  // of the tables
   CodingTables tables_{};
   bool learnt_ = false;
-  DeviceBuffer<std::byte>
-      plain_memory_;  // of the tables before it had learnt, which restore() takes back
-  CodingTables plain_tables_{};
 };
 
 }  // namespace squat::cuda
