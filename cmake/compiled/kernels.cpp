@@ -1,6 +1,8 @@
 // The CPU backend for the instruction set that this file is compiled for: once for each that
 // squat::compiled holds. SQUAT_KERNELS names the result, the one symbol that others see.
 
+#include <memory>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -21,10 +23,8 @@ namespace {
 template <class T>
 class OperationsOf final : public AnyOperations<T> {
  public:
-  using typename AnyOperations<T>::Append;
-  using typename AnyOperations<T>::Context;
+  using typename AnyOperations<T>::Call;
   using typename AnyOperations<T>::Exact;
-  using typename AnyOperations<T>::Job;
 
   OperationsOf(const Options &options, int key_bits, int value_bits)
       : operations_(options, key_bits, value_bits, cpu::code_kernels<2, 3, 4, 8, 16>()) {}
@@ -57,27 +57,21 @@ class OperationsOf final : public AnyOperations<T> {
   void restore(Index coding, std::unique_ptr<AnyBackup> backup) override {
     operations_.restore(coding, std::move(static_cast<BackupOf &>(*backup).backup));
   }
-  void reserve(std::span<const Append> appends, std::span<const Job> jobs, bool attends) override {
-    operations_.reserve(appends, jobs, attends, {});
+  void reserve(std::span<const Call> calls, bool attends) override {
+    operations_.reserve(calls, attends, {});
   }
 
-  void enter(std::span<const Append> appends, std::span<const Job> jobs, AnyTensor q, AnyTensor k,
-             AnyTensor v, AnyTensor out) override {
+  void append(std::span<const Call> calls, AnyTensor q, AnyTensor k, AnyTensor v,
+              AnyTensor out) override {
     with_element(k.type(), [&]<class S>() {
-      operations_.template enter<S>(appends, jobs, q.as<const S>(), k.as<const S>(), v.as<const S>(),
-                                    out.as<S>(), {});
+      operations_.template append<S>(calls, q.as<const S>(), k.as<const S>(), v.as<const S>(),
+                                     out.as<S>(), {});
     });
   }
 
-  void settle(std::span<const Append> appends, AnyTensor k, AnyTensor v) override {
-    with_element(k.type(), [&]<class S>() {
-      operations_.template settle<S>(appends, k.as<const S>(), v.as<const S>(), {});
-    });
-  }
-
-  void attend(std::span<const Job> jobs, AnyTensor q, AnyTensor out) override {
+  void attend(std::span<const Call> calls, AnyTensor q, AnyTensor out) override {
     with_element(q.type(), [&]<class S>() {
-      operations_.template attend<S>(jobs, q.as<const S>(), out.as<S>(), cpu::Stream{});
+      operations_.template attend<S>(calls, q.as<const S>(), out.as<S>(), cpu::Stream{});
     });
   }
 
@@ -85,10 +79,9 @@ class OperationsOf final : public AnyOperations<T> {
     operations_.shift(coding, exact, sinks, tail, by, {});
   }
 
-  void dequantize(Index coding, const Context &context, AnyTensor k, AnyTensor v) override {
-    with_element(k.type(), [&]<class S>() {
-      operations_.template dequantize<S>(coding, context, k.as<S>(), v.as<S>(), {});
-    });
+  void dequantize(const Call &call, AnyTensor k, AnyTensor v) override {
+    with_element(k.type(),
+                 [&]<class S>() { operations_.template dequantize<S>(call, k.as<S>(), v.as<S>(), {}); });
   }
 
   std::size_t statistics_bytes() const override { return operations_.statistics_bytes(); }

@@ -9,6 +9,13 @@
 
 #define SQUAT_ASSERT(condition) assert(condition)
 
+/// Of functions that kernels call too.
+#ifdef __CUDACC__
+#define SQUAT_HOST_DEVICE __host__ __device__
+#else
+#define SQUAT_HOST_DEVICE
+#endif
+
 namespace squat {
 
 /// Counts, extents and strides, in elements.

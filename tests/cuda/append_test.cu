@@ -10,7 +10,9 @@
 
 #include "device_array.hpp"
 #include "squat/attention/rotary.hpp"
-#include "squat/cuda/append.cuh"
+#include "squat/cuda/append_step.cuh"
+#include "squat/cuda/check_elements.cuh"
+#include "squat/cuda/exact_rows.cuh"
 
 namespace squat::test {
 namespace {
@@ -18,13 +20,15 @@ namespace {
 constexpr int d = 96, heads = 3;
 using Block = cuda::BlockLayout<d>;
 
-/// A buffer of sink_blocks and tail_blocks blocks a head, with garbage in it.
+/// A buffer of sink_blocks and tail_blocks blocks, and of some behind the ring, with garbage in it.
 class Rows {
  public:
-  Rows(int sink_blocks, int tail_blocks, int tail_first)
+  Rows(int sink_blocks, int tail_blocks, int tail_first, int behind = 0)
       : exact_(std::vector<std::uint16_t>(
-            static_cast<std::size_t>(heads * (sink_blocks + tail_blocks) * Block::elements), 0x1234)) {
+            static_cast<std::size_t>(heads * (sink_blocks + tail_blocks + behind) * Block::elements),
+            0x1234)) {
     state.exact = exact_.data();
+    state.overflow = exact_.data() + heads * (sink_blocks + tail_blocks) * Block::elements;
     state.sink_blocks = sink_blocks;
     state.tail_blocks = tail_blocks;
     state.tail_first = tail_first;
@@ -39,16 +43,17 @@ class Rows {
     return element<T>(slots, token, head, [&](int row) { return Block::value(row, channel); });
   }
 
+  cuda::ExactSlots sinks() const { return cuda::sink_slots<d>(state, heads); }
+  cuda::ExactSlots tail() const { return cuda::tail_slots<d>(state, heads); }
+
   cuda::LayerState state{};
 
  private:
   template <class T, class Place>
   float element(const cuda::ExactSlots &slots, int token, int head, Place &&place) const {
-    const int slot = slots.slot(token);
-    const int block = head * slots.blocks + slots.first_block + slot / 16;
     const std::vector<std::uint16_t> elements = exact_.read();
-    const std::uint16_t bits =
-        elements[static_cast<std::size_t>(block * Block::elements + place(slot % 16))];
+    const auto offset = slots.block<d>(head, token) - exact_.data() + place(token % 16);
+    const std::uint16_t bits = elements[static_cast<std::size_t>(offset)];
     return static_cast<float>(Eigen::numext::bit_cast<T>(bits));
   }
 
@@ -100,9 +105,9 @@ TEST_F(Append, AStepAppendsATokenToEverySequenceAndCountsIt) {
   EXPECT_EQ(errors.read()[0], 0u);
   for (int head = 0; head < heads; ++head) {
     for (int i = 0; i < d; i += 7) {
-      EXPECT_EQ(first.key<half>(tail_slots(first.state), 20, head, i), half(k[at(1, head, i)]));
-      EXPECT_EQ(first.value<half>(tail_slots(first.state), 20, head, i), half(v[at(1, head, i)]));
-      EXPECT_EQ(second.key<half>(tail_slots(second.state), 0, head, i), half(k[at(0, head, i)]));
+      EXPECT_EQ(first.key<half>(first.tail(), 20, head, i), half(k[at(1, head, i)]));
+      EXPECT_EQ(first.value<half>(first.tail(), 20, head, i), half(v[at(1, head, i)]));
+      EXPECT_EQ(second.key<half>(second.tail(), 0, head, i), half(k[at(0, head, i)]));
     }
   }
 }
@@ -120,7 +125,7 @@ TEST_F(Append, AStepSaysThatAnElementIsBadAndTakesZero) {
                                                   errors.data(), nullptr);
   finish();
   EXPECT_EQ(errors.read()[0], cuda::bad_element);
-  const cuda::ExactSlots tail = tail_slots(rows.state);
+  const cuda::ExactSlots tail = rows.tail();
   EXPECT_EQ(rows.key<bfloat16>(tail, 0, 1, 5), 0);
   EXPECT_EQ(rows.value<bfloat16>(tail, 0, 2, 8), 0);
   EXPECT_EQ(rows.key<bfloat16>(tail, 0, 1, 4), static_cast<float>(k[at(0, 1, 4)]));
@@ -130,7 +135,7 @@ TEST_F(Append, AStepDropsATokenThatHasNoSlot) {
   DeviceArray<half> keys(random_rows<half>(1));
   Rows rows(0, 2, 16);
   rows.state.tail = 32;
-  const cuda::ExactSlots tail = tail_slots(rows.state);
+  const cuda::ExactSlots tail = rows.tail();
   const float oldest = rows.key<half>(tail, 0, 0, 0);
   DeviceArray<cuda::LayerState> states(std::vector<cuda::LayerState>{rows.state});
   DeviceArray<cuda::BatchEntry> batch(std::vector<cuda::BatchEntry>{{states.data(), 0, 1}});
@@ -143,15 +148,27 @@ TEST_F(Append, AStepDropsATokenThatHasNoSlot) {
   EXPECT_EQ(rows.key<half>(tail, 0, 0, 0), oldest);
 }
 
+/// Appends rows to one sequence, whose state counts them already.
+template <class S>
+void append(const Rows &rows, const DeviceArray<S> &k, const DeviceArray<S> &v, int first_row,
+            int tokens, int sinks) {
+  DeviceArray<cuda::LayerState> states(std::vector<cuda::LayerState>{rows.state});
+  DeviceArray<cuda::BatchEntry> batch(
+      std::vector<cuda::BatchEntry>{{states.data(), first_row, tokens, sinks}});
+  cuda::launch_append_rows<d, half, S>(batch.data(), 1, tokens, heads, tensor(k), tensor(v), nullptr);
+  finish();
+}
+
 TEST_F(Append, RowsAndCopiesOfThemGoToAnySlots) {
   constexpr int tokens = 50;
   const std::vector<half> k = random_rows<half>(tokens), v = random_rows<half>(tokens + 1);
   DeviceArray<half> keys(k), values(v);
   Rows ring(2, 5, 64), copy(1, 4, 0);
-  const cuda::ExactSlots from = tail_slots(ring.state), to = tail_slots(copy.state);
+  const cuda::ExactSlots from = ring.tail(), to = copy.tail();
   // Rows 3 to 49 to tokens 9 to 55 of a ring that wraps behind 16 of them, tokens 12 to 49 of it to 5
   // to 42.
-  cuda::launch_append_rows<d, half, half>(tensor(keys), tensor(values), 3, 47, heads, from, 9, nullptr);
+  ring.state.tail = 9 + 47;
+  append(ring, keys, values, 3, 47, 0);
   cuda::launch_copy_rows<d>(from, 12, 38, heads, to, 5, nullptr);
   finish();
   const float untouched = copy.key<half>(to, 4, 0, 0);
@@ -167,6 +184,66 @@ TEST_F(Append, RowsAndCopiesOfThemGoToAnySlots) {
   for (const int token : {8, 56, 79}) EXPECT_EQ(ring.value<half>(from, token, 2, 9), untouched);
 }
 
+TEST_F(Append, RowsFillSinksAndRingAndGoBehindIt) {
+  constexpr int tokens = 150, sinks = 19;
+  const std::vector<half> k = random_rows<half>(tokens), v = random_rows<half>(tokens + 1);
+  DeviceArray<half> keys(k), values(v);
+  Rows rows(2, 4, 32, 5);
+  rows.state.sinks = 3 + sinks;  // of which 3 were there
+  rows.state.tail = tokens - sinks;
+  append(rows, keys, values, 0, tokens, sinks);
+  for (int token = 0; token < tokens; ++token) {
+    const int i = (token * 13) % d, head = token % heads;
+    const bool sink = token < sinks;
+    const cuda::ExactSlots slots = sink ? rows.sinks() : rows.tail();
+    const int place = sink ? 3 + token : token - sinks;
+    EXPECT_EQ(rows.key<half>(slots, place, head, i), k[at(token, head, i)]) << token;
+    EXPECT_EQ(rows.value<half>(slots, place, head, i), v[at(token, head, i)]) << token;
+  }
+}
+
+TEST_F(Append, WhatPackingLeavesBehindTheRingMovesIntoIt) {
+  constexpr int tokens = 150, group = 32, residual = 24;  // 3 pages, and 54 tokens of a ring for 64
+  const std::vector<half> k = random_rows<half>(tokens);
+  DeviceArray<half> keys(k);
+  Rows rows(1, 4, 16, 6);
+  rows.state.tail = tokens;
+  append(rows, keys, keys, 0, tokens, 0);
+  std::vector<std::uint8_t> memory(3);
+  std::vector<cuda::PageEntry> entries(4);
+  for (int page = 0; page < 3; ++page) entries[static_cast<std::size_t>(page)].data = memory.data();
+  DeviceArray<cuda::PageEntry> table(entries);
+  rows.state.pages = table.data();
+  rows.state.page_capacity = 4;
+  DeviceArray<cuda::LayerState> states(std::vector<cuda::LayerState>{rows.state});
+  DeviceArray<cuda::BatchEntry> batch(std::vector<cuda::BatchEntry>{{states.data(), 0, tokens, 0}});
+  cuda::CodingTables learnt{};
+  learnt.learnt = 1;
+  DeviceArray<cuda::CodingTables> codings(std::vector<cuda::CodingTables>{learnt});
+  const cuda::PackCall call{.batch = batch.data(),
+                            .entries = 1,
+                            .most_pages = 3,
+                            .kv_heads = heads,
+                            .residual = residual,
+                            .codings = codings.data(),
+                            .coding = Coding::plain,
+                            .fit = AffineFit::minmax,
+                            .values = ValueCoding::plain};
+  cuda::launch_keep_overflow<d, group>(call, 6, nullptr);
+  cuda::launch_finish_call<group>(call, nullptr);
+  finish();
+  rows.state = states.read()[0];
+  EXPECT_EQ(rows.state.tail, tokens - 3 * group);
+  EXPECT_EQ(rows.state.paged_tokens, 3 * group);
+  for (int token = 0; token < rows.state.tail; ++token) {
+    for (int head = 0; head < heads; ++head) {
+      EXPECT_EQ(rows.key<half>(rows.tail(), token, head, token % d),
+                k[at(3 * group + token, head, token % d)])
+          << token;
+    }
+  }
+}
+
 TEST_F(Append, TurnsTheKeysOfSomeTokens) {
   for (const RotaryPairs pairs : {RotaryPairs::halves, RotaryPairs::interleaved}) {
     RotaryTable table{.pairs = pairs};
@@ -180,8 +257,9 @@ TEST_F(Append, TurnsTheKeysOfSomeTokens) {
     const std::vector<half> k = random_rows<half>(30);
     DeviceArray<half> keys(k);
     Rows rows(1, 2, 16);
-    const cuda::ExactSlots tail = tail_slots(rows.state);
-    cuda::launch_append_rows<d, half, half>(tensor(keys), tensor(keys), 0, 30, heads, tail, 0, nullptr);
+    const cuda::ExactSlots tail = rows.tail();
+    rows.state.tail = 30;
+    append(rows, keys, keys, 0, 30, 0);
     cuda::launch_turn_rows<d, half>(tail, 4, 20, heads, tables, -98765, nullptr);
     finish();
     for (const int token : {0, 3, 4, 15, 16, 23, 24}) {

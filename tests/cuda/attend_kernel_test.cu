@@ -332,10 +332,13 @@ class World {
     s.state.sinks = case_.sinks;
     s.state.sink_blocks = (case_.sinks + 15) / 16;
     s.state.tail = tail;
-    s.state.tail_blocks = (tail + 15) / 16 + 1;
+    // A call of several tokens may have some behind the ring.
+    const int tail_blocks = (tail + 15) / 16 + 1;
+    s.state.tail_blocks = tokens > 1 ? (tail_blocks + 1) / 2 : tail_blocks;
     s.state.tail_first = 16 * (s.state.tail_blocks / 2);
     const auto block = BlockLayout<d>::elements;
-    std::vector<half> exact(static_cast<std::size_t>(heads) * s.state.blocks() * block, half(0.0f));
+    std::vector<half> exact(
+        static_cast<std::size_t>(heads) * (s.state.sink_blocks + tail_blocks) * block, half(0.0f));
     const auto fill = [&](int count, auto slot_of, std::vector<double>& keys,
                           std::vector<double>& values) {
       keys.resize(heads * count * d);
@@ -343,8 +346,7 @@ class World {
       for (int h = 0; h < heads; ++h) {
         for (int t = 0; t < count; ++t) {
           const int slot = slot_of(t);
-          half* rows =
-              exact.data() + (static_cast<std::size_t>(h) * s.state.blocks() + slot / 16) * block;
+          half* rows = exact.data() + (static_cast<std::size_t>(slot / 16) * heads + h) * block;
           for (int c = 0; c < d; ++c) {
             const half k(static_cast<float>(normal())), v(static_cast<float>(normal()));
             rows[BlockLayout<d>::key(slot % 16, c)] = k;
@@ -359,9 +361,15 @@ class World {
         case_.sinks, [](int t) { return t; }, s.sink_keys, s.sink_values);
     const int ring = s.state.tail_blocks * 16;
     fill(
-        tail, [&](int t) { return s.state.sink_blocks * 16 + (s.state.tail_first + t) % ring; },
+        tail,
+        [&](int t) {
+          return s.state.sink_blocks * 16 + (t < ring ? (s.state.tail_first + t) % ring : t);
+        },
         s.tail_keys, s.tail_values);
-    s.state.exact = keep(exact);
+    s.state.exact = reinterpret_cast<std::uint16_t*>(keep(exact));
+    s.state.overflow =
+        s.state.exact +
+        static_cast<std::size_t>(s.state.sink_blocks + s.state.tail_blocks) * heads * block;
     sequences_.push_back(std::move(s));
   }
 
@@ -441,7 +449,7 @@ class World {
     }
     LayerState* device_states = keep(states);
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
-      batch.push_back({device_states + i, rows, sequences_[i].tokens});
+      batch.push_back({device_states + i, rows, sequences_[i].tokens, 0});
       rows += sequences_[i].tokens;
       most = std::max(most, sequences_[i].tokens);
     }

@@ -14,7 +14,8 @@
 #include "device_array.hpp"
 #include "squat/attention/rotary.hpp"
 #include "squat/cpu/pack_page.hpp"
-#include "squat/cuda/append.cuh"
+#include "squat/cuda/append_step.cuh"
+#include "squat/cuda/exact_rows.cuh"
 #include "squat/cuda/pack_keys.cuh"
 #include "squat/cuda/pack_values.cuh"
 #include "squat/quantize/key_quantizer.hpp"
@@ -86,8 +87,7 @@ class PackedTail {
 
   explicit PackedTail(const PackCase &options, std::uint32_t seed = 1) : case_(options), random_(seed) {
     if (case_.tile_pages > 0)
-      tiles_ =
-          std::make_unique<cpu::TileTables>(rotary(), case_.tile_pages * group);
+      tiles_ = std::make_unique<cpu::TileTables>(rotary(), case_.tile_pages * group);
     make_mixes();
     learn();
     make_tokens();
@@ -285,7 +285,8 @@ class PackedTail {
 
   void pack() {
     using Block = cuda::BlockLayout<d>;
-    const int tail_blocks = (tokens + 15) / 16 + 1, blocks = 1 + tail_blocks;
+    // The newest tokens stand behind the ring, whose oldest wrap.
+    const int blocks = (tokens + 15) / 16 + 2, tail_blocks = blocks - 4;
     const std::size_t page_bytes = static_cast<std::size_t>(Layout::head_bytes(case_.values)) * heads;
     DeviceArray<std::uint16_t> exact(static_cast<std::size_t>(heads) * blocks * Block::elements);
     DeviceArray<std::uint8_t> memory(page_bytes * pages);
@@ -300,10 +301,12 @@ class PackedTail {
     }
     DeviceArray<cuda::PageEntry> table(entries);
     state_.exact = exact.data();
+    state_.overflow =
+        exact.data() + static_cast<std::size_t>(heads) * (1 + tail_blocks) * Block::elements;
     state_.pages = table.data();
     state_.position = first_position + tokens;
     state_.tail = tokens;
-    state_.tail_first = (tail_blocks - 3) * 16;  // the ring wraps
+    state_.tail_first = (tail_blocks - 3) * 16;
     state_.sink_blocks = 1;
     state_.tail_blocks = tail_blocks;
     state_.page_capacity = pages;
@@ -313,14 +316,14 @@ class PackedTail {
     DeviceArray<cuda::HeadTables> head_array(tables);
     cuda::CodingTables coding{head_array.data(), tile_tables(), 1};
     DeviceArray<cuda::CodingTables> codings(std::vector<cuda::CodingTables>{coding});
-    DeviceArray<cuda::BatchEntry> batch(std::vector<cuda::BatchEntry>{{state.data(), 0, tokens}});
+    DeviceArray<cuda::BatchEntry> batch(std::vector<cuda::BatchEntry>{{state.data(), 0, tokens, 0}});
 
     DeviceArray<half> k(k_), v(v_);
     const auto tensor = [&](DeviceArray<half> &array) {
       return cuda::DeviceTensor<const half>{array.data(), heads * d, d};
     };
-    cuda::launch_append_rows<d, half, half>(tensor(k), tensor(v), 0, tokens, heads,
-                                            cuda::tail_slots(state_), 0, nullptr);
+    cuda::launch_append_rows<d, half, half>(batch.data(), 1, tokens, heads, tensor(k), tensor(v),
+                                            nullptr);
     const cuda::PackCall call{.batch = batch.data(),
                               .entries = 1,
                               .most_pages = pages + 1,  // more than are due
@@ -332,7 +335,7 @@ class PackedTail {
                               .values = case_.values};
     cuda::launch_pack_keys<Layout, half>(call, nullptr);
     cuda::launch_pack_values<Layout, half>(call, nullptr);
-    cuda::launch_finish_step<group>(call, nullptr);
+    cuda::launch_finish_call<group>(call, nullptr);
     finish();
     bytes_ = memory.read();
     state_ = state.read()[0];

@@ -3,9 +3,10 @@
 // Kernels that several tests share: kernels.cu compiles those of each page layout once, and
 // those that depend on head_dim alone.
 
-#include "squat/cuda/append.cuh"
+#include "squat/cuda/append_step.cuh"
 #include "squat/cuda/attend_call.cuh"
 #include "squat/cuda/device_statistics.cuh"
+#include "squat/cuda/exact_rows.cuh"
 #include "squat/cuda/launch_attend.cuh"
 #include "squat/cuda/pack_keys.cuh"
 #include "squat/cuda/pack_values.cuh"
@@ -23,7 +24,7 @@ namespace squat::cuda {
       const BatchEntry *, int, int, DeviceTensor<const float>, DeviceTensor<const float>,             \
       std::uint32_t *, cudaStream_t);                                                                 \
   prefix template void launch_append_rows<HeadDim, half, float>(                                      \
-      DeviceTensor<const float>, DeviceTensor<const float>, long long, int, int, ExactSlots, int,     \
+      const BatchEntry *, int, int, int, DeviceTensor<const float>, DeviceTensor<const float>,        \
       cudaStream_t);                                                                                  \
   prefix template void launch_copy_rows<HeadDim>(ExactSlots, int, int, int, ExactSlots, int,          \
                                                  cudaStream_t);                                       \

@@ -1,6 +1,6 @@
 #pragma once
 
-// What KVCache asks of a backend. Everything else (sequences, pages, window,
+// What KVCache asks of a backend. Everything else (sequences, pages, the tail rule,
 // sinks, truncation, errors) lives above it, once.
 
 #include <concepts>
@@ -8,10 +8,11 @@
 #include <initializer_list>
 #include <span>
 
-#include "squat/attention/context.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/config.hpp"
 #include "squat/element_range.hpp"
 #include "squat/options.hpp"
+#include "squat/quantize/prior.hpp"
 #include "squat/tensor.hpp"
 
 namespace squat {
@@ -22,30 +23,28 @@ namespace squat {
 ///
 /// - page_bytes(): bytes of a page, all its KV heads. Memory(n) owns n bytes
 /// that pages can live in.
-/// - Exact: a sequence's sinks and tail in one layer, see cpu/exact_store.hpp
-/// for its small interface. shift: drops some of them and turns what follows.
+/// - Exact: a sequence's sinks and tail in one layer: sinks(), tail(), bytes(), truncate(sinks, tail).
+/// shift: drops some of them and turns what follows.
 /// - check_elements: throws Error for the first element out of range.
 /// - add_coding, remove_coding: what a layer learns, named by a number. observe, learn: its statistics
 /// and the codings made of them. add_statistics: adds what it holds to a Prior, false if it is gone.
 /// back_up, restore: what a coding was, for a call in which learning fails; restore must not fail.
-/// - A call that appends is reserve (all memory, of observe too; throws before anything changes; told
-/// whether the call attends), enter (attends to
-/// what is cached and to the call's own rows), settle (packs what became due, keeps the rest exact; must
-/// not fail).
-/// - attend: a batch of jobs, read-only; it checks q's elements, unless that would make it wait for a
-/// device. dequantize: what attention sees, as rows.
-/// - *_bytes(): what is allocated. steps_alone: whether it is a StepsAlone too.
+/// - reserve: all memory that a call needs, of observe too; throws before anything changes. It is told
+/// whether the call attends.
+/// - append: attends to what is cached and to the call's own rows, unless `out` is empty; packs what
+/// became due; keeps the other rows exact. Must not fail.
+/// - attend: the same for calls that only read; a call of its own, with its memory. It checks q's
+/// elements, unless that would make it wait for a device. dequantize: what attention sees, as rows.
+/// - *_bytes(): what is allocated.
 template <class Operations, class T, class Stream>
 concept BackendOperations = std::constructible_from<Operations, const Options &> &&
     requires(Operations operations, const Operations constant, Index index, int layer, Stream stream,
              TensorView<const float> in, TensorView<float> out, TokenRange range, Prior &prior,
              std::initializer_list<NamedTensor<float>> tensors,
-             std::span<const typename Operations::Append> appends,
-             std::span<const typename Operations::Job> jobs, const typename Operations::Context &context,
-             typename Operations::Exact &exact) {
+             std::span<const SequenceCall<typename Operations::Exact>> calls,
+             const SequenceCall<typename Operations::Exact> &call, typename Operations::Exact &exact) {
   typename Operations::Memory;
   typename Operations::Backup;
-  { Operations::steps_alone } -> std::convertible_to<bool>;
   { constant.page_bytes() } -> std::same_as<std::size_t>;
   operations.shift(index, exact, range, range, index, stream);
   operations.check_elements(tensors, stream);
@@ -55,11 +54,10 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
   operations.learn(index, stream);
   { constant.add_statistics(index, prior) } -> std::same_as<bool>;
   operations.restore(index, operations.back_up(index, stream));
-  operations.reserve(appends, jobs, true, stream);
-  operations.enter(appends, jobs, in, in, in, out, stream);
-  operations.settle(appends, in, in, stream);
-  operations.attend(jobs, in, out, stream);
-  operations.dequantize(index, context, out, out, stream);
+  operations.reserve(calls, true, stream);
+  operations.append(calls, in, in, in, out, stream);
+  operations.attend(calls, in, out, stream);
+  operations.dequantize(call, out, out, stream);
   { constant.statistics_bytes() } -> std::same_as<std::size_t>;
   { constant.bases_bytes() } -> std::same_as<std::size_t>;
   { constant.workspace_bytes() } -> std::same_as<std::size_t>;
@@ -67,29 +65,30 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
 
 /// A backend whose kernels take decode steps (a token a sequence, all else in
 /// its place) on their own: they count tokens and pack into a page that was
-/// laid ready, so that a captured graph of a step can be replayed. The host
-/// counts along.
+/// acquired ahead, so that a captured graph of a step can be replayed. The host
+/// counts along, see replay.hpp.
 ///
-/// - can_step: whether the next token finds everything in its place. step: appends, attends (unless
+/// - can_step: whether the next token finds its place. step: appends, attends (unless
 /// there are no queries to answer) and packs what is due. capturing: whether the stream records instead
 /// of working.
 /// - Exact: count() and drop(tokens) note what the kernels did; room() is what the tail has left;
 /// outgrown(): a captured step does not hold any more.
-/// - show: tells the kernels of layers that changed otherwise. show_next: of pages laid ready.
-/// - reserve_shift: what shift() and show() need for so many pages.
+/// - publish: tells the kernels of layers that changed outside a call, publish_next_page of pages
+/// acquired ahead. reserve_pages: what either needs for so many pages. reserve_shift: what shift does.
 /// - check: throws Error for what kernels have met since.
 template <class Operations, class Stream>
-concept StepsAlone = requires(Operations operations, const Operations constant,
-                              typename Operations::Exact &exact,
-                              std::span<const LayerView<typename Operations::Exact>> views,
-                              Stream stream, int layer, bool due, std::size_t pages,
-                              TensorView<const float> in, TensorView<float> out) {
+concept ReplayableOperations = requires(Operations operations, const Operations constant,
+                                        typename Operations::Exact &exact,
+                                        std::span<const SequenceCall<typename Operations::Exact>> calls,
+                                        Stream stream, int layer, bool due, std::size_t pages,
+                                        TensorView<const float> in, TensorView<float> out) {
   { constant.can_step(exact) } -> std::same_as<bool>;
-  operations.step(views, layer, due, in, in, in, out, stream);
+  operations.step(calls, layer, due, in, in, in, out, stream);
   { constant.capturing(stream) } -> std::same_as<bool>;
-  operations.show(views, stream);
-  operations.show_next(views, stream);
-  operations.reserve_shift(exact, pages, stream);
+  operations.publish(calls, stream);
+  operations.publish_next_page(calls, stream);
+  operations.reserve_pages(exact, pages, stream);
+  operations.reserve_shift(exact, stream);
   constant.check(stream);
 };
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -13,12 +15,15 @@
 
 #include "squat/cache/append_plan.hpp"
 #include "squat/cache/backend.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/cache/check.hpp"
 #include "squat/cache/layer_pages.hpp"
 #include "squat/cache/learning.hpp"
 #include "squat/cache/memory_report.hpp"
+#include "squat/cache/replay.hpp"
 #include "squat/cache/sequence.hpp"
 #include "squat/cache/sequence_table.hpp"
+#include "squat/cache/tail_rule.hpp"
 #include "squat/config.hpp"
 #include "squat/element_range.hpp"
 #include "squat/error.hpp"
@@ -66,9 +71,7 @@ class KVCache {
   using Stream = typename Backend::Stream;
   static_assert(BackendOperations<Operations, T, Stream>,
                 "squat: the backend does not offer what BackendOperations asks for");
-  static constexpr bool steps_alone = Operations::steps_alone;
-  static_assert(!steps_alone || StepsAlone<Operations, Stream>,
-                "squat: the backend does not offer what StepsAlone asks for");
+  static constexpr bool replayable = ReplayableOperations<Operations, Stream>;
 
   // A call's element type follows from its first tensor; the others may be
   // views of const or mutable elements.
@@ -149,18 +152,18 @@ class KVCache {
     check_tensor<S>("q", q, q.tokens, options_.query_heads);
     check_tensor<S>("out", out, q.tokens, options_.query_heads);
     checks::memory_or_error([&] {
-      jobs_.clear();
+      calls_.clear();
       for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
-        const Layer &tokens = find(entry.sequence, layer);
-        const Index length = tokens.length();
-        if (entry.tokens > length) {
-          throw_invalid("batch.tokens", entry.tokens, "at most the length of the sequence, which is",
-                        length);
+        auto call = find(entry.sequence, layer).call(row, entry.tokens);
+        if (call.tokens > call.past) {
+          throw_invalid("batch.tokens", call.tokens, "at most the length of the sequence, which is",
+                        call.past);
         }
-        jobs_.push_back({tokens.context(), tokens.coding, row, entry.tokens, length - entry.tokens});
+        call.past -= call.tokens;
+        calls_.push_back(call);
       });
-      if (jobs_.empty()) return;
-      operations_.template attend<std::remove_const_t<S>>(jobs_, q, out, stream);
+      if (calls_.empty()) return;
+      operations_.template attend<std::remove_const_t<S>>(calls_, q, out, stream);
     });
   }
 
@@ -217,16 +220,19 @@ class KVCache {
   /// every `page_tokens` replays. The step must have been taken once before it was captured. The batch's
   /// token counts are not read. Throws Error, once all is counted, where a sequence has outgrown the
   /// graph, which happens each time its length doubles: capture the step anew.
-  void advance(Batch batch, Index steps, Stream stream = {}) requires steps_alone {
+  void advance(Batch batch, Index steps, Stream stream = {}) requires replayable {
     checks::check_range("steps", steps, 0, options_.page_tokens);
     for (const SequenceTokens &entry : batch) {
       for (const Layer &layer : find(entry.sequence).layers) {
-        const Index room = layer.exact.room() + (layer.next_page ? options_.page_tokens : 0);
+        const Index room = replay_.room(layer);
         if (steps > room)
           throw_invalid("steps", steps, "at most what tail and next page have room for,", room);
       }
     }
-    for (int layer = 0; layer < options_.layers; ++layer) count_steps(batch, layer, steps, stream);
+    for (int layer = 0; layer < options_.layers; ++layer) {
+      find_layers(batch, layer);
+      replay_.count(operations_, pages_, layers_, steps, stream);
+    }
     for (const SequenceTokens &entry : batch) {
       for (const Layer &layer : find(entry.sequence).layers) {
         if (layer.exact.outgrown()) {
@@ -239,7 +245,7 @@ class KVCache {
 
   /// Throws Error for what kernels have met in decode steps since the last call: elements out of range,
   /// tokens without room. Waits for the stream.
-  void check(Stream stream = {}) const requires steps_alone { operations_.check(stream); }
+  void check(Stream stream = {}) const requires replayable { operations_.check(stream); }
 
   /// Writes all tokens of a sequence and layer as attention sees them: exact
   /// rows as they are, packed ones as their codes say. k, v: [length(sequence,
@@ -248,11 +254,10 @@ class KVCache {
   void dequantize(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<TensorView<S>> v,
                   Stream stream = {}) {
     check_layer(layer);
-    const Layer &tokens = find(sequence, layer);
+    Layer &tokens = find(sequence, layer);
     check_tensor<S>("k", k, tokens.length(), options_.kv_heads);
     check_tensor<S>("v", v, tokens.length(), options_.kv_heads);
-    checks::memory_or_error(
-        [&] { operations_.dequantize(tokens.coding, tokens.context(), k, v, stream); });
+    checks::memory_or_error([&] { operations_.dequantize(tokens.call(), k, v, stream); });
   }
 
   /// Keeps the first `tokens` tokens of a sequence in every layer. A page cut
@@ -262,8 +267,9 @@ class KVCache {
     const Index most = length(sequence);
     if (tokens < 0 || tokens > most)
       throw_invalid("tokens", tokens, "0 to the length of the sequence,", most);
-    for (Layer &layer : state.layers) pages_.truncate(layer, tokens);
-    show(state, stream);
+    find_layers(state);
+    for (Layer *layer : layers_) pages_.truncate(*layer, tokens);
+    replay_.publish(operations_, pages_, layers_, stream);
   }
 
   /// Drops the tokens [first, last) of a sequence in every layer and moves what
@@ -280,25 +286,25 @@ class KVCache {
     checks::check_range("first", first, 0, last);
     checks::check_range("by", by, -farthest, farthest);
     if (by != 0 && options_.rotary.empty()) throw_invalid("by", by, "0 without a rotary table");
+    find_layers(state);
     checks::memory_or_error([&] {
       for (Layer &layer : state.layers) {
         layer.reserve_pages(1);
-        if constexpr (steps_alone)
-          operations_.reserve_shift(layer.exact, layer.pages.size() + 1, stream);
+        replay_.reserve_shift(operations_, layer, stream);
       }
     });
     for (Layer &layer : state.layers) {
-      const Index sinks = layer.exact.sinks(), tail = sinks + layer.paged_tokens();
+      const Index sinks = layer.exact.sinks(), tail = layer.tail_begin();
       const auto part = [&](Index begin, Index count) {
         return TokenRange{std::clamp<Index>(first - begin, 0, count),
                           std::clamp<Index>(last - begin, 0, count)};
       };
       const TokenRange of_sinks = part(0, sinks), of_tail = part(tail, layer.exact.tail());
-      pages_.shift(layer, first - sinks, last - sinks, by);
+      pages_.shift(layer, first - sinks, last - sinks, by, sinks - (of_sinks.last - of_sinks.first));
       operations_.shift(layer.coding, layer.exact, of_sinks, of_tail, by, stream);
       layer.next_position += by;
     }
-    show(state, stream);
+    replay_.publish(operations_, pages_, layers_, stream);
   }
 
   /// The statistics of queries and keys that codings have learnt from, to be
@@ -338,7 +344,6 @@ class KVCache {
   }
 
   MemoryReport memory_report() const {
-    if constexpr (steps_alone) check();
     MemoryReport report;
     report.pages = pages_.bytes();
     report.pages_used = pages_.used_bytes();
@@ -365,12 +370,11 @@ class KVCache {
   }
 
  private:
-  using Plan = AppendPlan<Operations>;
-  using Layer = typename Plan::Layer;
-  using Sequence = SequenceState<typename Operations::Exact>;
+  using Exact = typename Operations::Exact;
+  using Layer = LayerTokens<Exact>;
+  using Sequence = SequenceState<Exact>;
 
   // ---- checks
-  // -----------------------------------------------------------------------------------------------
 
   void check_layer(int layer) const { checks::check_range("layer", layer, 0, options_.layers - 1); }
 
@@ -442,26 +446,57 @@ class KVCache {
     return find(sequence).layers[static_cast<std::size_t>(layer)];
   }
 
+  /// The layer of every sequence of a batch, into layers_.
+  void find_layers(Batch batch, int layer) {
+    make_room(batch.size());
+    for (const SequenceTokens &entry : batch) layers_.push_back(&find(entry.sequence, layer));
+  }
+
+  /// Every layer of a sequence, into layers_.
+  void find_layers(Sequence &sequence) {
+    make_room(sequence.layers.size());
+    for (Layer &layer : sequence.layers) layers_.push_back(&layer);
+  }
+
+  /// Empties layers_, with room for so many and for what is said of them.
+  void make_room(std::size_t layers) {
+    checks::memory_or_error([&] {
+      layers_.clear();
+      layers_.reserve(layers);
+      replay_.reserve(layers);
+    });
+  }
+
   // ---- appending
-  // --------------------------------------------------------------------------------------------
 
   template <class S>
   void append_checked(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
-    checks::memory_or_error([&] { append_or_step<S>(batch, layer, q, k, v, out, stream); });
+    checks::memory_or_error([&] {
+      if (!take_step<S>(batch, layer, q, k, v, out, stream))
+        append_planned<S>(batch, layer, q, k, v, out, stream);
+    });
+  }
+
+  /// A decode step, where the backend takes it on its own. Returns whether it did.
+  template <class S>
+  bool take_step(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
+    if constexpr (!replayable) return false;
+    Index row = 0;
+    bool step = q.tokens == 0 || !options_.keep_statistics;
+    for (const SequenceTokens &entry : batch) {
+      const Index expected = row++;
+      step = step && entry.tokens == 1 &&
+             (entry.first_row == SequenceTokens::behind_the_last || entry.first_row == expected) &&
+             learning_.learnt(find(entry.sequence, layer).coding);
+    }
+    find_layers(batch, layer);
+    return replay_.template take_step<std::remove_const_t<S>>(operations_, pages_, layers_, step, layer,
+                                                              q, k, v, out, stream);
   }
 
   template <class S>
-  void append_or_step(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
+  void append_planned(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
     using Scalar = std::remove_const_t<S>;
-    if constexpr (steps_alone) {
-      if (is_step(batch, layer, q.tokens > 0)) return step<Scalar>(batch, layer, q, k, v, out, stream);
-      if (operations_.capturing(stream)) {
-        throw Error(
-            "squat: stream is being captured, and the call is no decode step: one token a sequence, "
-            "sinks "
-            "full, coding learnt, a page laid ready");
-      }
-    }
     for_each_run(batch, [&](Index first, Index count) {
       const auto rows = [&](const char *name, In<S> tensor) {
         return NamedTensor<Scalar>{name, tensor.tokens > 0 ? tensor.slice(first, count) : tensor, first};
@@ -469,15 +504,21 @@ class KVCache {
       operations_.template check_elements<Scalar>({rows("q", q), rows("k", k), rows("v", v)}, stream);
     });
     plan(batch, layer, q.tokens > 0, out.tokens > 0, stream);
-    learning_.template observe<Scalar>(operations_, plan_, q, k, stream);
-    operations_.template enter<Scalar>(plan_.appends(), plan_.jobs(), q, k, v, out, stream);
+    const std::span calls = std::as_const(plan_).calls();
+    learning_.template observe<Scalar>(operations_, calls, q, k, stream);
     pages_.add(plan_);
-    operations_.template settle<Scalar>(plan_.appends(), k, v, stream);
+    operations_.template append<Scalar>(calls, q, k, v, out, stream);
+    layers_.clear();
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+      if (calls[i].learnt) layers_.push_back(plan_.layers()[i]);
+    }
+    replay_.acquire_pages(operations_, pages_, layers_, stream);
   }
 
   /// Decides what an append will do, and allocates all that it needs. Throws
   /// before anything changes.
   void plan(Batch batch, int layer, bool queries, bool attends, Stream stream) {
+    const TailRule<> rule{options_.residual, options_.page_tokens};
     Index tokens = 0;
     for (const SequenceTokens &entry : batch) tokens += entry.tokens;
     plan_.clear();
@@ -485,14 +526,17 @@ class KVCache {
       Layer &state = find(entry.sequence, layer);
       const Index more = options_.basis_per_sequence ? entry.tokens : tokens;
       plan_.add(state, row, entry.tokens, learning_.learnt(state.coding, more),
-                learning_.observes(state.coding, queries), options_);
+                learning_.observes(state.coding, queries), options_.sinks, rule);
     });
-    if constexpr (steps_alone) {
-      if (!pages_.try_reserve(plan_.new_pages())) release_ready_pages(stream);
+    if (!pages_.try_reserve(plan_.new_pages())) {  // those acquired ahead are needed now
+      sequences_.for_each([&](Sequence &sequence) {
+        find_layers(sequence);
+        replay_.release_pages(operations_, pages_, layers_, stream);
+      });
     }
+    make_room(plan_.calls().size());
     pages_.reserve(plan_);
-    plan_.make_jobs();
-    operations_.reserve(plan_.appends(), plan_.jobs(), attends, stream);
+    operations_.reserve(std::as_const(plan_).calls(), attends, stream);
   }
 
   Index add_coding(int layer) {
@@ -506,81 +550,16 @@ class KVCache {
     return coding;
   }
 
-  // ---- decode steps that the backend takes alone
-  // ------------------------------------------------------------
-
-  bool is_step(Batch batch, int layer, bool queries) const requires steps_alone {
-    if (queries && options_.keep_statistics) return false;
-    Index row = 0;
-    return std::all_of(batch.begin(), batch.end(), [&](const SequenceTokens &entry) {
-      const Layer &state = find(entry.sequence, layer);
-      const Index tail = state.exact.tail() + 1, expected = row++;
-      const bool in_place =
-          entry.first_row == SequenceTokens::behind_the_last || entry.first_row == expected;
-      return entry.tokens == 1 && in_place && learning_.learnt(state.coding) &&
-             state.exact.sinks() == options_.sinks &&
-             (tail < full_tail() || (tail == full_tail() && state.next_page)) &&
-             operations_.can_step(state.exact);
-    });
-  }
-
-  template <Element S>
-  void step(Batch batch, int layer, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
-            TensorView<S> out, Stream stream) requires steps_alone {
-    const bool capturing = operations_.capturing(stream);
-    bool due = capturing;  // replays meet every step
-    views_.clear();
-    for (const SequenceTokens &entry : batch) {
-      Layer &state = find(entry.sequence, layer);
-      due |= state.exact.tail() + 1 == full_tail();
-      views_.push_back(pages_.view(state));
-    }
-    operations_.template step<S>(views_, layer, due, q, k, v, out, stream);
-    if (!capturing) count_steps(batch, layer, 1, stream);
-  }
-
-  /// Counts along, and lays pages ready where they were taken.
-  void count_steps(Batch batch, int layer, Index steps, Stream stream) requires steps_alone {
-    views_.clear();
-    for (const SequenceTokens &entry : batch) {
-      Layer &state = find(entry.sequence, layer);
-      for (Index step = 0; step < steps; ++step) pages_.count_step(state, full_tail());
-      if (state.next_page) continue;
-      pages_.lay_ready(state);
-      if (state.next_page) views_.push_back(pages_.view(state));
-    }
-    operations_.show_next(views_, stream);
-  }
-
-  /// Tells the kernels of a sequence that changed otherwise.
-  void show(Sequence &sequence, Stream stream) {
-    if constexpr (steps_alone) {
-      views_.clear();
-      for (Layer &layer : sequence.layers) views_.push_back(pages_.view(layer));
-      operations_.show(views_, stream);
-    }
-  }
-
-  /// Pages laid ready are given back where others need them.
-  void release_ready_pages(Stream stream) {
-    sequences_.for_each([&](Sequence &sequence) {
-      for (Layer &layer : sequence.layers) pages_.release_ready(layer);
-      show(sequence, stream);
-    });
-  }
-
-  /// Tokens of a tail of which the oldest group is packed.
-  Index full_tail() const { return options_.residual + options_.page_tokens; }
-
   Options options_;
   Operations operations_;
-  LayerPages<Operations, steps_alone> pages_;
+  LayerPages<typename Operations::Memory, Exact> pages_;
   Learning learning_;
   SequenceTable<Sequence> sequences_;
   std::uint64_t call_ = 0;
-  Plan plan_;  // of the call in progress
-  std::vector<typename Operations::Job> jobs_;
-  std::vector<LayerView<typename Operations::Exact>> views_;
+  AppendPlan<Exact> plan_;  // of the call in progress
+  std::vector<SequenceCall<Exact>> calls_;
+  std::vector<Layer *> layers_;
+  [[no_unique_address]] ReplayOf<Operations, Stream> replay_{options_};
 };
 
 }  // namespace squat

@@ -7,8 +7,8 @@
 #include <optional>
 #include <utility>
 
-#include "squat/attention/context.hpp"
 #include "squat/cache/append_plan.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/cache/page_pool.hpp"
 #include "squat/cache/sequence.hpp"
 #include "squat/config.hpp"
@@ -16,20 +16,18 @@
 
 namespace squat {
 
-/// The pages of all sequences and layers. LaysReady: a page is acquired ahead for every layer whose
-/// coding is there, for a backend that packs on its own.
-template <class Operations, bool LaysReady>
+/// The pages of all sequences and layers. Memory, Exact: the backend's.
+template <class Memory, class Exact>
 class LayerPages {
  public:
-  using Plan = AppendPlan<Operations>;
-  using Layer = typename Plan::Layer;
+  using Layer = LayerTokens<Exact>;
 
-  /// frame: rows of a tile, 0 for none.
-  LayerPages(const Options &options, std::size_t page_bytes, Index frame)
+  /// tile_tokens: rows of a tile, 0 for none.
+  LayerPages(const Options &options, std::size_t page_bytes, Index tile_tokens)
       : pool_(page_bytes, options.max_pages),
         page_bytes_(page_bytes),
-        group_(options.page_tokens),
-        frame_(frame) {}
+        page_tokens_(options.page_tokens),
+        tile_tokens_(tile_tokens) {}
 
   std::size_t bytes() const { return pool_.bytes(); }
   /// Of pages that hold tokens.
@@ -37,63 +35,59 @@ class LayerPages {
 
   bool try_reserve(Index pages) { return pool_.try_reserve(static_cast<std::size_t>(pages)); }
 
+  // ---- pages come
+
   /// Makes sure of all pages of a plan. Throws Error where the limit is passed.
-  void reserve(Plan &plan) {
+  void reserve(AppendPlan<Exact> &plan) {
     pool_.reserve(static_cast<std::size_t>(plan.new_pages()));
     for (std::size_t i = 0; i < plan.layers().size(); ++i) {
       Layer &layer = *plan.layers()[i];
-      layer.reserve_pages(static_cast<std::size_t>(plan.appends()[i].due) + LaysReady);
-      plan.appends()[i].layer.pages = layer.page_views;
+      layer.reserve_pages(static_cast<std::size_t>(plan.calls()[i].due));
+      plan.calls()[i].pages = layer.page_views;
     }
   }
 
-  /// Adds the pages that a plan's tokens make due.
-  void add(Plan &plan) {
+  /// Adds the pages that a plan's tokens make due, and counts the tokens' positions.
+  void add(AppendPlan<Exact> &plan) {
     for (std::size_t i = 0; i < plan.layers().size(); ++i) {
       Layer &layer = *plan.layers()[i];
-      auto &append = plan.appends()[i];
-      Index first = layer.next_position + append.sinks - layer.exact.tail();  // of the tail
-      layer.next_position = append.layer.position;
-      for (Index page = 0; page < append.due; ++page, first += group_) add(layer, first);
-      if (append.learnt) lay_ready(layer);
-      append.layer.pages = layer.page_views;
-      append.layer.next = ready_page(layer, first);
+      auto &call = plan.calls()[i];
+      Index first = call.position + call.sinks - layer.exact.tail();  // position of the tail's first
+      for (Index page = 0; page < call.due; ++page, first += page_tokens_) {
+        add(layer, first, layer.exact.sinks() + call.sinks);
+      }
+      call.due_pages = std::span(layer.page_views).last(static_cast<std::size_t>(call.due));
+      if (layer.ready_page) {
+        call.ready_page = view_behind(layer, *layer.ready_page, first, layer.exact.sinks() + call.sinks);
+      }
+      layer.next_position += call.tokens;
     }
   }
 
-  // ---- pages laid ready
+  // ---- pages acquired ahead
 
-  /// What the cache knows of a layer, no call being in progress.
-  auto view(Layer &layer) const {
-    return LayerView<typename Operations::Exact>{
-        .exact = &layer.exact,
-        .pages = layer.page_views,
-        .next = ready_page(layer, layer.next_position - layer.exact.tail()),
-        .coding = layer.coding,
-        .position = layer.next_position};
-  }
-
-  /// Acquires the page that will be packed next, where there is one.
-  void lay_ready(Layer &layer) {
-    if (!LaysReady || layer.next_page || !pool_.try_reserve(1)) return;
+  /// Acquires the page that will be packed next, where there is one. Returns whether it is there.
+  bool acquire_ready(Layer &layer) {
+    if (layer.ready_page) return true;
+    if (!pool_.try_reserve(1)) return false;
     layer.reserve_pages(1);
-    layer.next_page = pool_.acquire();
+    layer.ready_page = pool_.acquire();
     ++ready_;
+    return true;
   }
 
   void release_ready(Layer &layer) {
-    if (layer.next_page) pool_.release(take_ready(layer));
+    if (layer.ready_page) pool_.release(take_ready(layer));
   }
 
-  /// Counts a token that the backend appended, and the page of `full` tokens' oldest that it then
-  /// packed.
-  void count_step(Layer &layer, Index full) {
-    layer.exact.count();
-    ++layer.next_position;
-    if (layer.exact.tail() < full || !layer.next_page) return;
-    add(layer, layer.next_position - layer.exact.tail());
-    layer.exact.drop(group_);
+  /// That page as it will be packed; without data where there is none.
+  PageView ready_page(const Layer &layer) const {
+    if (!layer.ready_page) return {};
+    return view_behind(layer, *layer.ready_page, tail_position(layer), layer.exact.sinks());
   }
+
+  /// Takes it in, its tokens being the tail's oldest.
+  void add_ready(Layer &layer) { add(layer, tail_position(layer), layer.exact.sinks()); }
 
   // ---- pages leave
 
@@ -121,8 +115,8 @@ class LayerPages {
 
   /// Drops the paged tokens [first, last), which count from the first page on and may lie outside. What
   /// lies before stays, what lies behind changes its base. At most one page is cut in two, for which
-  /// Layer::reserve_pages(1) has made room.
-  void shift(Layer &layer, Index first, Index last, Index by) {
+  /// Layer::reserve_pages(1) has made room. sinks: that are left before the pages.
+  void shift(Layer &layer, Index first, Index last, Index by, Index sinks) {
     Index begin = 0;  // of the page, in tokens
     for (std::size_t page = 0; page < layer.pages.size();) {
       PageView left = layer.page_views[page], right = left;
@@ -147,30 +141,36 @@ class LayerPages {
         layer.page_views.erase(layer.page_views.begin() + at);
       }
     }
+    layer.count_pages(sinks);
   }
 
  private:
   PageIndex take_ready(Layer &layer) {
     --ready_;
-    return *std::exchange(layer.next_page, std::nullopt);
+    return *std::exchange(layer.ready_page, std::nullopt);
   }
 
-  void add(Layer &layer, Index position) {
-    const PageIndex page = layer.next_page ? take_ready(layer) : pool_.acquire();
-    layer.add_page(page, layer.page_behind(pool_.data(page), group_, position, frame_));
+  /// Position of the tail's first token.
+  static Index tail_position(const Layer &layer) { return layer.next_position - layer.exact.tail(); }
+
+  /// A page behind the layer's, its first token at `position`. sinks: before the first page, for the
+  /// backend may not have counted them yet.
+  PageView view_behind(const Layer &layer, PageIndex page, Index position, Index sinks) const {
+    PageView view = layer.page_behind(pool_.data(page), page_tokens_, position, tile_tokens_);
+    if (layer.page_views.empty()) view.before = sinks;
+    return view;
   }
 
-  /// The page laid ready, its first token at `position`.
-  PageView ready_page(const Layer &layer, Index position) const {
-    if (!layer.next_page) return {};
-    return layer.page_behind(pool_.data(*layer.next_page), group_, position, frame_);
+  void add(Layer &layer, Index position, Index sinks) {
+    const PageIndex page = layer.ready_page ? take_ready(layer) : pool_.acquire();
+    layer.add_page(page, view_behind(layer, page, position, sinks));
   }
 
-  PagePool<typename Operations::Memory> pool_;
+  PagePool<Memory> pool_;
   std::size_t page_bytes_;
-  std::size_t ready_ = 0;  // pages laid ready
-  Index group_;
-  Index frame_;
+  std::size_t ready_ = 0;  // pages acquired ahead
+  Index page_tokens_;
+  Index tile_tokens_;
 };
 
 }  // namespace squat

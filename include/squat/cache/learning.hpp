@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <span>
 #include <utility>
 #include <vector>
 
-#include "squat/cache/append_plan.hpp"
+#include "squat/cache/call.hpp"
+#include "squat/cache/tail_rule.hpp"
 #include "squat/config.hpp"
 #include "squat/instruction_set.hpp"
 #include "squat/options.hpp"
@@ -42,14 +44,11 @@ class Learning {
   /// Adds what a call's tokens bring to the statistics that are still wanted,
   /// and learns from them when complete. What learning allocates is not known before: where it
   /// throws, all codings of the call are what they were.
-  template <Element S, class Operations, class Stream>
-  void observe(Operations &operations, const AppendPlan<Operations> &plan, TensorView<const S> q,
+  template <Element S, class Operations, class Exact, class Stream>
+  void observe(Operations &operations, std::span<const SequenceCall<Exact>> calls, TensorView<const S> q,
                TensorView<const S> k, Stream stream) {
-    const auto learns = [&](const auto &job) { return !learnt(job.layer.coding) && job.learnt; };
-    const auto appends = plan.appends();
-    if (std::none_of(appends.begin(), appends.end(), learns)) {
-      return add<S>(operations, plan, q, k, stream);
-    }
+    const auto learns = [&](const auto &call) { return !learnt(call.coding) && call.learnt; };
+    if (std::none_of(calls.begin(), calls.end(), learns)) return add<S>(operations, calls, q, k, stream);
     using Backup = typename Operations::Backup;
     struct Before {
       Index coding;
@@ -57,15 +56,15 @@ class Learning {
       Backup backup;
     };
     std::vector<Before> before;
-    before.reserve(appends.size());
-    for (const auto &append : appends) {
-      const Index coding = append.layer.coding;
+    before.reserve(calls.size());
+    for (const auto &call : calls) {
+      const Index coding = call.coding;
       const auto same = [&](const Before &other) { return other.coding == coding; };
-      if (!append.observed || std::any_of(before.begin(), before.end(), same)) continue;
+      if (!call.observed || std::any_of(before.begin(), before.end(), same)) continue;
       before.push_back({coding, observed(coding), operations.back_up(coding, stream)});
     }
     try {
-      add<S>(operations, plan, q, k, stream);
+      add<S>(operations, calls, q, k, stream);
     } catch (...) {
       for (Before &each : before) {
         operations.restore(each.coding, std::move(each.backup));
@@ -76,24 +75,22 @@ class Learning {
   }
 
  private:
-  template <Element S, class Operations, class Stream>
-  void add(Operations &operations, const AppendPlan<Operations> &plan, TensorView<const S> q,
+  template <Element S, class Operations, class Exact, class Stream>
+  void add(Operations &operations, std::span<const SequenceCall<Exact>> calls, TensorView<const S> q,
            TensorView<const S> k, Stream stream) {
-    for (std::size_t i = 0; i < plan.layers().size(); ++i) {
-      const auto &job = plan.jobs()[i];
-      const Index position = plan.layers()[i]->next_position;
-      Index &seen = observed(job.coding);
+    for (const auto &call : calls) {
+      Index &seen = observed(call.coding);
       const auto add = [&](Index first, Index count) {
-        operations.template observe<S>(job.coding, q, k, job.first_row + first, count, job.past + first,
-                                       position + first, stream);
+        operations.template observe<S>(call.coding, q, k, call.first_row + first, count,
+                                       call.past + first, call.position + first, stream);
         seen += count;
       };
-      const Index wanted = std::clamp<Index>(tokens_to_learn_ - seen, 0, job.tokens);
+      const Index wanted = std::clamp<Index>(tokens_to_learn_ - seen, 0, call.tokens);
       if (wanted > 0) {
         add(0, wanted);
-        if (seen == tokens_to_learn_) operations.learn(job.coding, stream);
+        if (seen == tokens_to_learn_) operations.learn(call.coding, stream);
       }
-      const Index more = job.tokens - wanted;
+      const Index more = call.tokens - wanted;
       if (more > 0 && q.tokens > 0 && keep_statistics_) add(wanted, more);
     }
   }
@@ -103,7 +100,8 @@ class Learning {
   /// Tokens a coding has to see before it packs.
   static Index tokens_to_learn(const Options &options, int key_bits) {
     if (key_bits == 16 || !learns_from_prompt(*options.coding)) return 0;
-    const Index first_page = options.sinks + options.residual + options.page_tokens;
+    const TailRule<> rule{options.residual, options.page_tokens};
+    const Index first_page = options.sinks + rule.full();
     return options.prior ? first_page : std::max<Index>(options.statistics_tokens, first_page);
   }
 

@@ -4,11 +4,12 @@
 
 #include <algorithm>
 #include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <vector>
 
-#include "squat/attention/context.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/cache/page_pool.hpp"
 #include "squat/config.hpp"
 
@@ -38,19 +39,35 @@ template <class Exact>
 struct LayerTokens {
   Exact exact;
   std::vector<PageIndex> pages;
-  std::vector<PageView> page_views;    // of the same pages
-  Index coding = 0;                    // what its pages are coded with
-  Index next_position = 0;             // rotary position of the next token
-  std::optional<PageIndex> next_page;  // laid ready for a backend that takes steps on its own
+  std::vector<PageView> page_views;     // of the same pages
+  Index coding = 0;                     // what its pages are coded with
+  Index next_position = 0;              // rotary position of the next token
+  std::optional<PageIndex> ready_page;  // acquired ahead of its tokens, see replay.hpp
 
-  Index paged_tokens() const { return squat::paged_tokens(page_views); }
-  Index length() const { return exact.sinks() + paged_tokens() + exact.tail(); }
-  auto context() const { return exact.context(page_views); }
+  /// Tokens before the tail.
+  Index tail_begin() const {
+    return page_views.empty() ? exact.sinks() : page_views.back().before + page_views.back().tokens;
+  }
+  Index paged_tokens() const { return tail_begin() - exact.sinks(); }
+  Index length() const { return tail_begin() + exact.tail(); }
 
   /// How many of the next `count` tokens become sinks: only a sequence's first
   /// tokens do.
   Index sinks_to_fill(Index count, Index most) const {
     return pages.empty() && exact.tail() == 0 ? std::min(count, most - exact.sinks()) : 0;
+  }
+
+  /// What a backend is told of the layer, its next tokens being `tokens` rows from `first_row` on.
+  SequenceCall<Exact> call(Index first_row = 0, Index tokens = 0) {
+    SequenceCall<Exact> call;
+    call.exact = &exact;
+    call.pages = page_views;
+    call.coding = coding;
+    call.first_row = first_row;
+    call.tokens = tokens;
+    call.past = length();
+    call.position = next_position;
+    return call;
   }
 
   /// Room for `count` more pages.
@@ -60,27 +77,38 @@ struct LayerTokens {
     if (page_views.capacity() < wanted) page_views.reserve(2 * wanted);
   }
 
-  /// A page of `group` tokens behind the others, the first of which stands at `position`. It
+  /// A page of `page_tokens` tokens behind the others, the first of which stands at `position`. It
   /// joins the last page's tile where that has room and the two are neighbours.
-  /// frame: rows of a tile, 0 for none.
-  PageView page_behind(std::byte *data, Index group, Index position, Index frame) const {
-    PageView view{.data = data, .first = 0, .tokens = group};
-    if (frame == 0) return view;
-    view.base = position;
+  /// tile_tokens: rows of a tile, 0 for none.
+  PageView page_behind(std::byte *data, Index page_tokens, Index position, Index tile_tokens) const {
+    PageView view{.data = data, .tokens = page_tokens, .before = tail_begin()};
+    if (tile_tokens > 0) view.base = position;
     if (page_views.empty()) return view;
     const PageView &last = page_views.back();
-    const Index row = last.row + group;
-    const bool whole = last.first == 0 && last.tokens == group;
-    if (whole && row + group <= frame && last.base + row == position) {
+    const Index row = last.row + page_tokens;
+    const bool whole = last.first == 0 && last.tokens == page_tokens;
+    if (whole && row + page_tokens <= tile_tokens && last.base + row == position) {
       view.base = last.base;
       view.row = row;
     }
+    if (view.base == last.base) view.tile_page = last.tile_page + 1;
     return view;
   }
 
   void add_page(PageIndex page, const PageView &view) {
     pages.push_back(page);
     page_views.push_back(view);
+  }
+
+  /// Counts anew what stands before each page, `sinks` tokens before the first.
+  void count_pages(Index sinks) {
+    for (std::size_t i = 0; i < page_views.size(); ++i) {
+      PageView &page = page_views[i];
+      page.before = sinks;
+      page.tile_page =
+          i > 0 && page_views[i - 1].base == page.base ? page_views[i - 1].tile_page + 1 : 0;
+      sinks += page.tokens;
+    }
   }
 };
 

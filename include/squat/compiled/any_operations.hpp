@@ -10,7 +10,7 @@
 #include <span>
 #include <string_view>
 
-#include "squat/attention/context.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/compiled/any_tensor.hpp"
 #include "squat/config.hpp"
 #include "squat/cpu/exact_store.hpp"
@@ -30,9 +30,7 @@ template <class T>
 class AnyOperations {
  public:
   using Exact = cpu::ExactStore<T>;
-  using Context = squat::Context<T>;
-  using Job = SequenceJob<Context>;
-  using Append = AppendJob<Exact>;
+  using Call = SequenceCall<Exact>;
 
   virtual ~AnyOperations() = default;
 
@@ -46,13 +44,12 @@ class AnyOperations {
   virtual bool add_statistics(Index coding, Prior &prior) const = 0;
   virtual std::unique_ptr<AnyBackup> back_up(Index coding) const = 0;
   virtual void restore(Index coding, std::unique_ptr<AnyBackup> backup) = 0;
-  virtual void reserve(std::span<const Append> appends, std::span<const Job> jobs, bool attends) = 0;
-  virtual void enter(std::span<const Append> appends, std::span<const Job> jobs, AnyTensor q,
-                     AnyTensor k, AnyTensor v, AnyTensor out) = 0;
-  virtual void settle(std::span<const Append> appends, AnyTensor k, AnyTensor v) = 0;
-  virtual void attend(std::span<const Job> jobs, AnyTensor q, AnyTensor out) = 0;
+  virtual void reserve(std::span<const Call> calls, bool attends) = 0;
+  virtual void append(std::span<const Call> calls, AnyTensor q, AnyTensor k, AnyTensor v,
+                      AnyTensor out) = 0;
+  virtual void attend(std::span<const Call> calls, AnyTensor q, AnyTensor out) = 0;
   virtual void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by) const = 0;
-  virtual void dequantize(Index coding, const Context &context, AnyTensor k, AnyTensor v) = 0;
+  virtual void dequantize(const Call &call, AnyTensor k, AnyTensor v) = 0;
   virtual std::size_t statistics_bytes() const = 0;
   virtual std::size_t bases_bytes() const = 0;
   virtual std::size_t workspace_bytes() const = 0;

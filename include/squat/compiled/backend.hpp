@@ -25,11 +25,8 @@ template <class T>
 class Operations {
  public:
   using Exact = typename AnyOperations<T>::Exact;
-  using Context = typename AnyOperations<T>::Context;
-  using Job = typename AnyOperations<T>::Job;
-  using Append = typename AnyOperations<T>::Append;
+  using Call = typename AnyOperations<T>::Call;
   using Stream = cpu::Stream;
-  static constexpr bool steps_alone = false;
   using Memory = cpu::PageMemory;
 
   Operations(const Options &options, int key_bits, int value_bits)
@@ -58,24 +55,19 @@ class Operations {
   using Backup = std::unique_ptr<AnyBackup>;
   Backup back_up(Index coding, Stream) const { return operations_->back_up(coding); }
   void restore(Index coding, Backup backup) { operations_->restore(coding, std::move(backup)); }
-  void reserve(std::span<const Append> appends, std::span<const Job> jobs, bool attends, Stream) {
-    operations_->reserve(appends, jobs, attends);
+  void reserve(std::span<const Call> calls, bool attends, Stream) {
+    operations_->reserve(calls, attends);
   }
 
   template <Element S>
-  void enter(std::span<const Append> appends, std::span<const Job> jobs, TensorView<const S> q,
-             TensorView<const S> k, TensorView<const S> v, TensorView<S> out, Stream) {
-    operations_->enter(appends, jobs, q, k, v, out);
+  void append(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
+              TensorView<const S> v, TensorView<S> out, Stream) {
+    operations_->append(calls, q, k, v, out);
   }
 
   template <Element S>
-  void settle(std::span<const Append> appends, TensorView<const S> k, TensorView<const S> v, Stream) {
-    operations_->settle(appends, k, v);
-  }
-
-  template <Element S>
-  void attend(std::span<const Job> jobs, TensorView<const S> q, TensorView<S> out, Stream) {
-    operations_->attend(jobs, q, out);
+  void attend(std::span<const Call> calls, TensorView<const S> q, TensorView<S> out, Stream) {
+    operations_->attend(calls, q, out);
   }
 
   void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by, Stream) const {
@@ -83,8 +75,8 @@ class Operations {
   }
 
   template <Element S>
-  void dequantize(Index coding, const Context &context, TensorView<S> k, TensorView<S> v, Stream) {
-    operations_->dequantize(coding, context, k, v);
+  void dequantize(const Call &call, TensorView<S> k, TensorView<S> v, Stream) {
+    operations_->dequantize(call, k, v);
   }
 
   std::size_t statistics_bytes() const { return operations_->statistics_bytes(); }

@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "squat/attention/context.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/config.hpp"
 
 namespace squat::cpu {
@@ -16,8 +16,8 @@ namespace squat::cpu {
 /// Query rows up to which a block is cut into runs.
 inline constexpr Index few_rows = 32;
 
-/// Job: a SequenceJob.
-template <class Job>
+/// Call: a SequenceCall.
+template <class Call>
 class AttendBatch {
  public:
   static constexpr Index most_rows = 128;  ///< query rows of a block
@@ -26,9 +26,9 @@ class AttendBatch {
   /// results do not depend on how many tasks share the work.
   static constexpr Index run_pages = 32;
 
-  /// A block of tokens of one job and KV head.
+  /// A block of tokens of one sequence and KV head.
   struct Block {
-    const Job *job;
+    const Call *call;
     Index head;
     Index first;
     Index tokens;
@@ -51,18 +51,18 @@ class AttendBatch {
     Index runs;
   };
 
-  /// Cuts the jobs; heads: query heads of a KV head. What was there is forgotten,
+  /// Cuts the calls; heads: query heads of a KV head. What was there is forgotten,
   /// its memory kept.
-  void cut(std::span<const Job> jobs, Index kv_heads, Index heads) {
+  void cut(std::span<const Call> calls, Index kv_heads, Index heads) {
     items_.clear();
     merges_.clear();
     rows_ = partial_rows_ = 0;
     const Index block_tokens = std::max<Index>(1, most_rows / heads);
-    for (const Job &job : jobs) {
-      for (Index first = 0; first < job.tokens; first += block_tokens) {
-        const Index tokens = std::min(block_tokens, job.tokens - first);
+    for (const Call &call : calls) {
+      for (Index first = 0; first < call.tokens; first += block_tokens) {
+        const Index tokens = std::min(block_tokens, call.tokens - first);
         rows_ = std::max(rows_, tokens * heads);
-        for (Index head = 0; head < kv_heads; ++head) add({&job, head, first, tokens}, tokens * heads);
+        for (Index head = 0; head < kv_heads; ++head) add({&call, head, first, tokens}, tokens * heads);
       }
     }
   }
@@ -78,7 +78,7 @@ class AttendBatch {
 
  private:
   void add(const Block &block, Index rows) {
-    const auto pages = static_cast<Index>(block.job->context.pages.size());
+    const auto pages = static_cast<Index>(block.call->pages.size());
     const Index runs = rows <= few_rows ? std::max<Index>(1, (pages + run_pages / 2) / run_pages) : 1;
     for (Index run = 0; run < runs; ++run) {
       const Index last = run + 1 == runs ? pages : (run + 1) * run_pages;

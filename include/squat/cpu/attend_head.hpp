@@ -16,8 +16,8 @@
 #include <cstdint>
 #include <span>
 
-#include "squat/attention/context.hpp"
 #include "squat/attention/softmax_state.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/cpu/attend_batch.hpp"
 #include "squat/cpu/exact_attention.hpp"
 #include "squat/cpu/head_coding.hpp"
@@ -147,28 +147,27 @@ class HeadAttention {
     }
   }
 
-  /// How many of those pages, the first of which has `position` tokens before it, can
+  /// How many of those pages can
   /// be taken at a time: whole ones that all rows see, or one of any other kind. Of
   /// several tiles, the last ends with them if it can, so that none is entered twice.
-  Index together(std::span<const PageView> pages, Index position) const {
+  Index together(std::span<const PageView> pages) const {
     if (many()) return 1;
     Index count = 0;
     const auto most = static_cast<std::size_t>(pages_of(layout_, rows_));
     for (const PageView &page : pages.first(std::min(pages.size(), most))) {
-      if (page.tokens < layout_.group || position + (count + 1) * layout_.group > limits_[0]) break;
+      if (page.tokens < layout_.group || page.before + layout_.group > limits_[0]) break;
       ++count;
     }
-    const auto base = [&](Index i) { return pages[static_cast<std::size_t>(i)].base; };
     if (count == 0 || count == static_cast<Index>(pages.size())) return std::max<Index>(count, 1);
-    Index whole = count;
-    while (whole > 0 && base(whole - 1) == base(count)) --whole;
+    const Index whole = count - pages[static_cast<std::size_t>(count)].tile_page;
     return whole > 0 ? whole : count;
   }
 
   /// Attends to the tokens of pages that can be taken together. next: the pages whose
   /// turn comes next.
-  void pages(std::span<const PageView> pages, Index position, std::span<const PageView> next) {
+  void pages(std::span<const PageView> pages, std::span<const PageView> next) {
     const PageView &first = pages.front();
+    const Index position = first.before;
     const auto count = static_cast<Index>(pages.size());
     const Index tokens =
         std::min(count == 1 ? first.tokens : count * layout_.group, limits_[rows_ - 1] - position);

@@ -10,11 +10,12 @@
 #include <utility>
 #include <vector>
 
-#include "squat/attention/context.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/cpu/attend_batch.hpp"
 #include "squat/cpu/attend_head.hpp"
 #include "squat/cpu/buffer.hpp"
 #include "squat/cpu/check_elements.hpp"
+#include "squat/cpu/exact_rows.hpp"
 #include "squat/cpu/exact_store.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/layer_coding.hpp"
@@ -37,10 +38,7 @@ template <class T>
 class Operations {
  public:
   using Exact = ExactStore<T>;
-  using Context = squat::Context<T>;
-  using Job = SequenceJob<Context>;
-  using Append = AppendJob<Exact>;
-  static constexpr bool steps_alone = false;
+  using Call = SequenceCall<Exact>;
   using Memory = PageMemory;
 
   /// kernels: for pages of those widths.
@@ -112,46 +110,39 @@ class Operations {
   Backup back_up(Index coding, Stream) const { return layer_coding(coding).back_up(); }
   void restore(Index coding, Backup backup) { layer_coding(coding).restore(std::move(backup)); }
 
-  /// Makes all memory that observe(), enter() and settle() need, so that they cannot fail.
-  void reserve(std::span<const Append> appends, std::span<const Job> jobs, bool attends, Stream) {
+  /// Makes all memory that observe() and append() need, so that they cannot fail.
+  void reserve(std::span<const Call> calls, bool attends, Stream) {
     Index pages = 0;
-    for (const Append &append : appends) {
-      pages += append.due;
-      append.layer.exact->reserve(options_, append);
-      if (!append.observed) continue;
-      layer_coding(append.layer.coding).reserve_statistics(options_.head_dim, options_.prior.get());
+    for (const Call &call : calls) {
+      pages += call.due;
+      call.exact->reserve(options_, call);
+      if (!call.observed) continue;
+      layer_coding(call.coding).reserve_statistics(options_.head_dim, options_.prior.get());
       reserve_kv_heads(observe_elements() * Index{sizeof(float)});
     }
     workspace_.reserve(pages * options_.kv_heads, pack_bytes());
-    if (attends) reserve_attend(jobs);
+    if (attends) reserve_attend(calls);
   }
 
   /// Attends to what is cached and to the call's own rows, unless there are no
-  /// queries to answer.
+  /// queries to answer; packs what became due and keeps the rest exact.
   template <Element S>
-  void enter(std::span<const Append>, std::span<const Job>, TensorView<const S> q, TensorView<const S> k,
-             TensorView<const S> v, TensorView<S> out, Stream) {
+  void append(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
+              TensorView<const S> v, TensorView<S> out, Stream) {
     if (out.tokens > 0) attend_reserved(q, k, v, out);
-  }
-
-  /// Packs what became due and keeps the rest exact.
-  template <Element S>
-  void settle(std::span<const Append> appends, TensorView<const S> k, TensorView<const S> v, Stream) {
-    for (const Append &append : appends) {
-      Exact &exact = *append.layer.exact;
-      const auto pages = append.layer.pages.last(static_cast<std::size_t>(append.due));
-      pack(append.layer.coding, pages, exact.tail_rows(), k, v, append.first_row + append.sinks);
-      exact.append(append, k, v, append.due * options_.page_tokens);
+    for (const Call &call : calls) {
+      pack(call.coding, call.due_pages, call.exact->tail_rows(), k, v, call.first_row + call.sinks);
+      call.exact->append(call, k, v, call.due * options_.page_tokens);
     }
   }
 
   /// Attends to what is cached.
   template <Element S>
-  void attend(std::span<const Job> jobs, TensorView<const S> q, TensorView<S> out, Stream) {
-    for (const Job &job : jobs) {
-      cpu::check_elements("q", q.slice(job.first_row, job.tokens), job.first_row);
+  void attend(std::span<const Call> calls, TensorView<const S> q, TensorView<S> out, Stream) {
+    for (const Call &call : calls) {
+      cpu::check_elements("q", q.slice(call.first_row, call.tokens), call.first_row);
     }
-    reserve_attend(jobs);
+    reserve_attend(calls);
     attend_reserved<S>(q, {}, {}, out);
   }
 
@@ -196,15 +187,15 @@ class Operations {
   }
 
   /// Cuts the work of attend_reserved() and makes its memory.
-  void reserve_attend(std::span<const Job> jobs) {
-    batch_.cut(jobs, options_.kv_heads, heads_per_kv_head());
+  void reserve_attend(std::span<const Call> calls) {
+    batch_.cut(calls, options_.kv_heads, heads_per_kv_head());
     workspace_.reserve(batch_.items(), Head::scratch_bytes(layout_, batch_.rows()));
     partials_.reserve(batch_.partial_rows(), options_.head_dim);
   }
 
-  /// Attends for every job that was reserved: to its context and, causally, to the
+  /// Attends for every sequence that was reserved: to what is cached and, causally, to the
   /// rows of k and v that stand where its queries stand. k.tokens = 0: the
-  /// queries' own keys are in the context.
+  /// queries' own keys are cached.
   template <Element S>
   void attend_reserved(TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
                        TensorView<S> out) {
@@ -217,10 +208,10 @@ class Operations {
   /// Writes the cached keys and values of a sequence and layer, [tokens,
   /// kv_heads, head_dim].
   template <Element S>
-  void dequantize(Index coding, const Context &context, TensorView<S> k, TensorView<S> v, Stream) {
+  void dequantize(const Call &call, TensorView<S> k, TensorView<S> v, Stream) {
     const Index d = options_.head_dim;
     for_each_kv_head(3 * layout_.group * d * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
-      const HeadCoding head_keys = head_coding(coding, head);
+      const HeadCoding head_keys = head_coding(call.coding, head);
       const SubspaceBasis *basis = head_keys.quantizer->basis();
       const RowMatrix from_basis = basis != nullptr ? basis->from_basis() : RowMatrix();
       Index position = 0;
@@ -230,13 +221,13 @@ class Operations {
           write_row(rows.value(head, token, d), 1, v.row(position, head));
         }
       };
-      copy_exact(context.sinks);
-      for (const PageView &page : context.pages) {
+      copy_exact(call.exact->sink_rows());
+      for (const PageView &page : call.pages) {
         dequantize_page(head_keys, from_basis, page, head, k.slice(position, page.tokens),
                         v.slice(position, page.tokens), scratch);
         position += page.tokens;
       }
-      copy_exact(context.tail);
+      copy_exact(call.exact->tail_rows());
     });
   }
 
@@ -257,7 +248,7 @@ class Operations {
 
  private:
   using Head = HeadAttention<T>;
-  using Batch = AttendBatch<Job>;
+  using Batch = AttendBatch<Call>;
   using Block = typename Batch::Block;
 
   LayerCoding &layer_coding(Index coding) const { return *codings_[static_cast<std::size_t>(coding)]; }
@@ -312,11 +303,12 @@ class Operations {
   void attend_item(const typename Batch::Item &item, TensorView<const S> q, TensorView<const S> k,
                    TensorView<const S> v, TensorView<S> out, Scratch scratch) {
     const Block &block = item.block;
-    const Job &job = *block.job;
+    const Call &call = *block.call;
     const Index heads = heads_per_kv_head(), d = options_.head_dim, rows = block.tokens * heads;
-    const auto pages = job.context.pages;
-    Head attention(layout_, kernels_, head_coding(job.coding, block.head), block.head, rows, scratch);
-    attention.begin(q, job.first_row + block.first, block.tokens, heads, job.past + block.first,
+    const auto pages = call.pages;
+    const ExactRows<T> sinks = call.exact->sink_rows(), tail = call.exact->tail_rows();
+    Head attention(layout_, kernels_, head_coding(call.coding, block.head), block.head, rows, scratch);
+    attention.begin(q, call.first_row + block.first, block.tokens, heads, call.past + block.first,
                     options_.attention_scale);
     const auto exact = [&](const ExactRows<T> &exact_rows, Index position) {
       attention.exact(exact_rows.key(block.head, 0, d), d, exact_rows.value(block.head, 0, d), d,
@@ -324,23 +316,20 @@ class Operations {
     };
     if (item.first_page == 0) {
       if (k.tokens > 0) {
-        attention.own(k.row(job.first_row, block.head), k.token_stride, v.row(job.first_row, block.head),
-                      v.token_stride, job.past, job.tokens);
+        attention.own(k.row(call.first_row, block.head), k.token_stride,
+                      v.row(call.first_row, block.head), v.token_stride, call.past, call.tokens);
       }
-      exact(job.context.sinks, 0);
+      exact(sinks, 0);
     }
-    Index position = job.context.sinks.tokens;
-    const auto first_page = static_cast<std::size_t>(item.first_page);
     const auto last_page = static_cast<std::size_t>(item.last_page);
-    position += paged_tokens(pages.first(first_page));
-    for (std::size_t i = first_page; i < last_page;) {
-      const auto count =
-          static_cast<std::size_t>(attention.together(pages.subspan(i, last_page - i), position));
-      attention.pages(pages.subspan(i, count), position, pages.subspan(i + count));
-      position += paged_tokens(pages.subspan(i, count));
+    for (auto i = static_cast<std::size_t>(item.first_page); i < last_page;) {
+      const auto count = static_cast<std::size_t>(attention.together(pages.subspan(i, last_page - i)));
+      attention.pages(pages.subspan(i, count), pages.subspan(i + count));
       i += count;
     }
-    if (item.last_page == static_cast<Index>(pages.size())) exact(job.context.tail, position);
+    if (last_page == pages.size()) {
+      exact(tail, pages.empty() ? sinks.tokens : pages.back().before + pages.back().tokens);
+    }
     if (item.partial_row < 0) {
       const RowView<const float> sums = attention.sums();
       for (Index row = 0; row < rows; ++row) {
@@ -367,7 +356,7 @@ class Operations {
                     TensorView<S> out) const {
     const Index heads = heads_per_kv_head();
     S *output =
-        out.row(block.job->first_row + block.first + row / heads, block.head * heads + row % heads);
+        out.row(block.call->first_row + block.first + row / heads, block.head * heads + row % heads);
     const float inverse = 1.0f / weight;
     for (Index i = 0; i < options_.head_dim; i += float_lanes) {
       store_floats(output + i, load_floats(sum + i) * broadcast(inverse));

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "squat/attention/context.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/attention/rotary.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/page_layout.hpp"

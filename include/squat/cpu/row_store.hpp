@@ -6,7 +6,7 @@
 #include <array>
 #include <utility>
 
-#include "squat/attention/context.hpp"
+#include "squat/cpu/exact_rows.hpp"
 #include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
 #include "squat/cpu/buffer.hpp"

@@ -10,7 +10,7 @@
 #include <optional>
 #include <span>
 
-#include "squat/attention/context.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/attention/rotary.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/integer_matrix.hpp"

@@ -21,6 +21,7 @@
 
 #include "squat/cuda/attend_call.cuh"
 #include "squat/cuda/device_state.cuh"
+#include "squat/cuda/exact_slots.cuh"
 #include "squat/cuda/exact_tiles.cuh"
 #include "squat/cuda/merge.cuh"
 #include "squat/cuda/page_layout.cuh"
@@ -201,15 +202,12 @@ class SegmentWarp {
   __device__ ExactBlock find_block(int block) const {
     const int sink_blocks = (state_.sinks + 15) / 16;
     const bool sink = block < sink_blocks;
-    int index = sink ? block : block - sink_blocks;
-    const int position = 16 * index + (sink ? 0 : state_.sinks + state_.paged_tokens);
-    if (!sink) {
-      index += state_.tail_first / 16;
-      index = state_.sink_blocks + (index < state_.tail_blocks ? index : index - state_.tail_blocks);
-    }
-    const auto *elements = static_cast<const std::uint16_t *>(state_.exact) +
-                           (static_cast<std::size_t>(head_) * state_.blocks() + index) * Block::elements;
-    return {elements, position, sink ? state_.sinks : state_.length()};
+    const int token = 16 * (sink ? block : block - sink_blocks);
+    const ExactSlots slots =
+        sink ? sink_slots<HeadDim>(state_, call_.kv_heads) : tail_slots<HeadDim>(state_, call_.kv_heads);
+    return {slots.block<HeadDim>(head_, token),
+            sink ? token : token + state_.sinks + state_.paged_tokens,
+            sink ? state_.sinks : state_.length()};
   }
 
   /// Attends to pages of exact rows, a few tiles of keys and then their values at a time. Tiles pass

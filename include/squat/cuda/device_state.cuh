@@ -24,10 +24,11 @@ struct PageEntry {
 
 /// One sequence's tokens in one layer: sinks, pages, tail.
 struct LayerState {
-  void *exact;       ///< blocks of 16 exact tokens (BlockLayout): [kv_heads, sink_blocks + tail_blocks]
-  PageEntry *pages;  ///< of page_capacity entries
-  long long position;  ///< rotary position of the next token
-  std::int32_t sinks;  ///< tokens
+  std::uint16_t *exact;     ///< blocks of 16 exact tokens (BlockLayout): [sink_blocks + tail_blocks]
+  std::uint16_t *overflow;  ///< further blocks, for tokens of a call that the tail has no slot for
+  PageEntry *pages;         ///< of page_capacity entries
+  long long position;       ///< rotary position of the next token
+  std::int32_t sinks;       ///< tokens
   std::int32_t page_count;
   std::int32_t paged_tokens;  ///< of all pages together
   std::int32_t tail;          ///< tokens
@@ -38,7 +39,6 @@ struct LayerState {
   std::int32_t coding;  ///< index into the coding tables
 
   __host__ __device__ int length() const { return sinks + paged_tokens + tail; }
-  __host__ __device__ int blocks() const { return sink_blocks + tail_blocks; }
 };
 
 /// One sequence's part of a call.
@@ -46,6 +46,7 @@ struct BatchEntry {
   LayerState *state;
   std::int32_t first_row;  ///< of the call's tensors
   std::int32_t tokens;
+  std::int32_t sinks;  ///< how many of them became sinks, where the call's host appended them
 };
 
 /// A view of [tokens, heads, head_dim] in device memory, strides in elements.

@@ -1,40 +1,52 @@
 #pragma once
 
-// Exact rows of a sequence and layer: sinks, or the ring of the tail.
+// Exact rows of a sequence and layer: sinks, or the tail.
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
+#include "squat/config.hpp"
 #include "squat/cuda/device_state.cuh"
 #include "squat/cuda/page_layout.cuh"
 
 namespace squat::cuda {
 
-/// Tokens in BlockLayout blocks [kv_heads, blocks]. Token i stands in slot (first + i) % capacity of
-/// those behind block `first_block` of each head.
+/// Blocks of 16 tokens that hold `tokens`.
+SQUAT_HOST_DEVICE constexpr std::int32_t token_blocks(Index tokens) {
+  return static_cast<std::int32_t>((tokens + 15) / 16);
+}
+
+/// Tokens in blocks of 16, each of all KV heads (BlockLayout). The first `capacity` stand in a ring,
+/// token 0 in slot `first` of it; those behind them, which only a call in progress has, in blocks of
+/// their own, one after another.
 struct ExactSlots {
-  void *data;
-  std::int32_t blocks;  ///< of a head
-  std::int32_t first_block;
+  std::uint16_t *ring;
+  std::uint16_t *overflow;
+  std::int32_t kv_heads;
   std::int32_t capacity;  ///< slots, a multiple of 16
-  std::int32_t first;
+  std::int32_t first;     ///< a multiple of 16
 
-  __host__ __device__ int slot(int token) const { return (first + token) % capacity; }
-
-  /// The 16-bit elements of the block of a slot.
+  /// The 16-bit elements of the block that token `token` stands in, in row token % 16.
   template <int HeadDim>
-  __device__ std::uint16_t *block(int head, int slot) const {
-    const long long index = static_cast<long long>(head) * blocks + first_block + slot / 16;
-    return static_cast<std::uint16_t *>(data) + index * BlockLayout<HeadDim>::elements;
+  __host__ __device__ std::uint16_t *block(int head, int token) const {
+    const bool behind = token >= capacity;
+    const int slot = first + token;
+    const int index = (behind || slot >= capacity ? (behind ? token : slot) - capacity : slot) / 16;
+    const long long offset = static_cast<long long>(index) * kv_heads + head;
+    return (behind ? overflow : ring) + offset * BlockLayout<HeadDim>::elements;
   }
 };
 
-__host__ __device__ inline ExactSlots sink_slots(const LayerState &state) {
-  return {state.exact, state.blocks(), 0, state.sink_blocks * 16, 0};
+template <int HeadDim>
+__host__ __device__ inline ExactSlots sink_slots(const LayerState &state, int kv_heads) {
+  return {state.exact, nullptr, kv_heads, state.sink_blocks * 16, 0};
 }
-__host__ __device__ inline ExactSlots tail_slots(const LayerState &state) {
-  return {state.exact, state.blocks(), state.sink_blocks, state.tail_blocks * 16, state.tail_first};
+template <int HeadDim>
+__host__ __device__ inline ExactSlots tail_slots(const LayerState &state, int kv_heads) {
+  const long long sinks =
+      static_cast<long long>(state.sink_blocks) * kv_heads * BlockLayout<HeadDim>::elements;
+  return {state.exact + sinks, state.overflow, kv_heads, state.tail_blocks * 16, state.tail_first};
 }
 
 }  // namespace squat::cuda

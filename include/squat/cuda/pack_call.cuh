@@ -1,9 +1,10 @@
 #pragma once
 
-// What a call packs: the oldest groups of every tail that holds residual + group tokens.
+// What a call packs: the pages that are due of every entry's tail.
 
 #include <cstdint>
 
+#include "squat/cache/tail_rule.hpp"
 #include "squat/cuda/device_state.cuh"
 #include "squat/quantize/coding.hpp"
 
@@ -24,9 +25,9 @@ struct PackCall {
 
 /// Pages of `group` tokens that are due.
 __device__ inline int due_pages(const LayerState &state, const PackCall &call, int group) {
-  if (state.tail < call.residual + group || call.codings[state.coding].learnt == 0) return 0;
-  return min((state.tail - call.residual) / group,
-             min(call.most_pages, state.page_capacity - state.page_count));
+  if (call.codings[state.coding].learnt == 0) return 0;
+  const TailRule<std::int32_t> rule{call.residual, group};
+  return min(rule.due_pages(state.tail), min(call.most_pages, state.page_capacity - state.page_count));
 }
 
 /// The memory of due page `page`; null where it is not due. Entries of pages to come are filled in their

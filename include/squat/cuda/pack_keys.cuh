@@ -259,11 +259,11 @@ __global__ void __launch_bounds__(Layout::HeadDim * 2, 256 / Layout::HeadDim) pa
   std::uint8_t *bytes = due_page(state, call, page, Group);
   if (bytes == nullptr) return;
   bytes += static_cast<long long>(head) * Layout::head_bytes(call.values);
-  const ExactSlots tail = tail_slots(state);
+  const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
   if constexpr (Layout::KeyBits == 16) {
     const int warp = static_cast<int>(threadIdx.x) / warp_lanes, lane = lane_index();
     for (int tile = 0; tile < Layout::token_tiles; ++tile) {
-      const std::uint16_t *block = tail.block<HeadDim>(head, tail.slot(page * Group + tile * 16));
+      const std::uint16_t *block = tail.block<HeadDim>(head, page * Group + tile * 16);
       const int piece = warp * warp_lanes + lane;
       reinterpret_cast<uint4 *>(bytes)[tile * HeadDim * 2 + piece] =
           reinterpret_cast<const uint4 *>(block)[piece];

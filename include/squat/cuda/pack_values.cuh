@@ -156,9 +156,9 @@ __global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(P
   if (bytes == nullptr) return;
   bytes += static_cast<long long>(head) * Layout::head_bytes(call.values);
   const int step = static_cast<int>(threadIdx.x) / warp_lanes;
-  const ExactSlots tail = tail_slots(state);
-  const std::uint16_t *values = tail.block<HeadDim>(head, tail.slot(page * Group + step * 16)) +
-                                BlockLayout<HeadDim>::part_elements;
+  const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
+  const std::uint16_t *values =
+      tail.block<HeadDim>(head, page * Group + step * 16) + BlockLayout<HeadDim>::part_elements;
   std::uint8_t *codes = bytes + Layout::value_codes + step * Layout::value_step_bytes;
   if constexpr (Bits == 16) {
     for (int i = lane_index(); i < HeadDim * 2; i += warp_lanes) {

@@ -31,7 +31,7 @@ struct PageKeys {
   __device__ static constexpr int place(int g, int j) { return (j / 4 * 8 + g) * 4 + j % 4; }
   __device__ static constexpr int place(int token) { return place(token % 8, token / 8); }
 
-  /// From the blocks of the tail, from slot `slot` on. A warp converts 32 tokens of 16 channels at a
+  /// From token `token` of the tail on, a multiple of 16. A warp converts 32 tokens of 16 channels at a
   /// time.
   template <class T>
   __device__ void load(const ExactSlots &tail, int head, int token) const {
@@ -45,8 +45,7 @@ struct PageKeys {
       uint4 words[2];
 #pragma unroll
       for (int half_quad = 0; half_quad < 2; ++half_quad) {
-        const std::uint16_t *block =
-            tail.block<HeadDim>(head, tail.slot(token + quad * 32 + half_quad * 16));
+        const std::uint16_t *block = tail.block<HeadDim>(head, token + quad * 32 + half_quad * 16);
         words[half_quad] = reinterpret_cast<const uint4 *>(block)[tile * warp_lanes + lane];
       }
 #pragma unroll

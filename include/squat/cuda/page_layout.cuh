@@ -96,7 +96,7 @@ struct PageLayout {
 };
 
 /// Exact rows: blocks of 16 tokens, keys (rows = tokens) then values (rows = channels), as tiles of A,
-/// [kv_heads, blocks, 2, HeadDim / 16, 256] elements of 16 bits.
+/// [blocks, kv_heads, 2, HeadDim / 16, 256] elements of 16 bits.
 template <int HeadDim>
 struct BlockLayout {
   static constexpr int tokens = 16;

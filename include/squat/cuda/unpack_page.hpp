@@ -9,8 +9,8 @@
 #include <cstring>
 #include <utility>
 
-#include "squat/attention/context.hpp"
 #include "squat/attention/rotary.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/config.hpp"
 #include "squat/cuda/exact_slots.cuh"
 #include "squat/cuda/fragments.cuh"
@@ -64,15 +64,15 @@ template <int HeadDim, class T, Element S>
 void unpack_slots(ExactSlots slots, TensorView<S> k, TensorView<S> v) {
   using Block = BlockLayout<HeadDim>;
   for (Index token = 0; token < k.tokens; ++token) {
-    const int slot = slots.slot(static_cast<int>(token));
+    const int row = static_cast<int>(token % 16);
     for (Index head = 0; head < k.heads; ++head) {
-      const T *block = static_cast<const T *>(slots.data) +
-                       (head * slots.blocks + slots.first_block + slot / 16) * Block::elements;
+      const auto *block = reinterpret_cast<const T *>(
+          slots.block<HeadDim>(static_cast<int>(head), static_cast<int>(token)));
       for (int channel = 0; channel < HeadDim; ++channel) {
         k.row(token, head)[channel] =
-            static_cast<S>(static_cast<float>(block[Block::key(slot % 16, channel)]));
+            static_cast<S>(static_cast<float>(block[Block::key(row, channel)]));
         v.row(token, head)[channel] =
-            static_cast<S>(static_cast<float>(block[Block::value(slot % 16, channel)]));
+            static_cast<S>(static_cast<float>(block[Block::value(row, channel)]));
       }
     }
   }

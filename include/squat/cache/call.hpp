@@ -1,0 +1,53 @@
+#pragma once
+
+// A sequence's rows in a call, and what the cache knows of the layer they belong to: all that a backend
+// is told.
+
+#include <cstddef>
+#include <span>
+
+#include "squat/config.hpp"
+
+namespace squat {
+
+/// A page of packed tokens. Its keys are coded in the rotary frame of a position
+/// `base`: as if that were position 0.
+struct PageView {
+  std::byte *data = nullptr;
+  Index first = 0;      ///< the first of its tokens that counts
+  Index tokens = 0;     ///< how many count
+  Index base = 0;       ///< position that its keys are turned back by
+  Index row = 0;        ///< row of its tile that its first token (of all) stands in
+  Index before = 0;     ///< tokens of the sequence before those that count, sinks included
+  Index tile_page = 0;  ///< pages of the same base right before it
+};
+
+/// Tokens [first, last).
+struct TokenRange {
+  Index first = 0;
+  Index last = 0;
+};
+
+/// `tokens` rows of the call's tensors from `first_row` on, which belong to one sequence. Exact: the
+/// backend's store of its sinks and tail in the layer.
+template <class Exact>
+struct SequenceCall {
+  Exact *exact = nullptr;
+  std::span<const PageView> pages{};  ///< that are there before the call
+  Index coding = 0;                   ///< names what was learnt, see BackendOperations
+  Index first_row = 0;
+  Index tokens = 0;
+  Index past = 0;      ///< tokens of the sequence before the first row
+  Index position = 0;  ///< rotary position of the first row
+
+  // Of calls that append.
+  Index sinks = 0;                        ///< how many of the rows become sinks
+  Index due = 0;                          ///< pages that become due
+  std::span<const PageView> due_pages{};  ///< where they will be; empty until memory is reserved
+  bool learnt = false;                    ///< the coding is there once the call's tokens are observed
+  bool observed = false;                  ///< some of the tokens join the coding's statistics
+
+  PageView ready_page{};  ///< acquired ahead, see replay.hpp; its data is null if there is none
+};
+
+}  // namespace squat
