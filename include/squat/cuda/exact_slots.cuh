@@ -30,11 +30,14 @@ struct ExactSlots {
   /// The 16-bit elements of the block that token `token` stands in, in row token % 16.
   template <int HeadDim>
   __host__ __device__ std::uint16_t *block(int head, int token) const {
-    const bool behind = token >= capacity;
-    const int slot = first + token;
-    const int index = (behind || slot >= capacity ? (behind ? token : slot) - capacity : slot) / 16;
-    const long long offset = static_cast<long long>(index) * kv_heads + head;
-    return (behind ? overflow : ring) + offset * BlockLayout<HeadDim>::elements;
+    const bool in_ring = token < capacity;
+    int slot = token - capacity;
+    if (in_ring) {
+      slot = first + token;
+      if (slot >= capacity) slot -= capacity;
+    }
+    const long long offset = static_cast<long long>(slot / 16) * kv_heads + head;
+    return (in_ring ? ring : overflow) + offset * BlockLayout<HeadDim>::elements;
   }
 };
 
