@@ -25,7 +25,8 @@ void expect_agreement(const Difference &difference) {
 
 template <class Layout>
 void expect_pages(const PackCase &options) {
-  const PackedTail<Layout> tail(options);
+  PackedTail<Layout> tail(options);
+  EXPECT_LT(tail.unpacked_off(), 1e-3);
   const Difference keys = tail.keys();
   if (options.coding == Coding::subspace && Layout::KeyBits < 8) {
     EXPECT_EQ(keys.in_basis, (tail.pages - options.strange) * tail.heads);

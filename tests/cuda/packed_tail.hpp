@@ -18,8 +18,10 @@
 #include "squat/cuda/exact_rows.cuh"
 #include "squat/cuda/pack_keys.cuh"
 #include "squat/cuda/pack_values.cuh"
+#include "squat/cuda/unpack_pages.cuh"
 #include "squat/quantize/key_quantizer.hpp"
 #include "squat/quantize/orthogonal_rounding.hpp"
+#include "unpack_page.hpp"
 
 namespace squat::test {
 
@@ -110,6 +112,31 @@ class PackedTail {
       for (int head = 0; head < heads; ++head) compare_values(page, head, difference);
     }
     return difference;
+  }
+
+  /// The largest difference of what the device unpacks from what the host does.
+  float unpacked_off() {
+    std::vector<float> k(unpacked_k_.size()), v(k.size());
+    const RotaryTable table = rotary();
+    for (int page = 0; page < pages; ++page) {
+      const auto tokens_of = [&](std::vector<float> &rows) {
+        return TensorView<float>(rows.data(), pages * group, heads, d).slice(page * group, group);
+      };
+      for (int head = 0; head < heads; ++head) {
+        const HeadPage<Layout, half> from(reinterpret_cast<const std::byte *>(bytes(page, head)),
+                                          case_.values);
+        const RowMatrix inverse = from_basis(head);
+        unpack_page(from,
+                    {quantizers_[static_cast<std::size_t>(head)], inverse,
+                     tiles_ ? &tiles_->frame : nullptr, &table},
+                    view(page), head, tokens_of(k), tokens_of(v));
+      }
+    }
+    float off = 0;
+    for (std::size_t i = 0; i < k.size(); ++i) {
+      off = std::max({off, std::abs(k[i] - unpacked_k_[i]), std::abs(v[i] - unpacked_v_[i])});
+    }
+    return off;
   }
 
   /// 16-bit elements that are not what was appended.
@@ -298,6 +325,7 @@ class PackedTail {
       entry.base = at.base;
       entry.tokens = group;
       entry.row = static_cast<std::int32_t>(at.row);
+      entry.before = page * group;
     }
     DeviceArray<cuda::PageEntry> table(entries);
     state_.exact = exact.data();
@@ -339,6 +367,35 @@ class PackedTail {
     finish();
     bytes_ = memory.read();
     state_ = state.read()[0];
+    unpack(state, codings);
+  }
+
+  /// A^-1, empty without a basis.
+  RowMatrix from_basis(int head) const {
+    const SubspaceBasis *basis = quantizers_[static_cast<std::size_t>(head)].basis();
+    return basis ? basis->from_basis() : RowMatrix();
+  }
+
+  void unpack(const DeviceArray<cuda::LayerState> &state,
+              const DeviceArray<cuda::CodingTables> &codings) {
+    std::vector<float> inverses(static_cast<std::size_t>(heads) * d * d);
+    for (int head = 0; head < heads; ++head) {
+      const RowMatrix inverse = from_basis(head);
+      std::copy_n(inverse.data(), inverse.size(), inverses.begin() + head * d * d);
+    }
+    DeviceArray<float> from_bases(inverses);
+    const auto elements = static_cast<std::size_t>(pages * group * heads * d);
+    DeviceArray<float> k(elements), v(elements);
+    cuda::launch_unpack_pages<Layout, half, float>({.state = state.data(),
+                                                    .codings = codings.data(),
+                                                    .from_bases = from_bases.data(),
+                                                    .values = case_.values,
+                                                    .k = {k.data(), heads * d, d},
+                                                    .v = {v.data(), heads * d, d}},
+                                                   pages, heads, nullptr);
+    finish();
+    unpacked_k_ = k.read();
+    unpacked_v_ = v.read();
   }
 
   const std::uint8_t *bytes(int page, int head) const {
@@ -478,6 +535,7 @@ class PackedTail {
   std::vector<std::shared_ptr<void>> arrays_;
   cuda::LayerState state_{};
   std::vector<std::uint8_t> bytes_;
+  std::vector<float> unpacked_k_, unpacked_v_;  // [pages * group, heads, d]
 };
 
 }  // namespace squat::test

@@ -361,8 +361,9 @@ class SegmentWarp {
     }
   }
 
-  /// The set of the page in the stage. Where the page's codes are of channels and the set is in the
-  /// basis, its turned rows take the others' place, until the next page asks for a set.
+  /// The set that meets the page in the stage. Sets are made for pages in the basis; for a page whose
+  /// codes are of channels, the set's turned rows, without A^-T, overwrite those in the stage, so that
+  /// the next page has to fetch its set again.
   __device__ const Set &query_set(const PageEntry &page) {
     auto &set = *reinterpret_cast<Set *>(stage_);
     if (!in_basis<Layout>(stage_ + stage_keys()) && coding_.heads[head_].basis != nullptr) {

@@ -6,7 +6,6 @@
 
 #include "squat/cuda/device_state.cuh"
 #include "squat/cuda/fragments.cuh"
-#include "squat/cuda/transform_queries.cuh"
 
 namespace squat::cuda {
 

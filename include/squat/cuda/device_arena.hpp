@@ -26,6 +26,7 @@ class DeviceArena {
   /// A piece, uninitialised and aligned to 256 bytes. Throws Error where there is no memory.
   std::byte *allocate(std::size_t bytes) {
     bytes = rounded(bytes);
+    ask_for_device_memory(bytes);
     Size &size = sizes_[bytes];
     if (size.free.empty()) {
       size.free.reserve(size.pieces + 1);  // so that release() cannot fail

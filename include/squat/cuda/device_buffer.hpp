@@ -14,6 +14,17 @@
 
 namespace squat::cuda {
 
+/// Asked before every piece of device memory is handed out; true refuses it, as if there were no more:
+/// for tests, and for engines that keep a budget. Null asks nobody.
+inline bool (*refuses_device_memory)(std::size_t bytes) = nullptr;
+
+/// Throws Error where the hook refuses.
+inline void ask_for_device_memory(std::size_t bytes) {
+  if (refuses_device_memory != nullptr && refuses_device_memory(bytes)) {
+    throw Error("squat: allocation of " + std::to_string(bytes) + " bytes of device memory was refused");
+  }
+}
+
 /// `size` elements of trivial type in device memory, uninitialised. An allocation that fails is an
 /// Error.
 template <class Scalar>
@@ -27,6 +38,7 @@ class DeviceBuffer {
   DeviceBuffer() = default;
   explicit DeviceBuffer(std::size_t size) : size_(size) {
     if (size == 0) return;
+    ask_for_device_memory(bytes());
     void *data = nullptr;
     const cudaError_t error = cudaMalloc(&data, bytes());
     if (error != cudaSuccess) {

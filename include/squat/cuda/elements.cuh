@@ -50,6 +50,16 @@ __device__ inline float element_value(std::uint16_t bits) {
   return load_element(reinterpret_cast<const T *>(&bits));
 }
 
+/// Writes the S nearest to x.
+template <class S>
+__device__ inline void store_element(S *to, float x) {
+  if constexpr (std::is_same_v<S, float>) {
+    *to = x;
+  } else {
+    *reinterpret_cast<std::uint16_t *>(to) = element_bits<S>(x);
+  }
+}
+
 /// Two elements of a word, the low half first.
 template <class T>
 __device__ inline float2 word_values(Word word) {

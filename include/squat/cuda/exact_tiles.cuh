@@ -9,6 +9,7 @@
 
 #include "squat/config.hpp"
 #include "squat/cuda/fragments.cuh"
+#include "squat/cuda/warp.cuh"
 
 namespace squat::cuda {
 

@@ -32,6 +32,9 @@ namespace squat::cuda {
 
 inline constexpr int warp_lanes = 32;
 
+/// Query rows of a column tile: the columns of B and C.
+inline constexpr int column_count = 8;
+
 /// What the products of code elements have to be multiplied by.
 inline constexpr float code_unit = 16777216.0f;  // 2^24
 
@@ -40,6 +43,9 @@ __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % warp
 __device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / warp_lanes; }
 
 using Word = std::uint32_t;
+
+/// Probabilities of 16 tokens: of rows g and of rows g + 8, columns 2t and 2t + 1.
+using TokenWeights = uint2;
 
 /// C += A B, A 16 x 16.
 __device__ inline void multiply_add(float (&c)[4], Word a0, Word a1, Word a2, Word a3, Word b0,

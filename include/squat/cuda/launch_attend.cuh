@@ -67,8 +67,8 @@ inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_h
   return AttendWorkspace(head_dim, entries, query_heads, kv_heads, most_tokens, table_pages).end;
 }
 
-/// Launches a kernel behind another of the stream; overlaps: before that has ended, for what it does
-/// before it waits.
+/// Launches a kernel behind another of the stream. overlaps: it may start while the other still runs,
+/// and waits for its results itself (wait_for_launches()).
 template <class... Parameters, class... Arguments>
 void launch_behind(void (*kernel)(Parameters...), int blocks, int threads, std::size_t shared,
                    cudaStream_t stream, bool overlaps, const Arguments &...arguments) {

@@ -28,7 +28,8 @@ struct SlotLayout {
 };
 
 /// The slot of a worker and segment. Exact rows have one of their own: packed values may be rotated.
-/// Workers and segments both come in order, so that a worker is in its first segment's successors once.
+/// A worker's units follow each other, and so do workers: of two neighbours one at most shares a segment
+/// with the other, so that the sum of both indices names a slot that nobody else has.
 template <int HeadDim, class S>
 __device__ inline float *slot_of(const AttendCall<S> &call, int segment, int worker, bool packed) {
   const std::size_t index = 2 * (static_cast<std::size_t>(segment) + static_cast<std::size_t>(worker));

@@ -33,12 +33,11 @@
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/exact_rows.cuh"
 #include "squat/cuda/exact_store.hpp"
-#include "squat/cuda/host_tensor.hpp"
 #include "squat/cuda/launch_attend.cuh"
 #include "squat/cuda/pack_keys.cuh"
 #include "squat/cuda/pack_values.cuh"
 #include "squat/cuda/page_layouts.hpp"
-#include "squat/cuda/unpack_page.hpp"
+#include "squat/cuda/unpack_pages.cuh"
 #include "squat/cuda/write_each.cuh"
 #include "squat/element_range.hpp"
 #include "squat/error.hpp"
@@ -346,44 +345,33 @@ class Operations {
 
   // ---- what is there
 
-  /// Writes the cached keys and values of a sequence and layer, [tokens, kv_heads, head_dim]. The host
-  /// works them out.
+  /// Writes the cached keys and values of a sequence and layer, [tokens, kv_heads, head_dim].
   template <Element S>
   void dequantize(const Call &call, TensorView<S> k, TensorView<S> v, cudaStream_t stream) {
-    HostTensor<S> keys(k.tokens, k.heads, k.head_dim), values = keys;
-    if (k.tokens == 0) return;
     const Exact &exact = *call.exact;
-    std::vector<std::uint16_t> rows(exact.row_elements());
-    download<std::uint16_t>(exact.rows(), rows, stream);
-    std::vector<std::byte> page(page_bytes_);
-    const LayerCoding &layer = codings_.at(call.coding);
-    const std::vector<RowMatrix> inverses = layer.from_bases();
-    const RotaryTable *rotary = codings_.rotary(call.coding);
+    if (k.tokens == 0) return;
+    const std::vector<RowMatrix> inverses = codings_.at(call.coding).from_bases();
+    const auto elements = static_cast<std::size_t>(options_->head_dim * options_->head_dim);
+    grow(from_bases_, inverses.size() * elements, stream);
+    for (std::size_t head = 0; head < inverses.size(); ++head) {
+      const std::span inverse(inverses[head].data(), static_cast<std::size_t>(inverses[head].size()));
+      upload<float>(inverse, from_bases_.data() + head * elements, stream);
+    }
+    const UnpackCall<S> unpack = {.state = exact.device_state(),
+                                  .codings = codings_.tables(),
+                                  .from_bases = from_bases_.data(),
+                                  .values = *options_->values,
+                                  .k = device_tensor(k),
+                                  .v = device_tensor(v)};
     with_layout([&]<class Layout>() {
       const auto unpack_exact = [&](ExactSlots slots, Index first, Index count) {
-        slots.ring = rows.data() + (slots.ring - exact.rows());
-        unpack_slots<Layout::HeadDim, T>(slots, keys.view().slice(first, count),
-                                         values.view().slice(first, count));
+        launch_unpack_rows<Layout::HeadDim, T>(slots, static_cast<int>(count), kv_heads(), unpack.k,
+                                               unpack.v, static_cast<int>(first), stream);
       };
       unpack_exact(exact.sink_slots(shape_, kv_heads()), 0, exact.sinks());
+      launch_unpack_pages<Layout, T>(unpack, static_cast<int>(call.pages.size()), kv_heads(), stream);
       unpack_exact(exact.tail_slots(shape_, kv_heads()), k.tokens - exact.tail(), exact.tail());
-      Index first = exact.sinks();
-      for (const PageView &view : call.pages) {
-        download<std::byte>(view.data, page, stream);
-        for (Index head = 0; head < kv_heads(); ++head) {
-          const auto h = static_cast<std::size_t>(head);
-          const std::size_t head_bytes = page_bytes_ / static_cast<std::size_t>(kv_heads());
-          const HeadPage<Layout, T> head_page(page.data() + h * head_bytes, *options_->values);
-          unpack_page(head_page, {layer.quantizer(head), inverses[h], layer.tiles().frame(), rotary},
-                      view, head, keys.view().slice(first, view.tokens),
-                      values.view().slice(first, view.tokens));
-        }
-        first += view.tokens;
-      }
     });
-    copy_tensor<S>(keys.view(), k, cudaMemcpyHostToDevice, stream);
-    copy_tensor<S>(values.view(), v, cudaMemcpyHostToDevice, stream);
-    cuda::check(cudaStreamSynchronize(stream), "dequantize");
   }
 
   std::size_t statistics_bytes() const { return codings_.statistics_bytes(); }
@@ -391,7 +379,7 @@ class Operations {
   std::size_t workspace_bytes() const {
     std::size_t sum = attend_.bytes() + observing_.bytes() + rows_.bytes() + call_batch_.bytes() +
                       reading_.bytes() + first_bad_.bytes() + errors_.bytes() + arena_->bytes() -
-                      arena_->used_bytes();
+                      arena_->used_bytes() + from_bases_.bytes();
     for (const BatchArrays &batches : batches_) sum += batches.bytes();
     for (const auto &buffer : retired_) sum += buffer.bytes();
     return sum;
@@ -539,6 +527,7 @@ class Operations {
   DeviceBuffer<std::byte> attend_;       // workspace
   DeviceBuffer<std::uint16_t> rows_;     // exact rows while a call lasts
   DeviceBuffer<std::byte> observing_;    // workspace of statistics
+  DeviceBuffer<float> from_bases_;       // of dequantize()
   DeviceBuffer<unsigned long long> first_bad_;
   DeviceBuffer<std::uint32_t> errors_;  // of steps
   bool captured_ = false;               // there are graphs that name buffers

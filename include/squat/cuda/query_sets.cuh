@@ -97,7 +97,8 @@ struct SetWarp {
   Queries<HeadDim> queries;
 
   /// Makes the sets of `count` jobs of at most column_count / runs columns each, runs being 1, 2 or 4:
-  /// each has a run of the columns. Each set is left the others' in its other columns.
+  /// each has a run of the columns. The columns of a set that are not its own hold the other sets',
+  /// which nobody reads.
   __device__ void make(const SetJob *jobs, int count, int runs) {
     const int run_columns = column_count / runs;
     const auto job_of = [&](int run) -> const SetJob & { return jobs[min(run, count - 1)]; };

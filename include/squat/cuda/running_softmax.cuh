@@ -9,7 +9,6 @@
 #include <cuda_fp16.h>
 
 #include "squat/cuda/fragments.cuh"
-#include "squat/cuda/sum_values.cuh"
 #include "squat/cuda/warp.cuh"
 
 namespace squat::cuda {

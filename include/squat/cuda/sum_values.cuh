@@ -95,10 +95,7 @@ __device__ inline void add_rows(float (&c)[4], uint2 b) {
   multiply_add(c, two_ones, two_ones, two_ones, two_ones, b.x, b.y);
 }
 
-/// Probabilities of 16 tokens: of rows g and of rows g + 8, columns 2t and 2t + 1.
-using TokenWeights = uint2;
-
-/// The same as B.
+/// Weights of 16 tokens as B.
 __device__ inline uint2 columns_of(TokenWeights p) { return {transpose(p.x), transpose(p.y)}; }
 
 /// The larger magnitudes of pairs of float16.

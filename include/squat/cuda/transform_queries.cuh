@@ -23,8 +23,6 @@
 
 namespace squat::cuda {
 
-inline constexpr int column_count = 8;  // query rows of a column tile
-
 /// Positions that the columns of a tile are turned back by at most: in equal runs of columns.
 inline constexpr int most_bases = 4;
 

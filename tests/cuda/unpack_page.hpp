@@ -1,6 +1,6 @@
 #pragma once
 
-// Exact rows and pages of the GPU's layout as floats, by the host: for KVCache::dequantize.
+// Pages of the GPU's layout as floats, by the host: what kernels that unpack them are compared with.
 
 #include <Eigen/Core>
 #include <cmath>
@@ -12,14 +12,17 @@
 #include "squat/attention/rotary.hpp"
 #include "squat/cache/call.hpp"
 #include "squat/config.hpp"
-#include "squat/cuda/exact_slots.cuh"
 #include "squat/cuda/fragments.cuh"
 #include "squat/cuda/page_layout.cuh"
 #include "squat/quantize/hadamard.hpp"
 #include "squat/quantize/key_quantizer.hpp"
 #include "squat/tensor.hpp"
 
-namespace squat::cuda {
+namespace squat::test {
+
+using cuda::BlockLayout, cuda::CodePlace, cuda::code_place, cuda::key_element, cuda::tile_element,
+    cuda::unit_word;
+using cuda::unit_words, cuda::value_element, cuda::warp_lanes, cuda::Word;
 
 /// Codes of one unit of `tiles` tiles of 16 rows.
 class UnitCodes {
@@ -58,25 +61,6 @@ class UnitCodes {
   int bits_;
   int tiles_;
 };
-
-/// Writes exact rows, which lie in the host's memory by now, to the tokens of k and v.
-template <int HeadDim, class T, Element S>
-void unpack_slots(ExactSlots slots, TensorView<S> k, TensorView<S> v) {
-  using Block = BlockLayout<HeadDim>;
-  for (Index token = 0; token < k.tokens; ++token) {
-    const int row = static_cast<int>(token % 16);
-    for (Index head = 0; head < k.heads; ++head) {
-      const auto *block = reinterpret_cast<const T *>(
-          slots.block<HeadDim>(static_cast<int>(head), static_cast<int>(token)));
-      for (int channel = 0; channel < HeadDim; ++channel) {
-        k.row(token, head)[channel] =
-            static_cast<S>(static_cast<float>(block[Block::key(row, channel)]));
-        v.row(token, head)[channel] =
-            static_cast<S>(static_cast<float>(block[Block::value(row, channel)]));
-      }
-    }
-  }
-}
 
 /// One KV head's part of a page.
 template <class Layout, class T>
@@ -202,4 +186,4 @@ void unpack_page(const HeadPage<Layout, T> &page, const PageCoding &coding, cons
   }
 }
 
-}  // namespace squat::cuda
+}  // namespace squat::test

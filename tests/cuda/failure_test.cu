@@ -1,0 +1,185 @@
+// Out of device memory: whichever allocation of a call is refused, the call throws squat::Error, the
+// cache is as it was, and the same call then gives what it would have given.
+
+#include <array>
+#include <cstddef>
+#include <vector>
+
+#include "caches.cuh"
+#include "reference/inputs.hpp"
+
+namespace squat::test {
+namespace {
+
+/// Counts down to the allocation that is refused.
+std::size_t refused_at = 0;
+bool refuse(std::size_t) { return refused_at > 0 && --refused_at == 0; }
+
+class DeviceOutOfMemory : public OnDevice {
+ protected:
+  using Cache = DeviceCache<64, 32, 2, 2>;
+
+  static Options small(Coding coding) {
+    return {.layers = 2,
+            .query_heads = 4,
+            .kv_heads = 2,
+            .head_dim = 64,
+            .coding = coding,
+            .sinks = 3,
+            .residual = 10,
+            .page_tokens = 32,
+            .rotary = {rotary_table(1e3, 48)},
+            .statistics_tokens = 60};
+  }
+
+  void TearDown() override { cuda::refuses_device_memory = nullptr; }
+
+  /// A cache with two sequences, and inputs for calls.
+  struct World {
+    explicit World(const Options &options)
+        : cache(options), sequences{cache.add_sequence(), cache.add_sequence()}, in(options, 300, 1) {}
+
+    void attend(std::size_t sequence, Index first, Index count) {
+      for (int layer : {0, 1}) attend(sequence, layer, first, count);
+    }
+    void attend(std::size_t sequence, int layer, Index first, Index count) {
+      cache.attend(sequences[sequence], layer, in.q.view(first, count), in.k.view(first, count),
+                   in.v.view(first, count), in.out.view(first, count));
+    }
+
+    std::vector<float> seen() {
+      std::vector<float> all;
+      for (const SequenceId sequence : sequences) {
+        for (int layer : {0, 1}) {
+          const Contents held = device_contents(cache, sequence, layer);
+          all.push_back(static_cast<float>(held.k.tokens));
+          all.insert(all.end(), held.k.elements.begin(), held.k.elements.end());
+          all.insert(all.end(), held.v.elements.begin(), held.v.elements.end());
+        }
+      }
+      return all;
+    }
+
+    Cache cache;
+    std::array<SequenceId, 2> sequences;
+    DeviceInputs in;
+  };
+
+  /// Statistics are sums in no fixed order, whose last bits may differ.
+  static void expect_same(const std::vector<float> &a, const std::vector<float> &b, std::size_t n) {
+    ASSERT_EQ(a.size(), b.size()) << "allocation " << n;
+    std::size_t off = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) off += !(std::abs(a[i] - b[i]) <= 1e-4f);
+    EXPECT_EQ(off, 0u) << "allocation " << n;
+  }
+
+  /// Refuses every allocation of `call` in turn, each time in a world that `prepare` has made ready.
+  /// Returns how many of them made the call throw.
+  template <class Prepare, class Call>
+  static std::size_t expect_nothing_lost(const Options &options, Prepare &&prepare, Call &&call) {
+    const auto decode = [](World &world) {
+      for (std::size_t sequence : {0u, 1u}) world.attend(sequence, 270, 3);
+      for (std::size_t sequence : {0u, 1u}) world.attend(sequence, 273, 1);
+      return world.in.out.read().elements;
+    };
+    World expected(options);
+    prepare(expected);
+    const std::vector<float> before = expected.seen();
+    call(expected);
+    const std::vector<float> after = expected.seen(), decoded = decode(expected);
+    cuda::refuses_device_memory = refuse;
+    std::size_t failed = 0;
+    for (std::size_t n = 1;; ++n) {
+      refused_at = 0;
+      World world(options);
+      prepare(world);
+      bool thrown = false;
+      refused_at = n;
+      try {
+        call(world);
+      } catch (const Error &) {
+        thrown = true;
+      }
+      const bool reached = refused_at == 0;
+      refused_at = 0;
+      if (!reached) break;
+      failed += thrown;
+      if (thrown) {
+        expect_same(world.seen(), before, n);
+        call(world);
+      }
+      expect_same(world.seen(), after, n);
+      expect_same(decode(world), decoded, n);
+      world.cache.check();
+    }
+    return failed;
+  }
+};
+
+TEST_F(DeviceOutOfMemory, InAFirstPromptThatTeachesAndPacks) {
+  for (const Coding coding : {Coding::plain, Coding::orthogonal, Coding::subspace}) {
+    EXPECT_GT(expect_nothing_lost(
+                  small(coding), [](World &) {}, [](World &world) { world.attend(0, 0, 0, 200); }),
+              0u);
+  }
+}
+
+TEST_F(DeviceOutOfMemory, InAPieceThatCompletesTheStatistics) {
+  for (const Coding coding : {Coding::orthogonal, Coding::subspace}) {
+    EXPECT_GT(expect_nothing_lost(
+                  small(coding), [](World &world) { world.attend(0, 0, 50); },
+                  [](World &world) { world.attend(0, 0, 50, 200); }),
+              0u);
+  }
+}
+
+TEST_F(DeviceOutOfMemory, InABatchWhoseSequencesLearnForThemselves) {
+  Options options = small(Coding::subspace);
+  options.basis_per_sequence = true;
+  EXPECT_GT(expect_nothing_lost(
+                options, [](World &world) { world.attend(0, 0, 40); },
+                [](World &world) {
+                  const std::array batch = {SequenceTokens{world.sequences[0], 70},
+                                            SequenceTokens{world.sequences[1], 100}};
+                  world.cache.attend(batch, 1, world.in.q.view(10, 170), world.in.k.view(10, 170),
+                                     world.in.v.view(10, 170), world.in.out.view(10, 170));
+                }),
+            0u);
+}
+
+TEST_F(DeviceOutOfMemory, InReadingAttentionAndAShiftAndAddingASequence) {
+  EXPECT_GT(expect_nothing_lost(
+                small(Coding::subspace), [](World &world) { world.attend(0, 0, 150); },
+                [](World &world) {
+                  world.cache.attend(world.sequences[0], 1, world.in.q.view(0, 60),
+                                     world.in.out.view(0, 60));
+                }),
+            0u);
+  // All memory may be there.
+  expect_nothing_lost(
+      small(Coding::plain), [](World &world) { world.attend(0, 0, 150); },
+      [](World &world) { world.cache.shift(world.sequences[0], 10, 30, -20); });
+  Options options = small(Coding::subspace);
+  options.basis_per_sequence = true;
+  EXPECT_GT(expect_nothing_lost(
+                options, [](World &world) { world.attend(0, 0, 150); },
+                [](World &world) { world.cache.add_sequence(); }),
+            0u);
+}
+
+/// In blocks of 16 tokens, sinks apart.
+TEST_F(DeviceOutOfMemory, IsFarAsShortSequencesTakeTheBlocksTheyNeed) {
+  const Options options = small(Coding::plain);
+  for (const Index tokens : {1, 3, 4, 19, 20, 40}) {
+    World world(options);
+    world.attend(0, 0, tokens);
+    const Index sinks = std::min<Index>(tokens, 3),
+                blocks = 1 + std::max<Index>(1, (tokens - sinks + 15) / 16);
+    const std::size_t rows = static_cast<std::size_t>(blocks) * 16 * 2 * 2 * 64 * 2;
+    const std::size_t tables = 64 * 48 + 256;  // of pages and of state
+    EXPECT_LE(world.cache.memory_report().exact, 2 * (rows + tables)) << tokens;
+  }
+}
+
+}  // namespace
+}  // namespace squat::test
