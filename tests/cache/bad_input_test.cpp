@@ -216,17 +216,28 @@ TEST_F(BadCall, Lengths) {
           {"k.tokens", "61", "60"});
 }
 
+// Of 60 tokens, 4 are sinks and at least 8 stay in the tail: 48 fill three pages of 16 in each of two
+// layers, which are all six that the pool may hold. Sixteen more in either layer are one page too many.
 TEST_F(BadCall, FullPool) {
-  // Three pages a layer hold tokens; a fourth in either layer is one too many.
-  ASSERT_EQ(cache.memory_report().packed_tokens,
-            2 * 48 - 2 * 16 * (cache.memory_report().packed_tokens == 64 ? 1 : 0));
-  const Index room = 6 - cache.memory_report().packed_tokens / 16;
-  const Index tokens = 16 * (room + 1);
-  refused([&] { cache.append(sequence, 0, in.k.view(0, tokens), in.v.view(0, tokens)); },
-          {"max_pages", "6", "7"});
+  constexpr std::size_t page_tokens = 16, head_dim = 32, bits = 2, kv_heads = 2, pages = 6;
+  ASSERT_EQ(cache.memory_report().packed_tokens, 96);
+  // A head of a page: codes of keys and of values, a zero and a scale for each channel of the keys, and
+  // a scale for each value, in float16, rounded up to 64 bytes.
+  constexpr std::size_t head_bytes =
+      2 * page_tokens * head_dim * bits / 8 + 2 * (2 * head_dim + page_tokens);
+  ASSERT_EQ(cache.memory_report().pages_used, pages * kv_heads * ((head_bytes + 63) / 64 * 64));
+  for (int layer : {0, 1}) {
+    refused([&] { cache.append(sequence, layer, in.k.view(0, 16), in.v.view(0, 16)); },
+            {"max_pages", "6", "7"});
+  }
+  // Fifteen find room in the tail.
+  cache.append(sequence, 0, in.k.view(0, 15), in.v.view(0, 15));
+  EXPECT_EQ(cache.length(sequence, 0), 75);
+  // Pages that a sequence gave up are there again.
   cache.truncate(sequence, 0);
-  cache.append(sequence, 0, in.k.view(0, tokens), in.v.view(0, tokens));
-  EXPECT_EQ(cache.length(sequence, 0), tokens);
+  cache.append(sequence, 0, in.k.view(0, 60), in.v.view(0, 60));
+  EXPECT_EQ(cache.length(sequence, 0), 60);
+  EXPECT_EQ(cache.memory_report().packed_tokens, 48);
 }
 
 }  // namespace
