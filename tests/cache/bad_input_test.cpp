@@ -14,12 +14,12 @@ namespace squat::test {
 namespace {
 
 /// Expects a squat::Error whose text holds all of `words`.
-void expect_error(const std::function<void()>& call, const std::vector<std::string>& words) {
+void expect_error(const std::function<void()> &call, const std::vector<std::string> &words) {
   try {
     call();
     ADD_FAILURE() << "no error; expected one with " << words[0];
-  } catch (const Error& error) {
-    for (const std::string& word : words) {
+  } catch (const Error &error) {
+    for (const std::string &word : words) {
       EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
           << error.what() << " lacks " << word;
     }
@@ -37,7 +37,7 @@ Options valid() {
           .statistics_tokens = 30};
 }
 
-void expect_refused(const std::function<void(Options&)>& spoil, const std::vector<std::string>& words) {
+void expect_refused(const std::function<void(Options &)> &spoil, const std::vector<std::string> &words) {
   Options options = valid();
   spoil(options);
   expect_error([&] { KVCache<float, 2> cache(options); }, words);
@@ -46,36 +46,36 @@ void expect_refused(const std::function<void(Options&)>& spoil, const std::vecto
 TEST(BadOptions, AreRefused) {
   for (int bad : {0, -1}) {
     const std::string value = std::to_string(bad);
-    expect_refused([&](Options& o) { o.layers = bad; }, {"layers", value});
-    expect_refused([&](Options& o) { o.query_heads = bad; }, {"query_heads", value});
-    expect_refused([&](Options& o) { o.kv_heads = bad; }, {"kv_heads", value});
-    expect_refused([&](Options& o) { o.head_dim = bad; }, {"head_dim", value, "16"});
-    expect_refused([&](Options& o) { o.page_tokens = bad; }, {"page_tokens", value, "16"});
+    expect_refused([&](Options &o) { o.layers = bad; }, {"layers", value});
+    expect_refused([&](Options &o) { o.query_heads = bad; }, {"query_heads", value});
+    expect_refused([&](Options &o) { o.kv_heads = bad; }, {"kv_heads", value});
+    expect_refused([&](Options &o) { o.head_dim = bad; }, {"head_dim", value, "16"});
+    expect_refused([&](Options &o) { o.page_tokens = bad; }, {"page_tokens", value, "16"});
   }
-  expect_refused([](Options& o) { o.query_heads = 5; }, {"query_heads", "5", "multiple", "2"});
-  expect_refused([](Options& o) { o.head_dim = 40; }, {"head_dim", "40", "multiple of 16"});
-  expect_refused([](Options& o) { o.head_dim = std::numeric_limits<int>::max(); }, {"head_dim", "512"});
-  expect_refused([](Options& o) { o.layers = std::numeric_limits<int>::max(); }, {"layers"});
-  expect_refused([](Options& o) { o.page_tokens = 24; }, {"page_tokens", "24", "multiple of 16"});
-  expect_refused([](Options& o) { o.page_tokens = 2048; }, {"page_tokens", "2048", "1024"});
-  expect_refused([](Options& o) { o.sinks = -1; }, {"sinks", "-1"});
-  expect_refused([](Options& o) { o.residual = -3; }, {"residual", "-3"});
-  expect_refused([](Options& o) { o.statistics_tokens = -1; }, {"statistics_tokens", "-1"});
-  expect_refused([](Options& o) { o.attention_scale = NAN; }, {"attention_scale", "nan"});
-  expect_refused([](Options& o) { o.rotary = std::vector<RotaryTable>(3); },
+  expect_refused([](Options &o) { o.query_heads = 5; }, {"query_heads", "5", "multiple", "2"});
+  expect_refused([](Options &o) { o.head_dim = 40; }, {"head_dim", "40", "multiple of 16"});
+  expect_refused([](Options &o) { o.head_dim = std::numeric_limits<int>::max(); }, {"head_dim", "512"});
+  expect_refused([](Options &o) { o.layers = std::numeric_limits<int>::max(); }, {"layers"});
+  expect_refused([](Options &o) { o.page_tokens = 24; }, {"page_tokens", "24", "multiple of 16"});
+  expect_refused([](Options &o) { o.page_tokens = 2048; }, {"page_tokens", "2048", "1024"});
+  expect_refused([](Options &o) { o.sinks = -1; }, {"sinks", "-1"});
+  expect_refused([](Options &o) { o.residual = -3; }, {"residual", "-3"});
+  expect_refused([](Options &o) { o.statistics_tokens = -1; }, {"statistics_tokens", "-1"});
+  expect_refused([](Options &o) { o.attention_scale = NAN; }, {"attention_scale", "nan"});
+  expect_refused([](Options &o) { o.rotary = std::vector<RotaryTable>(3); },
                  {"rotary.size", "3", "layers", "2"});
-  expect_refused([](Options& o) { o.rotary = {{.inverse_frequencies = std::vector<float>(17)}}; },
+  expect_refused([](Options &o) { o.rotary = {{.inverse_frequencies = std::vector<float>(17)}}; },
                  {"rotary.inverse_frequencies.size", "17", "16"});
   expect_refused(
-      [](Options& o) {
+      [](Options &o) {
         o.rotary = {{.inverse_frequencies = {1, NAN}}};
       },
       {"rotary.inverse_frequencies", "nan"});
-  expect_refused([](Options& o) { o.tile_tokens = 256; }, {"tile_tokens", "256", "rotary"});
-  expect_refused([](Options& o) { o.tile_tokens = -1; }, {"tile_tokens", "-1"});
-  expect_refused([](Options& o) { o.orthogonal.rank = 33; }, {"orthogonal.rank", "33", "32"});
-  expect_refused([](Options& o) { o.orthogonal.block = 5; }, {"orthogonal.block", "5", "32"});
-  expect_refused([](Options& o) { o.orthogonal.lambda = -1; }, {"orthogonal.lambda", "-1"});
+  expect_refused([](Options &o) { o.tile_tokens = 256; }, {"tile_tokens", "256", "rotary"});
+  expect_refused([](Options &o) { o.tile_tokens = -1; }, {"tile_tokens", "-1"});
+  expect_refused([](Options &o) { o.orthogonal.rank = 33; }, {"orthogonal.rank", "33", "32"});
+  expect_refused([](Options &o) { o.orthogonal.block = 5; }, {"orthogonal.block", "5", "32"});
+  expect_refused([](Options &o) { o.orthogonal.lambda = -1; }, {"orthogonal.lambda", "-1"});
 }
 
 /// A cache with some tokens in it, and calls that must not change it.
@@ -92,7 +92,7 @@ class BadCall : public testing::Test {
     return filled;
   }
 
-  void refused(const std::function<void()>& call, const std::vector<std::string>& words) {
+  void refused(const std::function<void()> &call, const std::vector<std::string> &words) {
     const Contents first = contents(cache, sequence, 0), second = contents(cache, sequence, 1);
     const MemoryReport before = cache.memory_report();
     expect_error(call, words);
@@ -105,7 +105,7 @@ class BadCall : public testing::Test {
   }
 
   void refused_views(TensorView<float> q, TensorView<float> k, TensorView<float> v,
-                     TensorView<float> out, const std::vector<std::string>& words) {
+                     TensorView<float> out, const std::vector<std::string> &words) {
     refused([&] { cache.attend(sequence, 0, q, k, v, out); }, words);
   }
 
@@ -149,17 +149,17 @@ TEST_F(BadCall, Pointers) {
   null_out.data = nullptr;
   refused_views(q, k, v, null_out, {"out.data", "null"});
   auto odd = k;
-  odd.data = reinterpret_cast<float*>(reinterpret_cast<std::uintptr_t>(k.data) + 1);
+  odd.data = reinterpret_cast<float *>(reinterpret_cast<std::uintptr_t>(k.data) + 1);
   refused_views(q, odd, v, out, {"k.data", "aligned"});
 }
 
 TEST_F(BadCall, Elements) {
   for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                     -std::numeric_limits<float>::infinity(), 1e5f}) {
-    for (auto* tensor : {&in.q, &in.k, &in.v}) {
-      float& element = tensor->view().row(3, 1)[7];
+    for (auto *tensor : {&in.q, &in.k, &in.v}) {
+      float &element = tensor->view().row(3, 1)[7];
       const float good = std::exchange(element, bad);
-      const char* name = tensor == &in.q ? "q[3,1,7]" : tensor == &in.k ? "k[3,1,7]" : "v[3,1,7]";
+      const char *name = tensor == &in.q ? "q[3,1,7]" : tensor == &in.k ? "k[3,1,7]" : "v[3,1,7]";
       refused_views(in.q.view(0, 5), in.k.view(0, 5), in.v.view(0, 5), in.out.view(0, 5),
                     {name, "65504"});
       element = good;

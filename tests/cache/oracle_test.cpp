@@ -60,19 +60,19 @@ struct Expectation {
   double kl;
 };
 
-std::ostream& operator<<(std::ostream& out, const Expectation& e) {
+std::ostream &operator<<(std::ostream &out, const Expectation &e) {
   return out << "tensors " << static_cast<int>(e.tensors.source) << " of layer " << e.tensors.layer
              << " setting " << static_cast<int>(e.width.setting) << " bits " << e.width.bits;
 }
 
 /// One of the oracle's tables.
-std::vector<Expectation> table(Tensors tensors, const std::array<double, widths.size()>& kl) {
+std::vector<Expectation> table(Tensors tensors, const std::array<double, widths.size()> &kl) {
   std::vector<Expectation> rows;
   for (std::size_t i = 0; i < widths.size(); ++i) rows.push_back({tensors, widths[i], kl[i]});
   return rows;
 }
 
-const char* model_directory() { return std::getenv("SQUAT_MODEL_TENSORS"); }
+const char *model_directory() { return std::getenv("SQUAT_MODEL_TENSORS"); }
 
 Heads heads_of(Tensors tensors) {
   switch (tensors.source) {
@@ -88,7 +88,7 @@ Heads heads_of(Tensors tensors) {
           load_heads(model_directory(), tensors.layer, 'v', 3)};
 }
 
-Options options_of(Setting setting, const Heads& heads) {
+Options options_of(Setting setting, const Heads &heads) {
   Options options{.layers = 1,
                   .query_heads = static_cast<int>(heads.q.size()),
                   .kv_heads = static_cast<int>(heads.k.size()),
@@ -123,19 +123,19 @@ Options options_of(Setting setting, const Heads& heads) {
   return options;
 }
 
-std::vector<float> interleave(const std::vector<Matrix>& heads) {
+std::vector<float> interleave(const std::vector<Matrix> &heads) {
   const auto tokens = heads[0].rows(), d = heads[0].cols(), count = static_cast<Index>(heads.size());
   std::vector<float> elements;
   elements.reserve(static_cast<std::size_t>(tokens * count * d));
   for (Index token = 0; token < tokens; ++token) {
-    for (const Matrix& head : heads) {
+    for (const Matrix &head : heads) {
       for (Index i = 0; i < d; ++i) elements.push_back(static_cast<float>(head(token, i)));
     }
   }
   return elements;
 }
 
-std::vector<Matrix> split(const std::vector<float>& elements, Index tokens, Index count, Index d) {
+std::vector<Matrix> split(const std::vector<float> &elements, Index tokens, Index count, Index d) {
   std::vector<Matrix> heads(static_cast<std::size_t>(count), Matrix(tokens, d));
   for (Index i = 0; i < tokens * count * d; ++i) {
     heads[static_cast<std::size_t>(i / d % count)](i / d / count, i % d) =
@@ -146,10 +146,10 @@ std::vector<Matrix> split(const std::vector<float>& elements, Index tokens, Inde
 
 /// Mean attention KL over the KV heads of keys and values as a cache gives them back.
 template <int Bits>
-double cached_kl(const Heads& pre_rotary, Setting setting) {
+double cached_kl(const Heads &pre_rotary, Setting setting) {
   Heads heads = pre_rotary;
-  for (Matrix& q : heads.q) q = rotate(q);
-  for (Matrix& k : heads.k) k = rotate(k);
+  for (Matrix &q : heads.q) q = rotate(q);
+  for (Matrix &k : heads.k) k = rotate(k);
   const Options options = options_of(setting, heads);
   KVCache<float, Bits> cache(options);
   const Index tokens = heads.k[0].rows(), d = options.head_dim, prompt = 512;
@@ -212,7 +212,7 @@ INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer27, Oracle,
 std::vector<Expectation> model_tables() {
   std::vector<Expectation> rows;
   if (model_directory() == nullptr) return rows;
-  for (const auto& layer : {table({Source::model, 2}, {.1005, .003507, .1092, .09526, .06257, .03867,
+  for (const auto &layer : {table({Source::model, 2}, {.1005, .003507, .1092, .09526, .06257, .03867,
                                                        .04665, .02334, .01265, .003731}),
                             table({Source::model, 14}, {.1275, .004756, .1307, .07401, .04687, .04318,
                                                         .03573, .01252, .00446, .00139}),

@@ -26,20 +26,20 @@ Options small() {
 }
 
 template <class Cache>
-SequenceId feed(Cache& cache, Inputs<>& in) {
+SequenceId feed(Cache &cache, Inputs<> &in) {
   const SequenceId sequence = cache.add_sequence();
   for (int layer = 0; layer < 2; ++layer)
     cache.append(sequence, layer, in.q.view(), in.k.view(), in.v.view());
   return sequence;
 }
 
-std::string saved(const Prior& prior) {
+std::string saved(const Prior &prior) {
   std::ostringstream out;
   prior.save(out);
   return out.str();
 }
 
-Prior loaded(const std::string& bytes) {
+Prior loaded(const std::string &bytes) {
   std::istringstream in(bytes);
   return Prior::load(in);
 }
@@ -120,7 +120,7 @@ TEST(Prior, OfAnotherShapeIsRefusedByName) {
   try {
     KVCache<float, 2> other(options);
     ADD_FAILURE();
-  } catch (const Error& error) {
+  } catch (const Error &error) {
     EXPECT_NE(std::string(error.what()).find("prior.rows"), std::string::npos) << error.what();
   }
   Prior narrow(2, 2, 16, 64);

@@ -56,7 +56,7 @@ class CudaStreams : public OnDevice {
   void SetUp() override {
     OnDevice::SetUp();
     if (IsSkipped()) return;
-    for (cudaStream_t& stream : streams) {
+    for (cudaStream_t &stream : streams) {
       require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     }
   }
@@ -68,7 +68,7 @@ class CudaStreams : public OnDevice {
 
   /// What two caches give that `feed` has fed on both streams is what they give one after the other.
   template <class Feed>
-  void expect_each_as_alone(Feed&& feed) {
+  void expect_each_as_alone(Feed &&feed) {
     for (Coding coding : {Coding::plain, Coding::subspace}) {
       std::array<Fed, 2> together = {Fed(coding, 1), Fed(coding, 4)};
       feed(together);
@@ -88,13 +88,13 @@ class CudaStreams : public OnDevice {
 };
 
 TEST_F(CudaStreams, TwoCachesFedInTurn) {
-  expect_each_as_alone([&](std::array<Fed, 2>& caches) {
+  expect_each_as_alone([&](std::array<Fed, 2> &caches) {
     while (caches[0].feed(streams[0])) caches[1].feed(streams[1]);
   });
 }
 
 TEST_F(CudaStreams, TwoCachesFedByTwoThreads) {
-  expect_each_as_alone([&](std::array<Fed, 2>& caches) {
+  expect_each_as_alone([&](std::array<Fed, 2> &caches) {
     std::array<std::future<void>, 2> threads;
     for (std::size_t i : {0u, 1u}) {
       threads[i] = std::async(std::launch::async, [&, i] {
@@ -102,7 +102,7 @@ TEST_F(CudaStreams, TwoCachesFedByTwoThreads) {
         }
       });
     }
-    for (std::future<void>& thread : threads) thread.get();
+    for (std::future<void> &thread : threads) thread.get();
   });
 }
 

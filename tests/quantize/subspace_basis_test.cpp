@@ -62,7 +62,7 @@ TEST(BitAllocation, FallsWithTheVarianceAndSpendsItsBudget) {
       Index spent = 0, end = 0;
       int width = 9;
       const BitAllocation allocation = allocate_bits(fall, bits);
-      for (const CodeRun& run : allocation.runs()) {
+      for (const CodeRun &run : allocation.runs()) {
         EXPECT_LT(run.bits, width);
         EXPECT_EQ(run.first, end);
         width = run.bits;
@@ -107,7 +107,7 @@ TEST(QueryStatistics, HoldTheCovarianceAboutTheTurnedMean) {
   }
   const RowMatrix centred = keys.rowwise() - keys.colwise().mean();
   const Eigen::MatrixXd expected = (centred.transpose() * centred).cast<double>() / tokens;
-  for (const QueryStatistics* statistics : {&whole, &front}) {
+  for (const QueryStatistics *statistics : {&whole, &front}) {
     const std::vector<double> found = key_mean(*statistics, &frame);
     EXPECT_LT(
         (Eigen::Map<const Eigen::VectorXd>(found.data(), d) - mean.transpose().cast<double>()).norm(),

@@ -93,9 +93,9 @@ struct AppendJob {
   LayerView<Exact> layer;  ///< its position is that behind the call; settle() finds `due` pages more
   Index first_row = 0;
   Index tokens = 0;
-  Index sinks = 0;      ///< how many of them become sinks
-  Index due = 0;        ///< pages that become due
-  bool learnt = false;  ///< the coding is there once the call's tokens are observed
+  Index sinks = 0;        ///< how many of them become sinks
+  Index due = 0;          ///< pages that become due
+  bool learnt = false;    ///< the coding is there once the call's tokens are observed
   bool observed = false;  ///< some of the tokens join the coding's statistics
 };
 
