@@ -257,7 +257,7 @@ int Gguf::integer_or(const std::string &key, int otherwise, int least, int most)
   return has(key) ? integer(key, least, most) : otherwise;
 }
 
-const Tensor &Gguf::tensor(const std::string &name, std::vector<std::uint64_t> shape) const {
+const Tensor &Gguf::tensor(const std::string &name, const std::vector<std::uint64_t> &shape) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) throw FileError("tensor " + name + " is missing");
   if (found->second.shape != shape) throw FileError("tensor " + name + " has an unexpected shape");

@@ -61,7 +61,7 @@ class Gguf {
   int integer_or(const std::string &key, int otherwise, int least, int most) const;
 
   /// A tensor of that name and shape (fastest extent first); throws FileError.
-  const Tensor &tensor(const std::string &name, std::vector<std::uint64_t> shape) const;
+  const Tensor &tensor(const std::string &name, const std::vector<std::uint64_t> &shape) const;
   bool has_tensor(const std::string &name) const { return tensors_.contains(name); }
 
  private:

@@ -75,7 +75,7 @@ void check(const Case &c, Index first, Index last, Index by) {
   const Contents before = contents(cache, sequence, 1);
   cache.shift(sequence, first, last, by);
   ASSERT_EQ(cache.length(sequence), 203 - (last - first));
-  const Tensor<float> k = shifted(before.k, first, last, by, &options.rotary[0]);
+  const Tensor<float> k = shifted(before.k, first, last, by, options.rotary.data());
   const Tensor<float> v = shifted(before.v, first, last, by, nullptr);
   const Contents after = contents(cache, sequence, 1);
   double difference = 0, norm = 0;
