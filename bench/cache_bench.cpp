@@ -37,7 +37,7 @@ struct Shape {
 
 /// Random tensors [tokens, heads, head_dim].
 struct Inputs {
-  Inputs(const Shape& shape, Index count)
+  Inputs(const Shape &shape, Index count)
       : tokens(count),
         q(shape, shape.query_heads, count),
         k(shape, shape.kv_heads, count),
@@ -45,7 +45,7 @@ struct Inputs {
         out(q) {}
 
   struct Tensor {
-    Tensor(const Shape& shape, int head_count, Index count)
+    Tensor(const Shape &shape, int head_count, Index count)
         : heads(head_count),
           head_dim(shape.head_dim),
           elements(static_cast<std::size_t>(count * heads * head_dim)) {
@@ -64,7 +64,7 @@ struct Inputs {
 
 using MaybeCoding = std::optional<Coding>;
 
-squat::Options options_of(const Shape& shape, MaybeCoding coding) {
+squat::Options options_of(const Shape &shape, MaybeCoding coding) {
   squat::Options options{.layers = 1,
                          .query_heads = shape.query_heads,
                          .kv_heads = shape.kv_heads,
@@ -85,7 +85,7 @@ using Cache = squat::KVCache<squat::half, Bits>;
 
 /// A cache of `tokens` tokens, learnt from its first ones.
 template <int Bits>
-squat::SequenceId fill(Cache<Bits>& cache, const Shape& shape, Index tokens) {
+squat::SequenceId fill(Cache<Bits> &cache, const Shape &shape, Index tokens) {
   const squat::SequenceId sequence = cache.add_sequence();
   const Index run = std::min<Index>(tokens, 1024);
   Inputs in(shape, run);
@@ -99,7 +99,7 @@ squat::SequenceId fill(Cache<Bits>& cache, const Shape& shape, Index tokens) {
 /// Attention of one token over a full cache; it is read only, so that every repetition meets the same
 /// length.
 template <int Bits>
-void decode_over(benchmark::State& state, const squat::Options& options, const Shape& shape,
+void decode_over(benchmark::State &state, const squat::Options &options, const Shape &shape,
                  Index tokens) {
   Cache<Bits> cache(options);
   const squat::SequenceId sequence = fill(cache, shape, tokens);
@@ -117,13 +117,13 @@ void decode_over(benchmark::State& state, const squat::Options& options, const S
 }
 
 template <int Bits>
-void decode(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens) {
+void decode(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens) {
   decode_over<Bits>(state, options_of(shape, coding), shape, tokens);
 }
 
 /// The same over all the machine's threads.
 template <int Bits>
-void decode_parallel(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens) {
+void decode_parallel(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens) {
   squat::ThreadPool pool;
   squat::Options options = options_of(shape, coding);
   options.parallel = pool.parallel();
@@ -132,7 +132,7 @@ void decode_parallel(benchmark::State& state, Shape shape, MaybeCoding coding, I
 
 /// Appending one token, packing included when its page is due.
 template <int Bits>
-void append(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens) {
+void append(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens) {
   Cache<Bits> cache(options_of(shape, coding));
   const squat::SequenceId sequence = fill(cache, shape, tokens);
   Inputs in(shape, 1);
@@ -142,7 +142,7 @@ void append(benchmark::State& state, Shape shape, MaybeCoding coding, Index toke
 
 /// Appending `tokens` tokens, whole pages of them, to a cache that has learnt.
 template <int Bits>
-void pack(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens) {
+void pack(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens) {
   Cache<Bits> cache(options_of(shape, coding));
   const squat::SequenceId sequence = fill(cache, shape, 1024);
   const Index kept = cache.length(sequence);
@@ -162,7 +162,7 @@ void pack(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens
 
 /// A prompt of `tokens` tokens: its attention, and the statistics, the basis and the packing.
 template <int Bits>
-void prompt(benchmark::State& state, Shape shape, MaybeCoding coding, Index tokens) {
+void prompt(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens) {
   Inputs in(shape, tokens);
   for (auto _ : state) {
     Cache<Bits> cache(options_of(shape, coding));
@@ -173,7 +173,7 @@ void prompt(benchmark::State& state, Shape shape, MaybeCoding coding, Index toke
 }
 
 /// The subspace basis of one KV head.
-void basis(benchmark::State& state, Index head_dim) {
+void basis(benchmark::State &state, Index head_dim) {
   const auto moment = [&](unsigned seed) {
     std::mt19937 random(seed);
     std::normal_distribution<double> normal;
@@ -187,17 +187,17 @@ void basis(benchmark::State& state, Index head_dim) {
 
 /// Reading memory of as many bytes as 16,384 exact tokens of 32/8/128 take, of the kind that pages lie
 /// in: what a core can read at most.
-void read_bandwidth(benchmark::State& state) {
+void read_bandwidth(benchmark::State &state) {
   using squat::cpu::FloatVector;
   constexpr std::size_t bytes = std::size_t{64} << 20, elements = bytes / sizeof(float);
   constexpr std::size_t lanes = squat::cpu::float_lanes;
   const squat::cpu::PageMemory memory(bytes);
-  auto* numbers = reinterpret_cast<float*>(memory.data());
+  auto *numbers = reinterpret_cast<float *>(memory.data());
   std::fill_n(numbers, elements, 1.0f);
   for (auto _ : state) {
     FloatVector sums[8];
     SQUAT_UNROLL(8)
-    for (FloatVector& sum : sums) sum = squat::cpu::broadcast(0);
+    for (FloatVector &sum : sums) sum = squat::cpu::broadcast(0);
     for (std::size_t i = 0; i < elements; i += 8 * lanes) {
       SQUAT_UNROLL(8)
       for (std::size_t j = 0; j < 8; ++j) {
@@ -212,7 +212,7 @@ void read_bandwidth(benchmark::State& state) {
   state.SetBytesProcessed(static_cast<std::int64_t>(bytes) * state.iterations());
 }
 
-using Run = void (*)(benchmark::State&, Shape, MaybeCoding, Index);
+using Run = void (*)(benchmark::State &, Shape, MaybeCoding, Index);
 
 /// What runs on one thread is timed by its CPU time, so that other programs on the machine do not count
 /// but for the memory they use.
@@ -220,15 +220,15 @@ enum class Threads { one, all };
 
 /// One operation at every width it is instantiated for.
 struct Operation {
-  const char* name;
+  const char *name;
   Run two, three, four, eight, exact;
   Threads threads = Threads::one;
 };
 
 template <class Register>
-void for_each_coding(const Operation& operation, Register&& add) {
+void for_each_coding(const Operation &operation, Register &&add) {
   add("exact", 16, MaybeCoding(), operation.exact);
-  for (const auto& [name, coding] : {std::pair{"plain", Coding::plain},
+  for (const auto &[name, coding] : {std::pair{"plain", Coding::plain},
                                      {"orthogonal", Coding::orthogonal},
                                      {"subspace", Coding::subspace}}) {
     add(name, 2, coding, operation.two);
@@ -238,13 +238,13 @@ void for_each_coding(const Operation& operation, Register&& add) {
   add("default", 8, MaybeCoding(), operation.eight);  // plain keys, symmetric values
 }
 
-void add_all(const Operation& operation, const Shape& shape, Index tokens) {
-  for_each_coding(operation, [&](const char* coding_name, int bits, MaybeCoding coding, Run run) {
+void add_all(const Operation &operation, const Shape &shape, Index tokens) {
+  for_each_coding(operation, [&](const char *coding_name, int bits, MaybeCoding coding, Run run) {
     const std::string width = std::to_string(bits);
     const std::string name = std::string(operation.name) + "/" + coding_name + "/k" + width + "v" +
                              width + "/" + shape.name() + "/" + std::to_string(tokens);
-    auto* registered = benchmark::RegisterBenchmark(
-        name.c_str(), [=](benchmark::State& state) { run(state, shape, coding, tokens); });
+    auto *registered = benchmark::RegisterBenchmark(
+        name.c_str(), [=](benchmark::State &state) { run(state, shape, coding, tokens); });
     registered->Unit(benchmark::kMicrosecond);
     if (operation.threads == Threads::all) registered->UseRealTime();
   });
@@ -255,7 +255,7 @@ void add_all(const Operation& operation, const Shape& shape, Index tokens) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char **argv) {
   const Operation decodes{"decode", decode<2>, decode<3>, decode<4>, decode<8>, decode<16>};
   const Operation parallel_decodes{"decode_parallel",  decode_parallel<2>, decode_parallel<3>,
                                    decode_parallel<4>, decode_parallel<8>, decode_parallel<16>,
@@ -264,7 +264,7 @@ int main(int argc, char** argv) {
   const Operation packs{"pack", pack<2>, pack<3>, pack<4>, pack<8>, pack<16>};
   const Operation prompts{"prompt", prompt<2>, prompt<3>, prompt<4>, prompt<8>, prompt<16>};
   benchmark::RegisterBenchmark("read_bandwidth", read_bandwidth)->Unit(benchmark::kMicrosecond);
-  for (const Shape& shape : {Shape{32, 8, 128}, Shape{9, 3, 64}, Shape{64, 8, 128}, Shape{8, 8, 64}}) {
+  for (const Shape &shape : {Shape{32, 8, 128}, Shape{9, 3, 64}, Shape{64, 8, 128}, Shape{8, 8, 64}}) {
     for (Index tokens : {1024, 4096, 16384, 65536, 262144}) add_all(decodes, shape, tokens);
     add_all(parallel_decodes, shape, 65536);
     add_all(appends, shape, 1024);

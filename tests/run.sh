@@ -4,26 +4,38 @@ set -eu
 
 usage() {
   cat <<'TEXT'
-usage: sh tests/run.sh [--compiler CXX] [--sanitize] [--no-native] [--build-dir DIR] [CTEST ARGUMENTS...]
+usage: sh tests/run.sh [--compiler CXX] [--debug] [--sanitize] [--no-native] [--only FOLDER] [--build-dir DIR]
+                       [CTEST ARGUMENTS...]
 
 Installs missing packages (Debian, Ubuntu; as root or with sudo), builds the tests, and runs them with ctest.
   --compiler CXX    the C++ compiler (default: $CXX, or g++)
-  --sanitize        with the address and undefined behaviour sanitizers
+  --debug           with assertions and for a debugger; squat::compiled for this machine alone, and no benchmarks
+  --sanitize        with the address and undefined behaviour sanitizers and assertions; no CUDA either
   --no-native       for the compiler's default instruction set instead of this machine's
-  --build-dir DIR   default: build/COMPILER[-sanitize][-baseline]
+  --only FOLDER     builds and runs the tests of one folder: allocation, attention, cache, cpu, cuda, llama, parallel,
+                    quantize
+  --build-dir DIR   default: build/COMPILER[-debug][-sanitize][-baseline]
   --help            this text
-Further arguments go to ctest, for example: -R cache
-SQUAT_LONG_TESTS=1 in the environment runs tests that have a long form in it.
+Further arguments go to ctest. SQUAT_LONG_TESTS=1 in the environment runs tests that have a long form in it.
+
+For example:
+  sh tests/run.sh                                        everything
+  sh tests/run.sh -R '^cache/'                           builds everything, runs the tests of one folder
+  sh tests/run.sh --debug --only cache -R Truncate       a few tests of one folder, to step through
+  sh tests/run.sh --compiler clang++ --sanitize          what runs on the host, under sanitizers
+  sh tests/run.sh --only cuda                            the CUDA backend, where there are nvcc and a GPU
 TEXT
 }
 
 cd "$(dirname "$0")/.."
-compiler=${CXX:-g++} sanitize=OFF native=ON build=
+compiler=${CXX:-g++} type=Release sanitize=OFF native=ON only= build=
 while [ $# -gt 0 ]; do
   case $1 in
     --compiler) compiler=${2:?--compiler needs a name}; shift 2 ;;
+    --debug) type=Debug; shift ;;
     --sanitize) sanitize=ON; shift ;;
     --no-native) native=OFF; shift ;;
+    --only) only=${2:?--only needs a folder}; shift 2 ;;
     --build-dir) build=${2:?--build-dir needs a folder}; shift 2 ;;
     --help | -h) usage; exit 0 ;;
     *) break ;;
@@ -31,6 +43,7 @@ while [ $# -gt 0 ]; do
 done
 if [ -z "$build" ]; then
   build=build/$(basename "$compiler")
+  [ $type = Debug ] && build=$build-debug
   [ $sanitize = ON ] && build=$build-sanitize
   [ $native = OFF ] && build=$build-baseline
 fi
@@ -50,17 +63,20 @@ esac
 # the kernels of this machine.
 if [ $sanitize = ON ]; then
   once="-DSQUAT_BUILD_CUDA=OFF -DSQUAT_BUILD_BENCHMARKS=OFF -DSQUAT_INSTRUCTION_SETS=native"
+elif [ $type = Debug ]; then
+  once="-DSQUAT_BUILD_BENCHMARKS=OFF -DSQUAT_INSTRUCTION_SETS=native -DLLAMA_CUDA_WIDTHS=2_2"
 else
   once="-DLLAMA_CUDA_WIDTHS=2_2 -DSQUAT_BENCH_CUDA_WIDTHS=2"
 fi
 
 installed=$(date +%s)
 # shellcheck disable=SC2086
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$compiler" \
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=$type -DCMAKE_CXX_COMPILER="$compiler" \
   -DSQUAT_SANITIZE=$sanitize -DSQUAT_NATIVE=$native $once
-cmake --build "$build"
+cmake --build "$build" ${only:+--target "${only}_tests"}
 built=$(date +%s)
 status=0
-ctest --test-dir "$build" --output-on-failure -j "$(nproc)" "$@" || status=$?
+# Suites of a folder's program have a capital letter; folders also have tests of other programs.
+ctest --test-dir "$build" --output-on-failure -j "$(nproc)" ${only:+-R "^$only/[A-Z]"} "$@" || status=$?
 echo "$build: packages $((installed - begin)) s, build $((built - installed)) s, tests $(($(date +%s) - built)) s"
 exit $status

@@ -9,14 +9,14 @@ namespace llama {
 namespace {
 
 struct CodingName {
-  const char* name;
+  const char *name;
   squat::Coding coding;
 };
 constexpr CodingName codings[] = {{"plain", squat::Coding::plain},
                                   {"orthogonal", squat::Coding::orthogonal},
                                   {"subspace", squat::Coding::subspace}};
 
-[[noreturn]] void refuse(std::string_view text, const std::string& why) {
+[[noreturn]] void refuse(std::string_view text, const std::string &why) {
   throw std::invalid_argument("coding '" + std::string(text) + "': " + why + "\n" + cache_spec_help());
 }
 
@@ -31,7 +31,7 @@ std::vector<std::string_view> split(std::string_view text, char mark) {
 }
 
 /// Takes a number off the front of `text`.
-bool take_number(std::string_view& text, int& number) {
+bool take_number(std::string_view &text, int &number) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (error != std::errc{}) return false;
   text.remove_prefix(static_cast<std::size_t>(end - text.data()));
@@ -41,7 +41,7 @@ bool take_number(std::string_view& text, int& number) {
 bool supported(int bits) { return squat::supported_bits(bits); }
 
 /// "k2v2"
-bool parse_bits(std::string_view part, CacheSpec& spec) {
+bool parse_bits(std::string_view part, CacheSpec &spec) {
   if (!part.starts_with('k')) return false;
   part.remove_prefix(1);
   if (!take_number(part, spec.key_bits) || !part.starts_with('v')) return false;
@@ -51,10 +51,10 @@ bool parse_bits(std::string_view part, CacheSpec& spec) {
 }
 
 /// "g64", "w80", "s0", "f256"
-bool parse_option(std::string_view part, CacheSpec& spec) {
+bool parse_option(std::string_view part, CacheSpec &spec) {
   if (part.empty()) return false;
   if (part[0] == 'f') spec.options.tile_tokens = 0;
-  int* const number = part[0] == 'g'   ? &spec.options.page_tokens
+  int *const number = part[0] == 'g'   ? &spec.options.page_tokens
                       : part[0] == 'w' ? &spec.options.residual
                       : part[0] == 's' ? &spec.options.sinks
                       : part[0] == 'f' ? &*spec.options.tile_tokens
@@ -66,19 +66,19 @@ bool parse_option(std::string_view part, CacheSpec& spec) {
 template <int KeyBits, int ValueBits>
 class CacheOf : public Cache {
  public:
-  explicit CacheOf(const squat::Options& options) : cache_(options), sequence_(cache_.add_sequence()) {}
+  explicit CacheOf(const squat::Options &options) : cache_(options), sequence_(cache_.add_sequence()) {}
 
-  void attend(int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out, squat::Index first,
+  void attend(int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out, squat::Index first,
               squat::Index count) override {
     const int query_heads = options().query_heads, kv_heads = options().kv_heads;
     cache_.attend(sequence_, layer, view(q, query_heads, first, count), view(k, kv_heads, first, count),
                   view(v, kv_heads, first, count), view(out, query_heads, first, count));
   }
   squat::MemoryReport memory_report() const override { return cache_.memory_report(); }
-  const squat::Options& options() const override { return cache_.options(); }
+  const squat::Options &options() const override { return cache_.options(); }
 
  private:
-  squat::TensorView<float> view(RowMatrix& rows, int heads, squat::Index first,
+  squat::TensorView<float> view(RowMatrix &rows, int heads, squat::Index first,
                                 squat::Index count) const {
     return squat::TensorView<float>(rows.data(), rows.rows(), heads, options().head_dim)
         .slice(first, count);
@@ -89,7 +89,7 @@ class CacheOf : public Cache {
 };
 
 template <int KeyBits>
-std::unique_ptr<Cache> make_with_keys(int value_bits, const squat::Options& options) {
+std::unique_ptr<Cache> make_with_keys(int value_bits, const squat::Options &options) {
   switch (value_bits) {
     case 2:
       return std::make_unique<CacheOf<KeyBits, 2>>(options);
@@ -108,7 +108,7 @@ std::unique_ptr<Cache> make_with_keys(int value_bits, const squat::Options& opti
 
 std::string cache_spec_help() {
   std::string names;
-  for (const CodingName& coding : codings) names += std::string(names.empty() ? "" : ", ") + coding.name;
+  for (const CodingName &coding : codings) names += std::string(names.empty() ? "" : ", ") + coding.name;
   return "A coding is 'exact' or CODING:kKvV with CODING one of " + names +
          " and K, V one of 2, 3, 4, 8, 16.\nOptions behind it: :gN tokens of a page, :wN exact window, "
          ":sN "
@@ -127,8 +127,8 @@ CacheSpec parse_cache_spec(std::string_view text) {
   if (spec.coding == "exact") {
     spec.options.coding = squat::Coding::plain;
   } else {
-    const auto* coding = std::find_if(std::begin(codings), std::end(codings),
-                                      [&](const CodingName& c) { return c.name == spec.coding; });
+    const auto *coding = std::find_if(std::begin(codings), std::end(codings),
+                                      [&](const CodingName &c) { return c.name == spec.coding; });
     if (coding == std::end(codings)) refuse(text, "no such coding");
     spec.options.coding = coding->coding;
     if (parts.size() < 2 || !parse_bits(parts[1], spec)) refuse(text, "kKvV must follow the coding");
@@ -146,7 +146,7 @@ CacheSpec parse_cache_spec(std::string_view text) {
   return spec;
 }
 
-squat::Options CacheSpec::options_for(const Config& config) const {
+squat::Options CacheSpec::options_for(const Config &config) const {
   squat::Options filled = options;
   filled.rotary = {{config.inverse_frequencies, squat::RotaryPairs::interleaved}};
   filled.layers = config.layers;
@@ -160,7 +160,7 @@ squat::Options CacheSpec::options_for(const Config& config) const {
   return filled;
 }
 
-std::unique_ptr<Cache> make_cache(const CacheSpec& spec, const squat::Options& options) {
+std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options) {
   switch (spec.key_bits) {
     case 2:
       return make_with_keys<2>(spec.value_bits, options);

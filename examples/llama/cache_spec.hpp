@@ -21,7 +21,7 @@ struct CacheSpec {
   bool published = false;
 
   /// Options for a model.
-  squat::Options options_for(const Config& config) const;
+  squat::Options options_for(const Config &config) const;
 };
 
 /// Throws std::invalid_argument, naming what exists, for a SPEC that does not.
@@ -36,12 +36,12 @@ class Cache {
   virtual ~Cache() = default;
 
   /// Appends and attends: rows [first, first + count) of the matrices are the sequence's next tokens.
-  virtual void attend(int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out,
+  virtual void attend(int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out,
                       squat::Index first, squat::Index count) = 0;
   virtual squat::MemoryReport memory_report() const = 0;
-  virtual const squat::Options& options() const = 0;
+  virtual const squat::Options &options() const = 0;
 };
 
-std::unique_ptr<Cache> make_cache(const CacheSpec& spec, const squat::Options& options);
+std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options);
 
 }  // namespace llama

@@ -24,13 +24,13 @@ struct Arguments {
   int tokens = 16384, length = 2048, frame = 256;
 };
 
-void collect(const Arguments& arguments) {
+void collect(const Arguments &arguments) {
   const Gguf file = Gguf::open(arguments.model);
   const Tokenizer tokenizer(file);
   const std::vector<int> tokens =
       encode_file(arguments.text, tokenizer, static_cast<std::size_t>(arguments.tokens));
   Model model(file);
-  const Config& config = model.config();
+  const Config &config = model.config();
   // An exact cache: what it collects is not coloured by any coding.
   squat::KVCache<squat::half, 16> cache(
       {.layers = config.layers,
@@ -47,10 +47,10 @@ void collect(const Arguments& arguments) {
     std::vector<Position> rows;
     for (std::size_t i = 0; i < count; ++i) rows.push_back({tokens[first + i], static_cast<int>(i)});
     const squat::SequenceId sequence = cache.add_sequence();
-    const auto view = [&](RowMatrix& matrix, int heads) {
+    const auto view = [&](RowMatrix &matrix, int heads) {
       return squat::TensorView<float>(matrix.data(), matrix.rows(), heads, config.head_dim);
     };
-    const auto attention = [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
+    const auto attention = [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
       cache.attend(sequence, layer, view(q, config.query_heads), view(k, config.kv_heads),
                    view(v, config.kv_heads), view(out, config.query_heads));
     };
@@ -66,7 +66,7 @@ void collect(const Arguments& arguments) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char **argv) {
   Arguments arguments;
   CLI::App app(
       "Collects the statistics of queries and keys that a Llama-architecture model (GGUF) shows on a "
@@ -86,7 +86,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   try {
     collect(arguments);
-  } catch (const std::exception& error) {
+  } catch (const std::exception &error) {
     fmt::print(stderr, "collect_statistics: {}\n", error.what());
     return 1;
   }

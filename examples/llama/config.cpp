@@ -7,7 +7,7 @@
 
 namespace llama {
 
-Config read_config(const Gguf& file) {
+Config read_config(const Gguf &file) {
   if (file.string("general.architecture") != "llama") {
     throw FileError("architecture " + file.string("general.architecture") +
                     " is not supported (llama is)");
@@ -45,8 +45,8 @@ Config read_config(const Gguf& file) {
   return config;
 }
 
-void check_tokens(const Config& config, std::span<const Position> batch) {
-  for (const Position& entry : batch) {
+void check_tokens(const Config &config, std::span<const Position> batch) {
+  for (const Position &entry : batch) {
     if (entry.token < 0 || entry.token >= config.vocabulary) {
       throw std::out_of_range("token " + std::to_string(entry.token) + " is not in the vocabulary");
     }

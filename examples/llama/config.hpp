@@ -31,9 +31,9 @@ struct Position {
 };
 
 /// Throws FileError where the file holds no such model.
-Config read_config(const Gguf& file);
+Config read_config(const Gguf &file);
 
 /// Throws std::out_of_range for a token that is not in the vocabulary.
-void check_tokens(const Config& config, std::span<const Position> batch);
+void check_tokens(const Config &config, std::span<const Position> batch);
 
 }  // namespace llama

@@ -4,14 +4,14 @@
 
 namespace llama {
 
-int CpuEngine::add_sequence(const CacheSpec& spec, const squat::Options& options) {
+int CpuEngine::add_sequence(const CacheSpec &spec, const squat::Options &options) {
   caches_.push_back(make_cache(spec, options));
   return static_cast<int>(caches_.size()) - 1;
 }
 
-const RowMatrix& CpuEngine::forward(std::span<const Position> rows, std::span<const int> sequences) {
+const RowMatrix &CpuEngine::forward(std::span<const Position> rows, std::span<const int> sequences) {
   const auto count = static_cast<squat::Index>(rows.size() / sequences.size());
-  const auto attention = [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
+  const auto attention = [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
     parallel_for(static_cast<int>(sequences.size()), [&](int i) {
       cache(sequences[static_cast<std::size_t>(i)]).attend(layer, q, k, v, out, i * count, count);
     });
@@ -19,9 +19,9 @@ const RowMatrix& CpuEngine::forward(std::span<const Position> rows, std::span<co
   return model_.forward(rows, attention, last_rows(rows.size(), sequences.size()));
 }
 
-const RowMatrix& CpuEngine::prefill(std::span<const Position> prompt, std::span<const int> sequences) {
+const RowMatrix &CpuEngine::prefill(std::span<const Position> prompt, std::span<const int> sequences) {
   const auto count = static_cast<squat::Index>(prompt.size());
-  const auto attention = [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
+  const auto attention = [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
     unused_.resize(sequences.size() - 1);
     parallel_for(static_cast<int>(sequences.size()), [&](int i) {
       const auto at = static_cast<std::size_t>(i);

@@ -7,11 +7,11 @@
 namespace llama::cuda {
 namespace {
 
-const Tensor& find(const Gguf& file, const std::string& name, int outputs, int inputs) {
+const Tensor &find(const Gguf &file, const std::string &name, int outputs, int inputs) {
   return file.tensor(name, {static_cast<std::uint64_t>(inputs), static_cast<std::uint64_t>(outputs)});
 }
 
-DeviceArray<float> read_vector(const Gguf& file, const std::string& name, int size) {
+DeviceArray<float> read_vector(const Gguf &file, const std::string &name, int size) {
   const auto elements = dequantize(file.tensor(name, {static_cast<std::uint64_t>(size)}));
   return DeviceArray<float>(std::span<const float>(elements));
 }
@@ -22,12 +22,12 @@ std::size_t size_of(int rows, int width) {
 
 }  // namespace
 
-CudaEngine::CudaEngine(const Gguf& file)
+CudaEngine::CudaEngine(const Gguf &file)
     : config_(read_config(file)),
       blas_(stream_),
       norm_(read_vector(file, "output_norm.weight", config_.embedding)),
       inverse_frequencies_(std::span<const float>(config_.inverse_frequencies)) {
-  const auto read = [&](const char* name) {
+  const auto read = [&](const char *name) {
     return Linear({&find(file, name, config_.vocabulary, config_.embedding)}, config_.embedding);
   };
   embedding_ = read("token_embd.weight");
@@ -38,10 +38,10 @@ CudaEngine::CudaEngine(const Gguf& file)
 /// Nothing of ours is given back while the GPU may still use it.
 CudaEngine::~CudaEngine() { cudaStreamSynchronize(stream_); }
 
-CudaEngine::Layer CudaEngine::read_layer(const Gguf& file, int index) const {
-  const Config& c = config_;
+CudaEngine::Layer CudaEngine::read_layer(const Gguf &file, int index) const {
+  const Config &c = config_;
   const std::string prefix = "blk." + std::to_string(index) + ".";
-  const auto tensor = [&](const char* name, int outputs, int inputs) {
+  const auto tensor = [&](const char *name, int outputs, int inputs) {
     return &find(file, prefix + name + ".weight", outputs, inputs);
   };
   const int heads = c.query_heads * c.head_dim, kv_heads = c.kv_heads * c.head_dim;
@@ -57,7 +57,7 @@ CudaEngine::Layer CudaEngine::read_layer(const Gguf& file, int index) const {
           Linear({tensor("ffn_down", c.embedding, c.feed_forward)}, c.feed_forward)};
 }
 
-int CudaEngine::add_sequence(const CacheSpec& spec, const squat::Options& options) {
+int CudaEngine::add_sequence(const CacheSpec &spec, const squat::Options &options) {
   caches_.push_back(cuda::make_cache(spec, options));
   return static_cast<int>(caches_.size()) - 1;
 }
@@ -79,11 +79,11 @@ void CudaEngine::reserve(std::size_t rows, std::size_t wanted) {
 
 void CudaEngine::upload(std::span<const Position> rows, std::span<const int> wanted) {
   std::vector<int> tokens, positions;
-  for (const Position& row : rows) {
+  for (const Position &row : rows) {
     tokens.push_back(row.token);
     positions.push_back(row.position);
   }
-  const auto copy = [&](std::span<const int> from, DeviceArray<int>& to) {
+  const auto copy = [&](std::span<const int> from, DeviceArray<int> &to) {
     check(cudaMemcpyAsync(to.data(), from.data(), from.size_bytes(), cudaMemcpyHostToDevice, stream_),
           "cudaMemcpyAsync");
   };
@@ -94,21 +94,21 @@ void CudaEngine::upload(std::span<const Position> rows, std::span<const int> wan
 
 /// The rows of q, k and v are those of one product, strided: a cache takes them where they are.
 void CudaEngine::attend(int layer, int rows, int sequence, squat::Index first, squat::Index count) {
-  const Config& c = config_;
-  const auto view = [&](float* data, int heads, int width) {
+  const Config &c = config_;
+  const auto view = [&](float *data, int heads, int width) {
     return squat::TensorView<float>(data, rows, heads, c.head_dim, width, c.head_dim)
         .slice(first, count);
   };
-  float* const q = qkv_.data();
-  float* const k = q + c.query_heads * c.head_dim;
-  float* const v = k + c.kv_heads * c.head_dim;
+  float *const q = qkv_.data();
+  float *const k = q + c.query_heads * c.head_dim;
+  float *const v = k + c.kv_heads * c.head_dim;
   cache(sequence).attend(layer, view(q, c.query_heads, qkv_width()), view(k, c.kv_heads, qkv_width()),
                          view(v, c.kv_heads, qkv_width()),
                          view(mixed_.data(), c.query_heads, mixed_width()), stream_);
 }
 
-void CudaEngine::feed_forward(const Layer& layer, int rows) {
-  const Config& c = config_;
+void CudaEngine::feed_forward(const Layer &layer, int rows) {
+  const Config &c = config_;
   normalize(x_.data(), nullptr, layer.feed_forward_norm.data(), c.rms_epsilon, rows, c.embedding, split_,
             stream_);
   layer.gate_up.apply(blas_, split_, rows, gate_up_.data());
@@ -117,10 +117,10 @@ void CudaEngine::feed_forward(const Layer& layer, int rows) {
 }
 
 template <class Attend>
-const RowMatrix& CudaEngine::run_layers(std::span<const Position> batch, const std::vector<int>& wanted,
-                                        Attend&& attend_rows) {
+const RowMatrix &CudaEngine::run_layers(std::span<const Position> batch, const std::vector<int> &wanted,
+                                        Attend &&attend_rows) {
   check_tokens(config_, batch);
-  const Config& c = config_;
+  const Config &c = config_;
   const int rows = static_cast<int>(batch.size()), results = static_cast<int>(wanted.size());
   reserve(batch.size(), wanted.size());
   upload(batch, wanted);
@@ -129,7 +129,7 @@ const RowMatrix& CudaEngine::run_layers(std::span<const Position> batch, const s
                           c.query_heads + c.kv_heads, c.head_dim};
   embed(embedding_.weights(), tokens_.data(), rows, c.embedding, x_.data(), stream_);
   for (int i = 0; i < c.layers; ++i) {
-    const Layer& layer = layers_[static_cast<std::size_t>(i)];
+    const Layer &layer = layers_[static_cast<std::size_t>(i)];
     normalize(x_.data(), nullptr, layer.attention_norm.data(), c.rms_epsilon, rows, c.embedding, split_,
               stream_);
     layer.qkv.apply(blas_, split_, rows, qkv_.data());
@@ -149,7 +149,7 @@ const RowMatrix& CudaEngine::run_layers(std::span<const Position> batch, const s
   return logits_;
 }
 
-const RowMatrix& CudaEngine::forward(std::span<const Position> batch, std::span<const int> sequences) {
+const RowMatrix &CudaEngine::forward(std::span<const Position> batch, std::span<const int> sequences) {
   const auto rows = static_cast<int>(batch.size());
   const auto count = static_cast<squat::Index>(batch.size() / sequences.size());
   return run_layers(batch, last_rows(batch.size(), sequences.size()), [&](int layer) {
@@ -161,7 +161,7 @@ const RowMatrix& CudaEngine::forward(std::span<const Position> batch, std::span<
   });
 }
 
-const RowMatrix& CudaEngine::prefill(std::span<const Position> prompt, std::span<const int> sequences) {
+const RowMatrix &CudaEngine::prefill(std::span<const Position> prompt, std::span<const int> sequences) {
   const auto rows = static_cast<int>(prompt.size());
   return run_layers(prompt, last_rows(prompt.size(), 1), [&](int layer) {
     for (int sequence : sequences) attend(layer, rows, sequence, 0, rows);

@@ -20,8 +20,8 @@ class Stream {
  public:
   Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
   ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
+  Stream(const Stream &) = delete;
+  Stream &operator=(const Stream &) = delete;
 
   operator cudaStream_t() const { return stream_; }
 
@@ -33,17 +33,17 @@ class Stream {
 class CudaEngine : public Engine {
  public:
   /// Throws FileError where the file holds no such model, std::runtime_error where CUDA does not work.
-  explicit CudaEngine(const Gguf& file);
+  explicit CudaEngine(const Gguf &file);
   ~CudaEngine() override;
 
-  const Config& config() const override { return config_; }
-  int add_sequence(const CacheSpec& spec, const squat::Options& options) override;
+  const Config &config() const override { return config_; }
+  int add_sequence(const CacheSpec &spec, const squat::Options &options) override;
   void remove_sequence(int sequence) override { caches_[static_cast<std::size_t>(sequence)].reset(); }
   squat::MemoryReport memory_report(int sequence) const override {
     return cache(sequence).memory_report();
   }
-  const RowMatrix& forward(std::span<const Position> rows, std::span<const int> sequences) override;
-  const RowMatrix& prefill(std::span<const Position> prompt, std::span<const int> sequences) override;
+  const RowMatrix &forward(std::span<const Position> rows, std::span<const int> sequences) override;
+  const RowMatrix &prefill(std::span<const Position> prompt, std::span<const int> sequences) override;
 
  private:
   struct Layer {
@@ -51,8 +51,8 @@ class CudaEngine : public Engine {
     Linear qkv, output, gate_up, down;
   };
 
-  Cache& cache(int sequence) const { return *caches_[static_cast<std::size_t>(sequence)]; }
-  Layer read_layer(const Gguf& file, int index) const;
+  Cache &cache(int sequence) const { return *caches_[static_cast<std::size_t>(sequence)]; }
+  Layer read_layer(const Gguf &file, int index) const;
   int qkv_width() const { return (config_.query_heads + 2 * config_.kv_heads) * config_.head_dim; }
   int mixed_width() const { return config_.query_heads * config_.head_dim; }
 
@@ -62,9 +62,9 @@ class CudaEngine : public Engine {
   void attend(int layer, int rows, int sequence, squat::Index first, squat::Index count);
   /// attend_rows(layer): attention of all rows. Returns the logits of the rows in `wanted`.
   template <class Attend>
-  const RowMatrix& run_layers(std::span<const Position> batch, const std::vector<int>& wanted,
-                              Attend&& attend_rows);
-  void feed_forward(const Layer& layer, int rows);
+  const RowMatrix &run_layers(std::span<const Position> batch, const std::vector<int> &wanted,
+                              Attend &&attend_rows);
+  void feed_forward(const Layer &layer, int rows);
 
   Config config_;
   Stream stream_;

@@ -40,14 +40,14 @@ struct CodingRun {
 /// reads the weights once for all of them. Every sequence has a cache of its own: each query meets the
 /// state that it would meet alone. runs[0] is what all runs are compared with, step by step, so that
 /// logits of one step only are ever kept. progress(position) is called after each step.
-inline void decode_together(Engine& engine, const Windows& windows, int first, int count,
-                            std::vector<CodingRun>& runs, const std::function<void(int)>& progress) {
+inline void decode_together(Engine &engine, const Windows &windows, int first, int count,
+                            std::vector<CodingRun> &runs, const std::function<void(int)> &progress) {
   const std::size_t width = runs.size();
   std::vector<int> sequences;  // window after window, in each the order of the runs
   for (int window = first; window < first + count; ++window) {
     std::vector<Position> prompt;
     for (int i = 0; i < windows.prompt; ++i) prompt.push_back({windows.token(window, i), i});
-    for (const CodingRun& run : runs) sequences.push_back(engine.add_sequence(run.spec, run.options));
+    for (const CodingRun &run : runs) sequences.push_back(engine.add_sequence(run.spec, run.options));
     engine.prefill(prompt, std::span(sequences).last(width));
   }
   std::vector<Prediction> predictions(sequences.size());
@@ -55,7 +55,7 @@ inline void decode_together(Engine& engine, const Windows& windows, int first, i
     std::vector<Position> rows;
     for (int window = first; window < first + count; ++window)
       rows.insert(rows.end(), width, {windows.token(window, position), position});
-    const RowMatrix& logits = engine.forward(rows, sequences);
+    const RowMatrix &logits = engine.forward(rows, sequences);
     parallel_for(static_cast<int>(sequences.size()), [&](int i) {
       const int window = i / static_cast<int>(width);
       predictions[static_cast<std::size_t>(i)] =
@@ -74,8 +74,8 @@ inline void decode_together(Engine& engine, const Windows& windows, int first, i
 
 /// Decodes all windows over all runs, at most `batch` sequences together, but at least one window.
 /// progress(tokens) is called after each step with the tokens of the text that are behind it.
-inline void decode_windows(Engine& engine, const Windows& windows, int batch,
-                           std::vector<CodingRun>& runs, const std::function<void(int)>& progress) {
+inline void decode_windows(Engine &engine, const Windows &windows, int batch,
+                           std::vector<CodingRun> &runs, const std::function<void(int)> &progress) {
   const int together = std::max(1, batch / static_cast<int>(runs.size()));
   for (int first = 0; first < windows.count; first += together) {
     const int count = std::min(together, windows.count - first);

@@ -9,6 +9,6 @@
 namespace llama {
 
 /// All elements in the order of the file.
-std::vector<float> dequantize(const Tensor& tensor);
+std::vector<float> dequantize(const Tensor &tensor);
 
 }  // namespace llama

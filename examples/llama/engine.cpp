@@ -10,7 +10,7 @@
 
 namespace llama {
 
-std::unique_ptr<Engine> make_engine(std::string_view device, const Gguf& file) {
+std::unique_ptr<Engine> make_engine(std::string_view device, const Gguf &file) {
   if (device == "cpu") return std::make_unique<CpuEngine>(file);
 #ifdef LLAMA_CUDA
   if (device == "cuda") return std::make_unique<cuda::CudaEngine>(file);

@@ -34,7 +34,7 @@ struct Arguments {
 };
 
 /// The tokens of the windows, which stand one behind the other in the text.
-std::vector<int> read_windows(const Arguments& arguments, const Tokenizer& tokenizer) {
+std::vector<int> read_windows(const Arguments &arguments, const Tokenizer &tokenizer) {
   const std::vector<int> tokens = encode_file(arguments.text, tokenizer);
   const auto first = static_cast<std::ptrdiff_t>(arguments.first);
   const auto wanted = static_cast<std::ptrdiff_t>(arguments.windows) * arguments.length;
@@ -57,10 +57,10 @@ struct Row {
   double packed_bits = 0, total_bits = 0, cache_bytes = 0;
 };
 
-Row measure(const CodingRun& run) {
+Row measure(const CodingRun &run) {
   Row row{.summary = summarize(run.predictions)};
   const auto windows = static_cast<double>(run.memory.size());
-  for (const squat::MemoryReport& memory : run.memory) {
+  for (const squat::MemoryReport &memory : run.memory) {
     row.packed_bits = memory.packed_bits_per_element;
     row.total_bits += memory.total_bits_per_element / windows;
     row.cache_bytes += static_cast<double>(memory.total()) / windows;
@@ -68,22 +68,22 @@ Row measure(const CodingRun& run) {
   return row;
 }
 
-void write(const std::string& path, const std::string& text) {
+void write(const std::string &path, const std::string &text) {
   std::ofstream out(path);
   if (!(out << text) || !out.flush()) throw std::invalid_argument("cannot write " + path);
 }
 
-void report(const std::vector<CodingRun>& runs, const Arguments& arguments) {
+void report(const std::vector<CodingRun> &runs, const Arguments &arguments) {
   std::string csv =
       "coding,key_bits,value_bits,group,window,sinks,packed_bits,total_bits,perplexity,kl_mean,kl_p99,"
       "top1,cache_bytes\n";
   std::vector<PlotPoint> points;
   fmt::print("{:<34} {:>7} {:>7} {:>10} {:>9} {:>9} {:>7} {:>9}\n", "coding", "packed", "total",
              "perplexity", "KL mean", "KL p99", "top-1 %", "cache MB");
-  for (const CodingRun& run : runs) {
+  for (const CodingRun &run : runs) {
     const Row row = measure(run);
-    const squat::Options& options = run.options;
-    const Summary& s = row.summary;
+    const squat::Options &options = run.options;
+    const Summary &s = row.summary;
     fmt::print("{:<34} {:>7.3f} {:>7.3f} {:>10.3f} {:>9.5f} {:>9.4f} {:>7.2f} {:>9.2f}\n", run.spec.text,
                row.packed_bits, row.total_bits, s.perplexity, s.kl_mean, s.kl_p99, 100 * s.top1,
                1e-6 * row.cache_bytes);
@@ -98,10 +98,10 @@ void report(const std::vector<CodingRun>& runs, const Arguments& arguments) {
   if (!arguments.plot.empty()) write(arguments.plot, plot_svg(points));
 }
 
-void evaluate(const Arguments& arguments) {
+void evaluate(const Arguments &arguments) {
   std::vector<CodingRun> runs;
   runs.push_back({.spec = parse_cache_spec("exact"), .options = {}});
-  for (const std::string& coding : arguments.codings) {
+  for (const std::string &coding : arguments.codings) {
     if (coding != "exact") runs.push_back({.spec = parse_cache_spec(coding), .options = {}});
   }
   if (arguments.prompt >= arguments.length - 1) {
@@ -122,7 +122,7 @@ void evaluate(const Arguments& arguments) {
     if (!in) throw std::invalid_argument("cannot open " + arguments.prior);
     prior = std::make_shared<squat::Prior>(squat::Prior::load(in));
   }
-  for (CodingRun& run : runs) {
+  for (CodingRun &run : runs) {
     run.options = run.spec.options_for(engine->config());
     if (run.options.coding == squat::Coding::subspace) run.options.prior = prior;
     run.options.statistics_tokens =
@@ -141,7 +141,7 @@ void evaluate(const Arguments& arguments) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char **argv) {
   Arguments arguments;
   CLI::App app(
       "Feeds windows of a text to a Llama-architecture model (GGUF), a prompt and then token by token, "
@@ -181,7 +181,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   try {
     evaluate(arguments);
-  } catch (const std::exception& error) {
+  } catch (const std::exception &error) {
     fmt::print(stderr, "evaluate: {}\n", error.what());
     return 1;
   }

@@ -28,7 +28,7 @@ struct Arguments {
 };
 
 /// The most likely token at temperature 0, otherwise one drawn from softmax(logits / temperature).
-int sample(const Eigen::RowVectorXf& logits, double temperature, std::mt19937_64& random) {
+int sample(const Eigen::RowVectorXf &logits, double temperature, std::mt19937_64 &random) {
   Eigen::Index best = 0;
   const float most = logits.maxCoeff(&best);
   if (temperature <= 0) return static_cast<int>(best);
@@ -37,7 +37,7 @@ int sample(const Eigen::RowVectorXf& logits, double temperature, std::mt19937_64
   return choose(random);
 }
 
-std::vector<int> read_prompt(const Arguments& arguments, const Tokenizer& tokenizer) {
+std::vector<int> read_prompt(const Arguments &arguments, const Tokenizer &tokenizer) {
   if (!arguments.prompt_file.empty()) {
     return encode_file(arguments.prompt_file, tokenizer,
                        static_cast<std::size_t>(arguments.prompt_tokens));
@@ -48,7 +48,7 @@ std::vector<int> read_prompt(const Arguments& arguments, const Tokenizer& tokeni
 }
 
 /// The text that the continuation is printed behind: of a file's tokens only the last.
-void show_prompt(const Arguments& arguments, const Tokenizer& tokenizer, std::span<const int> prompt) {
+void show_prompt(const Arguments &arguments, const Tokenizer &tokenizer, std::span<const int> prompt) {
   constexpr std::size_t most = 60;
   if (!arguments.prompt_file.empty()) {
     fmt::print("The prompt, {} tokens of {}, ends:\n", prompt.size(), arguments.prompt_file);
@@ -62,9 +62,9 @@ void show_prompt(const Arguments& arguments, const Tokenizer& tokenizer, std::sp
   std::fflush(stdout);
 }
 
-void report_memory(const squat::MemoryReport& report, const CacheSpec& spec, const Config& config,
+void report_memory(const squat::MemoryReport &report, const CacheSpec &spec, const Config &config,
                    int tokens) {
-  const auto line = [](std::size_t bytes, const std::string& what) {
+  const auto line = [](std::size_t bytes, const std::string &what) {
     if (bytes > 0) fmt::print("{:>8.2f} MB  {}\n", 1e-6 * static_cast<double>(bytes), what);
   };
   const auto count = [](int x) { return static_cast<std::size_t>(x); };
@@ -89,20 +89,20 @@ void report_memory(const squat::MemoryReport& report, const CacheSpec& spec, con
                           static_cast<double>(exact) / static_cast<double>(report.total())));
 }
 
-void run(const Arguments& arguments) {
+void run(const Arguments &arguments) {
   const CacheSpec spec = parse_cache_spec(arguments.coding);
   const Gguf file = Gguf::open(arguments.model);
   const Tokenizer tokenizer(file);
   const std::vector<int> prompt = read_prompt(arguments, tokenizer);
   const std::unique_ptr<Engine> engine = make_engine(arguments.device, file);
-  const Config& config = engine->config();
+  const Config &config = engine->config();
   const auto room = static_cast<std::size_t>(config.context);
   if (prompt.size() + static_cast<std::size_t>(arguments.tokens) > room) {
     throw std::invalid_argument(fmt::format("prompt and tokens are {} + {}, the model's context is {}",
                                             prompt.size(), arguments.tokens, room));
   }
   const int sequence = engine->add_sequence(spec, spec.options_for(config));
-  const auto forward = [&](const std::vector<Position>& rows) -> Eigen::RowVectorXf {
+  const auto forward = [&](const std::vector<Position> &rows) -> Eigen::RowVectorXf {
     return engine->forward(rows, std::span(&sequence, 1)).row(0);
   };
   using Clock = std::chrono::steady_clock;
@@ -133,15 +133,15 @@ void run(const Arguments& arguments) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char **argv) {
   Arguments arguments;
   CLI::App app("Continues a prompt with a Llama-architecture model (GGUF) over a squat::KVCache.\n" +
                cache_spec_help());
   app.add_option("MODEL", arguments.model, "GGUF file")->required();
-  CLI::Option_group& prompt = *app.add_option_group("prompt", "The text to continue, one of the two");
+  CLI::Option_group &prompt = *app.add_option_group("prompt", "The text to continue, one of the two");
   prompt.require_option(1);
   prompt.add_option("--prompt", arguments.prompt, "Text to continue");
-  CLI::Option* prompt_file = prompt.add_option("--prompt-file", arguments.prompt_file,
+  CLI::Option *prompt_file = prompt.add_option("--prompt-file", arguments.prompt_file,
                                                "File (UTF-8) with the text to continue");
   app.add_option("--prompt-tokens", arguments.prompt_tokens,
                  "Tokens of the file to take, from its start")
@@ -161,7 +161,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   try {
     run(arguments);
-  } catch (const std::exception& error) {
+  } catch (const std::exception &error) {
     fmt::print(stderr, "generate: {}\n", error.what());
     return 1;
   }

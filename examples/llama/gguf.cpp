@@ -51,11 +51,11 @@ class Reader {
 
   std::string take_string() {
     const auto text = skip(take<std::uint64_t>());
-    return {reinterpret_cast<const char*>(text.data()), text.size()};
+    return {reinterpret_cast<const char *>(text.data()), text.size()};
   }
 
   /// A count of things of at least `least_bytes` bytes each, all of which are still to come.
-  std::size_t take_count(std::size_t least_bytes, const char* what) {
+  std::size_t take_count(std::size_t least_bytes, const char *what) {
     const auto count = take<std::uint64_t>();
     if (count > (bytes_.size() - position_) / least_bytes) {
       throw FileError(std::string("the file is shorter than its ") + what + " say");
@@ -80,7 +80,7 @@ class Reader {
 constexpr std::uint32_t string_type = 8, array_type = 9;
 
 /// A scalar of metadata type `type` as a number.
-double take_number(Reader& reader, std::uint32_t type) {
+double take_number(Reader &reader, std::uint32_t type) {
   switch (type) {
     case 0:
     case 7:
@@ -108,7 +108,7 @@ double take_number(Reader& reader, std::uint32_t type) {
   }
 }
 
-Value take_value(Reader& reader) {
+Value take_value(Reader &reader) {
   const auto type = reader.take<std::uint32_t>();
   if (type == string_type) return reader.take_string();
   if (type != array_type) return take_number(reader, type);
@@ -116,11 +116,11 @@ Value take_value(Reader& reader) {
   if (element_type == array_type) throw FileError("metadata holds an array of arrays");
   if (element_type == string_type) {
     Strings strings(reader.take_count(sizeof(std::uint64_t), "strings"));
-    for (std::string& string : strings) string = reader.take_string();
+    for (std::string &string : strings) string = reader.take_string();
     return strings;
   }
   Numbers numbers(reader.take_count(1, "arrays"));
-  for (double& number : numbers) number = take_number(reader, element_type);
+  for (double &number : numbers) number = take_number(reader, element_type);
   return numbers;
 }
 
@@ -130,7 +130,7 @@ struct TensorEntry {
   std::uint64_t offset = 0;
 };
 
-TensorEntry take_tensor(Reader& reader) {
+TensorEntry take_tensor(Reader &reader) {
   TensorEntry entry;
   entry.name = reader.take_string();
   const auto dimensions = reader.take<std::uint32_t>();
@@ -146,7 +146,7 @@ TensorEntry take_tensor(Reader& reader) {
 }
 
 /// The size of a tensor in bytes, of which there cannot be more than `most`.
-std::size_t checked_bytes(const TensorEntry& entry, std::size_t most) {
+std::size_t checked_bytes(const TensorEntry &entry, std::size_t most) {
   const Block block = block_of(entry.tensor.type);
   std::uint64_t elements = 1;
   for (std::uint64_t extent : entry.tensor.shape) {
@@ -173,18 +173,18 @@ std::size_t Tensor::elements() const {
   return product;
 }
 
-Gguf Gguf::open(const std::string& path) {
+Gguf Gguf::open(const std::string &path) {
   std::error_code error;
   const std::uintmax_t size = std::filesystem::file_size(path, error);  // refuses a directory
   if (error) throw FileError("cannot open " + path + ": " + error.message());
   std::ifstream in(path, std::ios::binary);
   std::vector<std::byte> bytes(static_cast<std::size_t>(size));
-  if (!in.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size))) {
+  if (!in.read(reinterpret_cast<char *>(bytes.data()), static_cast<std::streamsize>(size))) {
     throw FileError("cannot read " + path);
   }
   try {
     return Gguf(std::move(bytes));
-  } catch (const FileError& damage) {
+  } catch (const FileError &damage) {
     throw FileError(path + ": " + damage.what());
   }
 }
@@ -209,7 +209,7 @@ void Gguf::read() {
 
   const auto alignment = static_cast<std::size_t>(integer_or("general.alignment", 32, 1, 1 << 20));
   const std::size_t data = (reader.position() + alignment - 1) / alignment * alignment;
-  for (TensorEntry& entry : entries) {
+  for (TensorEntry &entry : entries) {
     if (data > bytes_.size() || entry.offset > bytes_.size() - data) {
       throw FileError("tensor " + entry.name + " begins behind the end of the file");
     }
@@ -223,24 +223,24 @@ void Gguf::read() {
 namespace {
 
 template <class Kind>
-const Kind& value_as(const std::map<std::string, Value>& values, const std::string& key) {
+const Kind &value_as(const std::map<std::string, Value> &values, const std::string &key) {
   const auto found = values.find(key);
   if (found == values.end()) throw FileError("metadata " + key + " is missing");
-  const auto* value = std::get_if<Kind>(&found->second);
+  const auto *value = std::get_if<Kind>(&found->second);
   if (value == nullptr) throw FileError("metadata " + key + " is of another kind than expected");
   return *value;
 }
 
 }  // namespace
 
-double Gguf::number(const std::string& key) const { return value_as<double>(values_, key); }
-const std::string& Gguf::string(const std::string& key) const {
+double Gguf::number(const std::string &key) const { return value_as<double>(values_, key); }
+const std::string &Gguf::string(const std::string &key) const {
   return value_as<std::string>(values_, key);
 }
-const Numbers& Gguf::numbers(const std::string& key) const { return value_as<Numbers>(values_, key); }
-const Strings& Gguf::strings(const std::string& key) const { return value_as<Strings>(values_, key); }
+const Numbers &Gguf::numbers(const std::string &key) const { return value_as<Numbers>(values_, key); }
+const Strings &Gguf::strings(const std::string &key) const { return value_as<Strings>(values_, key); }
 
-int Gguf::integer(const std::string& key, int least, int most) const {
+int Gguf::integer(const std::string &key, int least, int most) const {
   const double value = number(key);
   if (!(value >= least && value <= most) || value != std::floor(value)) {
     throw FileError("metadata " + key + " is " + std::to_string(value) + ", must be " +
@@ -249,15 +249,15 @@ int Gguf::integer(const std::string& key, int least, int most) const {
   return static_cast<int>(value);
 }
 
-double Gguf::number_or(const std::string& key, double otherwise) const {
+double Gguf::number_or(const std::string &key, double otherwise) const {
   return has(key) ? number(key) : otherwise;
 }
 
-int Gguf::integer_or(const std::string& key, int otherwise, int least, int most) const {
+int Gguf::integer_or(const std::string &key, int otherwise, int least, int most) const {
   return has(key) ? integer(key, least, most) : otherwise;
 }
 
-const Tensor& Gguf::tensor(const std::string& name, std::vector<std::uint64_t> shape) const {
+const Tensor &Gguf::tensor(const std::string &name, const std::vector<std::uint64_t> &shape) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) throw FileError("tensor " + name + " is missing");
   if (found->second.shape != shape) throw FileError("tensor " + name + " has an unexpected shape");

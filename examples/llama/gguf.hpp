@@ -38,31 +38,31 @@ using Value = std::variant<double, std::string, Numbers, Strings>;
 class Gguf {
  public:
   /// Reads a file into memory. Throws FileError.
-  static Gguf open(const std::string& path);
+  static Gguf open(const std::string &path);
 
   /// Takes the bytes of a file. Throws FileError.
   explicit Gguf(std::vector<std::byte> bytes);
 
   // Tensors refer to the bytes: moved, never copied.
-  Gguf(Gguf&&) = default;
-  Gguf& operator=(Gguf&&) = default;
+  Gguf(Gguf &&) = default;
+  Gguf &operator=(Gguf &&) = default;
 
-  bool has(const std::string& key) const { return values_.contains(key); }
+  bool has(const std::string &key) const { return values_.contains(key); }
 
   /// A metadata value of that kind; throws FileError where it is missing or of another kind.
-  double number(const std::string& key) const;
-  const std::string& string(const std::string& key) const;
-  const Numbers& numbers(const std::string& key) const;
-  const Strings& strings(const std::string& key) const;
+  double number(const std::string &key) const;
+  const std::string &string(const std::string &key) const;
+  const Numbers &numbers(const std::string &key) const;
+  const Strings &strings(const std::string &key) const;
 
   /// A number that has to be a whole one from `least` to `most`.
-  int integer(const std::string& key, int least, int most) const;
-  double number_or(const std::string& key, double otherwise) const;
-  int integer_or(const std::string& key, int otherwise, int least, int most) const;
+  int integer(const std::string &key, int least, int most) const;
+  double number_or(const std::string &key, double otherwise) const;
+  int integer_or(const std::string &key, int otherwise, int least, int most) const;
 
   /// A tensor of that name and shape (fastest extent first); throws FileError.
-  const Tensor& tensor(const std::string& name, std::vector<std::uint64_t> shape) const;
-  bool has_tensor(const std::string& name) const { return tensors_.contains(name); }
+  const Tensor &tensor(const std::string &name, const std::vector<std::uint64_t> &shape) const;
+  bool has_tensor(const std::string &name) const { return tensors_.contains(name); }
 
  private:
   void read();

@@ -23,11 +23,11 @@ constexpr Eigen::Index block_rows = 64;
 
 /// y[row, output] = sum over i of x[row, i] panel[i, output] for Rows rows and `outputs` of the panel.
 template <int Rows>
-void multiply_tile(const Eigen::half* panel, const float* x, Eigen::Index inputs, float* y,
+void multiply_tile(const Eigen::half *panel, const float *x, Eigen::Index inputs, float *y,
                    Eigen::Index y_stride, Eigen::Index outputs) {
   FloatVector sums[Rows][panel_vectors];
-  for (auto& row : sums) {
-    for (FloatVector& sum : row) sum = squat::cpu::broadcast(0);
+  for (auto &row : sums) {
+    for (FloatVector &sum : row) sum = squat::cpu::broadcast(0);
   }
   for (Eigen::Index i = 0; i < inputs; ++i, panel += panel_outputs) {
     FloatVector weights[panel_vectors];
@@ -47,14 +47,14 @@ void multiply_tile(const Eigen::half* panel, const float* x, Eigen::Index inputs
   }
 }
 
-using MultiplyTile = void (*)(const Eigen::half*, const float*, Eigen::Index, float*, Eigen::Index,
+using MultiplyTile = void (*)(const Eigen::half *, const float *, Eigen::Index, float *, Eigen::Index,
                               Eigen::Index);
 constexpr std::array<MultiplyTile, tile_rows> tiles = {multiply_tile<1>, multiply_tile<2>,
                                                        multiply_tile<3>, multiply_tile<4>};
 
 /// Outputs [first_output, first_output + outputs) of rows [row, end), in tiles as equal as can be.
-void multiply_panel(const Eigen::half* panel, const RowMatrix& x, Eigen::Index row, Eigen::Index end,
-                    RowMatrix& y, Eigen::Index first_output, Eigen::Index outputs) {
+void multiply_panel(const Eigen::half *panel, const RowMatrix &x, Eigen::Index row, Eigen::Index end,
+                    RowMatrix &y, Eigen::Index first_output, Eigen::Index outputs) {
   for (Eigen::Index left = (end - row + tile_rows - 1) / tile_rows; left > 0; --left) {
     const Eigen::Index rows = (end - row + left - 1) / left;
     tiles[static_cast<std::size_t>(rows - 1)](panel, x.data() + row * x.cols(), x.cols(),
@@ -66,7 +66,7 @@ void multiply_panel(const Eigen::half* panel, const RowMatrix& x, Eigen::Index r
 
 }  // namespace
 
-Linear::Linear(const Tensor& tensor, Eigen::Index outputs, Eigen::Index inputs)
+Linear::Linear(const Tensor &tensor, Eigen::Index outputs, Eigen::Index inputs)
     : outputs_(outputs), inputs_(inputs) {
   const std::vector<float> elements = dequantize(tensor);
   const Eigen::Index panels = (outputs + panel_outputs - 1) / panel_outputs;
@@ -74,7 +74,7 @@ Linear::Linear(const Tensor& tensor, Eigen::Index outputs, Eigen::Index inputs)
 #pragma omp parallel for schedule(static) if (outputs * inputs >= worth_threads)
   for (Eigen::Index panel = 0; panel < panels; ++panel) {
     const Eigen::Index first = panel * panel_outputs, count = std::min(panel_outputs, outputs - first);
-    Eigen::half* to = panels_.data() + first * inputs;
+    Eigen::half *to = panels_.data() + first * inputs;
     for (Eigen::Index i = 0; i < inputs; ++i, to += panel_outputs) {
       for (Eigen::Index output = 0; output < count; ++output)
         to[output] = Eigen::half(elements[static_cast<std::size_t>((first + output) * inputs + i)]);
@@ -82,7 +82,7 @@ Linear::Linear(const Tensor& tensor, Eigen::Index outputs, Eigen::Index inputs)
   }
 }
 
-void Linear::apply(const RowMatrix& x, RowMatrix& y) const {
+void Linear::apply(const RowMatrix &x, RowMatrix &y) const {
   y.resize(x.rows(), outputs_);
   const Eigen::Index panels = (outputs_ + panel_outputs - 1) / panel_outputs;
   const Eigen::Index items = (x.rows() + block_rows - 1) / block_rows * panels;
@@ -94,8 +94,8 @@ void Linear::apply(const RowMatrix& x, RowMatrix& y) const {
   }
 }
 
-void Linear::copy_row(Eigen::Index output, float* to) const {
-  const Eigen::half* from = panels_.data() + output / panel_outputs * panel_outputs * inputs_;
+void Linear::copy_row(Eigen::Index output, float *to) const {
+  const Eigen::half *from = panels_.data() + output / panel_outputs * panel_outputs * inputs_;
   for (Eigen::Index i = 0; i < inputs_; ++i)
     to[i] = static_cast<float>(from[i * panel_outputs + output % panel_outputs]);
 }

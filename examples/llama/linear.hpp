@@ -16,15 +16,15 @@ using RowMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 class Linear {
  public:
   Linear() = default;
-  Linear(const Tensor& tensor, Eigen::Index outputs, Eigen::Index inputs);
+  Linear(const Tensor &tensor, Eigen::Index outputs, Eigen::Index inputs);
 
   Eigen::Index outputs() const { return outputs_; }
 
   /// y = x W^T for x [rows, inputs], y [rows, outputs], on all threads of OpenMP.
-  void apply(const RowMatrix& x, RowMatrix& y) const;
+  void apply(const RowMatrix &x, RowMatrix &y) const;
 
   /// Row `output` of W as floats.
-  void copy_row(Eigen::Index output, float* to) const;
+  void copy_row(Eigen::Index output, float *to) const;
 
  private:
   Eigen::Index outputs_ = 0, inputs_ = 0;

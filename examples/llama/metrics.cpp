@@ -30,12 +30,12 @@ Prediction compare(LogitRow exact, LogitRow coded, int next_token) {
   return prediction;
 }
 
-Summary summarize(const std::vector<Prediction>& predictions) {
+Summary summarize(const std::vector<Prediction> &predictions) {
   Summary summary;
   if (predictions.empty()) return summary;
   std::vector<double> kl;
   double likelihood = 0;
-  for (const Prediction& prediction : predictions) {
+  for (const Prediction &prediction : predictions) {
     kl.push_back(prediction.kl);
     likelihood += prediction.negative_log_likelihood;
     summary.kl_mean += prediction.kl;

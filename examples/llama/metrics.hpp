@@ -25,6 +25,6 @@ struct Summary {
   double top1 = 0;
 };
 
-Summary summarize(const std::vector<Prediction>& predictions);
+Summary summarize(const std::vector<Prediction> &predictions);
 
 }  // namespace llama

@@ -11,27 +11,27 @@ namespace {
 // Rows above which a pass over one matrix pays for waking the threads.
 [[maybe_unused]] constexpr Eigen::Index many_rows = 8;
 
-Eigen::RowVectorXf read_vector(const Gguf& file, const std::string& name, int size) {
+Eigen::RowVectorXf read_vector(const Gguf &file, const std::string &name, int size) {
   const auto elements = dequantize(file.tensor(name, {static_cast<std::uint64_t>(size)}));
   return Eigen::Map<const Eigen::RowVectorXf>(elements.data(), size);
 }
 
-Linear read_linear(const Gguf& file, const std::string& name, int outputs, int inputs) {
+Linear read_linear(const Gguf &file, const std::string &name, int outputs, int inputs) {
   return {file.tensor(name, {static_cast<std::uint64_t>(inputs), static_cast<std::uint64_t>(outputs)}),
           outputs, inputs};
 }
 
 }  // namespace
 
-Model::Model(const Gguf& file) : config_(read_config(file)) {
-  const Config& c = config_;
+Model::Model(const Gguf &file) : config_(read_config(file)) {
+  const Config &c = config_;
   embedding_ = read_linear(file, "token_embd.weight", c.vocabulary, c.embedding);
   if (file.has_tensor("output.weight"))
     output_ = read_linear(file, "output.weight", c.vocabulary, c.embedding);
   norm_ = read_vector(file, "output_norm.weight", c.embedding);
   for (int i = 0; i < c.layers; ++i) {
     const std::string prefix = "blk." + std::to_string(i) + ".";
-    const auto linear = [&](const char* name, int outputs, int inputs) {
+    const auto linear = [&](const char *name, int outputs, int inputs) {
       return read_linear(file, prefix + name + ".weight", outputs, inputs);
     };
     const int heads = c.query_heads * c.head_dim, kv_heads = c.kv_heads * c.head_dim;
@@ -45,13 +45,13 @@ Model::Model(const Gguf& file) : config_(read_config(file)) {
   }
 }
 
-void Model::normalize(const RowMatrix& x, const Eigen::RowVectorXf& weight, RowMatrix& y) const {
+void Model::normalize(const RowMatrix &x, const Eigen::RowVectorXf &weight, RowMatrix &y) const {
   const Eigen::ArrayXf mean = x.array().square().rowwise().mean() + config_.rms_epsilon;
   y = (x.array().colwise() * mean.rsqrt()).rowwise() * weight.array();
 }
 
 void Model::set_angles(std::span<const Position> batch) {
-  const auto& frequencies = config_.inverse_frequencies;
+  const auto &frequencies = config_.inverse_frequencies;
   const auto rows = static_cast<Eigen::Index>(batch.size());
   cosines_.resize(rows, static_cast<Eigen::Index>(frequencies.size()));
   sines_.resize(rows, cosines_.cols());
@@ -67,11 +67,11 @@ void Model::set_angles(std::span<const Position> batch) {
 
 /// Turns the pair (2i, 2i + 1) of every head by position * frequency_i, the pairing of GGUF's Llama
 /// files.
-void Model::rotate(RowMatrix& x, int heads) const {
+void Model::rotate(RowMatrix &x, int heads) const {
 #pragma omp parallel for schedule(static) if (x.rows() > many_rows)
   for (Eigen::Index row = 0; row < x.rows(); ++row) {
     for (int head = 0; head < heads; ++head) {
-      float* two = &x(row, head * config_.head_dim);
+      float *two = &x(row, head * config_.head_dim);
       for (Eigen::Index pair = 0; pair < cosines_.cols(); ++pair, two += 2) {
         const float a = two[0], b = two[1], c = cosines_(row, pair), s = sines_(row, pair);
         two[0] = a * c - b * s;
@@ -82,7 +82,7 @@ void Model::rotate(RowMatrix& x, int heads) const {
 }
 
 /// gate = silu(gate) * up, silu(x) = x / (1 + exp(-x)).
-void Model::activate(RowMatrix& gate, const RowMatrix& up) {
+void Model::activate(RowMatrix &gate, const RowMatrix &up) {
 #pragma omp parallel for schedule(static) if (gate.rows() > many_rows)
   for (Eigen::Index row = 0; row < gate.rows(); ++row) {
     auto x = gate.row(row).array();
@@ -90,7 +90,7 @@ void Model::activate(RowMatrix& gate, const RowMatrix& up) {
   }
 }
 
-const RowMatrix& Model::forward(std::span<const Position> batch, const Attention& attention,
+const RowMatrix &Model::forward(std::span<const Position> batch, const Attention &attention,
                                 std::span<const int> wanted) {
   check_tokens(config_, batch);
   const auto rows = static_cast<Eigen::Index>(batch.size());
@@ -100,7 +100,7 @@ const RowMatrix& Model::forward(std::span<const Position> batch, const Attention
   }
   set_angles(batch);
   for (int i = 0; i < config_.layers; ++i) {
-    const Layer& layer = layers_[static_cast<std::size_t>(i)];
+    const Layer &layer = layers_[static_cast<std::size_t>(i)];
     normalize(x_, layer.attention_norm, normal_);
     layer.q.apply(normal_, q_);
     layer.k.apply(normal_, k_);

@@ -15,17 +15,17 @@ namespace llama {
 /// Attention of one layer for the rows of a batch. q, out: [rows, query_heads * head_dim]; k, v: [rows,
 /// kv_heads * head_dim]; q and k carry their rotary embedding.
 using Attention =
-    std::function<void(int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out)>;
+    std::function<void(int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out)>;
 
 class Model {
  public:
   /// Throws FileError where the file holds no such model.
-  explicit Model(const Gguf& file);
+  explicit Model(const Gguf &file);
 
-  const Config& config() const { return config_; }
+  const Config &config() const { return config_; }
 
   /// Logits [rows.size(), vocabulary] of the batch rows named in `wanted`.
-  const RowMatrix& forward(std::span<const Position> batch, const Attention& attention,
+  const RowMatrix &forward(std::span<const Position> batch, const Attention &attention,
                            std::span<const int> wanted);
 
  private:
@@ -34,10 +34,10 @@ class Model {
     Linear q, k, v, output, gate, up, down;
   };
 
-  void normalize(const RowMatrix& x, const Eigen::RowVectorXf& weight, RowMatrix& y) const;
+  void normalize(const RowMatrix &x, const Eigen::RowVectorXf &weight, RowMatrix &y) const;
   void set_angles(std::span<const Position> batch);
-  void rotate(RowMatrix& x, int heads) const;
-  static void activate(RowMatrix& gate, const RowMatrix& up);
+  void rotate(RowMatrix &x, int heads) const;
+  static void activate(RowMatrix &gate, const RowMatrix &up);
 
   Config config_;
   std::vector<Layer> layers_;

@@ -7,7 +7,7 @@
 namespace llama {
 
 template <class Run>
-void parallel_for(int count, Run&& run) {
+void parallel_for(int count, Run &&run) {
   std::exception_ptr failure;
 #pragma omp parallel for schedule(dynamic)
   for (int i = 0; i < count; ++i) {

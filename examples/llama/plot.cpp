@@ -17,8 +17,8 @@ struct Axis {
   double operator()(double x) const { return from + (x - low) / (high - low) * (to - from); }
 };
 
-void tick(std::string& svg, double x, double y, double x2, double y2, double tx, double ty,
-          const char* anchor, const std::string& text) {
+void tick(std::string &svg, double x, double y, double x2, double y2, double tx, double ty,
+          const char *anchor, const std::string &text) {
   svg += fmt::format("<line x1='{:.1f}' y1='{:.1f}' x2='{:.1f}' y2='{:.1f}' stroke='#ddd'/>\n", x, y, x2,
                      y2);
   svg += fmt::format("<text x='{:.1f}' y='{:.1f}' text-anchor='{}'>{}</text>\n", tx, ty, anchor, text);
@@ -27,10 +27,10 @@ void tick(std::string& svg, double x, double y, double x2, double y2, double tx,
 }  // namespace
 
 std::string plot_svg(std::vector<PlotPoint> points) {
-  std::erase_if(points, [](const PlotPoint& p) { return !(p.kl > 0); });
-  std::sort(points.begin(), points.end(), [](const auto& a, const auto& b) { return a.kl > b.kl; });
+  std::erase_if(points, [](const PlotPoint &p) { return !(p.kl > 0); });
+  std::sort(points.begin(), points.end(), [](const auto &a, const auto &b) { return a.kl > b.kl; });
   Axis x{0, 1, left, right}, y{-1, 0, bottom, top};
-  for (const PlotPoint& p : points) x.high = std::max(x.high, std::ceil(p.bits + .5));
+  for (const PlotPoint &p : points) x.high = std::max(x.high, std::ceil(p.bits + .5));
   if (!points.empty()) {
     y.high = std::ceil(std::log10(points.front().kl));
     y.low = std::min(std::floor(std::log10(points.back().kl)), y.high - 1);
@@ -38,7 +38,7 @@ std::string plot_svg(std::vector<PlotPoint> points) {
   // Labels stand in a column of their own, in the order of their points and never closer than a line.
   std::string labels;
   double label_y = top, width = right;
-  for (const PlotPoint& p : points) {
+  for (const PlotPoint &p : points) {
     const double px = x(p.bits), py = y(std::log10(p.kl));
     const std::string text = fmt::format("{} ({:.4f})", p.label, p.kl);
     label_y = std::max(label_y + label_step, py);

@@ -48,9 +48,9 @@ class Scanner {
   bool at_blank() const { return position_ < text_.size() && text_[position_] == ' '; }
 
  private:
-  Kind next(std::size_t& position) const {
+  Kind next(std::size_t &position) const {
     if (position >= text_.size()) return Kind::end;
-    const auto* bytes = reinterpret_cast<const std::uint8_t*>(text_.data());
+    const auto *bytes = reinterpret_cast<const std::uint8_t *>(text_.data());
     auto i = static_cast<std::int64_t>(position);
     const auto size = static_cast<std::int64_t>(text_.size());
     UChar32 point;
@@ -69,7 +69,7 @@ class Scanner {
 
 /// White space at the scanner: all of it up to the last one where a word follows, which takes that one
 /// along.
-void skip_space(Scanner& scanner) {
+void skip_space(Scanner &scanner) {
   std::size_t last = scanner.position();
   bool several = false;
   scanner.take();
@@ -81,7 +81,7 @@ void skip_space(Scanner& scanner) {
   if (several && scanner.peek() != Kind::end) scanner.move_to(last);
 }
 
-void split_span(std::string_view text, std::vector<std::string_view>& words) {
+void split_span(std::string_view text, std::vector<std::string_view> &words) {
   Scanner scanner(text);
   while (scanner.peek() != Kind::end) {
     const std::size_t first = scanner.position();
@@ -113,10 +113,10 @@ std::array<int, 512> printable_to_byte() {
   return table;
 }
 
-std::string to_bytes(const std::string& printable) {
+std::string to_bytes(const std::string &printable) {
   static const std::array<int, 512> table = printable_to_byte();
   std::string bytes;
-  const auto* from = reinterpret_cast<const std::uint8_t*>(printable.data());
+  const auto *from = reinterpret_cast<const std::uint8_t *>(printable.data());
   const auto size = static_cast<std::int64_t>(printable.size());
   for (std::int64_t i = 0; i < size;) {
     UChar32 point;
@@ -153,7 +153,7 @@ std::vector<std::string_view> split_words(std::string_view text, bool single_dig
   return words;
 }
 
-Tokenizer::Tokenizer(const Gguf& file) {
+Tokenizer::Tokenizer(const Gguf &file) {
   if (file.string("tokenizer.ggml.model") != "gpt2")
     throw FileError("the tokenizer is no byte-level BPE (gpt2)");
   const std::string pre = file.has("tokenizer.ggml.pre") ? file.string("tokenizer.ggml.pre") : "gpt-2";
@@ -162,8 +162,8 @@ Tokenizer::Tokenizer(const Gguf& file) {
   }
   single_digits_ = pre == "smollm";
 
-  const Strings& names = file.strings("tokenizer.ggml.tokens");
-  const Numbers& types = file.numbers("tokenizer.ggml.token_type");
+  const Strings &names = file.strings("tokenizer.ggml.tokens");
+  const Numbers &types = file.numbers("tokenizer.ggml.token_type");
   if (names.empty() || names.size() != types.size() || names.size() > 1u << 24) {
     throw FileError("the vocabulary is empty, too large or without types");
   }
@@ -178,7 +178,7 @@ Tokenizer::Tokenizer(const Gguf& file) {
     const auto token = tokens_.find(std::string(1, static_cast<char>(byte)));
     bytes_.push_back(token == tokens_.end() ? -1 : token->second);
   }
-  const Strings& merges = file.strings("tokenizer.ggml.merges");
+  const Strings &merges = file.strings("tokenizer.ggml.merges");
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
     const std::size_t blank = merges[rank].find(' ', 1);
     if (blank == std::string::npos) throw FileError("merge " + std::to_string(rank) + " is no pair");
@@ -197,7 +197,7 @@ std::vector<int> Tokenizer::encode(std::string_view text) const {
   return tokens;
 }
 
-void Tokenizer::encode_word(std::string_view word, std::vector<int>& tokens) const {
+void Tokenizer::encode_word(std::string_view word, std::vector<int> &tokens) const {
   const auto first = static_cast<std::ptrdiff_t>(tokens.size());
   for (char byte : word) {
     const int token = bytes_[static_cast<unsigned char>(byte)];
@@ -220,7 +220,7 @@ void Tokenizer::encode_word(std::string_view word, std::vector<int>& tokens) con
   }
 }
 
-std::vector<int> encode_file(const std::string& path, const Tokenizer& tokenizer, std::size_t most) {
+std::vector<int> encode_file(const std::string &path, const Tokenizer &tokenizer, std::size_t most) {
   std::ifstream in(path, std::ios::binary);
   if (!in) throw std::invalid_argument("cannot open " + path);
   std::stringstream text;

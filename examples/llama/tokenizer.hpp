@@ -21,13 +21,13 @@ std::vector<std::string_view> split_words(std::string_view text, bool single_dig
 class Tokenizer {
  public:
   /// Throws FileError where the file holds no such vocabulary.
-  explicit Tokenizer(const Gguf& file);
+  explicit Tokenizer(const Gguf &file);
 
   /// Plain text to tokens; names of control tokens in it are text too.
   std::vector<int> encode(std::string_view text) const;
 
   /// The bytes a token stands for; nothing for control tokens.
-  const std::string& decode(int token) const { return pieces_[static_cast<std::size_t>(token)]; }
+  const std::string &decode(int token) const { return pieces_[static_cast<std::size_t>(token)]; }
 
   int size() const { return static_cast<int>(pieces_.size()); }
   int end_of_text() const { return end_of_text_; }
@@ -38,7 +38,7 @@ class Tokenizer {
     int token;
   };
 
-  void encode_word(std::string_view word, std::vector<int>& tokens) const;
+  void encode_word(std::string_view word, std::vector<int> &tokens) const;
 
   std::vector<std::string> pieces_;
   std::unordered_map<std::string, int> tokens_;
@@ -50,7 +50,7 @@ class Tokenizer {
 
 /// The first tokens of a text file, at most `most`. Throws std::invalid_argument where it cannot be read
 /// or is empty.
-std::vector<int> encode_file(const std::string& path, const Tokenizer& tokenizer,
+std::vector<int> encode_file(const std::string &path, const Tokenizer &tokenizer,
                              std::size_t most = std::numeric_limits<std::size_t>::max());
 
 }  // namespace llama

@@ -17,14 +17,14 @@ namespace {
 constexpr int tokens = 32, head_dim = 128;
 using Rows = Eigen::Matrix<float, tokens, head_dim, Eigen::RowMajor>;
 
-bool read(const std::string& name, Rows& rows) {
+bool read(const std::string &name, Rows &rows) {
   std::ifstream in(PAPER_DEMO_DATA "/" + name, std::ios::binary);
   return static_cast<bool>(
-      in.read(reinterpret_cast<char*>(rows.data()), static_cast<std::streamsize>(sizeof rows)));
+      in.read(reinterpret_cast<char *>(rows.data()), static_cast<std::streamsize>(sizeof rows)));
 }
 
 /// causal softmax(q k^T / sqrt(head_dim))
-Eigen::MatrixXd attention(const Rows& q, const Rows& k) {
+Eigen::MatrixXd attention(const Rows &q, const Rows &k) {
   Eigen::MatrixXd p = q.cast<double>() * k.cast<double>().transpose() / std::sqrt(double{head_dim});
   p.triangularView<Eigen::StrictlyUpper>().setConstant(-std::numeric_limits<double>::infinity());
   p = (p.colwise() - p.rowwise().maxCoeff()).array().exp().matrix().eval();
@@ -32,13 +32,13 @@ Eigen::MatrixXd attention(const Rows& q, const Rows& k) {
 }
 
 /// Rounds a channel's group of tokens to 2 bits between its extremes.
-void round_minmax(squat::Index, float* row) {
+void round_minmax(squat::Index, float *row) {
   Eigen::Map<Eigen::ArrayXf> x(row, tokens);
   const float low = x.minCoeff(), scale = (x.maxCoeff() - low) / 3;
   x = ((x - low) / scale).round() * scale + low;
 }
 
-double difference(const Rows& q, const Rows& k, const squat::OrthogonalOptions& options) {
+double difference(const Rows &q, const Rows &k, const squat::OrthogonalOptions &options) {
   const Eigen::MatrixXd moment = q.cast<double>().transpose() * q.cast<double>();
   const auto rounding =
       squat::learn_orthogonal_rounding(moment, std::vector<double>(head_dim, 1.0), options);

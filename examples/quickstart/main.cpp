@@ -17,7 +17,7 @@ int main() {
   for (int step = 0; step <= generated; ++step) {
     const int tokens = step == 0 ? prompt : 1;
     std::vector<float> q(tokens * query_heads * head_dim), k(tokens * kv_heads * head_dim), v(k), out(q);
-    for (auto* x : {&q, &k, &v}) std::generate(x->begin(), x->end(), [&] { return normal(generator); });
+    for (auto *x : {&q, &k, &v}) std::generate(x->begin(), x->end(), [&] { return normal(generator); });
     cache.attend(sequence, 0, squat::TensorView<float>(q.data(), tokens, query_heads, head_dim),
                  {k.data(), tokens, kv_heads, head_dim}, {v.data(), tokens, kv_heads, head_dim},
                  {out.data(), tokens, query_heads, head_dim});

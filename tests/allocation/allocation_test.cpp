@@ -31,7 +31,7 @@ TEST_P(Allocation, NoneInAttendAfterWarmUp) {
   const SequenceId sequence = cache.add_sequence();
   Inputs<> prompt(options(), 300, 1), token(options(), 1, 2), few(options(), 3, 3);
   cache.attend(sequence, 0, prompt.q.view(), prompt.k.view(), prompt.v.view(), prompt.out.view());
-  const auto decode = [&](Inputs<>& in) {
+  const auto decode = [&](Inputs<> &in) {
     cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
   };
   decode(few);

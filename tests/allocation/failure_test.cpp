@@ -30,7 +30,7 @@ Options small(Coding coding) {
 
 /// A cache, its sequences, and inputs for calls.
 struct World {
-  explicit World(const Options& options, Index tokens = 200)
+  explicit World(const Options &options, Index tokens = 200)
       : cache(options), sequences{cache.add_sequence(), cache.add_sequence()}, in(options, tokens, 1) {}
 
   void attend(std::size_t sequence, Index first, Index count) {
@@ -66,8 +66,8 @@ struct World {
 /// Lets every allocation of `call` fail in turn, each time in a world that `prepare` has made ready.
 /// Returns how many of them made the call throw.
 template <class Prepare, class Call>
-std::size_t expect_nothing_lost(const Options& options, Prepare&& prepare, Call&& call) {
-  const auto decode = [](World& world) {
+std::size_t expect_nothing_lost(const Options &options, Prepare &&prepare, Call &&call) {
+  const auto decode = [](World &world) {
     for (std::size_t sequence : {0u, 1u}) world.attend(sequence, 190, 3);
     return world.in.out.elements;
   };
@@ -85,7 +85,7 @@ std::size_t expect_nothing_lost(const Options& options, Prepare&& prepare, Call&
     fails_at = n;
     try {
       call(world);
-    } catch (const Error&) {
+    } catch (const Error &) {
       thrown = true;
     }
     const bool reached = fails_at == 0;
@@ -107,30 +107,30 @@ class OutOfMemory : public testing::TestWithParam<Coding> {};
 
 TEST_P(OutOfMemory, InAFirstPromptThatTeachesAndPacks) {
   EXPECT_GT(expect_nothing_lost(
-                small(GetParam()), [](World&) {}, [](World& world) { world.attend(0, 0, 0, 150); }),
+                small(GetParam()), [](World &) {}, [](World &world) { world.attend(0, 0, 0, 150); }),
             0u);
 }
 
 TEST_P(OutOfMemory, InAPieceThatCompletesTheStatistics) {
   EXPECT_GT(expect_nothing_lost(
-                small(GetParam()), [](World& world) { world.attend(0, 0, 60); },
-                [](World& world) { world.attend(0, 0, 60, 90); }),
+                small(GetParam()), [](World &world) { world.attend(0, 0, 60); },
+                [](World &world) { world.attend(0, 0, 60, 90); }),
             0u);
 }
 
 TEST_P(OutOfMemory, InAStepThatFillsAPage) {
   // Most of them have all that they need.
   expect_nothing_lost(
-      small(GetParam()), [](World& world) { world.attend(0, 0, 4 + 16 + 16 + 64 - 1); },
-      [](World& world) { world.attend(0, 0, 99, 1); });
+      small(GetParam()), [](World &world) { world.attend(0, 0, 4 + 16 + 16 + 64 - 1); },
+      [](World &world) { world.attend(0, 0, 99, 1); });
 }
 
 TEST_P(OutOfMemory, InABatchWhoseSequencesLearnForThemselves) {
   Options options = small(GetParam());
   options.basis_per_sequence = true;
   EXPECT_GT(expect_nothing_lost(
-                options, [](World& world) { world.attend(0, 0, 40); },
-                [](World& world) {
+                options, [](World &world) { world.attend(0, 0, 40); },
+                [](World &world) {
                   const std::array batch = {SequenceTokens{world.sequences[0], 70},
                                             SequenceTokens{world.sequences[1], 100}};
                   world.cache.attend(batch, 1, world.in.q.view(10, 170), world.in.k.view(10, 170),
@@ -141,8 +141,8 @@ TEST_P(OutOfMemory, InABatchWhoseSequencesLearnForThemselves) {
 
 TEST_P(OutOfMemory, InReadingAttention) {
   EXPECT_GT(expect_nothing_lost(
-                small(GetParam()), [](World& world) { world.attend(0, 0, 150); },
-                [](World& world) {
+                small(GetParam()), [](World &world) { world.attend(0, 0, 150); },
+                [](World &world) {
                   world.cache.attend(world.sequences[0], 1, world.in.q.view(0, 60),
                                      world.in.out.view(0, 60));
                 }),
@@ -152,8 +152,8 @@ TEST_P(OutOfMemory, InReadingAttention) {
 TEST_P(OutOfMemory, InAShift) {
   // Most of them have all that they need.
   expect_nothing_lost(
-      small(GetParam()), [](World& world) { world.attend(0, 0, 150); },
-      [](World& world) { world.cache.shift(world.sequences[0], 10, 30, -20); });
+      small(GetParam()), [](World &world) { world.attend(0, 0, 150); },
+      [](World &world) { world.cache.shift(world.sequences[0], 10, 30, -20); });
 }
 
 TEST_P(OutOfMemory, InAddingASequence) {
@@ -161,8 +161,8 @@ TEST_P(OutOfMemory, InAddingASequence) {
     Options options = small(GetParam());
     options.basis_per_sequence = own;
     EXPECT_GT(expect_nothing_lost(
-                  options, [](World& world) { world.attend(0, 0, 150); },
-                  [](World& world) { world.cache.add_sequence(); }),
+                  options, [](World &world) { world.attend(0, 0, 150); },
+                  [](World &world) { world.cache.add_sequence(); }),
               0u);
   }
 }

@@ -22,15 +22,15 @@ std::vector<float> row(unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   std::vector<float> x(d);
-  for (float& element : x) element = normal(random);
+  for (float &element : x) element = normal(random);
   return x;
 }
 
-float dot(const std::vector<float>& a, const std::vector<float>& b) {
+float dot(const std::vector<float> &a, const std::vector<float> &b) {
   return std::inner_product(a.begin(), a.end(), b.begin(), 0.0f);
 }
 
-std::vector<float> turned(std::vector<float> x, const RotaryTable& rotary, Index position) {
+std::vector<float> turned(std::vector<float> x, const RotaryTable &rotary, Index position) {
   Turn(rotary, position).apply(x.data());
   return x;
 }

@@ -20,7 +20,7 @@ TEST(SoftmaxState, RunsOfAnyLengthGiveTheSameSoftmax) {
   std::normal_distribution<float> normal(0, 20);
   for (int round = 0; round < 50; ++round) {
     std::vector<float> scores(1 + random() % 300);
-    for (float& score : scores) score = normal(random);
+    for (float &score : scores) score = normal(random);
     double most = -1e300, total = 0, expected = 0;
     for (float score : scores) most = std::max<double>(most, score);
     for (std::size_t i = 0; i < scores.size(); ++i) total += std::exp(scores[i] - most);
@@ -58,7 +58,7 @@ TEST(Exponentiate, RowsSideBySideAreAsOneByOne) {
   constexpr Index first = 3, count = 50, capacity = 64;
   std::vector<float> together(4 * capacity);
   std::mt19937 random(7);
-  for (float& score : together) score = std::normal_distribution<float>(0, 9)(random);
+  for (float &score : together) score = std::normal_distribution<float>(0, 9)(random);
   std::vector<float> alone = together;
   SoftmaxState states[4] = {{1, 2}, {}, {40, 1}, {-5, 3}},
                single_states[4] = {{1, 2}, {}, {40, 1}, {-5, 3}};

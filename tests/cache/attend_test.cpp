@@ -48,7 +48,7 @@ constexpr std::array shapes = {Shape{1, 1, 32},   Shape{9, 3, 64},  Shape{8, 2, 
 /// Feeds `pieces` of tokens and checks each piece's outputs against the rows the cache held before and
 /// the new ones.
 template <class Widths>
-void check_pieces(Options options, const std::vector<Index>& pieces, unsigned seed) {
+void check_pieces(Options options, const std::vector<Index> &pieces, unsigned seed) {
   using S = typename Widths::Caller;
   typename Widths::Cache cache(options);
   const SequenceId sequence = cache.add_sequence();
@@ -78,7 +78,7 @@ void check_pieces(Options options, const std::vector<Index>& pieces, unsigned se
 
 TYPED_TEST(Attend, EqualsAttentionOverDequantizedRows) {
   std::mt19937 random(5);
-  for (const Shape& shape : shapes) {
+  for (const Shape &shape : shapes) {
     for (Coding coding : {Coding::plain, Coding::orthogonal, Coding::subspace}) {
       Options options{.layers = 1,
                       .query_heads = shape.query_heads,
@@ -105,7 +105,7 @@ TYPED_TEST(Attend, EqualsAttentionOverDequantizedRows) {
 
 /// Appends `tokens` tokens and checks what the last ones read, so many queries at a time.
 template <class Widths>
-void check_reading(const Options& options, Index tokens, const std::vector<Index>& counts) {
+void check_reading(const Options &options, Index tokens, const std::vector<Index> &counts) {
   using S = typename Widths::Caller;
   typename Widths::Cache cache(options);
   const SequenceId sequence = cache.add_sequence();
@@ -187,7 +187,7 @@ TEST(AttendBatch, APaddedBatchIsAnUnpaddedOne) {
       alone.attend(alone_ids[i], 0, in.q.view(row, counts[i]), in.k.view(row, counts[i]),
                    in.v.view(row, counts[i]), expected.view(row, counts[i]));
     }
-    for (Tensor<float>* tensor : {&in.q, &in.k, &in.v}) {
+    for (Tensor<float> *tensor : {&in.q, &in.k, &in.v}) {
       for (Index row = 0; row < 3 * width; ++row) {
         const Index in_sequence = row % width,
                     count = row < 2 * width ? counts[static_cast<std::size_t>(row / width)] : 0;
@@ -255,9 +255,9 @@ TEST(AttendParallel, ResultsDoNotDependOnThreads) {
                                           std::vector<std::thread> threads;
                                           for (int i = 0; i < count; ++i)
                                             threads.emplace_back([task, i] { task(i); });
-                                          for (std::thread& thread : threads) thread.join();
+                                          for (std::thread &thread : threads) thread.join();
                                         }};
-  for (const Parallel& way : ways) {
+  for (const Parallel &way : ways) {
     Options threaded = many_pages();
     threaded.parallel = way;
     KVCache<half, 2> one(many_pages()), many(threaded);

@@ -14,12 +14,12 @@ namespace squat::test {
 namespace {
 
 /// Expects a squat::Error whose text holds all of `words`.
-void expect_error(const std::function<void()>& call, const std::vector<std::string>& words) {
+void expect_error(const std::function<void()> &call, const std::vector<std::string> &words) {
   try {
     call();
     ADD_FAILURE() << "no error; expected one with " << words[0];
-  } catch (const Error& error) {
-    for (const std::string& word : words) {
+  } catch (const Error &error) {
+    for (const std::string &word : words) {
       EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
           << error.what() << " lacks " << word;
     }
@@ -37,7 +37,7 @@ Options valid() {
           .statistics_tokens = 30};
 }
 
-void expect_refused(const std::function<void(Options&)>& spoil, const std::vector<std::string>& words) {
+void expect_refused(const std::function<void(Options &)> &spoil, const std::vector<std::string> &words) {
   Options options = valid();
   spoil(options);
   expect_error([&] { KVCache<float, 2> cache(options); }, words);
@@ -46,36 +46,36 @@ void expect_refused(const std::function<void(Options&)>& spoil, const std::vecto
 TEST(BadOptions, AreRefused) {
   for (int bad : {0, -1}) {
     const std::string value = std::to_string(bad);
-    expect_refused([&](Options& o) { o.layers = bad; }, {"layers", value});
-    expect_refused([&](Options& o) { o.query_heads = bad; }, {"query_heads", value});
-    expect_refused([&](Options& o) { o.kv_heads = bad; }, {"kv_heads", value});
-    expect_refused([&](Options& o) { o.head_dim = bad; }, {"head_dim", value, "16"});
-    expect_refused([&](Options& o) { o.page_tokens = bad; }, {"page_tokens", value, "16"});
+    expect_refused([&](Options &o) { o.layers = bad; }, {"layers", value});
+    expect_refused([&](Options &o) { o.query_heads = bad; }, {"query_heads", value});
+    expect_refused([&](Options &o) { o.kv_heads = bad; }, {"kv_heads", value});
+    expect_refused([&](Options &o) { o.head_dim = bad; }, {"head_dim", value, "16"});
+    expect_refused([&](Options &o) { o.page_tokens = bad; }, {"page_tokens", value, "16"});
   }
-  expect_refused([](Options& o) { o.query_heads = 5; }, {"query_heads", "5", "multiple", "2"});
-  expect_refused([](Options& o) { o.head_dim = 40; }, {"head_dim", "40", "multiple of 16"});
-  expect_refused([](Options& o) { o.head_dim = std::numeric_limits<int>::max(); }, {"head_dim", "512"});
-  expect_refused([](Options& o) { o.layers = std::numeric_limits<int>::max(); }, {"layers"});
-  expect_refused([](Options& o) { o.page_tokens = 24; }, {"page_tokens", "24", "multiple of 16"});
-  expect_refused([](Options& o) { o.page_tokens = 2048; }, {"page_tokens", "2048", "1024"});
-  expect_refused([](Options& o) { o.sinks = -1; }, {"sinks", "-1"});
-  expect_refused([](Options& o) { o.residual = -3; }, {"residual", "-3"});
-  expect_refused([](Options& o) { o.statistics_tokens = -1; }, {"statistics_tokens", "-1"});
-  expect_refused([](Options& o) { o.attention_scale = NAN; }, {"attention_scale", "nan"});
-  expect_refused([](Options& o) { o.rotary = std::vector<RotaryTable>(3); },
+  expect_refused([](Options &o) { o.query_heads = 5; }, {"query_heads", "5", "multiple", "2"});
+  expect_refused([](Options &o) { o.head_dim = 40; }, {"head_dim", "40", "multiple of 16"});
+  expect_refused([](Options &o) { o.head_dim = std::numeric_limits<int>::max(); }, {"head_dim", "512"});
+  expect_refused([](Options &o) { o.layers = std::numeric_limits<int>::max(); }, {"layers"});
+  expect_refused([](Options &o) { o.page_tokens = 24; }, {"page_tokens", "24", "multiple of 16"});
+  expect_refused([](Options &o) { o.page_tokens = 2048; }, {"page_tokens", "2048", "1024"});
+  expect_refused([](Options &o) { o.sinks = -1; }, {"sinks", "-1"});
+  expect_refused([](Options &o) { o.residual = -3; }, {"residual", "-3"});
+  expect_refused([](Options &o) { o.statistics_tokens = -1; }, {"statistics_tokens", "-1"});
+  expect_refused([](Options &o) { o.attention_scale = NAN; }, {"attention_scale", "nan"});
+  expect_refused([](Options &o) { o.rotary = std::vector<RotaryTable>(3); },
                  {"rotary.size", "3", "layers", "2"});
-  expect_refused([](Options& o) { o.rotary = {{.inverse_frequencies = std::vector<float>(17)}}; },
+  expect_refused([](Options &o) { o.rotary = {{.inverse_frequencies = std::vector<float>(17)}}; },
                  {"rotary.inverse_frequencies.size", "17", "16"});
   expect_refused(
-      [](Options& o) {
+      [](Options &o) {
         o.rotary = {{.inverse_frequencies = {1, NAN}}};
       },
       {"rotary.inverse_frequencies", "nan"});
-  expect_refused([](Options& o) { o.tile_tokens = 256; }, {"tile_tokens", "256", "rotary"});
-  expect_refused([](Options& o) { o.tile_tokens = -1; }, {"tile_tokens", "-1"});
-  expect_refused([](Options& o) { o.orthogonal.rank = 33; }, {"orthogonal.rank", "33", "32"});
-  expect_refused([](Options& o) { o.orthogonal.block = 5; }, {"orthogonal.block", "5", "32"});
-  expect_refused([](Options& o) { o.orthogonal.lambda = -1; }, {"orthogonal.lambda", "-1"});
+  expect_refused([](Options &o) { o.tile_tokens = 256; }, {"tile_tokens", "256", "rotary"});
+  expect_refused([](Options &o) { o.tile_tokens = -1; }, {"tile_tokens", "-1"});
+  expect_refused([](Options &o) { o.orthogonal.rank = 33; }, {"orthogonal.rank", "33", "32"});
+  expect_refused([](Options &o) { o.orthogonal.block = 5; }, {"orthogonal.block", "5", "32"});
+  expect_refused([](Options &o) { o.orthogonal.lambda = -1; }, {"orthogonal.lambda", "-1"});
 }
 
 /// A cache with some tokens in it, and calls that must not change it.
@@ -92,7 +92,7 @@ class BadCall : public testing::Test {
     return filled;
   }
 
-  void refused(const std::function<void()>& call, const std::vector<std::string>& words) {
+  void refused(const std::function<void()> &call, const std::vector<std::string> &words) {
     const Contents first = contents(cache, sequence, 0), second = contents(cache, sequence, 1);
     const MemoryReport before = cache.memory_report();
     expect_error(call, words);
@@ -105,7 +105,7 @@ class BadCall : public testing::Test {
   }
 
   void refused_views(TensorView<float> q, TensorView<float> k, TensorView<float> v,
-                     TensorView<float> out, const std::vector<std::string>& words) {
+                     TensorView<float> out, const std::vector<std::string> &words) {
     refused([&] { cache.attend(sequence, 0, q, k, v, out); }, words);
   }
 
@@ -149,17 +149,17 @@ TEST_F(BadCall, Pointers) {
   null_out.data = nullptr;
   refused_views(q, k, v, null_out, {"out.data", "null"});
   auto odd = k;
-  odd.data = reinterpret_cast<float*>(reinterpret_cast<std::uintptr_t>(k.data) + 1);
+  odd.data = reinterpret_cast<float *>(reinterpret_cast<std::uintptr_t>(k.data) + 1);
   refused_views(q, odd, v, out, {"k.data", "aligned"});
 }
 
 TEST_F(BadCall, Elements) {
   for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                     -std::numeric_limits<float>::infinity(), 1e5f}) {
-    for (auto* tensor : {&in.q, &in.k, &in.v}) {
-      float& element = tensor->view().row(3, 1)[7];
+    for (auto *tensor : {&in.q, &in.k, &in.v}) {
+      float &element = tensor->view().row(3, 1)[7];
       const float good = std::exchange(element, bad);
-      const char* name = tensor == &in.q ? "q[3,1,7]" : tensor == &in.k ? "k[3,1,7]" : "v[3,1,7]";
+      const char *name = tensor == &in.q ? "q[3,1,7]" : tensor == &in.k ? "k[3,1,7]" : "v[3,1,7]";
       refused_views(in.q.view(0, 5), in.k.view(0, 5), in.v.view(0, 5), in.out.view(0, 5),
                     {name, "65504"});
       element = good;
@@ -216,17 +216,28 @@ TEST_F(BadCall, Lengths) {
           {"k.tokens", "61", "60"});
 }
 
+// Of 60 tokens, 4 are sinks and at least 8 stay in the tail: 48 fill three pages of 16 in each of two
+// layers, which are all six that the pool may hold. Sixteen more in either layer are one page too many.
 TEST_F(BadCall, FullPool) {
-  // Three pages a layer hold tokens; a fourth in either layer is one too many.
-  ASSERT_EQ(cache.memory_report().packed_tokens,
-            2 * 48 - 2 * 16 * (cache.memory_report().packed_tokens == 64 ? 1 : 0));
-  const Index room = 6 - cache.memory_report().packed_tokens / 16;
-  const Index tokens = 16 * (room + 1);
-  refused([&] { cache.append(sequence, 0, in.k.view(0, tokens), in.v.view(0, tokens)); },
-          {"max_pages", "6", "7"});
+  constexpr std::size_t page_tokens = 16, head_dim = 32, bits = 2, kv_heads = 2, pages = 6;
+  ASSERT_EQ(cache.memory_report().packed_tokens, 96);
+  // A head of a page: codes of keys and of values, a zero and a scale for each channel of the keys, and
+  // a scale for each value, in float16, rounded up to 64 bytes.
+  constexpr std::size_t head_bytes =
+      2 * page_tokens * head_dim * bits / 8 + 2 * (2 * head_dim + page_tokens);
+  ASSERT_EQ(cache.memory_report().pages_used, pages * kv_heads * ((head_bytes + 63) / 64 * 64));
+  for (int layer : {0, 1}) {
+    refused([&] { cache.append(sequence, layer, in.k.view(0, 16), in.v.view(0, 16)); },
+            {"max_pages", "6", "7"});
+  }
+  // Fifteen find room in the tail.
+  cache.append(sequence, 0, in.k.view(0, 15), in.v.view(0, 15));
+  EXPECT_EQ(cache.length(sequence, 0), 75);
+  // Pages that a sequence gave up are there again.
   cache.truncate(sequence, 0);
-  cache.append(sequence, 0, in.k.view(0, tokens), in.v.view(0, tokens));
-  EXPECT_EQ(cache.length(sequence, 0), tokens);
+  cache.append(sequence, 0, in.k.view(0, 60), in.v.view(0, 60));
+  EXPECT_EQ(cache.length(sequence, 0), 60);
+  EXPECT_EQ(cache.memory_report().packed_tokens, 48);
 }
 
 }  // namespace

@@ -1,16 +1,15 @@
 // Every coding, through the cache, against the double-precision oracle tests/reference/coding.py: the
 // attention KL it causes is that of the oracle within 2 %. The numbers below are the oracle's, of
-//   python3 tests/reference/coding.py                 generated tensors
-//   python3 tests/reference/coding.py DIRECTORY       a model's tensors (SmolLM2-135M-Instruct on
-//   WikiText-2)
-// The model's tensors are not part of the project: set SQUAT_MODEL_TENSORS to their directory to test on
-// them.
+//   python3 tests/reference/coding.py                 tensors generated and drawn (reference/inputs.hpp)
+//   python3 tests/reference/coding.py DIRECTORY       a model's own: SmolLM2-135M-Instruct on WikiText-2
+// The model's own tensors are 6 MB and not part of the project. The cases on them exist where
+// SQUAT_MODEL_TENSORS names their directory when the program starts.
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdlib>
 #include <ostream>
-#include <string>
 #include <vector>
 
 #include "reference/attention_error.hpp"
@@ -30,18 +29,66 @@ enum class Setting {
   subspace
 };
 
-struct Expectation {
-  const char* tensors;  // "generated" or a layer's number
+enum class Source { generated, drawn, model };
+
+struct Tensors {
+  Source source;
+  int layer = 0;  // of the model
+};
+
+/// A coding and the width of its codes.
+struct Width {
   Setting setting;
   int bits;
+};
+
+/// The rows of the oracle's tables.
+constexpr std::array<Width, 10> widths = {{{Setting::kivi, 2},
+                                           {Setting::kivi, 4},
+                                           {Setting::published, 2},
+                                           {Setting::orthogonal_minmax, 2},
+                                           {Setting::orthogonal, 2},
+                                           {Setting::orthogonal_tile, 2},
+                                           {Setting::subspace_absolute, 2},
+                                           {Setting::subspace, 2},
+                                           {Setting::subspace, 3},
+                                           {Setting::subspace, 4}}};
+
+struct Expectation {
+  Tensors tensors;
+  Width width;
   double kl;
 };
 
-std::ostream& operator<<(std::ostream& out, const Expectation& e) {
-  return out << e.tensors << " setting " << static_cast<int>(e.setting) << " bits " << e.bits;
+std::ostream &operator<<(std::ostream &out, const Expectation &e) {
+  return out << "tensors " << static_cast<int>(e.tensors.source) << " of layer " << e.tensors.layer
+             << " setting " << static_cast<int>(e.width.setting) << " bits " << e.width.bits;
 }
 
-Options options_of(Setting setting, const Heads& heads) {
+/// One of the oracle's tables.
+std::vector<Expectation> table(Tensors tensors, const std::array<double, widths.size()> &kl) {
+  std::vector<Expectation> rows;
+  for (std::size_t i = 0; i < widths.size(); ++i) rows.push_back({tensors, widths[i], kl[i]});
+  return rows;
+}
+
+const char *model_directory() { return std::getenv("SQUAT_MODEL_TENSORS"); }
+
+Heads heads_of(Tensors tensors) {
+  switch (tensors.source) {
+    case Source::generated:
+      return generated_heads();
+    case Source::drawn:
+      return drawn_heads(tensors.layer);
+    case Source::model:
+      break;
+  }
+  return {load_heads(model_directory(), tensors.layer, 'q', 9),
+          load_heads(model_directory(), tensors.layer, 'k', 3),
+          load_heads(model_directory(), tensors.layer, 'v', 3)};
+}
+
+Options options_of(Setting setting, const Heads &heads) {
   Options options{.layers = 1,
                   .query_heads = static_cast<int>(heads.q.size()),
                   .kv_heads = static_cast<int>(heads.k.size()),
@@ -76,19 +123,19 @@ Options options_of(Setting setting, const Heads& heads) {
   return options;
 }
 
-std::vector<float> interleave(const std::vector<Matrix>& heads) {
+std::vector<float> interleave(const std::vector<Matrix> &heads) {
   const auto tokens = heads[0].rows(), d = heads[0].cols(), count = static_cast<Index>(heads.size());
   std::vector<float> elements;
   elements.reserve(static_cast<std::size_t>(tokens * count * d));
   for (Index token = 0; token < tokens; ++token) {
-    for (const Matrix& head : heads) {
+    for (const Matrix &head : heads) {
       for (Index i = 0; i < d; ++i) elements.push_back(static_cast<float>(head(token, i)));
     }
   }
   return elements;
 }
 
-std::vector<Matrix> split(const std::vector<float>& elements, Index tokens, Index count, Index d) {
+std::vector<Matrix> split(const std::vector<float> &elements, Index tokens, Index count, Index d) {
   std::vector<Matrix> heads(static_cast<std::size_t>(count), Matrix(tokens, d));
   for (Index i = 0; i < tokens * count * d; ++i) {
     heads[static_cast<std::size_t>(i / d % count)](i / d / count, i % d) =
@@ -99,10 +146,10 @@ std::vector<Matrix> split(const std::vector<float>& elements, Index tokens, Inde
 
 /// Mean attention KL over the KV heads of keys and values as a cache gives them back.
 template <int Bits>
-double cached_kl(const Heads& pre_rotary, Setting setting) {
+double cached_kl(const Heads &pre_rotary, Setting setting) {
   Heads heads = pre_rotary;
-  for (Matrix& q : heads.q) q = rotate(q);
-  for (Matrix& k : heads.k) k = rotate(k);
+  for (Matrix &q : heads.q) q = rotate(q);
+  for (Matrix &k : heads.k) k = rotate(k);
   const Options options = options_of(setting, heads);
   KVCache<float, Bits> cache(options);
   const Index tokens = heads.k[0].rows(), d = options.head_dim, prompt = 512;
@@ -135,60 +182,48 @@ class Oracle : public testing::TestWithParam<Expectation> {};
 
 TEST_P(Oracle, CachedAttentionKlIsTheOracles) {
   const Expectation expected = GetParam();
-  Heads heads;
-  if (expected.tensors == std::string("generated")) {
-    heads = generated_heads();
-  } else {
-    const char* directory = std::getenv("SQUAT_MODEL_TENSORS");
-    if (directory == nullptr)
-      GTEST_SKIP() << "SQUAT_MODEL_TENSORS names no directory of a model's tensors";
-    const int layer = std::stoi(expected.tensors);
-    heads = {load_heads(directory, layer, 'q', 9), load_heads(directory, layer, 'k', 3),
-             load_heads(directory, layer, 'v', 3)};
-  }
-  const double kl = expected.bits == 2   ? cached_kl<2>(heads, expected.setting)
-                    : expected.bits == 3 ? cached_kl<3>(heads, expected.setting)
-                                         : cached_kl<4>(heads, expected.setting);
+  const Heads heads = heads_of(expected.tensors);
+  const Setting setting = expected.width.setting;
+  const double kl = expected.width.bits == 2   ? cached_kl<2>(heads, setting)
+                    : expected.width.bits == 3 ? cached_kl<3>(heads, setting)
+                                               : cached_kl<4>(heads, setting);
   EXPECT_NEAR(kl, expected.kl, .02 * expected.kl);
 }
 
 INSTANTIATE_TEST_SUITE_P(Generated, Oracle,
-                         testing::Values(Expectation{"generated", Setting::kivi, 2, .12831},
-                                         Expectation{"generated", Setting::kivi, 4, .00485},
-                                         Expectation{"generated", Setting::published, 2, .13965},
-                                         Expectation{"generated", Setting::orthogonal_minmax, 2, .15129},
-                                         Expectation{"generated", Setting::orthogonal, 2, .10532},
-                                         Expectation{"generated", Setting::orthogonal_tile, 2, .07307},
-                                         Expectation{"generated", Setting::subspace_absolute, 2, .08122},
-                                         Expectation{"generated", Setting::subspace, 2, .04954},
-                                         Expectation{"generated", Setting::subspace, 3, .01911},
-                                         Expectation{"generated", Setting::subspace, 4, .00693}));
+                         testing::ValuesIn(table({Source::generated},
+                                                 {.1283, .00485, .1396, .1513, .1053, .07307, .08122,
+                                                  .04954, .01911, .006925})));
 
-INSTANTIATE_TEST_SUITE_P(
-    Model, Oracle,
-    testing::Values(
-        Expectation{"2", Setting::kivi, 2, .10049}, Expectation{"2", Setting::kivi, 4, .00351},
-        Expectation{"2", Setting::published, 2, .10924},
-        Expectation{"2", Setting::orthogonal_minmax, 2, .09526},
-        Expectation{"2", Setting::orthogonal, 2, .06257},
-        Expectation{"2", Setting::orthogonal_tile, 2, .03867},
-        Expectation{"2", Setting::subspace_absolute, 2, .04665},
-        Expectation{"2", Setting::subspace, 2, .02334}, Expectation{"2", Setting::subspace, 3, .01265},
-        Expectation{"2", Setting::subspace, 4, .00373}, Expectation{"14", Setting::kivi, 2, .12745},
-        Expectation{"14", Setting::kivi, 4, .00476}, Expectation{"14", Setting::published, 2, .13075},
-        Expectation{"14", Setting::orthogonal_minmax, 2, .07401},
-        Expectation{"14", Setting::orthogonal, 2, .04687},
-        Expectation{"14", Setting::orthogonal_tile, 2, .04318},
-        Expectation{"14", Setting::subspace_absolute, 2, .03573},
-        Expectation{"14", Setting::subspace, 2, .01252}, Expectation{"14", Setting::subspace, 3, .00446},
-        Expectation{"14", Setting::subspace, 4, .00139}, Expectation{"27", Setting::kivi, 2, .02307},
-        Expectation{"27", Setting::kivi, 4, .00078}, Expectation{"27", Setting::published, 2, .02629},
-        Expectation{"27", Setting::orthogonal_minmax, 2, .02122},
-        Expectation{"27", Setting::orthogonal, 2, .01211},
-        Expectation{"27", Setting::orthogonal_tile, 2, .00721},
-        Expectation{"27", Setting::subspace_absolute, 2, .00776},
-        Expectation{"27", Setting::subspace, 2, .00372}, Expectation{"27", Setting::subspace, 3, .00170},
-        Expectation{"27", Setting::subspace, 4, .00044}));
+INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer2, Oracle,
+                         testing::ValuesIn(table({Source::drawn, 2},
+                                                 {.02133, .0006775, .02186, .02412, .01295, .003575,
+                                                  .006134, .002706, .0009588, .0002756})));
+INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer14, Oracle,
+                         testing::ValuesIn(table({Source::drawn, 14},
+                                                 {.1108, .004257, .1105, .06033, .03731, .02947, .02787,
+                                                  .01301, .005234, .001279})));
+INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer27, Oracle,
+                         testing::ValuesIn(table({Source::drawn, 27},
+                                                 {.08467, .002845, .07578, .05302, .04495, .02635,
+                                                  .01653, .01111, .004541, .0009546})));
+
+/// Empty without the model's tensors.
+std::vector<Expectation> model_tables() {
+  std::vector<Expectation> rows;
+  if (model_directory() == nullptr) return rows;
+  for (const auto &layer : {table({Source::model, 2}, {.1005, .003507, .1092, .09526, .06257, .03867,
+                                                       .04665, .02334, .01265, .003731}),
+                            table({Source::model, 14}, {.1275, .004756, .1307, .07401, .04687, .04318,
+                                                        .03573, .01252, .00446, .00139}),
+                            table({Source::model, 27}, {.02307, .000777, .02629, .02122, .01211, .007212,
+                                                        .007765, .003722, .001698, .0004382})}) {
+    rows.insert(rows.end(), layer.begin(), layer.end());
+  }
+  return rows;
+}
+
+INSTANTIATE_TEST_SUITE_P(Model, Oracle, testing::ValuesIn(model_tables()));
 
 }  // namespace
 }  // namespace squat::test

@@ -24,7 +24,7 @@ std::vector<Index> random_pieces(Index tokens, unsigned seed) {
 }
 
 template <class Cache>
-void feed(Cache& cache, SequenceId sequence, Inputs<>& in, const std::vector<Index>& pieces) {
+void feed(Cache &cache, SequenceId sequence, Inputs<> &in, const std::vector<Index> &pieces) {
   Index first = 0;
   for (Index piece : pieces) {
     cache.attend(sequence, 0, in.q.view(first, piece), in.k.view(first, piece), in.v.view(first, piece),
@@ -33,7 +33,7 @@ void feed(Cache& cache, SequenceId sequence, Inputs<>& in, const std::vector<Ind
   }
 }
 
-double distance(const std::vector<float>& a, const std::vector<float>& b, std::size_t first,
+double distance(const std::vector<float> &a, const std::vector<float> &b, std::size_t first,
                 std::size_t last) {
   double difference = 0, norm = 0;
   for (std::size_t i = first; i < last; ++i) {
@@ -103,7 +103,7 @@ TEST(Pieces, PackedAttentionAgreesToTheCodingsError) {
   Inputs<> in(small(Coding::orthogonal), 400, 2);
   KVCache<float, 8> whole8(small(Coding::orthogonal)), cut8(small(Coding::orthogonal));
   KVCache<float, 16> whole16(small(Coding::orthogonal)), cut16(small(Coding::orthogonal));
-  const auto compare = [&](auto& whole, auto& cut) {
+  const auto compare = [&](auto &whole, auto &cut) {
     feed(whole, whole.add_sequence(), in, {400});
     const std::vector<float> expected = in.out.elements;
     feed(cut, cut.add_sequence(), in, std::vector<Index>(400, 1));

@@ -28,20 +28,20 @@ Options small() {
 }
 
 template <class Cache>
-SequenceId feed(Cache& cache, Inputs<>& in) {
+SequenceId feed(Cache &cache, Inputs<> &in) {
   const SequenceId sequence = cache.add_sequence();
   for (int layer = 0; layer < 2; ++layer)
     cache.append(sequence, layer, in.q.view(), in.k.view(), in.v.view());
   return sequence;
 }
 
-std::string saved(const Prior& prior) {
+std::string saved(const Prior &prior) {
   std::ostringstream out;
   prior.save(out);
   return out.str();
 }
 
-Prior loaded(const std::string& bytes) {
+Prior loaded(const std::string &bytes) {
   std::istringstream in(bytes);
   return Prior::load(in);
 }
@@ -96,10 +96,10 @@ TEST(Prior, IsTheSameBehindAFile) {
 
 /// A file of version 1 is doubles alone: two counts, squares of moments, sums by row, their counts,
 /// ranges.
-std::string saved_as_version_1(const Prior& prior) {
+std::string saved_as_version_1(const Prior &prior) {
   std::string bytes = "squatpri";
-  const auto write = [&](const auto& number) {
-    bytes.append(reinterpret_cast<const char*>(&number), sizeof number);
+  const auto write = [&](const auto &number) {
+    bytes.append(reinterpret_cast<const char *>(&number), sizeof number);
   };
   const auto write_all = [&](auto numbers) {
     for (const auto number : numbers) write(static_cast<double>(number));
@@ -108,7 +108,7 @@ std::string saved_as_version_1(const Prior& prior) {
     write(static_cast<std::int64_t>(number));
   for (Index layer = 0; layer < prior.layers(); ++layer) {
     for (Index head = 0; head < prior.kv_heads(); ++head) {
-      const QueryStatistics& statistics = prior.head(layer, head);
+      const QueryStatistics &statistics = prior.head(layer, head);
       const auto write_square = [&](auto triangle) {
         for (Index i = 0; i < prior.head_dim(); ++i) {
           for (Index j = 0; j < prior.head_dim(); ++j) {
@@ -178,7 +178,7 @@ TEST(Prior, OfAnotherShapeIsRefusedByName) {
   try {
     KVCache<float, 2> other(options);
     ADD_FAILURE();
-  } catch (const Error& error) {
+  } catch (const Error &error) {
     EXPECT_NE(std::string(error.what()).find("prior.rows"), std::string::npos) << error.what();
   }
   Prior narrow(2, 2, 16, 64);

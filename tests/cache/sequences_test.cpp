@@ -23,7 +23,7 @@ Options small(Coding coding = Coding::plain) {
 }
 
 template <class Cache>
-void fill(Cache& cache, SequenceId sequence, Inputs<>& in, Index first, Index count) {
+void fill(Cache &cache, SequenceId sequence, Inputs<> &in, Index first, Index count) {
   for (int layer : {0, 1}) {
     cache.attend(sequence, layer, in.q.view(first, count), in.k.view(first, count),
                  in.v.view(first, count), in.out.view(first, count));

@@ -18,7 +18,7 @@ struct Case {
   int frame;
 };
 
-Options options_of(const Case& c) {
+Options options_of(const Case &c) {
   Options options{.layers = 2, .query_heads = 4, .kv_heads = 2, .head_dim = 32, .coding = c.coding};
   options.sinks = 4;
   options.residual = 16;
@@ -30,14 +30,14 @@ Options options_of(const Case& c) {
 }
 
 /// The rows [0, first) and [last, end), the latter turned by `by` positions.
-Tensor<float> shifted(const Tensor<float>& rows, Index first, Index last, Index by,
-                      const RotaryTable* rotary) {
+Tensor<float> shifted(const Tensor<float> &rows, Index first, Index last, Index by,
+                      const RotaryTable *rotary) {
   Tensor<float> result(rows.tokens - (last - first), rows.heads, rows.head_dim);
   for (Index token = 0; token < result.tokens; ++token) {
     const bool moved = token >= first;
     for (Index head = 0; head < rows.heads; ++head) {
-      const float* from = rows.view().row(moved ? token + last - first : token, head);
-      float* to = result.view().row(token, head);
+      const float *from = rows.view().row(moved ? token + last - first : token, head);
+      float *to = result.view().row(token, head);
       std::copy(from, from + rows.head_dim, to);
       if (!moved || rotary == nullptr) continue;
       for (Index pair = 0; pair < rotary->pair_count(); ++pair) {
@@ -64,7 +64,7 @@ INSTANTIATE_TEST_SUITE_P(Codings, Shift,
                                          Case{Coding::subspace, RotaryPairs::halves, 64}));
 
 template <int Bits>
-void check(const Case& c, Index first, Index last, Index by) {
+void check(const Case &c, Index first, Index last, Index by) {
   const Options options = options_of(c);
   KVCache<float, Bits> cache(options);
   const SequenceId sequence = cache.add_sequence();
@@ -75,7 +75,7 @@ void check(const Case& c, Index first, Index last, Index by) {
   const Contents before = contents(cache, sequence, 1);
   cache.shift(sequence, first, last, by);
   ASSERT_EQ(cache.length(sequence), 203 - (last - first));
-  const Tensor<float> k = shifted(before.k, first, last, by, &options.rotary[0]);
+  const Tensor<float> k = shifted(before.k, first, last, by, options.rotary.data());
   const Tensor<float> v = shifted(before.v, first, last, by, nullptr);
   const Contents after = contents(cache, sequence, 1);
   double difference = 0, norm = 0;
@@ -92,7 +92,7 @@ void check(const Case& c, Index first, Index last, Index by) {
 }
 
 TEST_P(Shift, IsAttentionOverKeysTurnedExactly) {
-  for (const auto& [first, last] : {std::pair<Index, Index>{4, 20},
+  for (const auto &[first, last] : {std::pair<Index, Index>{4, 20},
                                     {4, 36},
                                     {10, 11},
                                     {25, 60},
@@ -140,11 +140,11 @@ TEST(ShiftErrors, NameTheArgumentAndLeaveTheCache) {
   const SequenceId sequence = cache.add_sequence();
   Inputs<> in(options, 100, 1);
   for (int layer = 0; layer < 2; ++layer) cache.append(sequence, layer, in.k.view(), in.v.view());
-  const auto expect = [&](Index first, Index last, Index by, const char* name) {
+  const auto expect = [&](Index first, Index last, Index by, const char *name) {
     try {
       cache.shift(sequence, first, last, by);
       ADD_FAILURE() << name;
-    } catch (const Error& error) {
+    } catch (const Error &error) {
       EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
     }
     EXPECT_EQ(cache.length(sequence), 100);

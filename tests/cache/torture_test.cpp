@@ -34,7 +34,7 @@ int cache_count() {
 }
 
 constexpr Index d = 32, learnt_tokens = 100, tokens = 260;
-const char* const kinds[] = {
+const char *const kinds[] = {
     "outlier channels", "huge bias",  "constant keys", "duplicates",  "low rank",
     "one-token prompt", "tiny scale", "large scale",   "keys change", "queries and keys change",
     "all of them"};
@@ -50,16 +50,16 @@ struct Torture {
   bool is(int k) { return kind == k || (kind == all_of_them && uniform(0, 1) < .3f); }
 
   /// Rows of a random subspace, spoilt as the kind says.
-  void fill(Tensor<float>& rows, Index first, Index last, bool keys) {
+  void fill(Tensor<float> &rows, Index first, Index last, bool keys) {
     const Index rank = is(4) ? static_cast<Index>(random() % 5) : d;
     std::vector<float> mix(static_cast<std::size_t>(rank * d)), bias(static_cast<std::size_t>(d));
-    for (float& x : mix) x = normal() * std::exp(-uniform(0, 4));
-    for (float& x : bias) x = keys && is(1) ? 100 * normal() : .3f * normal();
+    for (float &x : mix) x = normal() * std::exp(-uniform(0, 4));
+    for (float &x : bias) x = keys && is(1) ? 100 * normal() : .3f * normal();
     const bool outliers = is(0), constant = keys && is(2), duplicates = is(3);
     const float scale = is(6) ? 1e-30f : is(7) ? 1e3f : 1.0f;
     for (Index token = first; token < last; ++token) {
       for (Index head = 0; head < rows.heads; ++head) {
-        float* row = rows.view().row(token, head);
+        float *row = rows.view().row(token, head);
         if (duplicates && token > first + 2) {
           std::copy_n(rows.view().row(first + static_cast<Index>(random() % 2), head), d, row);
           continue;
@@ -81,7 +81,7 @@ struct Torture {
 
 /// Distance of a cache's attention from the exact one over the queries behind the window.
 template <int Bits>
-double distance(const Options& options, const Inputs<>& in, Index learnt, Index first_prompt) {
+double distance(const Options &options, const Inputs<> &in, Index learnt, Index first_prompt) {
   KVCache<float, Bits> cache(options);
   // What another sequence taught, where there is one.
   if (learnt > 0) {
@@ -91,7 +91,7 @@ double distance(const Options& options, const Inputs<>& in, Index learnt, Index 
   }
   const SequenceId sequence = cache.add_sequence();
   const Index count = tokens - learnt;
-  const auto part = [&](const Tensor<float>& x, Index first, Index n) {
+  const auto part = [&](const Tensor<float> &x, Index first, Index n) {
     return x.view().slice(learnt + first, n);
   };
   cache.append(sequence, 0, part(in.q, 0, first_prompt), part(in.k, 0, first_prompt),

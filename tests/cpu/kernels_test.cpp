@@ -30,16 +30,16 @@ std::vector<Scalar> normal(Index count, unsigned seed, float scale = 1) {
   std::mt19937 random(seed);
   std::normal_distribution<float> distribution(0, scale);
   std::vector<Scalar> x(size(count));
-  for (Scalar& element : x) element = static_cast<Scalar>(distribution(random));
+  for (Scalar &element : x) element = static_cast<Scalar>(distribution(random));
   return x;
 }
 
 template <class Scalar>
-RowView<const Scalar> rows(const std::vector<Scalar>& x, Index stride) {
+RowView<const Scalar> rows(const std::vector<Scalar> &x, Index stride) {
   return {x.data(), stride};
 }
 template <class Scalar>
-RowView<Scalar> rows(std::vector<Scalar>& x, Index stride) {
+RowView<Scalar> rows(std::vector<Scalar> &x, Index stride) {
   return {x.data(), stride};
 }
 
@@ -51,7 +51,7 @@ struct Codes {
         codes(size(lane_count * inner_count)),
         packed(code_bytes(width, lane_count, inner_count)) {
     std::mt19937 random(seed);
-    for (std::uint8_t& code : codes) code = static_cast<std::uint8_t>(random() % (1u << bits));
+    for (std::uint8_t &code : codes) code = static_cast<std::uint8_t>(random() % (1u << bits));
     pack_codes(bits, codes.data(), lanes_of, lanes_of, inner, packed.data());
   }
   PackedCodes view() const { return {bits, packed.data(), lanes_of, inner}; }
@@ -220,7 +220,7 @@ TEST(IntegerMatrix, LargestSumsDoNotOverflow) {
   const std::vector<std::int16_t> x(inputs, 32767);
   const float step = 1;
   std::vector<float> result(16);
-  matrix.multiply({{const_cast<std::int16_t*>(x.data()), inputs}, const_cast<float*>(&step)}, 1, 0, 16,
+  matrix.multiply({{const_cast<std::int16_t *>(x.data()), inputs}, const_cast<float *>(&step)}, 1, 0, 16,
                   rows(result, 16));
   for (float sum : result) EXPECT_NEAR(sum, 32767.0f * inputs, 5e-3f * 32767 * inputs);
 }

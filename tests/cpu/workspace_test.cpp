@@ -19,12 +19,12 @@ namespace {
 /// Who works in which memory.
 class Users {
  public:
-  void enter(const std::byte* memory) {
+  void enter(const std::byte *memory) {
     const std::lock_guard lock(mutex_);
     ++counts_[memory];
     at_once_ = at_once_ || counts_[memory] > 1;
   }
-  void leave(const std::byte* memory) {
+  void leave(const std::byte *memory) {
     const std::lock_guard lock(mutex_);
     --counts_[memory];
   }
@@ -33,7 +33,7 @@ class Users {
 
  private:
   std::mutex mutex_;
-  std::map<const std::byte*, int> counts_;
+  std::map<const std::byte *, int> counts_;
   bool at_once_ = false;
 };
 
@@ -46,7 +46,7 @@ TEST(Workspace, TasksThatRunAtOnceHaveMemoryOfTheirOwnAndNoMoreThanThat) {
   std::atomic<int> ran = 0;
   for (int round = 0; round < 20; ++round) {
     workspace.for_each(1000, [&](Index, cpu::Scratch scratch) {
-      const auto* memory = scratch.take<std::byte>(64);
+      const auto *memory = scratch.take<std::byte>(64);
       users.enter(memory);
       ++ran;
       users.leave(memory);
@@ -62,12 +62,12 @@ TEST(Workspace, MemoryIsFreeAgainAfterATaskThrew) {
     for (int index = 0; index < count; ++index) {
       try {
         task(index);
-      } catch (const std::runtime_error&) {
+      } catch (const std::runtime_error &) {
       }
     }
   });
   workspace.reserve(1000, 64);
-  std::set<const std::byte*> places;
+  std::set<const std::byte *> places;
   workspace.for_each(1000, [&](Index item, cpu::Scratch scratch) {
     places.insert(scratch.take<std::byte>(64));
     if (item % 7 == 0) throw std::runtime_error("item");

@@ -24,14 +24,14 @@ bool has_device() {
 template <class Element>
 class OnDevice {
  public:
-  explicit OnDevice(const std::vector<Element>& elements) : size_(elements.size()) {
+  explicit OnDevice(const std::vector<Element> &elements) : size_(elements.size()) {
     check(cudaMalloc(&data_, std::max<std::size_t>(1, size_) * sizeof(Element)), "test");
     check(cudaMemcpy(data_, elements.data(), size_ * sizeof(Element), cudaMemcpyHostToDevice), "test");
   }
   ~OnDevice() { cudaFree(data_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-  Element* data() const { return data_; }
+  OnDevice(const OnDevice &) = delete;
+  OnDevice &operator=(const OnDevice &) = delete;
+  Element *data() const { return data_; }
   std::vector<Element> read() const {
     std::vector<Element> elements(size_);
     check(cudaMemcpy(elements.data(), data_, size_ * sizeof(Element), cudaMemcpyDeviceToHost), "test");
@@ -39,7 +39,7 @@ class OnDevice {
   }
 
  private:
-  Element* data_ = nullptr;
+  Element *data_ = nullptr;
   std::size_t size_;
 };
 
@@ -66,7 +66,7 @@ class World {
   static constexpr int d = Layout::HeadDim, group = Layout::Group;
   static constexpr int frame = 2 * group, mode_tiles = 3, modes = 16 * mode_tiles - 5;
 
-  explicit World(const Case& c) : case_(c), random_(7) {
+  explicit World(const Case &c) : case_(c), random_(7) {
     make_coding();
     for (std::size_t i = 0; i < c.lengths.size(); ++i) make_sequence(c.lengths[i], c.tokens[i]);
     run();
@@ -80,41 +80,41 @@ class World {
   int below(int most) { return static_cast<int>(random_() % static_cast<unsigned>(most)); }
 
   template <class Element>
-  Element* keep(const std::vector<Element>& elements) {
+  Element *keep(const std::vector<Element> &elements) {
     auto memory = std::make_shared<OnDevice<Element>>(elements);
     kept_.push_back(memory);
     return memory->data();
   }
 
   /// A matrix [rows, columns] as tiles of A; it becomes what float16 holds of it.
-  uint4* tiles_of(std::vector<double>& matrix, int rows, int columns) {
+  uint4 *tiles_of(std::vector<double> &matrix, int rows, int columns) {
     const int row_tiles = (rows + 15) / 16;
     std::vector<half> tiles(static_cast<std::size_t>(row_tiles * 16 * columns), half(0.0f));
     for (int r = 0; r < rows; ++r) {
       for (int c = 0; c < columns; ++c) {
-        double& x = matrix[static_cast<std::size_t>(r * columns + c)];
+        double &x = matrix[static_cast<std::size_t>(r * columns + c)];
         const half element(static_cast<float>(x));
         x = static_cast<double>(element);
         tiles[static_cast<std::size_t>((r / 16 * (columns / 16) + c / 16) * 256 +
                                        tile_element(r % 16, c % 16))] = element;
       }
     }
-    return reinterpret_cast<uint4*>(keep(tiles));
+    return reinterpret_cast<uint4 *>(keep(tiles));
   }
 
   /// The mode rows, [frame, modes]: tiles of one mode tile follow each other.
-  uint4* mode_tiles_of(std::vector<double>& rows) {
+  uint4 *mode_tiles_of(std::vector<double> &rows) {
     std::vector<half> tiles(rows.size());
     for (int r = 0; r < frame; ++r) {
       for (int m = 0; m < 16 * mode_tiles; ++m) {
-        double& x = rows[static_cast<std::size_t>(r * 16 * mode_tiles + m)];
+        double &x = rows[static_cast<std::size_t>(r * 16 * mode_tiles + m)];
         const half element(static_cast<float>(x));
         x = static_cast<double>(element);
         tiles[static_cast<std::size_t>((m / 16 * (frame / 16) + r / 16) * 256 +
                                        tile_element(r % 16, m % 16))] = element;
       }
     }
-    return reinterpret_cast<uint4*>(keep(tiles));
+    return reinterpret_cast<uint4 *>(keep(tiles));
   }
 
   void make_coding() {
@@ -130,7 +130,7 @@ class World {
       HeadTables head{};
       if (case_.basis) {
         model.inverse.resize(d * d);
-        for (double& x : model.inverse) x = normal(1 / std::sqrt(double(d)));
+        for (double &x : model.inverse) x = normal(1 / std::sqrt(double(d)));
         head.basis = tiles_of(model.inverse, d, d);
       }
       head.projection_unit = 4;
@@ -139,7 +139,7 @@ class World {
         model.projection.resize(16 * mode_tiles * d, 0.0);
         for (int i = 0; i < modes * d; ++i) model.projection[i] = normal(.03);
         head.projection = tiles_of(model.projection, 16 * mode_tiles, d);
-        for (double& x : model.projection) x *= 4;
+        for (double &x : model.projection) x *= 4;
       }
       // As many bits as the uniform width spends, in any mixture.
       for (int unit = 0; unit < Layout::key_units; ++unit) model.widths.push_back(Layout::KeyBits % 16);
@@ -185,19 +185,19 @@ class World {
 
   /// Writes one code into a unit.
   template <int Bits, int Columns>
-  static void put(std::uint8_t* unit, int tiles, int row, int column, int code) {
+  static void put(std::uint8_t *unit, int tiles, int row, int column, int code) {
     if constexpr (Bits == 3) {
       put<2, Columns>(unit, tiles, row, column, code & 3);
       put<1, Columns>(unit + Layout::plane_bytes(2, tiles, Columns), tiles, row, column, code >> 2);
     } else {
       const CodePlace place = code_place<Bits, Columns>(row, column);
-      auto* words = reinterpret_cast<Word*>(unit);
+      auto *words = reinterpret_cast<Word *>(unit);
       words[unit_word(unit_words(Bits, tiles, Columns), place.lane, place.word)] |= Word(code)
                                                                                     << place.bit;
     }
   }
   template <int Columns>
-  static void put(int bits, std::uint8_t* unit, int tiles, int row, int column, int code) {
+  static void put(int bits, std::uint8_t *unit, int tiles, int row, int column, int code) {
     if (bits == 2) put<2, Columns>(unit, tiles, row, column, code);
     if (bits == 3) put<3, Columns>(unit, tiles, row, column, code);
     if (bits == 4) put<4, Columns>(unit, tiles, row, column, code);
@@ -208,10 +208,10 @@ class World {
     return half(static_cast<float>(scale * (.5 + (random_() % 1000) / 1000.0)));
   }
 
-  void make_keys(Page& page, int h, std::uint8_t* bytes) {
-    double* keys = page.keys.data() + h * group * d;
+  void make_keys(Page &page, int h, std::uint8_t *bytes) {
+    double *keys = page.keys.data() + h * group * d;
     if constexpr (Layout::KeyBits == 16) {
-      auto* elements = reinterpret_cast<half*>(bytes);
+      auto *elements = reinterpret_cast<half *>(bytes);
       for (int t = 0; t < group; ++t) {
         for (int c = 0; c < d; ++c) {
           const half x(static_cast<float>(normal()));
@@ -222,9 +222,9 @@ class World {
     } else {
       const bool in_basis = case_.basis && (h + static_cast<int>(pages_made_)) % 3 != 2;
       page.in_basis[h] = in_basis;
-      auto* scales = reinterpret_cast<half*>(bytes + Layout::key_scales);
-      auto* zeros = reinterpret_cast<half*>(bytes + Layout::key_zeros);
-      std::uint8_t* unit = bytes;
+      auto *scales = reinterpret_cast<half *>(bytes + Layout::key_scales);
+      auto *zeros = reinterpret_cast<half *>(bytes + Layout::key_zeros);
+      std::uint8_t *unit = bytes;
       for (int u = 0; u < Layout::key_units; ++u) {
         const int bits = in_basis ? models_[h].widths[u] : Layout::KeyBits;
         for (int i = 0; i < Layout::unit; ++i) {
@@ -243,21 +243,21 @@ class World {
     }
   }
 
-  void make_values(Page& page, int h, std::uint8_t* bytes) {
-    double* values = page.values.data() + h * group * d;
+  void make_values(Page &page, int h, std::uint8_t *bytes) {
+    double *values = page.values.data() + h * group * d;
     for (int t = 0; t < group; ++t) {
       for (int c = 0; c < d; ++c) {
-        std::uint8_t* step = bytes + Layout::value_codes + t / 16 * Layout::value_step_bytes;
+        std::uint8_t *step = bytes + Layout::value_codes + t / 16 * Layout::value_step_bytes;
         if constexpr (Layout::ValueBits == 16) {
           const half x(static_cast<float>(normal()));
-          reinterpret_cast<half*>(
+          reinterpret_cast<half *>(
               step)[BlockLayout<d>::value(t % 16, c) - BlockLayout<d>::part_elements] = x;
           values[t * d + c] = static_cast<double>(x);
         } else {
           const int i = Values == ValueCoding::plain ? c / 32 : 0;
-          auto* scale = reinterpret_cast<half*>(bytes + Layout::value_scales) + i * group +
+          auto *scale = reinterpret_cast<half *>(bytes + Layout::value_scales) + i * group +
                         value_element<group>(t);
-          auto* zero = reinterpret_cast<half*>(bytes + Layout::value_zeros(Values)) + i * group +
+          auto *zero = reinterpret_cast<half *>(bytes + Layout::value_zeros(Values)) + i * group +
                        value_element<group>(t);
           if (c % 32 == 0 && (Values == ValueCoding::plain || c == 0)) {
             *scale = random_scale(2.0 / (1 << Layout::ValueBits));
@@ -275,7 +275,7 @@ class World {
     }
   }
 
-  static void rotate(double* row) {
+  static void rotate(double *row) {
     constexpr int block = d & -d;
     for (int span = 1; span < block; span *= 2) {
       for (int i = 0; i < d / 2; ++i) {
@@ -308,7 +308,7 @@ class World {
       page.keys.resize(heads * group * d);
       page.values.resize(heads * group * d);
       for (int h = 0; h < heads; ++h) {
-        std::uint8_t* bytes = page.bytes.data() + h * Layout::head_bytes(Values);
+        std::uint8_t *bytes = page.bytes.data() + h * Layout::head_bytes(Values);
         make_keys(page, h, bytes);
         make_values(page, h, bytes);
       }
@@ -339,14 +339,14 @@ class World {
     const auto block = BlockLayout<d>::elements;
     std::vector<half> exact(
         static_cast<std::size_t>(heads) * (s.state.sink_blocks + tail_blocks) * block, half(0.0f));
-    const auto fill = [&](int count, auto slot_of, std::vector<double>& keys,
-                          std::vector<double>& values) {
+    const auto fill = [&](int count, auto slot_of, std::vector<double> &keys,
+                          std::vector<double> &values) {
       keys.resize(heads * count * d);
       values.resize(heads * count * d);
       for (int h = 0; h < heads; ++h) {
         for (int t = 0; t < count; ++t) {
           const int slot = slot_of(t);
-          half* rows = exact.data() + (static_cast<std::size_t>(slot / 16) * heads + h) * block;
+          half *rows = exact.data() + (static_cast<std::size_t>(slot / 16) * heads + h) * block;
           for (int c = 0; c < d; ++c) {
             const half k(static_cast<float>(normal())), v(static_cast<float>(normal()));
             rows[BlockLayout<d>::key(slot % 16, c)] = k;
@@ -366,14 +366,14 @@ class World {
           return s.state.sink_blocks * 16 + (t < ring ? (s.state.tail_first + t) % ring : t);
         },
         s.tail_keys, s.tail_values);
-    s.state.exact = reinterpret_cast<std::uint16_t*>(keep(exact));
+    s.state.exact = reinterpret_cast<std::uint16_t *>(keep(exact));
     s.state.overflow =
         s.state.exact +
         static_cast<std::size_t>(s.state.sink_blocks + s.state.tail_blocks) * heads * block;
     sequences_.push_back(std::move(s));
   }
 
-  std::vector<double> turned(const std::vector<double>& q, long long base) const {
+  std::vector<double> turned(const std::vector<double> &q, long long base) const {
     std::vector<double> x = q;
     for (int i = 0; i < d / 2; ++i) {
       const double angle = -static_cast<double>(base) * static_cast<double>(frequencies_[i]);
@@ -384,29 +384,29 @@ class World {
     return x;
   }
 
-  void add(std::vector<double>& scores, std::vector<const double*>& values, double score,
-           const double* value) {
+  void add(std::vector<double> &scores, std::vector<const double *> &values, double score,
+           const double *value) {
     scores.push_back(score);
     values.push_back(value);
   }
 
   /// The output of one query, [d].
-  std::vector<double> reference(const Sequence& s, const std::vector<double>& q, int h, int limit) {
+  std::vector<double> reference(const Sequence &s, const std::vector<double> &q, int h, int limit) {
     std::vector<double> scores;
-    std::vector<const double*> values;
-    const auto dot = [](const double* a, const double* b, int n) {
+    std::vector<const double *> values;
+    const auto dot = [](const double *a, const double *b, int n) {
       double sum = 0;
       for (int i = 0; i < n; ++i) sum += a[i] * b[i];
       return sum;
     };
-    const auto exact = [&](const std::vector<double>& k, const std::vector<double>& v, int count) {
+    const auto exact = [&](const std::vector<double> &k, const std::vector<double> &v, int count) {
       for (int t = 0; t < count; ++t) {
         add(scores, values, dot(q.data(), k.data() + (h * count + t) * d, d),
             v.data() + (h * count + t) * d);
       }
     };
     exact(s.sink_keys, s.sink_values, s.state.sinks);
-    for (const Page& page : s.pages) {
+    for (const Page &page : s.pages) {
       const std::vector<double> at = turned(q, page.entry.base);
       std::vector<double> coordinates = at, weights(modes, 0.0);
       if (page.in_basis[h]) {
@@ -434,7 +434,7 @@ class World {
       sum += p;
       for (int c = 0; c < d; ++c) out[c] += p * values[t][c];
     }
-    for (double& x : out) x /= sum;
+    for (double &x : out) x /= sum;
     return out;
   }
 
@@ -443,11 +443,11 @@ class World {
     std::vector<BatchEntry> batch;
     int rows = 0, most = 0;
     int table_pages = 0;
-    for (const Sequence& s : sequences_) {
+    for (const Sequence &s : sequences_) {
       states.push_back(s.state);
       table_pages += s.state.page_capacity;
     }
-    LayerState* device_states = keep(states);
+    LayerState *device_states = keep(states);
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
       batch.push_back({device_states + i, rows, sequences_[i].tokens, 0});
       rows += sequences_[i].tokens;
@@ -455,11 +455,11 @@ class World {
     }
     const int heads = case_.query_heads;
     std::vector<half> q(static_cast<std::size_t>(rows * heads * d));
-    for (half& x : q) x = half(static_cast<float>(normal()));
+    for (half &x : q) x = half(static_cast<float>(normal()));
     OnDevice<half> out(std::vector<half>(q.size(), half(1e4f)));
     const std::size_t bytes = attend_workspace_bytes(d, static_cast<int>(batch.size()), heads,
                                                      case_.kv_heads, most, table_pages);
-    auto* workspace = keep(std::vector<std::uint8_t>(bytes, 0xff));  // poison
+    auto *workspace = keep(std::vector<std::uint8_t>(bytes, 0xff));  // poison
     AttendCall<half> call{};
     call.batch = keep(batch);
     call.entries = static_cast<int>(batch.size());
@@ -475,7 +475,7 @@ class World {
     const std::vector<half> result = out.read();
     const int shared = heads / case_.kv_heads;
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
-      const Sequence& s = sequences_[i];
+      const Sequence &s = sequences_[i];
       for (int t = 0; t < s.tokens; ++t) {
         for (int h = 0; h < heads; ++h) {
           const std::size_t at = static_cast<std::size_t>(((batch[i].first_row + t) * heads + h) * d);
@@ -500,7 +500,7 @@ class World {
   std::vector<double> mode_rows_;
   std::vector<HeadModel> models_;
   std::vector<Sequence> sequences_;
-  CodingTables* codings_ = nullptr;
+  CodingTables *codings_ = nullptr;
   std::size_t pages_made_ = 0;
   std::vector<std::shared_ptr<void>> kept_;
   double difference_ = 0, norm_ = 0;
@@ -510,7 +510,7 @@ class World {
 constexpr double tolerance = 3e-3;
 
 template <class Layout, ValueCoding Values = ValueCoding::symmetric>
-void expect_near(const Case& c) {
+void expect_near(const Case &c) {
   if (!has_device()) GTEST_SKIP() << "no CUDA device";
   EXPECT_LT((World<Layout, Values>(c).distance()), tolerance);
 }

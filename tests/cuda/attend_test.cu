@@ -12,12 +12,13 @@
 namespace squat::test {
 namespace {
 
-template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount>
+template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount, class Exact = half>
 struct Widths {
+  using T = Exact;
   static constexpr int HeadDim = HeadDimension, Group = GroupTokens;
   static constexpr int KeyBits = KeyBitCount, ValueBits = ValueBitCount;
-  using Cache = DeviceCache<HeadDim, Group, KeyBits, ValueBits>;
-  using CpuCache = KVCache<half, KeyBits, ValueBits>;
+  using Cache = DeviceCache<HeadDim, Group, KeyBits, ValueBits, T>;
+  using CpuCache = KVCache<T, KeyBits, ValueBits>;
 
   static Options options(int query_heads, int kv_heads) {
     return {.layers = 1,
@@ -33,9 +34,9 @@ struct Widths {
 template <class W>
 class CudaAttend : public OnDevice {};
 
-using AllWidths =
-    testing::Types<Widths<64, 32, 2, 2>, Widths<64, 32, 3, 4>, Widths<64, 32, 16, 16>,
-                   Widths<128, 128, 2, 3>, Widths<128, 128, 4, 4>, Widths<128, 128, 8, 16>>;
+using AllWidths = testing::Types<Widths<64, 32, 2, 2>, Widths<64, 32, 3, 4>, Widths<64, 32, 16, 16>,
+                                 Widths<128, 128, 2, 3>, Widths<128, 128, 4, 4>, Widths<128, 128, 8, 16>,
+                                 Widths<96, 32, 3, 3, bfloat16>>;
 TYPED_TEST_SUITE(CudaAttend, AllWidths);
 
 /// Relative distance of two lists of numbers.
@@ -66,7 +67,7 @@ void check_pieces(const Options &options, const std::vector<Index> &pieces, unsi
   Contents fed{{0, options.kv_heads, options.head_dim}, {0, options.kv_heads, options.head_dim}};
   Index past = 0;
   for (Index piece : pieces) {
-    DeviceInputs in(options, piece, seed++);
+    DeviceInputs in(options, piece, seed++, nearest<typename W::T>);
     fed = {joined(fed.k, in.host.k), joined(fed.v, in.host.v)};
     const Contents before = device_contents(cache, sequence);
     const Tensor<float> k = joined(before.k, in.host.k), v = joined(before.v, in.host.v);
@@ -107,7 +108,8 @@ TYPED_TEST(CudaAttend, EqualsAttentionOverDequantizedRowsAndThoseAreTheCpus) {
       options.sinks = static_cast<int>(random() % 6);
       options.residual = static_cast<int>(random() % 40);
       if (rotary > 0) {
-        options.rotary = {rotary_table(1e4, TypeParam::HeadDim - 16 * (rotary - 1),
+        // All channels turn, or an odd number of pairs and some channels behind them do not.
+        options.rotary = {rotary_table(1e4, TypeParam::HeadDim - 18 * (rotary - 1),
                                        rotary == 1 ? RotaryPairs::interleaved : RotaryPairs::halves)};
         if (rotary == 2) options.tile_tokens = 2 * options.page_tokens;
       }

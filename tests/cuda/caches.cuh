@@ -17,8 +17,9 @@ namespace squat::test {
 template <int HeadDim, int Group>
 using DeviceBackend = CudaOf<cuda::OneOf<HeadDim>, cuda::OneOf<Group>>;
 
-template <int HeadDim, int Group, int KeyBits, int ValueBits>
-using DeviceCache = KVCache<half, KeyBits, ValueBits, DeviceBackend<HeadDim, Group>>;
+/// T: of exact rows.
+template <int HeadDim, int Group, int KeyBits, int ValueBits, class T = half>
+using DeviceCache = KVCache<T, KeyBits, ValueBits, DeviceBackend<HeadDim, Group>>;
 
 /// A tensor in device memory.
 template <class S = float>
@@ -40,20 +41,26 @@ class DeviceTensorCopy {
   DeviceArray<S> device_;
 };
 
-/// The queries, keys and values of one layer of a sequence: on the host, whose elements float16 holds,
-/// and on the device.
+/// The element of type T nearest to x.
+template <class T>
+float nearest(float x) {
+  return static_cast<float>(T(x));
+}
+
+/// The queries, keys and values of one layer of a sequence, on the host and on the device. `round` makes
+/// their elements such that a cache, whose exact rows are float16, keeps them as they are.
 struct DeviceInputs {
-  DeviceInputs(const Options &options, Index tokens, unsigned seed)
-      : host(rounded({options, tokens, seed})), q(host.q), k(host.k), v(host.v), out(host.out) {}
+  DeviceInputs(const Options &options, Index tokens, unsigned seed,
+               float (*round)(float) = nearest<half>)
+      : host(rounded({options, tokens, seed}, round)), q(host.q), k(host.k), v(host.v), out(host.out) {}
 
   Inputs<> host;
   DeviceTensorCopy<> q, k, v, out;
 
  private:
-  /// So that a cache that keeps float16 rows keeps them as they are.
-  static Inputs<> rounded(Inputs<> inputs) {
+  static Inputs<> rounded(Inputs<> inputs, float (*round)(float)) {
     for (auto *tensor : {&inputs.q, &inputs.k, &inputs.v}) {
-      for (float &x : tensor->elements) x = static_cast<float>(half(x));
+      for (float &x : tensor->elements) x = round(x);
     }
     return inputs;
   }

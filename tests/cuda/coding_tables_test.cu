@@ -21,7 +21,7 @@ TEST(DeviceTiles, AFrameOfMoreModesThanKernelsHoldIsRefused) {
   try {
     cuda::DeviceTiles tiles(&table, 1024);
     FAIL() << "1024 rows of head_dim 256 have more than 64 modes";
-  } catch (const Error& error) {
+  } catch (const Error &error) {
     EXPECT_NE(std::string(error.what()).find("tile_tokens is 1024"), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("64"), std::string::npos) << error.what();
   }

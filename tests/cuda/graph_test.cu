@@ -31,7 +31,7 @@ Options options_of(Coding coding) {
 
 /// A cache with sequences of different lengths.
 struct Filled {
-  explicit Filled(const Options& options) : cache(options) {
+  explicit Filled(const Options &options) : cache(options) {
     const std::array<Index, sequences> lengths = {90, 131, 70};
     for (std::size_t i = 0; i < lengths.size(); ++i) {
       batch[i] = {cache.add_sequence(), 1};
@@ -42,7 +42,7 @@ struct Filled {
     }
   }
 
-  void step(DeviceInputs& in, cudaStream_t stream) {
+  void step(DeviceInputs &in, cudaStream_t stream) {
     for (int layer = 0; layer < layers; ++layer) {
       cache.attend(batch, layer, in.q.view(), in.k.view(), in.v.view(), in.out.view(), stream);
     }
@@ -55,7 +55,7 @@ struct Filled {
 /// A graph of a decode step, which the caches have taken once before.
 class CapturedStep {
  public:
-  CapturedStep(Filled& filled, DeviceInputs& in, cudaStream_t stream) : stream_(stream) {
+  CapturedStep(Filled &filled, DeviceInputs &in, cudaStream_t stream) : stream_(stream) {
     require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
     filled.step(in, stream);
     cudaGraph_t graph = nullptr;
@@ -64,8 +64,8 @@ class CapturedStep {
     require(cudaGraphDestroy(graph));
   }
   ~CapturedStep() { cudaGraphExecDestroy(executable_); }
-  CapturedStep(const CapturedStep&) = delete;
-  CapturedStep& operator=(const CapturedStep&) = delete;
+  CapturedStep(const CapturedStep &) = delete;
+  CapturedStep &operator=(const CapturedStep &) = delete;
 
   void replay() const { require(cudaGraphLaunch(executable_, stream_)); }
 
@@ -85,7 +85,7 @@ class CudaGraph : public OnDevice {
   }
 
   /// What the kernels counted is what the host did: attention and contents agree.
-  void expect_attention(Filled& filled, DeviceInputs& in) {
+  void expect_attention(Filled &filled, DeviceInputs &in) {
     const SequenceId sequence = filled.batch[0].sequence;
     const Contents held = device_contents(filled.cache, sequence);
     filled.cache.attend(sequence, 0, in.q.view(0, 1), in.out.view(0, 1), stream);
@@ -166,7 +166,7 @@ TEST_F(CudaGraph, SaysWhenItIsOutgrownAndIsCapturedAnew) {
     for (int replay = 0; replay < options.page_tokens; ++replay) captured->replay();
     try {
       filled.cache.advance(filled.batch, options.page_tokens, stream);
-    } catch (const Error& error) {
+    } catch (const Error &error) {
       EXPECT_NE(std::string(error.what()).find("outgrown"), std::string::npos) << error.what();
       ++outgrown;
       filled.step(in, stream);

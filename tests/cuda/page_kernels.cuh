@@ -13,39 +13,41 @@
 
 namespace squat::cuda {
 
-#define TEST_KERNELS(prefix, ...)                                                                       \
-  prefix template void launch_attend<PageLayout<__VA_ARGS__>, half, float>(                             \
-      const AttendCall<float> &, ValueCoding, int, void *, cudaStream_t);                               \
-  prefix template void launch_pack_keys<PageLayout<__VA_ARGS__>, half>(const PackCall &, cudaStream_t); \
-  prefix template void launch_pack_values<PageLayout<__VA_ARGS__>, half>(const PackCall &, cudaStream_t);
+#define TEST_KERNELS(prefix, T, ...)                                                                 \
+  prefix template void launch_attend<PageLayout<__VA_ARGS__>, T, float>(                             \
+      const AttendCall<float> &, ValueCoding, int, void *, cudaStream_t);                            \
+  prefix template void launch_pack_keys<PageLayout<__VA_ARGS__>, T>(const PackCall &, cudaStream_t); \
+  prefix template void launch_pack_values<PageLayout<__VA_ARGS__>, T>(const PackCall &, cudaStream_t);
 
-#define TEST_ROW_KERNELS(prefix, HeadDim)                                                             \
-  prefix template void launch_append_step<HeadDim, half, float>(                                      \
-      const BatchEntry *, int, int, DeviceTensor<const float>, DeviceTensor<const float>,             \
-      std::uint32_t *, cudaStream_t);                                                                 \
-  prefix template void launch_append_rows<HeadDim, half, float>(                                      \
-      const BatchEntry *, int, int, int, DeviceTensor<const float>, DeviceTensor<const float>,        \
-      cudaStream_t);                                                                                  \
-  prefix template void launch_copy_rows<HeadDim>(ExactSlots, int, int, int, ExactSlots, int,          \
-                                                 cudaStream_t);                                       \
-  prefix template void launch_turn_rows<HeadDim, half>(ExactSlots, int, int, int, const TileTables &, \
-                                                       long long, cudaStream_t);                      \
-  prefix template void DeviceStatistics::observe<HeadDim, float>(                                     \
+#define TEST_ROW_KERNELS(prefix, T, HeadDim)                                                           \
+  prefix template void launch_append_step<HeadDim, T, float>(                                          \
+      const BatchEntry *, int, int, DeviceTensor<const float>, DeviceTensor<const float>,              \
+      std::uint32_t *, cudaStream_t);                                                                  \
+  prefix template void launch_append_rows<HeadDim, T, float>(const BatchEntry *, int, int, int,        \
+                                                             DeviceTensor<const float>,                \
+                                                             DeviceTensor<const float>, cudaStream_t); \
+  prefix template void launch_copy_rows<HeadDim>(ExactSlots, int, int, int, ExactSlots, int,           \
+                                                 cudaStream_t);                                        \
+  prefix template void launch_turn_rows<HeadDim, T>(ExactSlots, int, int, int, const TileTables &,     \
+                                                    long long, cudaStream_t);                          \
+  prefix template void DeviceStatistics::observe<HeadDim, float>(                                      \
       const ObservedRows<float> &, const TileTables &, DeviceBuffer<std::byte> &, cudaStream_t);
 
 #if defined(TEST_HEAD_DIM) && defined(TEST_GROUP)
-TEST_KERNELS(, TEST_HEAD_DIM, TEST_GROUP, TEST_KEY_BITS, TEST_VALUE_BITS)
+TEST_KERNELS(, TEST_ELEMENT, TEST_HEAD_DIM, TEST_GROUP, TEST_KEY_BITS, TEST_VALUE_BITS)
 #elif defined(TEST_HEAD_DIM)
-TEST_ROW_KERNELS(, TEST_HEAD_DIM)
+TEST_ROW_KERNELS(, TEST_ELEMENT, TEST_HEAD_DIM)
 #else
-TEST_KERNELS(extern, 64, 32, 2, 2)
-TEST_KERNELS(extern, 64, 32, 3, 4)
-TEST_KERNELS(extern, 64, 32, 16, 16)
-TEST_KERNELS(extern, 128, 128, 2, 3)
-TEST_KERNELS(extern, 128, 128, 4, 4)
-TEST_KERNELS(extern, 128, 128, 8, 16)
-TEST_ROW_KERNELS(extern, 64)
-TEST_ROW_KERNELS(extern, 128)
+TEST_KERNELS(extern, half, 64, 32, 2, 2)
+TEST_KERNELS(extern, half, 64, 32, 3, 4)
+TEST_KERNELS(extern, half, 64, 32, 16, 16)
+TEST_KERNELS(extern, half, 128, 128, 2, 3)
+TEST_KERNELS(extern, half, 128, 128, 4, 4)
+TEST_KERNELS(extern, half, 128, 128, 8, 16)
+TEST_KERNELS(extern, bfloat16, 96, 32, 3, 3)
+TEST_ROW_KERNELS(extern, half, 64)
+TEST_ROW_KERNELS(extern, half, 128)
+TEST_ROW_KERNELS(extern, bfloat16, 96)
 #endif
 
 }  // namespace squat::cuda

@@ -23,7 +23,7 @@ Options small(Coding coding = Coding::subspace) {
           .sinks = 3,
           .residual = 10,
           .page_tokens = 32,
-          .rotary = {rotary_table(1e3, 48)},
+          .rotary = {rotary_table(1e3, 46)},  // an odd number of pairs
           .statistics_tokens = 60};
 }
 

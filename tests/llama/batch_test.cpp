@@ -18,7 +18,7 @@ namespace {
 
 /// Decodes all texts together, `length` tokens of each, a prompt of `prompt` and then one by one. Logits
 /// of each text's last token.
-RowMatrix decode(const std::vector<std::string>& texts, const std::string& coding, int prompt,
+RowMatrix decode(const std::vector<std::string> &texts, const std::string &coding, int prompt,
                  int length) {
   const Gguf file(small_model());
   const Tokenizer tokenizer(file);
@@ -26,7 +26,7 @@ RowMatrix decode(const std::vector<std::string>& texts, const std::string& codin
   const CacheSpec spec = parse_cache_spec(coding);
   std::vector<std::unique_ptr<Cache>> caches;
   std::vector<std::vector<int>> tokens;
-  for (const std::string& text : texts) {
+  for (const std::string &text : texts) {
     caches.push_back(make_cache(spec, spec.options_for(model.config())));
     tokens.push_back(tokenizer.encode(text));
   }
@@ -34,11 +34,11 @@ RowMatrix decode(const std::vector<std::string>& texts, const std::string& codin
   for (int first = 0, count = prompt; first < length; first += count, count = 1) {
     std::vector<Position> rows;
     std::vector<int> last;
-    for (const std::vector<int>& text : tokens) {
+    for (const std::vector<int> &text : tokens) {
       for (int i = first; i < first + count; ++i) rows.push_back({text[static_cast<std::size_t>(i)], i});
       last.push_back(static_cast<int>(rows.size()) - 1);
     }
-    const auto attention = [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
+    const auto attention = [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
       for (std::size_t i = 0; i < caches.size(); ++i) {
         caches[i]->attend(layer, q, k, v, out, static_cast<squat::Index>(i) * count, count);
       }

@@ -38,14 +38,14 @@ Outcome load_and_run(std::vector<std::byte> bytes) {
     const int last = 0;
     model.forward(
         rows,
-        [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
+        [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
           cache->attend(layer, q, k, v, out, 0, q.rows());
         },
         std::span(&last, 1));
     return Outcome::runs;
-  } catch (const FileError&) {
-  } catch (const squat::Error&) {       // weights that make keys infinite
-  } catch (const std::out_of_range&) {  // a token outside the vocabulary
+  } catch (const FileError &) {
+  } catch (const squat::Error &) {       // weights that make keys infinite
+  } catch (const std::out_of_range &) {  // a token outside the vocabulary
   }
   return Outcome::refused;
 }

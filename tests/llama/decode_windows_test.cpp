@@ -28,13 +28,13 @@ class DecodeWindows : public testing::Test {
   }
 
   /// What the codings, and an exact cache before them, come to.
-  std::vector<CodingRun> decode(const std::vector<std::string>& codings, int batch) {
+  std::vector<CodingRun> decode(const std::vector<std::string> &codings, int batch) {
     const std::unique_ptr<Engine> engine = make_engine("cpu", file_);
     std::vector<CodingRun> runs;
     runs.push_back({.spec = parse_cache_spec("exact"), .options = {}});
-    for (const std::string& coding : codings)
+    for (const std::string &coding : codings)
       runs.push_back({.spec = parse_cache_spec(coding), .options = {}});
-    for (CodingRun& run : runs) {
+    for (CodingRun &run : runs) {
       run.options = run.spec.options_for(engine->config());
       run.options.statistics_tokens = prompt;
     }
@@ -51,7 +51,7 @@ class DecodeWindows : public testing::Test {
 };
 
 /// The same results, in whichever order windows were decoded.
-void expect_same(const CodingRun& a, const CodingRun& b) {
+void expect_same(const CodingRun &a, const CodingRun &b) {
   const Summary one = summarize(a.predictions), other = summarize(b.predictions);
   ASSERT_EQ(a.predictions.size(), b.predictions.size());
   EXPECT_NEAR(one.perplexity, other.perplexity, 1e-6 * one.perplexity) << a.spec.text;
@@ -69,7 +69,7 @@ const std::vector<std::string> codings = {"plain:k2v2:g16:w16", "orthogonal:k2v2
                                           "subspace:k2v2:g16:w16"};
 
 TEST_F(DecodeWindows, CountEveryTokenBehindThePrompt) {
-  for (const CodingRun& run : decode(codings, 32)) {
+  for (const CodingRun &run : decode(codings, 32)) {
     EXPECT_EQ(run.predictions.size(), std::size_t{window_count} * (length - prompt - 1));
     EXPECT_EQ(run.memory.size(), std::size_t{window_count});
   }
@@ -100,8 +100,8 @@ TEST_F(DecodeWindows, DivergeOnlyWhereACodingRounds) {
 TEST_F(DecodeWindows, APromptForAllIsAPromptForEach) {
   const std::unique_ptr<Engine> engine = make_engine("cpu", file_);
   std::vector<int> shared, own;
-  for (std::vector<int>* sequences : {&shared, &own}) {
-    for (const std::string& coding : codings) {
+  for (std::vector<int> *sequences : {&shared, &own}) {
+    for (const std::string &coding : codings) {
       const CacheSpec spec = parse_cache_spec(coding);
       squat::Options options = spec.options_for(engine->config());
       options.statistics_tokens = prompt;

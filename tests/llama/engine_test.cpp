@@ -45,7 +45,7 @@ TEST(TokenizerOfAFile, MergesByRankAndDecodesBack) {
   EXPECT_EQ(back, text);
 }
 
-Tensor tensor_of(TensorType type, std::uint64_t elements, const std::vector<std::byte>& bytes) {
+Tensor tensor_of(TensorType type, std::uint64_t elements, const std::vector<std::byte> &bytes) {
   return {type, {elements}, bytes};
 }
 
@@ -59,13 +59,13 @@ std::vector<std::byte> patterned(std::size_t size, std::initializer_list<std::si
   return bytes;
 }
 
-float half_at(const std::vector<std::byte>& bytes, std::size_t at) {
+float half_at(const std::vector<std::byte> &bytes, std::size_t at) {
   Eigen::half value;
   std::memcpy(&value, &bytes[at], 2);
   return static_cast<float>(value);
 }
 
-int byte_at(const std::vector<std::byte>& bytes, std::size_t at) {
+int byte_at(const std::vector<std::byte> &bytes, std::size_t at) {
   return std::to_integer<int>(bytes[at]);
 }
 
@@ -116,18 +116,18 @@ TEST(CacheSpecs, SayWhatTheyMean) {
 }
 
 TEST(CacheSpecs, UnknownOnesListWhatExists) {
-  for (const char* text : {"", "kivi:k2v2", "plain", "plain:k2", "plain:k5v2", "plain:k2v2:x3",
+  for (const char *text : {"", "kivi:k2v2", "plain", "plain:k2", "plain:k5v2", "plain:k2v2:x3",
                            "plain:k2v2:g", "plain:k2v2:g3x", "plain:k2v2:published", "exact:k2v2"}) {
     try {
       parse_cache_spec(text);
       ADD_FAILURE() << text;
-    } catch (const std::invalid_argument& error) {
+    } catch (const std::invalid_argument &error) {
       EXPECT_NE(std::string(error.what()).find("plain, orthogonal"), std::string::npos) << error.what();
     }
   }
 }
 
-RowMatrix logits_of(const std::vector<int>& pieces, const std::string& text) {
+RowMatrix logits_of(const std::vector<int> &pieces, const std::string &text) {
   const Gguf file(small_model());
   const Tokenizer tokenizer(file);
   Model model(file);
@@ -143,7 +143,7 @@ RowMatrix logits_of(const std::vector<int>& pieces, const std::string& text) {
     const int last = piece - 1;
     logits = model.forward(
         rows,
-        [&](int layer, RowMatrix& q, RowMatrix& k, RowMatrix& v, RowMatrix& out) {
+        [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
           cache->attend(layer, q, k, v, out, 0, q.rows());
         },
         std::span(&last, 1));
@@ -154,7 +154,7 @@ RowMatrix logits_of(const std::vector<int>& pieces, const std::string& text) {
 TEST(Transformer, PiecesGiveTheSameLogits) {
   const std::string text = "some sixty bytes of text that no vocabulary merges, 0123456789";
   const RowMatrix whole = logits_of({60}, text);
-  for (const std::vector<int>& pieces : {std::vector<int>(60, 1), std::vector<int>{7, 40, 1, 12}}) {
+  for (const std::vector<int> &pieces : {std::vector<int>(60, 1), std::vector<int>{7, 40, 1, 12}}) {
     const RowMatrix cut = logits_of(pieces, text);
     EXPECT_LT((whole - cut).norm() / whole.norm(), 2e-3);  // the exact cache keeps float16 rows
   }

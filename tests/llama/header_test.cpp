@@ -29,7 +29,7 @@ struct Fields {
   std::uint64_t offset = 0;
 };
 
-std::vector<std::byte> file_of(const Fields& f) {
+std::vector<std::byte> file_of(const Fields &f) {
   GgufWriter file;
   file.put(f.magic);
   file.put(f.version);
@@ -51,11 +51,11 @@ std::vector<std::byte> file_of(const Fields& f) {
 }
 
 /// What a file is refused with; empty where it is not.
-std::string refusal(const Fields& fields) {
+std::string refusal(const Fields &fields) {
   try {
     const Gguf file(file_of(fields));
     return {};
-  } catch (const FileError& error) {
+  } catch (const FileError &error) {
     return error.what();
   }
 }

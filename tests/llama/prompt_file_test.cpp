@@ -20,12 +20,12 @@ class PromptFile : public testing::Test {
  protected:
   ~PromptFile() override { std::filesystem::remove(path_); }
 
-  void write(const std::string& text) { std::ofstream(path_, std::ios::binary) << text; }
+  void write(const std::string &text) { std::ofstream(path_, std::ios::binary) << text; }
 
-  std::string refusal(const std::string& path) const {
+  std::string refusal(const std::string &path) const {
     try {
       encode_file(path, tokenizer_);
-    } catch (const std::invalid_argument& error) {
+    } catch (const std::invalid_argument &error) {
       return error.what();
     }
     return {};

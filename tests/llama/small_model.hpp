@@ -17,7 +17,7 @@ class GgufWriter {
  public:
   template <class Scalar>
   void put(Scalar scalar) {
-    const auto* bytes = reinterpret_cast<const std::byte*>(&scalar);
+    const auto *bytes = reinterpret_cast<const std::byte *>(&scalar);
     bytes_.insert(bytes_.end(), bytes, bytes + sizeof scalar);
   }
   void put_string(std::string_view text) {
@@ -40,13 +40,13 @@ class GgufWriter {
     key(name, 8);
     put_string(value);
   }
-  void strings(std::string_view name, const std::vector<std::string>& values) {
+  void strings(std::string_view name, const std::vector<std::string> &values) {
     key(name, 9);
     put<std::uint32_t>(8);
     put<std::uint64_t>(values.size());
-    for (const std::string& value : values) put_string(value);
+    for (const std::string &value : values) put_string(value);
   }
-  void integers(std::string_view name, const std::vector<std::int32_t>& values) {
+  void integers(std::string_view name, const std::vector<std::int32_t> &values) {
     key(name, 9);
     put<std::uint32_t>(5);
     put<std::uint64_t>(values.size());
@@ -79,7 +79,7 @@ inline std::vector<std::byte> small_model() {
   std::vector<std::int32_t> types = {3};
   for (int byte = 0; byte < 256; ++byte) tokens.push_back(printable(byte));
   const std::string blank = printable(' ');
-  for (const std::string& merged :
+  for (const std::string &merged :
        {std::string("th"), std::string("the"), blank + "the", std::string("in")})
     tokens.push_back(merged);
   types.resize(tokens.size(), 1);
@@ -90,8 +90,8 @@ inline std::vector<std::byte> small_model() {
     std::uint64_t inputs, outputs;  // outputs 0: a vector
   };
   std::vector<Shape> tensors = {{"token_embd.weight", 32, vocabulary}, {"output_norm.weight", 32, 0}};
-  for (const char* layer : {"blk.0.", "blk.1."}) {
-    for (const Shape& shape : {Shape{"attn_norm", 32, 0},
+  for (const char *layer : {"blk.0.", "blk.1."}) {
+    for (const Shape &shape : {Shape{"attn_norm", 32, 0},
                                {"ffn_norm", 32, 0},
                                {"attn_q", 32, 32},
                                {"attn_k", 32, 16},
@@ -124,7 +124,7 @@ inline std::vector<std::byte> small_model() {
   file.integers("tokenizer.ggml.token_type", types);
   file.strings("tokenizer.ggml.merges", {"t h", "th e", blank + " the", "i n"});
   std::uint64_t offset = 0;
-  for (const Shape& shape : tensors) {
+  for (const Shape &shape : tensors) {
     file.put_string(shape.name);
     file.put<std::uint32_t>(shape.outputs == 0 ? 1 : 2);
     file.put(shape.inputs);
@@ -136,7 +136,7 @@ inline std::vector<std::byte> small_model() {
   file.align(32);
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0, .2f);
-  for (const Shape& shape : tensors) {
+  for (const Shape &shape : tensors) {
     for (std::uint64_t i = 0; i < shape.inputs * std::max<std::uint64_t>(shape.outputs, 1); ++i) {
       file.put(shape.outputs == 0 ? 1.0f : normal(random));
     }

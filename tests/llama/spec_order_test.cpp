@@ -9,7 +9,7 @@ namespace {
 
 TEST(CacheSpecs, KeepTheGroupTheyNameBesidePublished) {
   const Config config{.layers = 1, .query_heads = 2, .kv_heads = 1, .head_dim = 64};
-  const auto group = [&](const char* spec) {
+  const auto group = [&](const char *spec) {
     return parse_cache_spec(spec).options_for(config).page_tokens;
   };
   EXPECT_EQ(group("orthogonal:k2v2:published"), 32);

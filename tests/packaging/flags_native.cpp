@@ -9,7 +9,7 @@ Outcome run_baseline();
 
 namespace {
 
-double distance(const std::vector<float>& a, const std::vector<float>& b) {
+double distance(const std::vector<float> &a, const std::vector<float> &b) {
   double difference = 0, norm = 0;
   for (std::size_t i = 0; i < a.size(); ++i) {
     const double x = static_cast<double>(a[i]), y = static_cast<double>(b[i]);

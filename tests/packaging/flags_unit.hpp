@@ -23,7 +23,8 @@ namespace {
 [[maybe_unused]] Outcome run_cache() {
   squat::Options options{.layers = 1, .query_heads = 6, .kv_heads = 2, .head_dim = 64};
   squat::RotaryTable rotary;
-  for (int i = 0; i < 32; ++i) rotary.inverse_frequencies.push_back(1.0f / static_cast<float>(1 + i * i));
+  for (int i = 0; i < 32; ++i)
+    rotary.inverse_frequencies.push_back(1.0f / static_cast<float>(1 + i * i));
   options.rotary = {rotary};
   squat::KVCache<squat::half, 4> cache(options);
   const squat::SequenceId sequence = cache.add_sequence();

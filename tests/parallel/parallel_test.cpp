@@ -12,11 +12,11 @@
 namespace squat::test {
 namespace {
 
-void expect_each_once(const Parallel& parallel) {
+void expect_each_once(const Parallel &parallel) {
   for (int count : {0, 1, 2, 1000}) {
     std::vector<std::atomic<int>> runs(static_cast<std::size_t>(count));
     parallel(count, [&](int task) { ++runs[static_cast<std::size_t>(task)]; });
-    for (const auto& times : runs) EXPECT_EQ(times, 1);
+    for (const auto &times : runs) EXPECT_EQ(times, 1);
   }
 }
 

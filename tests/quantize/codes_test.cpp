@@ -11,10 +11,10 @@ namespace squat::test {
 namespace {
 
 /// Codes as the layout says they lie, lane l's code i at codes[l + i * rows].
-std::vector<std::uint8_t> unpack(int bits, const std::vector<std::uint8_t>& packed, Index rows,
+std::vector<std::uint8_t> unpack(int bits, const std::vector<std::uint8_t> &packed, Index rows,
                                  Index inner) {
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * inner), 0);
-  for_each_plane(bits, packed.data(), rows, inner, [&]<int Bits>(const std::uint8_t* plane, int shift) {
+  for_each_plane(bits, packed.data(), rows, inner, [&]<int Bits>(const std::uint8_t *plane, int shift) {
     const Index blocks = (inner + block_inner<Bits> - 1) / block_inner<Bits>;
     for (Index lane = 0; lane < rows; ++lane) {
       for (Index i = 0; i < inner; ++i) {
@@ -32,7 +32,7 @@ std::vector<std::uint8_t> unpack(int bits, const std::vector<std::uint8_t>& pack
 void round_trip(int bits, Index rows, Index inner) {
   std::mt19937 random(3);
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * inner));
-  for (auto& code : codes) code = static_cast<std::uint8_t>(random() % (1u << bits));
+  for (auto &code : codes) code = static_cast<std::uint8_t>(random() % (1u << bits));
   std::vector<std::uint8_t> packed(code_bytes(bits, rows, inner));
   pack_codes(bits, codes.data(), rows, rows, inner, packed.data());
   EXPECT_EQ(codes, unpack(bits, packed, rows, inner)) << bits << " bits, " << rows << " x " << inner;

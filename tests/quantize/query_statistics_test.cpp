@@ -46,7 +46,7 @@ TEST(QueryStatistics, HoldTheCovarianceAboutTheTurnedMean) {
   const RowMatrix off = keys - turned(mean.replicate(tokens, 1), rows, 5);
   const RowMatrix centred = off.rowwise() - off.colwise().mean();
   const Eigen::MatrixXd expected = (centred.transpose() * centred).cast<double>() / tokens;
-  for (const QueryStatistics* statistics : {&whole, &front}) {
+  for (const QueryStatistics *statistics : {&whole, &front}) {
     const std::vector<double> found = key_mean(*statistics, &frame);
     EXPECT_LT(
         (Eigen::Map<const Eigen::VectorXd>(found.data(), d) - mean.transpose().cast<double>()).norm(),

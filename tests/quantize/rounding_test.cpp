@@ -33,7 +33,7 @@ struct Coded {
   std::vector<std::uint8_t> codes;
 };
 
-Coded affine(const Eigen::ArrayXf& x, int bits, AffineFit method) {
+Coded affine(const Eigen::ArrayXf &x, int bits, AffineFit method) {
   Coded coded{{}, x, std::vector<std::uint8_t>(static_cast<std::size_t>(x.size()))};
   coded.fit =
       quantize_affine(x.data(), x.size(), bits, method, coded.codes.data(), coded.rounded.data());
@@ -128,7 +128,7 @@ TEST(QueryMetric, WithoutQueriesIsPlainRounding) {
 
 /// The paper's recursion (section 4.2): after a block is rounded, the rest takes the minimiser of e^T P
 /// e given its errors, -P_rest^-1 P_rest,done e_done.
-Eigen::VectorXd minimiser(const Eigen::MatrixXd& P, const Eigen::VectorXd& errors, Index next) {
+Eigen::VectorXd minimiser(const Eigen::MatrixXd &P, const Eigen::VectorXd &errors, Index next) {
   const Index rest = P.rows() - next;
   return -P.bottomRightCorner(rest, rest).inverse() * P.bottomLeftCorner(rest, next) * errors.head(next);
 }
@@ -154,9 +154,9 @@ TEST(OrthogonalRounding, LowersTheErrorQueriesSee) {
       Eigen::ArrayXd::LinSpaced(d, 2, .02).matrix().asDiagonal() * gaussian_matrix(d, d, 9);
   const Eigen::MatrixXd Q = gaussian_matrix(200, d, 10) * mix, C = Q.transpose() * Q;
   const RowMatrix keys = gaussian_matrix(d, tokens, 11).cast<float>();
-  const auto seen = [&](const OrthogonalRounding& rounding) {
+  const auto seen = [&](const OrthogonalRounding &rounding) {
     RowMatrix errors(d, tokens), by_channel(d, tokens);
-    round_orthogonal(rounding, keys.data(), tokens, errors.data(), [&](Index, float* x) {
+    round_orthogonal(rounding, keys.data(), tokens, errors.data(), [&](Index, float *x) {
       std::vector<std::uint8_t> codes(static_cast<std::size_t>(tokens));
       quantize_affine(x, tokens, 2, AffineFit::minmax, codes.data(), x);
     });

@@ -61,7 +61,7 @@ TEST(BitAllocation, FallsWithTheVarianceAndSpendsItsBudget) {
       Index spent = 0, end = 0;
       int width = 9;
       const BitAllocation allocation = allocate_bits(fall, bits);
-      for (const CodeRun& run : allocation.runs()) {
+      for (const CodeRun &run : allocation.runs()) {
         EXPECT_LT(run.bits, width);
         EXPECT_EQ(run.first, end);
         width = run.bits;

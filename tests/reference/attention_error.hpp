@@ -25,19 +25,19 @@ struct PackedRange {
   Eigen::Index group;
 };
 
-inline Eigen::ArrayXd softmax(const Eigen::ArrayXd& scores) {
+inline Eigen::ArrayXd softmax(const Eigen::ArrayXd &scores) {
   const Eigen::ArrayXd powers = (scores - scores.maxCoeff()).exp();
   return powers / powers.sum();
 }
 
 /// Over all query heads (each [tokens, head_dim]) and the queries from `prompt` on.
-inline AttentionError attention_error(const std::vector<Matrix>& query_heads, const Matrix& k,
-                                      const Matrix& k_coded, const Matrix& v, const Matrix& v_coded,
+inline AttentionError attention_error(const std::vector<Matrix> &query_heads, const Matrix &k,
+                                      const Matrix &k_coded, const Matrix &v, const Matrix &v_coded,
                                       PackedRange range) {
   const double scale = 1 / std::sqrt(static_cast<double>(k.cols()));
   double kl = 0, difference = 0, norm = 0;
   Eigen::Index queries = 0;
-  for (const Matrix& q : query_heads) {
+  for (const Matrix &q : query_heads) {
     for (Eigen::Index t = range.prompt; t < k.rows(); ++t, ++queries) {
       const Eigen::Index behind = std::max<Eigen::Index>(t + 1 - range.sinks - range.window, 0);
       const Eigen::Index packed = behind / range.group * range.group;

@@ -2,18 +2,21 @@
 """Every key and value coding of the library in plain float64 NumPy, for one KV head at a time: the oracle that
 tests/cache/oracle_test.cpp copies its numbers from. Slow and plain on purpose.
 
-  python3 coding.py             the table for generated tensors
-  python3 coding.py DIRECTORY   the table for a model's tensors, files layerL_{q,k,v}_TOKENSxHEADSxDIM_f16.bin
+  python3 coding.py                       the tables for generated tensors and for those drawn after a model's
+  python3 coding.py DIRECTORY             the tables for a model's tensors, files layerL_{q,k,v}_TOKENSxHEADSxDIM_f16.bin
+  python3 coding.py --moments DIRECTORY   model_moments.inc, what tensors are drawn from, of that model's tensors
 
 Scores are the KL divergence of attention probabilities and the relative error of the attention output, over the
 queries at positions >= PROMPT, each seeing SINKS exact tokens, packed pages, and an exact window.
 """
 import math
 import pathlib
+import re
 import sys
 import numpy as np
 
 PROMPT, SINKS, WINDOW = 512, 4, 64
+LAYERS = 2, 14, 27          # of the model
 
 
 def f16(x):
@@ -275,6 +278,49 @@ def generated(tokens=768, heads=2, d=32):
     return q, k, v
 
 
+# A model's tensors are megabytes. What makes its keys and queries other than noise is mostly in their means and
+# covariances: model_moments.inc holds those of a few heads, and tensors are drawn from them.
+DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
+def moments(directory):
+    """model_moments.inc: of KV head 0 of each layer, the queries of its query heads, its keys and its values, without the
+    sinks. A line is a channel: its mean, a step, and its row of the covariance's Cholesky factor in such steps, a digit
+    of base 64 each, 32 for none."""
+    print("// Means and covariances of a model's queries, keys and values: SmolLM2-135M-Instruct (Apache-2.0) on 1024 tokens")
+    print("// of WikiText-2, KV head 0 of layers 2, 14 and 27. Written by")
+    print("//   python3 tests/reference/coding.py --moments DIRECTORY")
+    print("// whose moments() says what a line is.")
+    for layer in LAYERS:
+        q, k, v = load(directory, layer)
+        for name, x in ("queries", q[SINKS:, :q.shape[1] // k.shape[1]]), ("keys", k[SINKS:, :1]), ("values", v[SINKS:, :1]):
+            x = x.reshape(-1, x.shape[2])
+            mix = np.linalg.cholesky(np.cov(x.T, bias=True))
+            print(f"// layer {layer}, {name}")
+            for i, row in enumerate(mix):
+                step = float(f"{np.abs(row).max() / 31:.3g}")
+                digits = "".join(DIGITS[32 + int(round(m / step))] for m in row[:i + 1])
+                print(f'{{{x[:, i].mean():.4g}, {step:.3g}, "{digits}"}},')
+
+
+def drawn(layer, tokens=768, heads=2):
+    """Two query heads that share a KV head, with a model's means and covariances."""
+    lines = re.findall(r'\{(\S+), (\S+), "(\S+)"\}', pathlib.Path(__file__).with_name("model_moments.inc").read_text())
+    d = len(lines) // (3 * len(LAYERS))
+    random = Normal(layer)
+
+    def draw(tensor):
+        first = (3 * LAYERS.index(layer) + tensor) * d
+        mean, mix = np.empty(d), np.zeros((d, d))
+        for i, (m, step, digits) in enumerate(lines[first:first + d]):
+            mean[i] = float(m)
+            mix[i, :i + 1] = [(DIGITS.index(digit) - 32) * float(step) for digit in digits]
+        return random.matrix(tokens, d) @ mix.T + mean
+
+    q = np.stack([draw(0) for _ in range(heads)], 1)
+    return q, draw(1)[:, None], draw(2)[:, None]
+
+
 def load(directory, layer):
     tensors = []
     for name in "qkv":
@@ -316,15 +362,20 @@ def table(title, q, k, v):
             rows.setdefault(name, []).append(attention_error(q_rot, k_rot, full, vv, v_hat, group))
     for name, r in rows.items():
         kl, err = np.mean(r, 0)
-        print(f"  {name:52s} {kl:10.5f} {err:12.4f}")
+        print(f"  {name:52s} {kl:12.4g} {err:12.4f}")
 
 
 def main():
-    if len(sys.argv) > 1:
-        for layer in (2, 14, 27):
-            table(f"layer {layer}: mean over the KV heads", *load(sys.argv[1], layer))
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--moments"]:
+        moments(arguments[1])
+    elif arguments:
+        for layer in LAYERS:
+            table(f"layer {layer}: mean over the KV heads", *load(arguments[0], layer))
     else:
         table("generated tensors", *generated())
+        for layer in LAYERS:
+            table(f"drawn after layer {layer}", *drawn(layer))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 // The inputs of tests/reference/coding.py, number for number.
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "attention_error.hpp"
@@ -57,14 +59,52 @@ inline Heads generated_heads() {
   return heads;
 }
 
+/// One channel of a model's queries, keys or values: its mean, and its row of the covariance's Cholesky
+/// factor in multiples of `step`, of which a digit of base 64 says how many, 32 for none.
+struct ChannelMoments {
+  double mean, step;
+  std::string_view digits;
+};
+
+/// [3 layers, queries keys and values, 64 channels]
+inline constexpr std::array<ChannelMoments, 3 * 3 * 64> model_moments = {{
+#include "model_moments.inc"
+}};
+
+/// Two query heads that share a KV head, with the means and covariances of a model's layer 2, 14 or 27.
+inline Heads drawn_heads(int layer) {
+  constexpr Eigen::Index tokens = 768, d = 64;
+  constexpr std::string_view digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const ChannelMoments *channel = model_moments.data() + (layer == 2 ? 0 : layer == 14 ? 1 : 2) * 3 * d;
+  Normal random(static_cast<std::uint32_t>(layer));
+  const auto draw = [&](std::vector<Matrix> &heads, int count) {
+    Matrix mean(1, d), mix = Matrix::Zero(d, d);
+    for (Eigen::Index i = 0; i < d; ++i, ++channel) {
+      mean(0, i) = channel->mean;
+      for (Eigen::Index j = 0; j <= i; ++j) {
+        const std::size_t digit = digits.find(channel->digits[static_cast<std::size_t>(j)]);
+        mix(i, j) = (static_cast<double>(digit) - 32) * channel->step;
+      }
+    }
+    for (int head = 0; head < count; ++head) {
+      heads.push_back((random.matrix(tokens, d) * mix.transpose()).rowwise() + mean.row(0));
+    }
+  };
+  Heads heads;
+  draw(heads.q, 2);
+  draw(heads.k, 1);
+  draw(heads.v, 1);
+  return heads;
+}
+
 /// Reads `layerL_X_1024xHx64_f16.bin`, little-endian float16, [1024, H, 64].
-inline std::vector<Matrix> load_heads(const std::filesystem::path& directory, int layer, char name,
+inline std::vector<Matrix> load_heads(const std::filesystem::path &directory, int layer, char name,
                                       Eigen::Index count) {
   const std::string file =
       "layer" + std::to_string(layer) + "_" + name + "_1024x" + std::to_string(count) + "x64_f16.bin";
   std::vector<half> elements(static_cast<std::size_t>(1024 * count * 64));
   std::ifstream in(directory / file, std::ios::binary);
-  if (!in.read(reinterpret_cast<char*>(elements.data()),
+  if (!in.read(reinterpret_cast<char *>(elements.data()),
                static_cast<std::streamsize>(elements.size() * sizeof(half)))) {
     throw std::runtime_error("cannot read " + file);
   }
@@ -90,7 +130,7 @@ inline RotaryTable rotary_table(double base, Index channels,
 }
 
 /// The rotary embedding of interleaved pairs, base 100000, row i at position i.
-inline Matrix rotate(const Matrix& x) {
+inline Matrix rotate(const Matrix &x) {
   Matrix rotated(x.rows(), x.cols());
   for (Eigen::Index t = 0; t < x.rows(); ++t) {
     for (Eigen::Index i = 0; i < x.cols(); i += 2) {

@@ -41,7 +41,7 @@ Tensor<S> random_tensor(Index tokens, Index heads, Index head_dim, unsigned seed
 /// The queries, keys and values of one layer of a sequence, and room for outputs.
 template <class S = float>
 struct Inputs {
-  Inputs(const Options& options, Index tokens, unsigned seed)
+  Inputs(const Options &options, Index tokens, unsigned seed)
       : q(random_tensor<S>(tokens, options.query_heads, options.head_dim, seed)),
         k(random_tensor<S>(tokens, options.kv_heads, options.head_dim, seed + 1)),
         v(random_tensor<S>(tokens, options.kv_heads, options.head_dim, seed + 2)),
@@ -68,16 +68,16 @@ double attention_distance(TensorView<const S> q, TensorView<const float> k, Tens
     for (Index head = 0; head < q.heads; ++head) {
       p.assign(static_cast<std::size_t>(past + token + 1), 0);
       for (std::size_t t = 0; t < p.size(); ++t) {
-        const float* key = k.row(static_cast<Index>(t), head / shared);
+        const float *key = k.row(static_cast<Index>(t), head / shared);
         for (Index i = 0; i < q.head_dim; ++i)
           p[t] += static_cast<double>(q.row(token, head)[i]) * static_cast<double>(key[i]) * scale;
       }
       const double most = *std::max_element(p.begin(), p.end());
       double total = 0;
-      for (double& x : p) total += x = std::exp(x - most);
+      for (double &x : p) total += x = std::exp(x - most);
       std::fill(sum.begin(), sum.end(), 0.0);
       for (std::size_t t = 0; t < p.size(); ++t) {
-        const float* value = v.row(static_cast<Index>(t), head / shared);
+        const float *value = v.row(static_cast<Index>(t), head / shared);
         for (std::size_t i = 0; i < sum.size(); ++i)
           sum[i] += p[t] / total * static_cast<double>(value[i]);
       }
@@ -94,14 +94,14 @@ double attention_distance(TensorView<const S> q, TensorView<const float> k, Tens
 /// What a cache holds of one sequence and layer.
 struct Contents {
   Tensor<float> k, v;
-  bool operator==(const Contents& other) const {
+  bool operator==(const Contents &other) const {
     return k.elements == other.k.elements && v.elements == other.v.elements;
   }
 };
 
 template <class Cache>
-Contents contents(Cache& cache, SequenceId sequence, int layer = 0) {
-  const Options& options = cache.options();
+Contents contents(Cache &cache, SequenceId sequence, int layer = 0) {
+  const Options &options = cache.options();
   const Index tokens = cache.length(sequence, layer);
   Contents rows{{tokens, options.kv_heads, options.head_dim},
                 {tokens, options.kv_heads, options.head_dim}};

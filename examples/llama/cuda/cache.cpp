@@ -4,7 +4,7 @@
 
 namespace llama::cuda {
 
-std::unique_ptr<Cache> make_cache(const CacheSpec& spec, const squat::Options& options) {
+std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options) {
 #define WIDTHS(key_bits_, value_bits_)                              \
   if (spec.key_bits == key_bits_ && spec.value_bits == value_bits_) \
     return make_cache_of<key_bits_, value_bits_>(options);

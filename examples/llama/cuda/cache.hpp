@@ -20,14 +20,14 @@ class Cache {
   virtual void attend(int layer, squat::TensorView<float> q, squat::TensorView<float> k,
                       squat::TensorView<float> v, squat::TensorView<float> out, cudaStream_t stream) = 0;
   virtual squat::MemoryReport memory_report() const = 0;
-  virtual const squat::Options& options() const = 0;
+  virtual const squat::Options &options() const = 0;
 };
 
 /// Throws std::invalid_argument where the widths were not compiled in.
-std::unique_ptr<Cache> make_cache(const CacheSpec& spec, const squat::Options& options);
+std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options);
 
 /// Defined in cache_of_widths.cu, for the pairs in LLAMA_WIDTHS.
 template <int KeyBits, int ValueBits>
-std::unique_ptr<Cache> make_cache_of(const squat::Options& options);
+std::unique_ptr<Cache> make_cache_of(const squat::Options &options);
 
 }  // namespace llama::cuda

@@ -11,7 +11,7 @@ using Backend = squat::CudaFor<LLAMA_HEAD_DIM>;
 
 class CacheOfWidths : public Cache {
  public:
-  explicit CacheOfWidths(const squat::Options& options)
+  explicit CacheOfWidths(const squat::Options &options)
       : cache_(options), sequence_(cache_.add_sequence()) {}
 
   void attend(int layer, squat::TensorView<float> q, squat::TensorView<float> k,
@@ -19,7 +19,7 @@ class CacheOfWidths : public Cache {
     cache_.attend(sequence_, layer, q, k, v, out, stream);
   }
   squat::MemoryReport memory_report() const override { return cache_.memory_report(); }
-  const squat::Options& options() const override { return cache_.options(); }
+  const squat::Options &options() const override { return cache_.options(); }
 
  private:
   squat::KVCache<squat::half, LLAMA_KEY_BITS, LLAMA_VALUE_BITS, Backend> cache_;
@@ -29,7 +29,7 @@ class CacheOfWidths : public Cache {
 }  // namespace
 
 template <>
-std::unique_ptr<Cache> make_cache_of<LLAMA_KEY_BITS, LLAMA_VALUE_BITS>(const squat::Options& options) {
+std::unique_ptr<Cache> make_cache_of<LLAMA_KEY_BITS, LLAMA_VALUE_BITS>(const squat::Options &options) {
   return std::make_unique<CacheOfWidths>(options);
 }
 

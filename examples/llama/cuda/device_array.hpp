@@ -12,7 +12,7 @@
 
 namespace llama::cuda {
 
-inline void check(cudaError_t error, const char* what) {
+inline void check(cudaError_t error, const char *what) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
@@ -28,22 +28,22 @@ class DeviceArray {
           "cudaMemcpy");
   }
 
-  T* data() const { return data_.get(); }
+  T *data() const { return data_.get(); }
   std::size_t size() const { return count_; }
 
   /// Room for `count` elements. What was there is lost where it has to grow.
   void reserve(std::size_t count) {
     if (count <= count_) return;
     data_.reset();
-    void* data = nullptr;
+    void *data = nullptr;
     check(cudaMalloc(&data, count * sizeof(T)), "cudaMalloc");
-    data_.reset(static_cast<T*>(data));
+    data_.reset(static_cast<T *>(data));
     count_ = count;
   }
 
  private:
   struct Free {
-    void operator()(T* data) const { cudaFree(data); }
+    void operator()(T *data) const { cudaFree(data); }
   };
   std::unique_ptr<T, Free> data_;
   std::size_t count_ = 0;

@@ -13,8 +13,8 @@ __device__ std::size_t thread_index() {
 
 /// Pointers of SplitRows, for kernels.
 struct Halves {
-  __half* high;
-  __half* low;
+  __half *high;
+  __half *low;
 
   /// Beyond float16's range the low part takes the rest, up to twice the range.
   __device__ void store(std::size_t i, float x) const {
@@ -24,10 +24,10 @@ struct Halves {
   }
 };
 
-Halves halves(const SplitRows& rows) { return {rows.high.data(), rows.low.data()}; }
+Halves halves(const SplitRows &rows) { return {rows.high.data(), rows.low.data()}; }
 
-__global__ void embed_rows(const __half* embedding, const int* tokens, int width, std::size_t count,
-                           float* x) {
+__global__ void embed_rows(const __half *embedding, const int *tokens, int width, std::size_t count,
+                           float *x) {
   const std::size_t i = thread_index();
   if (i >= count) return;
   const std::size_t row = i / width;
@@ -35,7 +35,7 @@ __global__ void embed_rows(const __half* embedding, const int* tokens, int width
 }
 
 /// One block a row.
-__global__ void normalize_rows(const float* x, const int* from, const float* weight, float epsilon,
+__global__ void normalize_rows(const float *x, const int *from, const float *weight, float epsilon,
                                int width, Halves y) {
   __shared__ float sums[block / 32];
   const std::size_t row = blockIdx.x;
@@ -53,7 +53,7 @@ __global__ void normalize_rows(const float* x, const int* from, const float* wei
 
 /// One thread a pair of channels. The angle is worked out in double precision: a position times a
 /// frequency of 1 is thousands of turns.
-__global__ void rotate_rows(float* x, int stride, std::size_t count, Rotation rotation) {
+__global__ void rotate_rows(float *x, int stride, std::size_t count, Rotation rotation) {
   const std::size_t i = thread_index();
   if (i >= count) return;
   const int pair = static_cast<int>(i % rotation.pairs);
@@ -64,54 +64,54 @@ __global__ void rotate_rows(float* x, int stride, std::size_t count, Rotation ro
              static_cast<double>(rotation.inverse_frequencies[pair]),
          &sine, &cosine);
   const auto c = static_cast<float>(cosine), s = static_cast<float>(sine);
-  float* two = x + row * stride + head * rotation.head_dim + 2 * pair;
+  float *two = x + row * stride + head * rotation.head_dim + 2 * pair;
   const float a = two[0], b = two[1];
   two[0] = a * c - b * s;
   two[1] = a * s + b * c;
 }
 
-__global__ void split_elements(const float* x, std::size_t count, Halves y) {
+__global__ void split_elements(const float *x, std::size_t count, Halves y) {
   const std::size_t i = thread_index();
   if (i < count) y.store(i, x[i]);
 }
 
-__global__ void gate_rows(const float* gate_and_up, int width, std::size_t count, Halves y) {
+__global__ void gate_rows(const float *gate_and_up, int width, std::size_t count, Halves y) {
   const std::size_t i = thread_index();
   if (i >= count) return;
-  const float* gate = gate_and_up + i / width * 2 * width + i % width;
+  const float *gate = gate_and_up + i / width * 2 * width + i % width;
   y.store(i, *gate / (1 + expf(-*gate)) * gate[width]);
 }
 
-void check_launch(const char* what) { check(cudaGetLastError(), what); }
+void check_launch(const char *what) { check(cudaGetLastError(), what); }
 
 }  // namespace
 
-void embed(const __half* embedding, const int* tokens, int rows, int width, float* x,
+void embed(const __half *embedding, const int *tokens, int rows, int width, float *x,
            cudaStream_t stream) {
   const std::size_t count = static_cast<std::size_t>(rows) * width;
   embed_rows<<<blocks_of(count), block, 0, stream>>>(embedding, tokens, width, count, x);
   check_launch("embed");
 }
 
-void normalize(const float* x, const int* from, const float* weight, float epsilon, int rows, int width,
-               const SplitRows& y, cudaStream_t stream) {
+void normalize(const float *x, const int *from, const float *weight, float epsilon, int rows, int width,
+               const SplitRows &y, cudaStream_t stream) {
   normalize_rows<<<static_cast<unsigned>(rows), block, 0, stream>>>(x, from, weight, epsilon, width,
                                                                     halves(y));
   check_launch("normalize");
 }
 
-void rotate(float* x, int stride, int rows, const Rotation& rotation, cudaStream_t stream) {
+void rotate(float *x, int stride, int rows, const Rotation &rotation, cudaStream_t stream) {
   const std::size_t count = static_cast<std::size_t>(rows) * rotation.heads * rotation.pairs;
   rotate_rows<<<blocks_of(count), block, 0, stream>>>(x, stride, count, rotation);
   check_launch("rotate");
 }
 
-void split(const float* x, std::size_t count, const SplitRows& y, cudaStream_t stream) {
+void split(const float *x, std::size_t count, const SplitRows &y, cudaStream_t stream) {
   split_elements<<<blocks_of(count), block, 0, stream>>>(x, count, halves(y));
   check_launch("split");
 }
 
-void gate(const float* gate_and_up, int rows, int width, const SplitRows& y, cudaStream_t stream) {
+void gate(const float *gate_and_up, int rows, int width, const SplitRows &y, cudaStream_t stream) {
   const std::size_t count = static_cast<std::size_t>(rows) * width;
   gate_rows<<<blocks_of(count), block, 0, stream>>>(gate_and_up, width, count, halves(y));
   check_launch("gate");

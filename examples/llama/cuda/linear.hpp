@@ -22,7 +22,7 @@ class Blas {
 
  private:
   struct Destroy {
-    void operator()(cublasContext* handle) const { cublasDestroy(handle); }
+    void operator()(cublasContext *handle) const { cublasDestroy(handle); }
   };
   std::unique_ptr<cublasContext, Destroy> handle_;
 };
@@ -32,26 +32,26 @@ class Blas {
 class Linear {
  public:
   Linear() = default;
-  Linear(const std::vector<const Tensor*>& tensors, int inputs);
+  Linear(const std::vector<const Tensor *> &tensors, int inputs);
 
   int outputs() const { return outputs_; }
-  const __half* weights() const { return weights_.data(); }
+  const __half *weights() const { return weights_.data(); }
 
   /// y = x W^T for x [rows, inputs], y [rows, outputs].
-  void apply(const Blas& blas, const SplitRows& x, int rows, float* y) const {
+  void apply(const Blas &blas, const SplitRows &x, int rows, float *y) const {
     multiply(blas, x.high.data(), rows, 0, y);
     multiply(blas, x.low.data(), rows, 1, y);
   }
 
   /// y += x W^T.
-  void add(const Blas& blas, const SplitRows& x, int rows, float* y) const {
+  void add(const Blas &blas, const SplitRows &x, int rows, float *y) const {
     multiply(blas, x.high.data(), rows, 1, y);
     multiply(blas, x.low.data(), rows, 1, y);
   }
 
  private:
   /// y = x W^T + beta y
-  void multiply(const Blas& blas, const __half* x, int rows, float beta, float* y) const;
+  void multiply(const Blas &blas, const __half *x, int rows, float beta, float *y) const;
 
   int outputs_ = 0, inputs_ = 0;
   DeviceArray<__half> weights_;

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "squat/cache/call.hpp"
 #include "squat/attention/rotary.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/page_layout.hpp"
 #include "squat/cpu/vector.hpp"

@@ -6,10 +6,10 @@
 #include <array>
 #include <utility>
 
-#include "squat/cpu/exact_rows.hpp"
 #include "squat/attention/rotary.hpp"
 #include "squat/config.hpp"
 #include "squat/cpu/buffer.hpp"
+#include "squat/cpu/exact_rows.hpp"
 #include "squat/cpu/vector.hpp"
 #include "squat/instruction_set.hpp"
 #include "squat/tensor.hpp"

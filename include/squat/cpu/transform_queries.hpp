@@ -10,8 +10,8 @@
 #include <optional>
 #include <span>
 
-#include "squat/cache/call.hpp"
 #include "squat/attention/rotary.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/integer_matrix.hpp"
 #include "squat/cpu/round_weights.hpp"

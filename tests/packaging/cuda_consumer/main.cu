@@ -12,7 +12,7 @@ int main() {
   squat::KVCache<squat::half, 2, 2, squat::CudaFor<64>> cache(
       {.layers = 1, .query_heads = 1, .kv_heads = 1, .head_dim = 64});
   const squat::SequenceId sequence = cache.add_sequence();
-  squat::half* rows = nullptr;
+  squat::half *rows = nullptr;
   if (cudaMalloc(&rows, 4 * 64 * sizeof(squat::half)) != cudaSuccess) return 1;
   cudaMemset(rows, 0, 4 * 64 * sizeof(squat::half));
   cache.attend(sequence, 0, squat::TensorView<squat::half>(rows, 1, 1, 64), {rows + 64, 1, 1, 64},
