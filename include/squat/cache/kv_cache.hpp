@@ -60,9 +60,14 @@ constexpr bool supported_bits(int bits) {
 /// SequenceTokens says. Errors are `squat::Error`, name the argument and the
 /// limit, and leave the cache as it was. One thread at a time may call a cache.
 ///
+/// A call allocates where what it adds needs more memory than there is: pages come in slabs, a tail and
+/// the workspaces grow. A decode step that fits allocates nothing.
+///
 /// A backend on a device takes tensors in its memory and, as the last argument of
 /// every call, the stream that the call's work is put into. Calls on several
-/// streams are the engine's to order.
+/// streams are the engine's to order. Decode steps (a token a sequence, behind the prompt) do not wait for
+/// the device, and what their kernels meet is thrown by check(). Other calls that append wait for it once,
+/// to check their elements, and again where codings are learnt or a workspace grows.
 template <Element T, int KeyBits, int ValueBits = KeyBits, class Backend = Cpu>
 class KVCache {
   static_assert(supported_bits(KeyBits) && supported_bits(ValueBits),
@@ -82,6 +87,8 @@ class KVCache {
   using Batch = std::span<const SequenceTokens>;
 
  public:
+  /// Throws Error for options that do not fit each other, before anything is allocated. Allocates little:
+  /// memory for tokens comes with them. On a device, waits for it.
   explicit KVCache(const Options &options)
       : options_(checks::resolve(options, KeyBits)),
         operations_(options_),
@@ -117,7 +124,8 @@ class KVCache {
     });
   }
 
-  /// Its handle is never good again; its pages are free for others. Neither allocates nor waits.
+  /// Its handle is never good again; its pages and rows are free for others, and stay the cache's. Neither
+  /// allocates nor waits.
   void remove_sequence(SequenceId sequence) {
     for (Layer &layer : find(sequence).layers) {
       pages_.release(layer, 0);
@@ -142,7 +150,7 @@ class KVCache {
     append_checked<S>(batch, layer, q, k, v, out, stream);
   }
 
-  /// Attends without appending. The queries of a sequence stand at its last
+  /// Attends without appending; on a device, without waiting. The queries of a sequence stand at its last
   /// positions: query i of n sees the first length - n + i + 1 tokens, as after
   /// append() of the same n tokens.
   template <class S>
@@ -216,8 +224,8 @@ class KVCache {
   }
 
   /// Counts `steps` replays of a captured decode step, that is, of a graph of attend() in every layer
-  /// for a batch of sequences with one token each, and lays the next pages ready: call it at least once
-  /// every `page_tokens` replays. The step must have been taken once before it was captured. The batch's
+  /// for a batch of sequences with one token each, and acquires the pages they pack into next: call it at
+  /// least once every `page_tokens` replays. Does not wait. The step must have been taken once before it was captured. The batch's
   /// token counts are not read. Throws Error, once all is counted, where a sequence has outgrown the
   /// graph, which happens each time its length doubles: capture the step anew.
   void advance(Batch batch, Index steps, Stream stream = {}) requires replayable {
@@ -249,7 +257,7 @@ class KVCache {
 
   /// Writes all tokens of a sequence and layer as attention sees them: exact
   /// rows as they are, packed ones as their codes say. k, v: [length(sequence,
-  /// layer), kv_heads, head_dim].
+  /// layer), kv_heads, head_dim]. On a device it does not wait, unless its workspace grows.
   template <Element S>
   void dequantize(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<TensorView<S>> v,
                   Stream stream = {}) {
@@ -261,7 +269,7 @@ class KVCache {
   }
 
   /// Keeps the first `tokens` tokens of a sequence in every layer. A page cut
-  /// in two stays packed.
+  /// in two stays packed. Does not wait.
   void truncate(SequenceId sequence, Index tokens, Stream stream = {}) {
     Sequence &state = find(sequence);
     const Index most = length(sequence);
@@ -277,7 +285,8 @@ class KVCache {
   /// shift(sequence, keep, keep + n, -n). Packed tokens are not coded anew:
   /// their pages change the position they are turned back by. Exact ones are
   /// turned. The engine's next token stands `by` positions from where it would
-  /// have stood. by other than 0 needs Options::rotary.
+  /// have stood. by other than 0 needs Options::rotary. Allocates a page table's growth; on a device it
+  /// waits only where its workspace grows.
   void shift(SequenceId sequence, Index first, Index last, Index by, Stream stream = {}) {
     Sequence &state = find(sequence);
     const Index most = length(sequence);
@@ -310,7 +319,7 @@ class KVCache {
   /// The statistics of queries and keys that codings have learnt from, to be
   /// another cache's Options::prior; those of its own prior are part of them.
   /// Throws Error where they are gone: without Options::keep_statistics they
-  /// are dropped once a coding is learnt.
+  /// are dropped once a coding is learnt. Allocates the result; on a device, waits for it.
   Prior statistics() const {
     Prior prior(options_.layers, options_.kv_heads, options_.head_dim,
                 std::max(1, *options_.tile_tokens));
@@ -343,6 +352,8 @@ class KVCache {
     return find(sequence, layer).length();
   }
 
+  /// What is allocated, and what of it holds tokens. Counts on the host: neither allocates nor waits, and
+  /// throws nothing.
   MemoryReport memory_report() const {
     MemoryReport report;
     report.pages = pages_.bytes();
