@@ -13,11 +13,11 @@
 #include <utility>
 #include <vector>
 
-#include "squat/cpu/float_vector.hpp"
+#include "squat/coding/subspace_basis.hpp"
+#include "squat/cpu/kernels/float_vector.hpp"
+#include "squat/cpu/kernels/row_blocks.hpp"
 #include "squat/cpu/page_memory.hpp"
-#include "squat/cpu/row_blocks.hpp"
 #include "squat/parallel/thread_pool.hpp"
-#include "squat/quantize/subspace_basis.hpp"
 #include "squat/squat.hpp"
 
 namespace {

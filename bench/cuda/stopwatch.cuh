@@ -9,8 +9,8 @@
 #include <numeric>
 #include <vector>
 
-#include "squat/cuda/device_buffer.hpp"
 #include "squat/cuda/error.hpp"
+#include "squat/cuda/state/device_buffer.hpp"
 
 namespace bench {
 

@@ -11,7 +11,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "squat/cuda/device_buffer.hpp"
+#include "squat/cuda/state/device_buffer.hpp"
 #include "squat/squat.hpp"
 #include "workload.hpp"
 

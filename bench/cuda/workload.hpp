@@ -6,8 +6,8 @@
 #include <optional>
 #include <string>
 
-#include "squat/config.hpp"
-#include "squat/quantize/coding.hpp"
+#include "squat/coding/coding.hpp"
+#include "squat/core/config.hpp"
 
 namespace bench {
 

@@ -7,7 +7,7 @@
 
 #include "instruction_sets.hpp"
 #include "squat/compiled/any_operations.hpp"
-#include "squat/error.hpp"
+#include "squat/core/error.hpp"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

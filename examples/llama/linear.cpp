@@ -4,7 +4,7 @@
 #include <array>
 
 #include "dequantize.hpp"
-#include "squat/cpu/float_vector.hpp"
+#include "squat/cpu/kernels/float_vector.hpp"
 
 namespace llama {
 namespace {

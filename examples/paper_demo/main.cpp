@@ -10,7 +10,7 @@
 #include <limits>
 #include <string>
 
-#include "squat/quantize/orthogonal_rounding.hpp"
+#include "squat/coding/orthogonal_rounding.hpp"
 
 namespace {
 

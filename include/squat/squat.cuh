@@ -4,10 +4,10 @@
 /// C++20, with EIGEN_NO_CUDA defined. Caches of the CPU ask for squat.hpp too.
 
 #include "squat/cache/kv_cache.hpp"
-#include "squat/config.hpp"
+#include "squat/cache/options.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
+#include "squat/core/parallel.hpp"
+#include "squat/core/tensor.hpp"
+#include "squat/core/version.hpp"
 #include "squat/cuda/operations.hpp"
-#include "squat/error.hpp"
-#include "squat/options.hpp"
-#include "squat/parallel.hpp"
-#include "squat/tensor.hpp"
-#include "squat/version.hpp"

@@ -4,12 +4,12 @@
 /// See squat::KVCache.
 
 #include "squat/cache/kv_cache.hpp"
-#include "squat/config.hpp"
-#include "squat/error.hpp"
-#include "squat/options.hpp"
-#include "squat/parallel.hpp"
-#include "squat/tensor.hpp"
-#include "squat/version.hpp"
+#include "squat/cache/options.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
+#include "squat/core/parallel.hpp"
+#include "squat/core/tensor.hpp"
+#include "squat/core/version.hpp"
 
 // The kernels of the CPU: in this translation unit, or, for targets that link squat::compiled, in
 // that library.

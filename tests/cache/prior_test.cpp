@@ -11,7 +11,7 @@
 
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
-#include "squat/quantize/moments.hpp"
+#include "squat/coding/moments.hpp"
 
 namespace squat::test {
 namespace {

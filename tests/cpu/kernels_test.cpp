@@ -11,13 +11,13 @@
 #include <vector>
 
 #include "squat/cpu/buffer.hpp"
-#include "squat/cpu/byte_matrix.hpp"
-#include "squat/cpu/dot_codes.hpp"
-#include "squat/cpu/exact_attention.hpp"
-#include "squat/cpu/integer_matrix.hpp"
-#include "squat/cpu/round_weights.hpp"
-#include "squat/cpu/softmax.hpp"
-#include "squat/cpu/weighted_codes.hpp"
+#include "squat/cpu/kernels/byte_matrix.hpp"
+#include "squat/cpu/kernels/dot_codes.hpp"
+#include "squat/cpu/kernels/exact_attention.hpp"
+#include "squat/cpu/kernels/integer_matrix.hpp"
+#include "squat/cpu/kernels/round_weights.hpp"
+#include "squat/cpu/kernels/softmax.hpp"
+#include "squat/cpu/kernels/weighted_codes.hpp"
 
 namespace squat::cpu::test {
 namespace {

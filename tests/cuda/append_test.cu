@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "device_array.hpp"
-#include "squat/attention/rotary.hpp"
-#include "squat/cuda/append_step.cuh"
-#include "squat/cuda/check_elements.cuh"
-#include "squat/cuda/exact_rows.cuh"
+#include "squat/coding/rotary.hpp"
+#include "squat/cuda/kernels/append_step.cuh"
+#include "squat/cuda/kernels/check_elements.cuh"
+#include "squat/cuda/kernels/exact_rows.cuh"
 
 namespace squat::test {
 namespace {

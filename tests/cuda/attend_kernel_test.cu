@@ -10,8 +10,8 @@
 #include <random>
 #include <vector>
 
-#include "squat/config.hpp"
-#include "squat/cuda/launch_attend.cuh"
+#include "squat/core/config.hpp"
+#include "squat/cuda/kernels/launch_attend.cuh"
 
 namespace squat::cuda {
 namespace {

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <string>
 
-#include "squat/attention/rotary.hpp"
-#include "squat/cuda/coding_tables.hpp"
-#include "squat/error.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/core/error.hpp"
+#include "squat/cuda/coding/coding_tables.hpp"
 
 namespace squat::test {
 namespace {

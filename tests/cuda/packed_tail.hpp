@@ -12,15 +12,15 @@
 #include <vector>
 
 #include "device_array.hpp"
-#include "squat/attention/rotary.hpp"
-#include "squat/cpu/pack_page.hpp"
-#include "squat/cuda/append_step.cuh"
-#include "squat/cuda/exact_rows.cuh"
-#include "squat/cuda/pack_keys.cuh"
-#include "squat/cuda/pack_values.cuh"
-#include "squat/cuda/unpack_pages.cuh"
-#include "squat/quantize/key_quantizer.hpp"
-#include "squat/quantize/orthogonal_rounding.hpp"
+#include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/orthogonal_rounding.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/cpu/kernels/pack_page.hpp"
+#include "squat/cuda/kernels/append_step.cuh"
+#include "squat/cuda/kernels/exact_rows.cuh"
+#include "squat/cuda/kernels/pack_keys.cuh"
+#include "squat/cuda/kernels/pack_values.cuh"
+#include "squat/cuda/kernels/unpack_pages.cuh"
 #include "unpack_page.hpp"
 
 namespace squat::test {

@@ -3,13 +3,13 @@
 // Kernels that several tests share: kernels.cu compiles those of each page layout once, and
 // those that depend on head_dim alone.
 
-#include "squat/cuda/append_step.cuh"
-#include "squat/cuda/attend_call.cuh"
-#include "squat/cuda/device_statistics.cuh"
-#include "squat/cuda/exact_rows.cuh"
-#include "squat/cuda/launch_attend.cuh"
-#include "squat/cuda/pack_keys.cuh"
-#include "squat/cuda/pack_values.cuh"
+#include "squat/cuda/coding/device_statistics.cuh"
+#include "squat/cuda/kernels/append_step.cuh"
+#include "squat/cuda/kernels/attend_call.cuh"
+#include "squat/cuda/kernels/exact_rows.cuh"
+#include "squat/cuda/kernels/launch_attend.cuh"
+#include "squat/cuda/kernels/pack_keys.cuh"
+#include "squat/cuda/kernels/pack_values.cuh"
 
 namespace squat::cuda {
 

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "device_array.hpp"
-#include "squat/attention/rotary.hpp"
+#include "squat/cache/options.hpp"
+#include "squat/coding/rotary.hpp"
 #include "squat/cpu/layer_coding.hpp"
-#include "squat/cuda/device_statistics.cuh"
-#include "squat/options.hpp"
+#include "squat/cuda/coding/device_statistics.cuh"
 
 namespace squat::test {
 namespace {

@@ -9,14 +9,14 @@
 #include <cstring>
 #include <utility>
 
-#include "squat/attention/rotary.hpp"
 #include "squat/cache/call.hpp"
-#include "squat/config.hpp"
-#include "squat/cuda/fragments.cuh"
-#include "squat/cuda/page_layout.cuh"
-#include "squat/quantize/hadamard.hpp"
-#include "squat/quantize/key_quantizer.hpp"
-#include "squat/tensor.hpp"
+#include "squat/coding/hadamard.hpp"
+#include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/tensor.hpp"
+#include "squat/cuda/page/fragments.cuh"
+#include "squat/cuda/page/page_layout.cuh"
 
 namespace squat::test {
 

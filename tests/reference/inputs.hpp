@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "attention_error.hpp"
-#include "squat/attention/rotary.hpp"
-#include "squat/config.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat::test {
 

@@ -10,7 +10,7 @@
 #include "squat/cache/call.hpp"
 #include "squat/cache/sequence.hpp"
 #include "squat/cache/tail_rule.hpp"
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat {
 

@@ -9,11 +9,11 @@
 #include <span>
 
 #include "squat/cache/call.hpp"
-#include "squat/config.hpp"
-#include "squat/element_range.hpp"
-#include "squat/options.hpp"
-#include "squat/quantize/prior.hpp"
-#include "squat/tensor.hpp"
+#include "squat/cache/options.hpp"
+#include "squat/coding/prior.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/element_range.hpp"
+#include "squat/core/tensor.hpp"
 
 namespace squat {
 

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <span>
 
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat {
 

@@ -11,11 +11,11 @@
 #include <string>
 #include <string_view>
 
-#include "squat/config.hpp"
-#include "squat/error.hpp"
-#include "squat/instruction_set.hpp"
-#include "squat/options.hpp"
-#include "squat/tensor.hpp"
+#include "squat/cache/options.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
+#include "squat/core/instruction_set.hpp"
+#include "squat/core/tensor.hpp"
 
 namespace squat::inline SQUAT_API_NAMESPACE::checks {
 

@@ -20,16 +20,16 @@
 #include "squat/cache/layer_pages.hpp"
 #include "squat/cache/learning.hpp"
 #include "squat/cache/memory_report.hpp"
+#include "squat/cache/options.hpp"
 #include "squat/cache/replay.hpp"
 #include "squat/cache/sequence.hpp"
 #include "squat/cache/sequence_table.hpp"
 #include "squat/cache/tail_rule.hpp"
-#include "squat/config.hpp"
-#include "squat/element_range.hpp"
-#include "squat/error.hpp"
-#include "squat/instruction_set.hpp"
-#include "squat/options.hpp"
-#include "squat/tensor.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/element_range.hpp"
+#include "squat/core/error.hpp"
+#include "squat/core/instruction_set.hpp"
+#include "squat/core/tensor.hpp"
 
 namespace squat {
 
@@ -65,9 +65,9 @@ constexpr bool supported_bits(int bits) {
 ///
 /// A backend on a device takes tensors in its memory and, as the last argument of
 /// every call, the stream that the call's work is put into. Calls on several
-/// streams are the engine's to order. Decode steps (a token a sequence, behind the prompt) do not wait for
-/// the device, and what their kernels meet is thrown by check(). Other calls that append wait for it once,
-/// to check their elements, and again where codings are learnt or a workspace grows.
+/// streams are the engine's to order. Decode steps (a token a sequence, behind the prompt) do not wait
+/// for the device, and what their kernels meet is thrown by check(). Other calls that append wait for it
+/// once, to check their elements, and again where codings are learnt or a workspace grows.
 template <Element T, int KeyBits, int ValueBits = KeyBits, class Backend = Cpu>
 class KVCache {
   static_assert(supported_bits(KeyBits) && supported_bits(ValueBits),
@@ -87,8 +87,8 @@ class KVCache {
   using Batch = std::span<const SequenceTokens>;
 
  public:
-  /// Throws Error for options that do not fit each other, before anything is allocated. Allocates little:
-  /// memory for tokens comes with them. On a device, waits for it.
+  /// Throws Error for options that do not fit each other, before anything is allocated. Allocates
+  /// little: memory for tokens comes with them. On a device, waits for it.
   explicit KVCache(const Options &options)
       : options_(checks::resolve(options, KeyBits)),
         operations_(options_),
@@ -124,8 +124,8 @@ class KVCache {
     });
   }
 
-  /// Its handle is never good again; its pages and rows are free for others, and stay the cache's. Neither
-  /// allocates nor waits.
+  /// Its handle is never good again; its pages and rows are free for others, and stay the cache's.
+  /// Neither allocates nor waits.
   void remove_sequence(SequenceId sequence) {
     for (Layer &layer : find(sequence).layers) {
       pages_.release(layer, 0);
@@ -150,9 +150,9 @@ class KVCache {
     append_checked<S>(batch, layer, q, k, v, out, stream);
   }
 
-  /// Attends without appending; on a device, without waiting. The queries of a sequence stand at its last
-  /// positions: query i of n sees the first length - n + i + 1 tokens, as after
-  /// append() of the same n tokens.
+  /// Attends without appending; on a device, without waiting. The queries of a sequence stand at its
+  /// last positions: query i of n sees the first length - n + i + 1 tokens, as after append() of the
+  /// same n tokens.
   template <class S>
   void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<Out<S>> out,
               Stream stream = {}) {
@@ -224,10 +224,10 @@ class KVCache {
   }
 
   /// Counts `steps` replays of a captured decode step, that is, of a graph of attend() in every layer
-  /// for a batch of sequences with one token each, and acquires the pages they pack into next: call it at
-  /// least once every `page_tokens` replays. Does not wait. The step must have been taken once before it was captured. The batch's
-  /// token counts are not read. Throws Error, once all is counted, where a sequence has outgrown the
-  /// graph, which happens each time its length doubles: capture the step anew.
+  /// for a batch of sequences with one token each, and acquires the pages they pack into next: call it
+  /// at least once every `page_tokens` replays. Does not wait. The step must have been taken once before
+  /// it was captured. The batch's token counts are not read. Throws Error, once all is counted, where a
+  /// sequence has outgrown the graph, which happens each time its length doubles: capture the step anew.
   void advance(Batch batch, Index steps, Stream stream = {}) requires replayable {
     checks::check_range("steps", steps, 0, options_.page_tokens);
     for (const SequenceTokens &entry : batch) {
@@ -352,8 +352,8 @@ class KVCache {
     return find(sequence, layer).length();
   }
 
-  /// What is allocated, and what of it holds tokens. Counts on the host: neither allocates nor waits, and
-  /// throws nothing.
+  /// What is allocated, and what of it holds tokens. Counts on the host: neither allocates nor waits,
+  /// and throws nothing.
   MemoryReport memory_report() const {
     MemoryReport report;
     report.pages = pages_.bytes();

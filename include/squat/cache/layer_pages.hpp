@@ -9,10 +9,10 @@
 
 #include "squat/cache/append_plan.hpp"
 #include "squat/cache/call.hpp"
+#include "squat/cache/options.hpp"
 #include "squat/cache/page_pool.hpp"
 #include "squat/cache/sequence.hpp"
-#include "squat/config.hpp"
-#include "squat/options.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat {
 

@@ -9,12 +9,12 @@
 #include <vector>
 
 #include "squat/cache/call.hpp"
+#include "squat/cache/options.hpp"
 #include "squat/cache/tail_rule.hpp"
-#include "squat/config.hpp"
-#include "squat/instruction_set.hpp"
-#include "squat/options.hpp"
-#include "squat/quantize/coding.hpp"
-#include "squat/tensor.hpp"
+#include "squat/coding/coding.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/instruction_set.hpp"
+#include "squat/core/tensor.hpp"
 
 namespace squat::inline SQUAT_API_NAMESPACE {
 

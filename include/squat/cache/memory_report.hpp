@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat {
 

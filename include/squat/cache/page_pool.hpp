@@ -9,8 +9,8 @@
 #include <limits>
 #include <vector>
 
-#include "squat/config.hpp"
-#include "squat/error.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
 
 namespace squat {
 

@@ -13,13 +13,13 @@
 #include "squat/cache/backend.hpp"
 #include "squat/cache/call.hpp"
 #include "squat/cache/layer_pages.hpp"
+#include "squat/cache/options.hpp"
 #include "squat/cache/sequence.hpp"
 #include "squat/cache/tail_rule.hpp"
-#include "squat/config.hpp"
-#include "squat/error.hpp"
-#include "squat/instruction_set.hpp"
-#include "squat/options.hpp"
-#include "squat/tensor.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
+#include "squat/core/instruction_set.hpp"
+#include "squat/core/tensor.hpp"
 
 namespace squat::inline SQUAT_API_NAMESPACE {
 

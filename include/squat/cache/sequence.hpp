@@ -11,7 +11,7 @@
 
 #include "squat/cache/call.hpp"
 #include "squat/cache/page_pool.hpp"
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "squat/cache/sequence.hpp"
-#include "squat/error.hpp"
+#include "squat/core/error.hpp"
 
 namespace squat {
 

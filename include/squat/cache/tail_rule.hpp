@@ -2,7 +2,7 @@
 
 // What stays exact behind the sinks, and when a page is due.
 
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat {
 

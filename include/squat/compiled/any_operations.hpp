@@ -11,11 +11,11 @@
 #include <string_view>
 
 #include "squat/cache/call.hpp"
+#include "squat/cache/options.hpp"
+#include "squat/coding/prior.hpp"
 #include "squat/compiled/any_tensor.hpp"
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
 #include "squat/cpu/exact_store.hpp"
-#include "squat/options.hpp"
-#include "squat/quantize/prior.hpp"
 
 namespace squat::compiled {
 

@@ -6,8 +6,8 @@
 #include <string_view>
 #include <type_traits>
 
-#include "squat/config.hpp"
-#include "squat/tensor.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/tensor.hpp"
 
 namespace squat {
 

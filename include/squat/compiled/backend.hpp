@@ -8,15 +8,15 @@
 #include <span>
 #include <utility>
 
+#include "squat/cache/options.hpp"
 #include "squat/compiled/any_operations.hpp"
 #include "squat/compiled/any_tensor.hpp"
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/element_range.hpp"
+#include "squat/core/instruction_set.hpp"
+#include "squat/core/tensor.hpp"
 #include "squat/cpu/page_memory.hpp"
 #include "squat/cpu/stream.hpp"
-#include "squat/element_range.hpp"
-#include "squat/instruction_set.hpp"
-#include "squat/options.hpp"
-#include "squat/tensor.hpp"
 
 namespace squat::compiled {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "squat/cache/call.hpp"
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat::cpu {
 

@@ -2,9 +2,9 @@
 
 // The CPU backend, header-only.
 
+#include "squat/cache/options.hpp"
+#include "squat/core/instruction_set.hpp"
 #include "squat/cpu/operations.hpp"
-#include "squat/instruction_set.hpp"
-#include "squat/options.hpp"
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
 

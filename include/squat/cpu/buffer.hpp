@@ -6,7 +6,7 @@
 #include <memory>
 #include <new>
 
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat::cpu {
 

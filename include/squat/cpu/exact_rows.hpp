@@ -2,7 +2,7 @@
 
 // Rows that stay exact, as attention reads them.
 
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat::cpu {
 

@@ -8,13 +8,13 @@
 #include <utility>
 
 #include "squat/cache/call.hpp"
+#include "squat/cache/options.hpp"
 #include "squat/cache/tail_rule.hpp"
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/instruction_set.hpp"
+#include "squat/core/tensor.hpp"
 #include "squat/cpu/exact_rows.hpp"
 #include "squat/cpu/row_store.hpp"
-#include "squat/instruction_set.hpp"
-#include "squat/options.hpp"
-#include "squat/tensor.hpp"
 
 namespace squat::cpu::inline SQUAT_API_NAMESPACE {
 

@@ -8,11 +8,11 @@
 #include <utility>
 #include <vector>
 
-#include "squat/attention/mean_modes.hpp"
-#include "squat/attention/rotary.hpp"
-#include "squat/cpu/byte_matrix.hpp"
-#include "squat/cpu/integer_matrix.hpp"
-#include "squat/quantize/key_quantizer.hpp"
+#include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/mean_modes.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/cpu/kernels/byte_matrix.hpp"
+#include "squat/cpu/kernels/integer_matrix.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 

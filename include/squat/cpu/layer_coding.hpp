@@ -7,14 +7,14 @@
 #include <utility>
 #include <vector>
 
-#include "squat/attention/rotary.hpp"
+#include "squat/cache/options.hpp"
+#include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/moments.hpp"
+#include "squat/coding/query_statistics.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/core/tensor.hpp"
 #include "squat/cpu/head_coding.hpp"
-#include "squat/cpu/vector.hpp"
-#include "squat/options.hpp"
-#include "squat/quantize/key_quantizer.hpp"
-#include "squat/quantize/moments.hpp"
-#include "squat/quantize/query_statistics.hpp"
-#include "squat/tensor.hpp"
+#include "squat/cpu/kernels/vector.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 

@@ -6,7 +6,7 @@
 // multiple of 64 bytes:
 //
 //   key codes     runs of channels of one width, one behind the other; lanes
-//                 are tokens, inner are the run's channels (quantize/codes.hpp)
+//                 are tokens, inner are the run's channels (coding/codes.hpp)
 //                 16 bit: [group, head_dim] rows
 //   key zeros     float16 [head_dim]
 //   key scales    float16 [head_dim]; the sign of the first names the KeySpace
@@ -24,11 +24,11 @@
 #include <cstring>
 #include <type_traits>
 
-#include "squat/config.hpp"
-#include "squat/options.hpp"
-#include "squat/quantize/codes.hpp"
-#include "squat/quantize/key_quantizer.hpp"
-#include "squat/quantize/value_quantizer.hpp"
+#include "squat/cache/options.hpp"
+#include "squat/coding/codes.hpp"
+#include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/value_quantizer.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 

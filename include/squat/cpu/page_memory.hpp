@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
 
 namespace squat::cpu {
 

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "squat/attention/softmax_state.hpp"
 #include "squat/cpu/buffer.hpp"
-#include "squat/cpu/row_blocks.hpp"
+#include "squat/cpu/kernels/row_blocks.hpp"
+#include "squat/cpu/softmax_state.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 

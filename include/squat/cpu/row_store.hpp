@@ -6,13 +6,13 @@
 #include <array>
 #include <utility>
 
-#include "squat/attention/rotary.hpp"
-#include "squat/config.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/instruction_set.hpp"
+#include "squat/core/tensor.hpp"
 #include "squat/cpu/buffer.hpp"
 #include "squat/cpu/exact_rows.hpp"
-#include "squat/cpu/vector.hpp"
-#include "squat/instruction_set.hpp"
-#include "squat/tensor.hpp"
+#include "squat/cpu/kernels/vector.hpp"
 
 namespace squat::cpu::inline SQUAT_API_NAMESPACE {
 

@@ -2,7 +2,7 @@
 
 // What a call on the CPU is ordered by.
 
-#include "squat/instruction_set.hpp"
+#include "squat/core/instruction_set.hpp"
 
 namespace squat::cpu::inline SQUAT_API_NAMESPACE {
 

@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "squat/config.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/parallel.hpp"
 #include "squat/cpu/buffer.hpp"
-#include "squat/parallel.hpp"
 
 namespace squat::cpu {
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-#include "squat/error.hpp"
+#include "squat/core/error.hpp"
 
 namespace squat::cuda {
 

@@ -3,7 +3,7 @@
 // OpenMP's threads for Options::parallel. Compile with OpenMP (-fopenmp);
 // without it tasks run one after another.
 
-#include "squat/parallel.hpp"
+#include "squat/core/parallel.hpp"
 
 namespace squat {
 

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "squat/parallel.hpp"
+#include "squat/core/parallel.hpp"
 
 namespace squat {
 

@@ -1,0 +1,78 @@
+#pragma once
+
+// What an engine chooses when it makes a cache.
+
+#include <cstddef>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "squat/coding/coding.hpp"
+#include "squat/coding/prior.hpp"
+#include "squat/coding/rotary_table.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/instruction_set.hpp"
+#include "squat/core/parallel.hpp"
+
+namespace squat::inline SQUAT_API_NAMESPACE {
+
+struct Options {
+  int layers = 0;
+  int query_heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;  ///< a multiple of 16, 16 to 512
+
+  std::optional<Coding> coding{};       ///< default: subspace to 4 bits, plain keys above
+  std::optional<AffineFit> fit{};       ///< default: minmax for plain, clip_and_gain otherwise
+  std::optional<ValueCoding> values{};  ///< default: plain where coding names plain, else symmetric
+  OrthogonalOptions orthogonal{};
+
+  int sinks = 4;          ///< first tokens of a sequence that stay exact for good
+  int residual = 64;      ///< newest tokens that stay exact, at least
+  int page_tokens = 128;  ///< tokens of a page; a multiple of 16, at most 1024
+
+  /// The rotary embedding that the keys and queries handed over carry: one for
+  /// all layers or one a layer, none if it is unknown. A token's position is
+  /// the number of tokens before it in its sequence; see KVCache::shift().
+  std::vector<RotaryTable> rotary{};
+
+  /// Tokens of a tile, whose keys are coded as if the tile began at position 0:
+  /// what is learnt from a prompt then holds at every distance. Rounded down to
+  /// whole pages, at least one. 0: keys are coded in the frame they come in.
+  /// Default: 256 for subspace with a rotary table, otherwise 0. CUDA has room for 64 modes
+  /// of the mean key (coding/mean_modes.hpp): 768 tokens at head_dim 128, 256 at 256.
+  std::optional<int> tile_tokens{};
+
+  /// Tokens whose queries and keys a coding learns from before its first page
+  /// is packed; until then a cache keeps them exact. Once learnt, a layer's
+  /// coding serves all sequences of the cache, or, with basis_per_sequence, the
+  /// one whose tokens they were. With a prior, which counts along, the first
+  /// page is packed as soon as it is full.
+  int statistics_tokens = 512;
+  bool basis_per_sequence = false;
+  std::shared_ptr<const Prior> prior{};
+
+  /// Keep the statistics, and add every token that comes with its queries, so
+  /// that KVCache::statistics() can hand them out at any time.
+  bool keep_statistics = false;
+
+  float attention_scale = 0;                                        ///< 0: 1 / sqrt(head_dim)
+  std::size_t max_pages = std::numeric_limits<std::size_t>::max();  ///< over all layers and
+                                                                    ///< sequences
+  Parallel parallel{};  ///< empty: tasks run one after another on the calling thread
+};
+
+/// The settings the SQuat paper publishes: rank and block of half a head,
+/// lambda 0.001, pages of 32 tokens, KIVI's ranges and values.
+inline Options published_squat(Options options) {
+  options.coding = Coding::orthogonal;
+  options.fit = AffineFit::minmax;
+  options.values = ValueCoding::plain;
+  options.orthogonal = {
+      .rank = options.head_dim / 2, .lambda = 1e-3f, .block = options.head_dim / 2, .order = false};
+  options.page_tokens = 32;
+  return options;
+}
+
+}  // namespace squat::inline SQUAT_API_NAMESPACE

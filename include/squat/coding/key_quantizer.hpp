@@ -1,0 +1,191 @@
+#pragma once
+
+// One interface to every key coding: what is learnt from a head's statistics,
+// and how a page of its keys becomes codes.
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "squat/coding/affine.hpp"
+#include "squat/coding/bit_allocation.hpp"
+#include "squat/coding/chunks.hpp"
+#include "squat/coding/coding.hpp"
+#include "squat/coding/moments.hpp"
+#include "squat/coding/orthogonal_rounding.hpp"
+#include "squat/coding/query_statistics.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/coding/subspace_basis.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/instruction_set.hpp"
+
+namespace squat::inline SQUAT_CPU_NAMESPACE {
+
+/// What the codes of a page's keys stand for.
+enum class KeySpace {
+  channels,  ///< the head's channels, every one at the same width
+  basis,     ///< coordinates in the subspace basis, widths by its allocation
+};
+
+/// Codes the keys of one KV head, a page at a time: an affine group a channel
+/// (or coordinate) and page.
+class KeyQuantizer {
+ public:
+  /// `bits`: of a code on average. `orthogonal` is read for Coding::orthogonal
+  /// alone.
+  KeyQuantizer(Coding coding, AffineFit fit, const OrthogonalOptions &orthogonal, int bits,
+               Index head_dim)
+      : coding_(coding),
+        fit_(fit),
+        options_(orthogonal),
+        bits_(bits),
+        head_dim_(head_dim),
+        uniform_(bits < 16 ? BitAllocation(bits, head_dim) : BitAllocation()) {}
+
+  int bits() const { return bits_; }
+  Index head_dim() const { return head_dim_; }
+
+  /// Fixes what the coding takes from a prompt. Before it, and without queries,
+  /// rounding is plain. frame: the tile frame that keys are coded in, or null.
+  template <class Real = double>
+  void learn(const QueryStatistics &statistics, const TileFrame *frame) {
+    if (!learns_from_prompt(coding_)) return;
+    if (frame != nullptr) {
+      const std::vector<double> mean = key_mean(statistics, frame);
+      mean_.resize(mean.size());
+      std::transform(mean.begin(), mean.end(), mean_.begin(),
+                     [](double x) { return static_cast<float>(x); });
+    }
+    const Matrix<Real> C = query_moment<Real>(statistics);
+    if (coding_ == Coding::subspace) {
+      basis_ = learn_subspace_basis<Real>(C, key_covariance<Real>(statistics, frame), bits_);
+      return;
+    }
+    // A tile frame's mean is known only now: what keys deviate from it stands
+    // in for the range of a group.
+    std::vector<double> range = statistics.mean_range();
+    if (frame != nullptr) {
+      const Matrix<Real> covariance = key_covariance<Real>(statistics, frame);
+      for (Index i = 0; i < covariance.rows(); ++i) {
+        range[static_cast<std::size_t>(i)] =
+            std::sqrt(std::max(static_cast<double>(covariance(i, i)), 0.0));
+      }
+    }
+    rounding_ = learn_orthogonal_rounding<Real>(C, range, options_);
+  }
+
+  /// Makes it what it was before learn().
+  void forget() {
+    mean_.clear();
+    rounding_.reset();
+    basis_.reset();
+  }
+
+  /// The mean key before its rotary embedding, [head_dim], which is taken off
+  /// keys before they are coded; null for none.
+  const float *mean() const { return mean_.empty() ? nullptr : mean_.data(); }
+
+  /// The basis of KeySpace::basis; null if no page is coded there.
+  const SubspaceBasis *basis() const { return basis_ ? &*basis_ : nullptr; }
+
+  /// How channels are rounded with feedback; null if they are not.
+  const OrthogonalRounding *rounding() const { return rounding_ ? &*rounding_ : nullptr; }
+
+  /// The widths of a page's codes.
+  const BitAllocation &allocation(KeySpace space) const {
+    return space == KeySpace::basis ? basis_->allocation : uniform_;
+  }
+
+  /// Codes a page of keys, their mean taken off. keys, scratch: channel-major
+  /// [head_dim, tokens]; codes: likewise, as wide as the allocation of the
+  /// space that is returned says; scales [head_dim].
+  template <class Scalar>
+  KeySpace quantize(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
+                    AffineScale *scales) const {
+    if (rounding_) {
+      round_orthogonal(*rounding_, keys, tokens, scratch, [&](Index channel, Scalar *row) {
+        scales[channel] = quantize_affine(row, tokens, bits_, fit_, codes + channel * tokens, row);
+      });
+      return KeySpace::channels;
+    }
+    if (!basis_) {
+      quantize_channels(keys, tokens, scratch, fit_, codes, scales);
+      return KeySpace::channels;
+    }
+    const Scalar error = quantize_in_basis(keys, tokens, scratch, codes, scales);
+    if (error <= channel_error(keys, tokens)) return KeySpace::basis;
+    // A page that the basis does not suit (keys unlike those it was learnt
+    // from) is coded plainly: never worse than plain.
+    quantize_channels(keys, tokens, scratch, AffineFit::minmax, codes, scales);
+    return KeySpace::channels;
+  }
+
+  /// Bytes of what was learnt.
+  std::size_t bytes() const {
+    return (rounding_ ? rounding_->bytes() : 0) + (basis_ ? basis_->bytes() : 0) +
+           mean_.size() * sizeof(float);
+  }
+
+ private:
+  template <class Scalar>
+  void quantize_channels(const Scalar *keys, Index tokens, Scalar *scratch, AffineFit fit,
+                         std::uint8_t *codes, AffineScale *scales) const {
+    for (Index channel = 0; channel < head_dim_; ++channel) {
+      const Index first = channel * tokens;
+      scales[channel] =
+          quantize_affine(keys + first, tokens, bits_, fit, codes + first, scratch + first);
+    }
+  }
+
+  /// Returns the squared error, in the metric of the queries.
+  template <class Scalar>
+  Scalar quantize_in_basis(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
+                           AffineScale *scales) const {
+    std::fill_n(scratch, head_dim_ * tokens, Scalar{0});
+    const Scalar *to_basis = basis_->to_basis.data();
+    add_product<Scalar>(strided_rows(to_basis, head_dim_, head_dim_),
+                        strided_rows(keys, head_dim_, tokens), strided_rows(scratch, head_dim_, tokens));
+    Scalar error = 0;
+    for (const CodeRun &run : basis_->allocation.runs()) {
+      for (Index i = run.first; i < run.first + run.channels; ++i) {
+        const Scalar *y = scratch + i * tokens;
+        scales[i] = quantize_affine(y, tokens, run.bits, fit_, codes + i * tokens);
+        error += affine_error(y, tokens, codes + i * tokens, scales[i]);
+      }
+    }
+    for (Index i = basis_->allocation.coded_channels(); i < head_dim_; ++i) {
+      const Scalar *y = scratch + i * tokens;
+      const Scalar mean = sum_chunks(tokens, [&](Index t) { return load_chunk(y + t); }).sum() /
+                          static_cast<Scalar>(tokens);
+      scales[i] = {to_half_saturated(mean), half(smallest_scale)};
+      error += constant_error(y, tokens, static_cast<Scalar>(scales[i].zero));
+    }
+    return error;
+  }
+
+  /// The squared error that quantize_channels() would make, in the same metric.
+  template <class Scalar>
+  Scalar channel_error(const Scalar *keys, Index tokens) const {
+    Scalar error = 0;
+    for (Index channel = 0; channel < head_dim_; ++channel) {
+      error += basis_->metric[static_cast<std::size_t>(channel)] *
+               minmax_error(keys + channel * tokens, tokens, bits_);
+    }
+    return error;
+  }
+
+  Coding coding_;
+  AffineFit fit_;
+  OrthogonalOptions options_;
+  int bits_;
+  Index head_dim_;
+  BitAllocation uniform_;
+  std::vector<float> mean_;
+  std::optional<OrthogonalRounding> rounding_;
+  std::optional<SubspaceBasis> basis_;
+};
+
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -1,0 +1,98 @@
+#pragma once
+
+// The scores of a turned mean key, as a product of small rank.
+//
+// What a query q of a tile's frame scores with the mean key m in row j of the
+// tile is, over the channels a, b of pair i (see TileFrame),
+//
+//   q . R(j) m = sum_i cos(j w_i) u_i + sin(j w_i) v_i + what does not turn,
+//   u_i = q_a m_a + q_b m_b,  v_i = q_b m_a - q_a m_b.
+//
+// Most frequencies w are so small that their cosines and sines hardly bend
+// within a tile: the table of all of them has a rank of 35 to 50 to five digits,
+// not head_dim. With P its leading left singular vectors,
+//
+//   q . R(j) m = sum_k (projection q)_k mode_k(j),  mode = P^T table,
+//
+// where the projection holds P and the mean of a head, and the modes are common
+// to all heads.
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cstddef>
+#include <span>
+
+#include "squat/coding/matrix_product.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/coding/symmetric_eigen.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/instruction_set.hpp"
+
+namespace squat::inline SQUAT_CPU_NAMESPACE {
+
+class MeanModes {
+ public:
+  /// The modes of a frame, to a tolerance of 1e-5 of the largest.
+  template <class Real = double>
+  explicit MeanModes(const TileFrame &frame) : table_(frame.table()) {
+    const Index turning = frame.angle_count();
+    Matrix<Real> table(turning + 1, frame.rows());
+    for (Index angle = 0; angle < turning; ++angle) {
+      for (Index row = 0; row < frame.rows(); ++row) {
+        table(angle, row) = static_cast<Real>(frame.angles(row)[angle * frame.rows()]);
+      }
+    }
+    for (Index row = 0; row < frame.rows(); ++row)
+      table(turning, row) = 1;  // of channels that do not turn
+    const auto eigen = symmetric_eigen<Real>(matrix_product<Real>(table, transposed<Real>(table)));
+    SQUAT_ASSERT(eigen);  // cosines and sines are finite
+    const Real *values = eigen->values.data(), *end = values + turning + 1;  // rising
+    const Real least = end[-1] * static_cast<Real>(tolerance * tolerance);
+    const Index count = end - std::upper_bound(values, end, least);
+    angles_.resize(turning + 1, count);
+    std::copy_n(eigen->vectors.data() + (turning + 1 - count) * (turning + 1), angles_.size(),
+                angles_.data());
+    const Matrix<Real> angles = transposed<Real>(eigen->vectors).bottomRows(count);
+    rows_ = matrix_product<Real>(angles, table).template cast<double>();
+  }
+
+  Index count() const { return angles_.cols(); }
+  std::size_t bytes() const {
+    return static_cast<std::size_t>(angles_.size() + rows_.size()) * sizeof(double);
+  }
+
+  /// mode_k(j), [count, rows of a tile].
+  const Eigen::MatrixXd &rows() const { return rows_; }
+
+  /// What a head's queries are multiplied by, [count, head_dim]. mean: of the
+  /// keys before their rotary embedding, [head_dim].
+  Eigen::MatrixXd projection(std::span<const float> mean) const {
+    const auto m = [&](Index channel) {
+      return static_cast<double>(mean[static_cast<std::size_t>(channel)]);
+    };
+    const auto size = static_cast<Index>(mean.size());
+    Eigen::MatrixXd projection(count(), size);
+    for (Index pair = 0; pair < table_.pair_count(); ++pair) {
+      const auto [a, b] = table_.channels(pair);
+      for (Index mode = 0; mode < count(); ++mode) {
+        const double cosine = angles_(2 * pair, mode), sine = angles_(2 * pair + 1, mode);
+        projection(mode, a) = cosine * m(a) - sine * m(b);
+        projection(mode, b) = cosine * m(b) + sine * m(a);
+      }
+    }
+    for (Index i = 2 * table_.pair_count(); i < size; ++i) {
+      for (Index mode = 0; mode < count(); ++mode)
+        projection(mode, i) = angles_(angles_.rows() - 1, mode) * m(i);
+    }
+    return projection;
+  }
+
+ private:
+  static constexpr double tolerance = 1e-5;  // of the largest singular value
+
+  RotaryTable table_;
+  Eigen::MatrixXd angles_;  // P, [2 * pairs + 1, count]
+  Eigen::MatrixXd rows_;
+};
+
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

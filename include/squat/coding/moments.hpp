@@ -1,0 +1,178 @@
+#pragma once
+
+// What tokens add to a head's statistics, and the mean and covariance that
+// codings read from them.
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "squat/coding/matrix_product.hpp"
+#include "squat/coding/query_statistics.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/instruction_set.hpp"
+
+namespace squat::inline SQUAT_CPU_NAMESPACE {
+
+/// Rows of one head as the statistics take them: [tokens, head_dim], row-major.
+using HeadRows = Eigen::Map<const RowMatrix>;
+
+namespace detail {
+
+/// sums += rows^T rows, a packed triangle.
+template <class Real, class Sum>
+void add_moment(HeadRows rows, std::span<Sum> sums) {
+  if (rows.rows() == 0) return;
+  const Matrix<Real> x = rows.template cast<Real>();
+  const Matrix<Real> moment = matrix_product<Real>(transposed<Real>(x), x);
+  auto sum = sums.begin();
+  for (Index i = 0; i < moment.rows(); ++i) {
+    for (Index j = 0; j <= i; ++j, ++sum) {
+      *sum = static_cast<Sum>(static_cast<double>(*sum) + static_cast<double>(moment(j, i)));
+    }
+  }
+}
+
+/// x becomes R(sign * row) x.
+inline void turn_in_frame(double *x, const TileFrame *frame, Index row, int sign) {
+  if (frame == nullptr) return;
+  const RotaryTable &table = frame->table();
+  for (Index pair = 0; pair < table.pair_count(); ++pair) {
+    const auto [a, b] = table.channels(pair);
+    const double c = static_cast<double>(frame->angles(row)[2 * pair * frame->rows()]);
+    const double s = sign * static_cast<double>(frame->angles(row)[(2 * pair + 1) * frame->rows()]);
+    const double from_a = x[a];
+    x[a] = from_a * c - x[b] * s;
+    x[b] = from_a * s + x[b] * c;
+  }
+}
+
+}  // namespace detail
+
+/// C += sum q q^T. A token's queries may come several times, as several tiles
+/// see them.
+template <class Real = double>
+void add_queries(QueryStatistics &statistics, HeadRows queries) {
+  detail::add_moment<Real>(queries, statistics.sums(&HeadSums::query_moment));
+  statistics.sums(&HeadSums::queries)[0] += static_cast<double>(queries.rows());
+}
+
+/// Adds keys in the order of their tokens, the first of which stands in row `row`
+/// of its tile.
+template <class Real = double>
+void add_keys(QueryStatistics &statistics, HeadRows keys, Index row) {
+  const Index d = statistics.head_dim();
+  detail::add_moment<Real>(keys, statistics.sums(&HeadSums::key_moment));
+  double *key_sum = statistics.sums(&HeadSums::key_sum).data();
+  double *row_counts = statistics.sums(&HeadSums::row_counts).data();
+  float *row_sums = statistics.sums(&HeadSums::row_sums).data();
+  for (Index token = 0; token < keys.rows(); ++token) {
+    const float *key = keys.data() + token * d;
+    const Index tile_row = (row + token) % statistics.rows();
+    float *row_sum = row_sums + tile_row * d;
+    for (Index i = 0; i < d; ++i) {
+      key_sum[i] += static_cast<double>(key[i]);
+      row_sum[i] += key[i];
+    }
+    row_counts[tile_row] += 1;
+    statistics.add_range(key);
+  }
+}
+
+/// C = sum q q^T, [head_dim, head_dim].
+template <class Real = double>
+Matrix<Real> query_moment(const QueryStatistics &statistics) {
+  const Index d = statistics.head_dim();
+  const std::span<const float> sums = statistics.sums(&HeadSums::query_moment);
+  Matrix<Real> moment(d, d);
+  auto sum = sums.begin();
+  for (Index i = 0; i < d; ++i) {
+    for (Index j = 0; j <= i; ++j, ++sum) moment(i, j) = moment(j, i) = static_cast<Real>(*sum);
+  }
+  return moment;
+}
+
+namespace detail {
+
+/// The sums of keys by row, [rows, head_dim]. What rounding has taken off them
+/// all together is given back, an equal share to every key: then they add up to
+/// the sum of all keys, and with one row they are that sum.
+inline std::vector<double> sums_by_row(const QueryStatistics &statistics) {
+  const Index d = statistics.head_dim();
+  const std::span<const float> rounded = statistics.sums(&HeadSums::row_sums);
+  const std::span<const double> key_sum = statistics.sums(&HeadSums::key_sum),
+                                row_counts = statistics.sums(&HeadSums::row_counts);
+  std::vector<double> sums(rounded.begin(), rounded.end()), lost(key_sum.begin(), key_sum.end());
+  const double count = std::max(statistics.keys(), 1.0);
+  for (std::size_t i = 0; i < sums.size(); ++i) lost[i % static_cast<std::size_t>(d)] -= sums[i];
+  for (Index row = 0; row < statistics.rows(); ++row) {
+    const double share = row_counts[static_cast<std::size_t>(row)] / count;
+    for (Index i = 0; i < d; ++i) {
+      sums[static_cast<std::size_t>(row * d + i)] += share * lost[static_cast<std::size_t>(i)];
+    }
+  }
+  return sums;
+}
+
+/// The mean of the keys as row 0 of a tile has them, of their sums by row.
+inline std::vector<double> key_mean(const QueryStatistics &statistics, const TileFrame *frame,
+                                    const double *sums) {
+  std::vector<double> mean(static_cast<std::size_t>(statistics.head_dim())), of_row(mean);
+  const double count = std::max(statistics.keys(), 1.0);
+  for (Index row = 0; row < statistics.rows(); ++row, sums += statistics.head_dim()) {
+    std::copy_n(sums, of_row.size(), of_row.data());
+    turn_in_frame(of_row.data(), frame, row, -1);
+    for (std::size_t i = 0; i < mean.size(); ++i) mean[i] += of_row[i] / count;
+  }
+  return mean;
+}
+
+}  // namespace detail
+
+/// The mean of the keys as row 0 of a tile has them, [head_dim]: of keys
+/// before their rotary embedding. frame: null without a tile frame.
+inline std::vector<double> key_mean(const QueryStatistics &statistics, const TileFrame *frame) {
+  return detail::key_mean(statistics, frame, detail::sums_by_row(statistics).data());
+}
+
+/// The covariance of the keys about their turned mean, [head_dim, head_dim].
+template <class Real = double>
+Matrix<Real> key_covariance(const QueryStatistics &statistics, const TileFrame *frame) {
+  const Index d = statistics.head_dim(), rows = statistics.rows();
+  const std::vector<double> by_row = detail::sums_by_row(statistics);
+  const std::vector<double> mean = detail::key_mean(statistics, frame, by_row.data());
+  const std::span<const double> row_counts = statistics.sums(&HeadSums::row_counts);
+  const double count = std::max(statistics.keys(), 1.0);
+  // sum (x - m_j)(x - m_j)^T = sum x x^T - sum_j (s_j m_j^T + m_j s_j^T - n_j m_j m_j^T)
+  std::vector<double> turned(mean), rest(mean.size());
+  Matrix<Real> means(rows, d), half_way(d, rows);
+  const double *sums = by_row.data();
+  for (Index row = 0; row < rows; ++row, sums += d) {
+    turned = mean;
+    detail::turn_in_frame(turned.data(), frame, row, 1);
+    const double keys = row_counts[static_cast<std::size_t>(row)];
+    for (Index i = 0; i < d; ++i) {
+      const double m = turned[static_cast<std::size_t>(i)], weighted = m * keys;
+      means(row, i) = static_cast<Real>(m);
+      half_way(i, row) = static_cast<Real>(sums[i] - .5 * weighted);
+      rest[static_cast<std::size_t>(i)] += (sums[i] - weighted) / count;
+    }
+  }
+  const Matrix<Real> crossed = matrix_product<Real>(half_way, means);
+  const std::span<const double> moment = statistics.sums(&HeadSums::key_moment);
+  auto sum = moment.begin();
+  Matrix<Real> covariance(d, d);
+  for (Index i = 0; i < d; ++i) {
+    for (Index j = 0; j <= i; ++j, ++sum) {
+      const double about_means = *sum - static_cast<double>(crossed(i, j) + crossed(j, i));
+      const double off = rest[static_cast<std::size_t>(i)] * rest[static_cast<std::size_t>(j)];
+      covariance(i, j) = covariance(j, i) = static_cast<Real>(about_means / count - off);
+    }
+  }
+  return covariance;
+}
+
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE

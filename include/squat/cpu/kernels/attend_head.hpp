@@ -1,0 +1,360 @@
+#pragma once
+
+// Attention of a block of query rows that share one KV head over runs of exact
+// rows and packed pages.
+//
+// Row r of a block is query head r % heads of token r / heads. Runs of tokens
+// come one after another; each updates the running softmax and two sums: of
+// exact values, and of packed ones in the rotated frame they are coded in.
+//
+// Few rows (decoding) read codes straight from the page. Many rows (a prompt)
+// share one unpacked page in scratch memory and go through matrix products.
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <span>
+
+#include "squat/cache/call.hpp"
+#include "squat/coding/hadamard.hpp"
+#include "squat/core/tensor.hpp"
+#include "squat/cpu/attend_batch.hpp"
+#include "squat/cpu/head_coding.hpp"
+#include "squat/cpu/kernels/exact_attention.hpp"
+#include "squat/cpu/kernels/prefetch.hpp"
+#include "squat/cpu/kernels/row_blocks.hpp"
+#include "squat/cpu/kernels/score_keys.hpp"
+#include "squat/cpu/kernels/softmax.hpp"
+#include "squat/cpu/kernels/sum_values.hpp"
+#include "squat/cpu/kernels/transform_queries.hpp"
+#include "squat/cpu/kernels/unpack_page.hpp"
+#include "squat/cpu/kernels/vector.hpp"
+#include "squat/cpu/kernels/weighted_codes.hpp"
+#include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/softmax_state.hpp"
+#include "squat/cpu/workspace.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+template <class T>
+class HeadAttention {
+ public:
+  using Layout = PageLayout;
+
+  /// Rows up to which codes are read straight from the page.
+  static constexpr Index few_rows = cpu::few_rows;
+  /// Exact tokens taken at a time.
+  static constexpr Index run_tokens = 128;
+  /// Packed pages that few rows take at a time: what one waits for, another fills. Wide
+  /// codes take fewer, so that the codes asked for ahead leave them the first-level cache.
+  /// Four rows take all, more rows fewer, so that their weights and scores stay at hand.
+  static constexpr Index most_pages = 8;
+  static Index pages_of(const Layout &layout, Index rows) {
+    if (rows > few_rows || layout.key_bits == 16 || layout.value_bits == 16) return 1;
+    const Index most = layout.key_bits + layout.value_bits <= 8 ? most_pages : most_pages / 2;
+    return std::clamp<Index>(4 * most / rows, 1, most);
+  }
+
+  HeadAttention(const Layout &layout, const CodeKernels &kernels, const HeadCoding &coding, Index head,
+                Index rows, Scratch scratch)
+      : layout_(layout),
+        coding_(coding),
+        head_(head),
+        rows_(rows),
+        stride_(score_stride(layout, rows)),
+        queries_(scratch.take<float>(rows * layout.head_dim)),
+        tile_(coding, queries_, rows, layout.head_dim, pages_of(layout, rows), scratch) {
+    const Index d = layout.head_dim;
+    exact_sum_ = scratch.take<float>(rows * d);
+    packed_sum_ = scratch.take<float>(rows * d);
+    scores_ = scratch.take<float>(rows * stride_);
+    limits_ = scratch.take<Index>(rows);
+    states_ = scratch.take<SoftmaxState>(rows);
+    own_keys_ = scratch.take<T>(run_tokens * d);
+    own_values_ = scratch.take<T>(run_tokens * d);
+    if (rows > few_rows) {
+      keys_ = scratch.take<float>(stride_ * d);
+      values_ = scratch.take<float>(stride_ * d);
+    } else {
+      for (Index i = 0; i < pages_of(layout, rows); ++i) {
+        weights_[static_cast<std::size_t>(i)] =
+            CodeWeights(kernels, rows, std::max(d, layout.group), scratch);
+      }
+    }
+  }
+
+  static std::size_t scratch_bytes(const Layout &layout, Index rows) {
+    const Index d = layout.head_dim, stride = score_stride(layout, rows);
+    return TileQueries<float>::scratch_bytes(rows, d, pages_of(layout, rows)) +
+           3 * Scratch::bytes<float>(rows * d) + Scratch::bytes<float>(rows * stride) +
+           Scratch::bytes<Index>(rows) + Scratch::bytes<SoftmaxState>(rows) +
+           2 * Scratch::bytes<T>(run_tokens * d) +
+           (rows > few_rows ? 2 * Scratch::bytes<float>(stride * d)
+                            : static_cast<std::size_t>(pages_of(layout, rows)) *
+                                  CodeWeights::scratch_bytes(rows, std::max(d, layout.group)));
+  }
+
+  /// Takes in the queries of `tokens` tokens from row `first` of q on, the
+  /// first of which has `position` tokens before it.
+  template <Element S>
+  void begin(TensorView<const S> q, Index first, Index tokens, Index heads, Index position,
+             float scale) {
+    const Index d = layout_.head_dim;
+    for (Index row = 0; row < tokens * heads; ++row) {
+      convert_row(q.row(first + row / heads, head_ * heads + row % heads), d, queries_ + row * d);
+      limits_[row] = position + row / heads + 1;
+      states_[row] = {};
+    }
+    std::transform(queries_, queries_ + rows_ * d, queries_, [&](float x) { return x * scale; });
+    tile_.reset();
+    std::fill_n(exact_sum_, rows_ * d, 0.0f);
+    std::fill_n(packed_sum_, rows_ * d, 0.0f);
+  }
+
+  /// Attends to `tokens` exact rows, the first of which has `position` tokens
+  /// before it.
+  template <Element S>
+  void exact(const S *keys, Index key_stride, const S *values, Index value_stride, Index position,
+             Index tokens) {
+    tokens = std::min(tokens, limits_[rows_ - 1] - position);
+    for (Index first = 0; first < tokens; first += run_tokens) {
+      const Index count = std::min(run_tokens, tokens - first);
+      const S *key = keys + first * key_stride, *value = values + first * value_stride;
+      score_exact<S>({key, key_stride}, count, {queries_, layout_.head_dim}, bytes_ahead(key, value));
+      softmax(position + first, 0, count);
+      sum_exact<S>({value, value_stride}, count, 0);
+    }
+  }
+
+  /// The same for rows of a call, which count as the cache will keep them: rounded to T.
+  template <Element S>
+  void own(const S *keys, Index key_stride, const S *values, Index value_stride, Index position,
+           Index tokens) {
+    if constexpr (std::is_same_v<S, T>) {
+      exact(keys, key_stride, values, value_stride, position, tokens);
+    } else {
+      const Index d = layout_.head_dim;
+      tokens = std::min(tokens, limits_[rows_ - 1] - position);
+      for (Index first = 0; first < tokens; first += run_tokens) {
+        const Index count = std::min(run_tokens, tokens - first);
+        for (Index token = 0; token < count; ++token) {
+          convert_row(keys + (first + token) * key_stride, d, own_keys_ + token * d);
+          convert_row(values + (first + token) * value_stride, d, own_values_ + token * d);
+        }
+        exact<T>(own_keys_, d, own_values_, d, position + first, count);
+      }
+    }
+  }
+
+  /// How many of those pages can
+  /// be taken at a time: whole ones that all rows see, or one of any other kind. Of
+  /// several tiles, the last ends with them if it can, so that none is entered twice.
+  Index together(std::span<const PageView> pages) const {
+    if (many()) return 1;
+    Index count = 0;
+    const auto most = static_cast<std::size_t>(pages_of(layout_, rows_));
+    for (const PageView &page : pages.first(std::min(pages.size(), most))) {
+      if (page.tokens < layout_.group || page.before + layout_.group > limits_[0]) break;
+      ++count;
+    }
+    if (count == 0 || count == static_cast<Index>(pages.size())) return std::max<Index>(count, 1);
+    const Index whole = count - pages[static_cast<std::size_t>(count)].tile_page;
+    return whole > 0 ? whole : count;
+  }
+
+  /// Attends to the tokens of pages that can be taken together. next: the pages whose
+  /// turn comes next.
+  void pages(std::span<const PageView> pages, std::span<const PageView> next) {
+    const PageView &first = pages.front();
+    const Index position = first.before;
+    const auto count = static_cast<Index>(pages.size());
+    const Index tokens =
+        std::min(count == 1 ? first.tokens : count * layout_.group, limits_[rows_ - 1] - position);
+    if (tokens <= 0) return;
+    const auto for_each_page = [&](auto run) {
+      for (Index i = 0; i < count; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        run(i, pages[at], bytes_ahead(pages[at].data, at < next.size() ? next[at].data : nullptr));
+      }
+    };
+    tile_.enter(pages);
+    for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
+      if (layout_.key_bits == 16) {
+        const auto *keys = layout_.template keys<Exact16<T>>(page.data, head_);
+        score_exact<Exact16<T>>({keys, layout_.head_dim}, first.first + tokens,
+                                tile_.in(KeySpace::channels, page), ahead);
+      } else {
+        weigh_packed(page, i, ahead);
+      }
+    });
+    if (layout_.key_bits < 16) {
+      for_each_page(
+          [&](Index i, const PageView &page, std::ptrdiff_t ahead) { score_packed(page, i, ahead); });
+    }
+    softmax(position, first.first, tokens);
+    if (layout_.value_bits == 16) {
+      sum_exact<Exact16<T>>({layout_.template values<Exact16<T>>(first.data, head_), layout_.head_dim},
+                            first.first + tokens,
+                            bytes_ahead(first.data, next.empty() ? nullptr : next.front().data));
+    } else {
+      sum_packed(for_each_page);
+    }
+  }
+
+  /// The outputs of what begin() took in, times their states' sums: [rows,
+  /// head_dim].
+  RowView<const float> sums() {
+    const Index d = layout_.head_dim;
+    for (Index row = 0; row < rows_; ++row) {
+      float *packed = packed_sum_ + row * d;
+      if (layout_.value_bits < 16 && layout_.value_coding == ValueCoding::symmetric)
+        rotate_hadamard(packed, d);
+      for (Index i = 0; i < d; ++i) packed[i] += exact_sum_[row * d + i];
+    }
+    return {packed_sum_, d};
+  }
+  const SoftmaxState *states() const { return states_; }
+
+ private:
+  static Index score_stride(const Layout &layout, Index rows) {
+    return std::max(run_tokens, pages_of(layout, rows) * layout.group);
+  }
+
+  bool many() const { return rows_ > few_rows; }
+  StridedRows<const float> matrix(RowView<const float> rows) const {
+    return strided_rows(rows.data, rows_, layout_.head_dim, rows.stride);
+  }
+  StridedRows<float> score_matrix(Index count) const {
+    return strided_rows(scores_, rows_, count, stride_);
+  }
+  StridedRows<const float> probability_matrix(Index count) const {
+    return strided_rows<const float>(scores_, rows_, count, stride_);
+  }
+  RowView<float> scores() const { return {scores_, stride_}; }
+  RowView<const float> probabilities() const { return {scores_, stride_}; }
+
+  template <Element S>
+  void score_exact(RowView<const S> keys, Index count, RowView<const float> queries,
+                   std::ptrdiff_t ahead) {
+    const Index d = layout_.head_dim;
+    if (!many()) return score_rows(queries, rows_, d, keys, count, scores(), ahead);
+    for (Index token = 0; token < count; ++token) convert_row(keys[token], d, keys_ + token * d);
+    for (Index row = 0; row < rows_; ++row) std::fill_n(scores_ + row * stride_, count, 0.0f);
+    add_product_transposed<float>(matrix(queries), strided_rows<const float>(keys_, count, d),
+                                  score_matrix(count));
+  }
+
+  /// The scores of page i of those that are taken together.
+  RowView<float> scores(Index i) const { return {scores_ + i * layout_.group, stride_}; }
+
+  const BitAllocation &allocation(const PageView &page) const {
+    return coding_.quantizer->allocation(layout_.key_space(page.data, head_));
+  }
+
+  /// What page i's scores begin with, the mean key's, and the weights of its codes.
+  void weigh_packed(const PageView &page, Index i, std::ptrdiff_t ahead) {
+    tile_.score_mean(page, layout_.group, scores(i));
+    const RowView<const float> queries = tile_.in(layout_.key_space(page.data, head_), page);
+    if (many()) {
+      unpack_keys(layout_, allocation(page), page.data, head_, keys_);
+      add_product<float>(matrix(queries),
+                         strided_rows<const float>(keys_, layout_.head_dim, layout_.group),
+                         score_matrix(layout_.group));
+    } else {
+      weigh_keys(layout_, allocation(page), page.data, head_, queries,
+                 weights_[static_cast<std::size_t>(i)], ahead);
+    }
+  }
+
+  void score_packed(const PageView &page, Index i, std::ptrdiff_t ahead) {
+    if (many()) return;
+    score_keys(layout_, allocation(page), page.data, head_, weights_[static_cast<std::size_t>(i)],
+               scores(i), ahead);
+  }
+
+  /// Turns the scores [first, first + count) of a run, the first of which has
+  /// `position` tokens before it, into exp(score - maximum), 0 for what a row
+  /// does not see, and rescales what was summed before.
+  void softmax(Index position, Index first, Index count) {
+    const auto visible = [&](Index row) { return std::clamp(limits_[row] - position, Index{0}, count); };
+    const auto take = [&]<int RowCount>(Index row) {
+      float factors[RowCount];
+      exponentiate<RowCount>(states_ + row, {scores_ + row * stride_, stride_}, first, visible(row),
+                             stride_, factors);
+      for (int r = 0; r < RowCount; ++r) rescale(row + r, factors[r]);
+    };
+    Index row = 0;
+    while (row < rows_) {
+      // Rows of one token see the same.
+      const bool four = row + 4 <= rows_ && visible(row) == visible(row + 3);
+      if (four) {
+        take.template operator()<4>(row);
+      } else {
+        take.template operator()<1>(row);
+      }
+      row += four ? 4 : 1;
+    }
+  }
+
+  void rescale(Index row, float factor) {
+    if (factor == 1.0f) return;
+    const Index d = layout_.head_dim;
+    for (Index i = row * d; i < (row + 1) * d; ++i) {
+      exact_sum_[i] *= factor;
+      packed_sum_[i] *= factor;
+    }
+  }
+
+  template <Element S>
+  void sum_exact(RowView<const S> values, Index count, std::ptrdiff_t ahead) {
+    const Index d = layout_.head_dim;
+    if (!many()) return sum_rows(probabilities(), rows_, values, count, d, {exact_sum_, d}, ahead);
+    for (Index token = 0; token < count; ++token) convert_row(values[token], d, values_ + token * d);
+    add_product<float>(probability_matrix(count), strided_rows<const float>(values_, count, d),
+                       strided_rows(exact_sum_, rows_, d));
+  }
+
+  template <class ForEachPage>
+  void sum_packed(const ForEachPage &for_each_page) {
+    const Index d = layout_.head_dim, group = layout_.group;
+    if (many()) {
+      return for_each_page([&](Index, const PageView &page, std::ptrdiff_t) {
+        unpack_values(layout_, page.data, head_, values_);
+        add_product<float>(probability_matrix(group), strided_rows<const float>(values_, group, d),
+                           strided_rows(packed_sum_, rows_, d));
+      });
+    }
+    for (Index scale = 0; scale < layout_.scales_of_a_value; ++scale) {
+      for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
+        const RowView<float> of_page = scores(i);
+        weigh_values(layout_, page.data, head_, scale, {of_page.data, of_page.stride},
+                     weights_[static_cast<std::size_t>(i)], ahead);
+      });
+      for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
+        sum_values(layout_, page.data, head_, scale, weights_[static_cast<std::size_t>(i)],
+                   {packed_sum_, d}, ahead);
+      });
+    }
+  }
+
+  const Layout &layout_;
+  HeadCoding coding_;
+  Index head_;
+  Index rows_;
+  Index stride_;    // of the scores, in floats
+  float *queries_;  // [rows, head_dim], times the attention scale
+  TileQueries<float> tile_;
+  std::array<CodeWeights, most_pages> weights_;  // of each page, for few rows
+  float *exact_sum_ = nullptr;                   // [rows, head_dim]
+  float *packed_sum_ = nullptr;                  // [rows, head_dim]
+  float *scores_ = nullptr;                      // [rows, stride]
+  float *keys_ = nullptr;           // [stride, head_dim] or [head_dim, group], for many rows
+  float *values_ = nullptr;         // [stride, head_dim], for many rows
+  Index *limits_ = nullptr;         // [rows], the first position a row does not see
+  SoftmaxState *states_ = nullptr;  // [rows]
+  T *own_keys_ = nullptr;           // [run_tokens, head_dim], a call's rows as T
+  T *own_values_ = nullptr;         // likewise
+};
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

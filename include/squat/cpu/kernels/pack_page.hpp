@@ -1,0 +1,95 @@
+#pragma once
+
+// Exact rows of one KV head into a page.
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "squat/cache/call.hpp"
+#include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/coding/value_quantizer.hpp"
+#include "squat/cpu/head_coding.hpp"
+#include "squat/cpu/kernels/vector.hpp"
+#include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/workspace.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// Brings keys of a page into its tile's frame and takes the turned mean off,
+/// or back. keys: channel-major [head_dim, group].
+inline void enter_frame(const HeadCoding &coding, const PageView &page, Index head_dim, Index group,
+                        float *keys) {
+  if (page.base != 0) Turn(*coding.rotary, -page.base).apply_to_channels(keys, group);
+  if (const float *mean = coding.quantizer->mean()) {
+    coding.tiles->frame.add_mean(mean, head_dim, -1, page.row, group, keys);
+  }
+}
+inline void leave_frame(const HeadCoding &coding, const PageView &page, Index head_dim, Index group,
+                        float *keys) {
+  if (const float *mean = coding.quantizer->mean()) {
+    coding.tiles->frame.add_mean(mean, head_dim, 1, page.row, group, keys);
+  }
+  if (page.base != 0) Turn(*coding.rotary, page.base).apply_to_channels(keys, group);
+}
+
+/// Packs the keys rows [group, head_dim] (floats, row-major) of one head.
+template <class T, class Layout>
+void pack_keys(const Layout &layout, const HeadCoding &coding, float *rows, const PageView &page,
+               Index head, Scratch scratch) {
+  const Index d = layout.head_dim, group = layout.group;
+  if (layout.key_bits == 16) {
+    return convert_row(rows, group * d, layout.template keys<Exact16<T>>(page.data, head));
+  }
+  auto *channels = scratch.take<float>(d * group);
+  auto *rounded = scratch.take<float>(d * group);
+  auto *codes = scratch.take<std::uint8_t>(d * group);
+  auto *scales = scratch.take<AffineScale>(d);
+  for (Index channel = 0; channel < d; ++channel) {
+    for (Index token = 0; token < group; ++token)
+      channels[channel * group + token] = rows[token * d + channel];
+  }
+  enter_frame(coding, page, d, group, channels);
+  const KeySpace space = coding.quantizer->quantize(channels, group, rounded, codes, scales);
+  auto *packed = layout.template keys<std::uint8_t>(page.data, head);
+  for (const CodeRun &run : coding.quantizer->allocation(space).runs()) {
+    pack_codes(run.bits, codes + run.first * group, group, group, run.channels, packed);
+    packed += code_bytes(run.bits, group, run.channels);
+  }
+  layout.set_key_scales(page.data, head, space, scales);
+}
+
+/// Packs the values rows [group, head_dim] (floats, row-major, overwritten) of
+/// one head.
+template <class T, class Layout>
+void pack_values(const Layout &layout, AffineFit fit, float *rows, std::byte *page, Index head,
+                 Scratch scratch) {
+  const Index d = layout.head_dim, group = layout.group;
+  if (layout.value_bits == 16) {
+    return convert_row(rows, group * d, layout.template values<Exact16<T>>(page, head));
+  }
+  auto *codes = scratch.take<std::uint8_t>(group * d);
+  auto *scales = scratch.take<AffineScale>(layout.scales_of_a_value);
+  for (Index token = 0; token < group; ++token) {
+    quantize_value(layout.value_coding, rows + token * d, d, layout.value_bits, fit, codes + token * d,
+                   scales);
+    for (Index i = 0; i < layout.scales_of_a_value; ++i) {
+      layout.value_scales_row(page, head, i)[token] = scales[i].scale;
+      if (layout.value_coding == ValueCoding::plain) {
+        layout.value_zeros_row(page, head, i)[token] = scales[i].zero;
+      }
+    }
+  }
+  pack_codes(layout.value_bits, codes, d, d, group, layout.template values<std::uint8_t>(page, head));
+}
+
+/// Scratch bytes of packing one head.
+inline std::size_t pack_scratch_bytes(const PageLayout &layout) {
+  const Index elements = layout.head_dim * layout.group;
+  return 4 * Scratch::bytes<float>(elements) + Scratch::bytes<std::uint8_t>(elements) +
+         Scratch::bytes<AffineScale>(layout.head_dim);
+}
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

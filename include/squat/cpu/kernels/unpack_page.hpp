@@ -1,0 +1,85 @@
+#pragma once
+
+// A page's keys and values back as floats, one head and page at a time: for
+// prompts, whose many queries share the work, and for KVCache::dequantize.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "squat/cpu/kernels/vector.hpp"
+#include "squat/cpu/page_layout.hpp"
+
+namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
+
+/// codes[i][lane] as floats: [inner, lane_count].
+template <class Scalar>
+void expand_codes(int bits, const std::uint8_t *packed, Index lane_count, Index inner, Scalar *codes) {
+  for_each_plane(bits, packed, lane_count, inner, [&]<int Bits>(const std::uint8_t *plane, int shift) {
+    const float weight = static_cast<float>(1 << shift);
+    for (Index lane = 0; lane < lane_count; lane += lanes) {
+      for (Index first = 0; first < inner; first += block_inner<Bits>, plane += block_bytes) {
+        WordLanes words;
+        load(plane, words);
+        for (int i = 0; i < std::min(block_inner<Bits>, inner - first); ++i) {
+          FloatLanes block;
+          extract_codes<Bits>(words, i % 4 * 8 + i / 4 * Bits, block);
+          Scalar *to = codes + (first + i) * lane_count + lane;
+          if (shift > 0) {
+            FloatLanes low;
+            load(to, low);
+            block = low + weight * block;
+          }
+          std::memcpy(to, &block, sizeof block);
+        }
+      }
+    }
+  });
+}
+
+/// What the codes of a head's keys stand for, channel-major [head_dim, group]:
+/// channels, or coordinates in the basis, as the page's KeySpace says.
+template <class Layout>
+void unpack_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
+                 float *keys) {
+  SQUAT_ASSERT(layout.key_bits < 16);
+  const Index d = layout.head_dim, group = layout.group;
+  const auto *packed = layout.template keys<std::uint8_t>(page, head);
+  for (const CodeRun &run : allocation.runs()) {
+    expand_codes(run.bits, packed, group, run.channels, keys + run.first * group);
+    packed += code_bytes(run.bits, group, run.channels);
+    for (Index channel = run.first; channel < run.first + run.channels; ++channel) {
+      const AffineScale fit = layout.key_scale(page, head, channel);
+      const float zero = static_cast<float>(fit.zero), scale = static_cast<float>(fit.scale);
+      float *row = keys + channel * group;
+      for (Index token = 0; token < group; ++token) row[token] = zero + scale * row[token];
+    }
+  }
+  for (Index channel = allocation.coded_channels(); channel < d; ++channel) {
+    std::fill_n(keys + channel * group, group,
+                static_cast<float>(layout.key_zeros(page, head)[channel]));
+  }
+}
+
+/// Values of one head and page, [group, head_dim]; symmetric ones stay rotated.
+template <class Layout>
+void unpack_values(const Layout &layout, std::byte *page, Index head, float *values) {
+  SQUAT_ASSERT(layout.value_bits < 16);
+  const Index d = layout.head_dim, group = layout.group;
+  expand_codes(layout.value_bits, layout.template values<std::uint8_t>(page, head), d, group, values);
+  const Index run = d / layout.scales_of_a_value;
+  for (Index i = 0; i < layout.scales_of_a_value; ++i) {
+    const half *scales = layout.value_scales_row(page, head, i);
+    const half *zeros = layout.value_zeros_row(page, head, i);
+    for (Index token = 0; token < group; ++token) {
+      const auto scale = static_cast<float>(scales[token]);
+      const float zero = layout.value_coding == ValueCoding::plain
+                             ? static_cast<float>(zeros[token])
+                             : -middle_code(layout.value_bits) * scale;
+      float *row = values + token * d + i * run;
+      for (Index channel = 0; channel < run; ++channel) row[channel] = zero + scale * row[channel];
+    }
+  }
+}
+
+}  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

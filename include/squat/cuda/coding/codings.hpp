@@ -1,0 +1,142 @@
+#pragma once
+
+// What layers have learnt, by name, and the tables that kernels find it by.
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "squat/cache/options.hpp"
+#include "squat/coding/prior.hpp"
+#include "squat/coding/query_statistics.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/core/config.hpp"
+#include "squat/cuda/coding/coding_tables.hpp"
+#include "squat/cuda/coding/layer_coding.hpp"
+#include "squat/cuda/error.hpp"
+#include "squat/cuda/state/device_buffer.hpp"
+#include "squat/cuda/state/device_state.cuh"
+
+namespace squat::cuda {
+
+class Codings {
+ public:
+  /// options must stay where they are.
+  Codings(const Options &options, int key_bits) : options_(&options), key_bits_(key_bits) {
+    if (options.rotary.empty()) tiles_.push_back(std::make_unique<DeviceTiles>(nullptr, 0));
+    for (const RotaryTable &table : options.rotary) {
+      tiles_.push_back(std::make_unique<DeviceTiles>(&table, *options.tile_tokens));
+    }
+  }
+
+  LayerCoding &at(Index coding) const { return *codings_[static_cast<std::size_t>(coding)]; }
+  /// Of all codings, by name, in device memory.
+  const CodingTables *tables() const { return tables_.data(); }
+  /// The rotary table of a coding's layer; null without one.
+  const RotaryTable *rotary(Index coding) const {
+    return options_->rotary.empty() ? nullptr : &of_layer(options_->rotary, at(coding).layer());
+  }
+
+  /// Waits for the device. captured: there are graphs that go on reading the present tables.
+  Index add(int layer, bool captured) {
+    auto coding = std::make_unique<LayerCoding>(*options_, key_bits_, layer, *of_layer(tiles_, layer));
+    auto place = std::find(codings_.begin(), codings_.end(), nullptr);
+    if (place == codings_.end()) {
+      grow_tables(codings_.size() + 1, captured);
+      place = codings_.insert(place, nullptr);
+    }
+    const Index name = place - codings_.begin();
+    upload<CodingTables>({&coding->tables(), 1}, tables_.data() + name, nullptr);
+    check(cudaStreamSynchronize(nullptr), "coding tables");
+    *place = std::move(coding);
+    return name;
+  }
+
+  void remove(Index coding) { codings_[static_cast<std::size_t>(coding)].reset(); }
+
+  /// Fixes a coding from its statistics.
+  void learn(Index coding, cudaStream_t stream) {
+    LayerCoding &layer = at(coding);
+    layer.learn([&](auto &&task) { for_each_kv_head(task); }, stream);
+    upload<CodingTables>({&layer.tables(), 1}, tables_.data() + coding, stream);
+  }
+
+  void restore(Index coding, LayerCoding::Backup backup) noexcept {
+    LayerCoding &layer = at(coding);
+    layer.restore(std::move(backup));
+    // A copy that fails here belongs to a device that no later call can use either.
+    (void)cudaMemcpy(tables_.data() + coding, &layer.tables(), sizeof(CodingTables),
+                     cudaMemcpyHostToDevice);
+  }
+
+  /// Adds what a coding's statistics hold to `prior`. Returns whether they are still there.
+  bool add_statistics(Index coding, Prior &prior) const {
+    const LayerCoding &from = at(coding);
+    if (!from.has_statistics()) return false;
+    const std::vector<QueryStatistics> heads = from.statistics(nullptr);
+    for (std::size_t head = 0; head < heads.size(); ++head) {
+      prior.head(from.layer(), static_cast<Index>(head)).merge(heads[head]);
+    }
+    return true;
+  }
+
+  std::size_t statistics_bytes() const {
+    std::size_t sum = 0;
+    for (const auto &coding : codings_) sum += coding ? coding->statistics_bytes() : 0;
+    return sum;
+  }
+  /// Of all but statistics.
+  std::size_t bytes() const {
+    std::size_t sum = tables_.bytes();
+    for (const auto &coding : codings_) sum += coding ? coding->bytes() : 0;
+    for (const auto &tiles : tiles_) sum += tiles->bytes();
+    for (const auto &tables : retired_) sum += tables.bytes();
+    return sum;
+  }
+
+ private:
+  /// What is given once for all layers, or once a layer.
+  template <class Item>
+  static const Item &of_layer(const std::vector<Item> &items, int layer) {
+    return items.size() == 1 ? items.front() : items[static_cast<std::size_t>(layer)];
+  }
+
+  /// In order, or by the engine's threads.
+  template <class Run>
+  void for_each_kv_head(Run &&run) const {
+    const auto task = [&](int head) { run(Index{head}); };
+    if (options_->parallel) {
+      options_->parallel(options_->kv_heads, task);
+    } else {
+      for (int head = 0; head < options_->kv_heads; ++head) task(head);
+    }
+  }
+
+  /// Room for so many codings on the device.
+  void grow_tables(std::size_t count, bool captured) {
+    if (tables_.size() >= count) return;
+    DeviceBuffer<CodingTables> tables(
+        std::max({count, 2 * tables_.size(), static_cast<std::size_t>(options_->layers)}));
+    tables.fill(0, nullptr);
+    check(cudaMemcpy(tables.data(), tables_.data(), tables_.bytes(), cudaMemcpyDeviceToDevice),
+          "coding tables");
+    check(cudaDeviceSynchronize(), "coding tables");
+    if (captured) retired_.reserve(retired_.size() + 1);
+    std::swap(tables_, tables);
+    if (captured) retired_.push_back(std::move(tables));
+  }
+
+  const Options *options_;
+  int key_bits_;
+  std::vector<std::unique_ptr<DeviceTiles>> tiles_;  // one, or one a layer
+  std::vector<std::unique_ptr<LayerCoding>> codings_;
+  DeviceBuffer<CodingTables> tables_;
+  std::vector<DeviceBuffer<CodingTables>> retired_;  // that captured graphs read
+};
+
+}  // namespace squat::cuda

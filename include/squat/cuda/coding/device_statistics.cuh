@@ -1,0 +1,227 @@
+#pragma once
+
+// What QueryStatistics holds of a layer's KV heads, gathered on the device: no call waits for the host.
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "squat/coding/query_statistics.hpp"
+#include "squat/core/config.hpp"
+#include "squat/cuda/coding/moments.cuh"
+#include "squat/cuda/error.hpp"
+#include "squat/cuda/state/device_buffer.hpp"
+
+namespace squat::cuda {
+
+/// Consecutive tokens of one sequence, rows of a call's tensors.
+template <class S>
+struct ObservedRows {
+  DeviceTensor<const S> q;  ///< data null: keys alone
+  DeviceTensor<const S> k;
+  int heads_per_kv_head;
+  long long first;  ///< row of the first
+  int tokens;
+  long long index;     ///< tokens of the sequence before them
+  long long position;  ///< rotary position of the first
+};
+
+class DeviceStatistics {
+ public:
+  /// sinks: tokens of a sequence whose keys are left out. rows: of the tile frame, 1 without one.
+  DeviceStatistics(Index kv_heads, Index head_dim, Index group, Index rows, Index sinks,
+                   cudaStream_t stream)
+      : kv_heads_(static_cast<int>(kv_heads)),
+        group_(static_cast<int>(group)),
+        sinks_(static_cast<int>(sinks)),
+        layout_{head_dim, rows},
+        row_counts_(static_cast<std::size_t>(rows)),
+        doubles_(static_cast<std::size_t>(kv_heads * layout_.doubles)),
+        floats_(static_cast<std::size_t>(kv_heads * layout_.floats)),
+        filling_(static_cast<std::size_t>(2 * kv_heads * head_dim)) {
+    doubles_.fill(0, stream);
+    floats_.fill(0, stream);
+  }
+
+  /// A copy, made on the stream.
+  std::unique_ptr<DeviceStatistics> copy(cudaStream_t stream) const {
+    auto other = std::make_unique<DeviceStatistics>(kv_heads_, layout_.head_dim, group_, layout_.rows,
+                                                    sinks_, stream);
+    other->queries_ = queries_;
+    other->groups_ = groups_;
+    other->row_counts_ = row_counts_;
+    other->in_group_ = in_group_;
+    other->odd_ = odd_;
+    copy_all(doubles_, other->doubles_, stream);
+    copy_all(floats_, other->floats_, stream);
+    copy_all(filling_, other->filling_, stream);
+    return other;
+  }
+
+  /// Bytes of the workspace in which observe() adds so many tokens.
+  template <int HeadDim>
+  static std::size_t workspace_bytes(Index kv_heads, Index tokens) {
+    // At most every token begins a run of queries and one of keys.
+    const std::size_t together = std::min<std::size_t>(2 * static_cast<std::size_t>(tokens), most_runs);
+    return raw_bytes<HeadDim>(kv_heads, together) +
+           together * query_bases * MomentShape<HeadDim>::units * sizeof(float2);
+  }
+
+  std::size_t bytes() const { return doubles_.bytes() + floats_.bytes() + filling_.bytes(); }
+
+  /// Adds tokens, as cpu::LayerCoding::observe() does for every head. tables: the layer's; workspace:
+  /// made larger where needed.
+  template <int HeadDim, class S>
+  void observe(const ObservedRows<S> &rows, const TileTables &tables, DeviceBuffer<std::byte> &workspace,
+               cudaStream_t stream) {
+    SQUAT_ASSERT(layout_.head_dim == HeadDim && layout_.rows == std::max(1, tables.frame));
+    const int exempt = static_cast<int>(std::clamp<long long>(sinks_ - rows.index, 0, rows.tokens));
+    std::vector<MomentRun> runs;
+    if (rows.q.data != nullptr) add_query_runs(rows, tables.frame, runs);
+    const ObservedKeys keys = {
+        rows.first + exempt, rows.tokens - exempt,
+        tables.frame > 0 ? static_cast<int>((rows.index + exempt - sinks_) % tables.frame) : 0,
+        rows.position + exempt};
+    if (keys.tokens > 0) add_key_runs(keys, tables.frame, runs);
+    add_moments<HeadDim>(rows, tables, runs, workspace, stream);
+    if (keys.tokens > 0) add_keys<HeadDim>(rows.k, keys, tables, stream);
+    check(cudaGetLastError(), "statistics");
+  }
+
+  /// What has been added so far, a KV head each. Waits for the stream.
+  std::vector<QueryStatistics> read(cudaStream_t stream) const {
+    std::vector<double> doubles(doubles_.size());
+    std::vector<float> floats(floats_.size());
+    download<double>(doubles_.data(), doubles, stream);
+    download<float>(floats_.data(), floats, stream);
+    std::vector<QueryStatistics> statistics;
+    for (int head = 0; head < kv_heads_; ++head) {
+      double *of_head = doubles.data() + head * layout_.doubles;
+      of_head[layout_.queries.first] = queries_;
+      of_head[layout_.groups.first] = groups_;
+      std::copy(row_counts_.begin(), row_counts_.end(), of_head + layout_.row_counts.first);
+      statistics.emplace_back(layout_.head_dim, group_, layout_.rows)
+          .add_sums(of_head, floats.data() + head * layout_.floats);
+    }
+    return statistics;
+  }
+
+ private:
+  int frame_rows() const { return static_cast<int>(layout_.rows); }
+
+  template <class Scalar>
+  static void copy_all(const DeviceBuffer<Scalar> &from, const DeviceBuffer<Scalar> &to,
+                       cudaStream_t stream) {
+    check(cudaMemcpyAsync(to.data(), from.data(), from.bytes(), cudaMemcpyDeviceToDevice, stream),
+          "copy of statistics");
+  }
+
+  /// Queries meet keys of all tiles behind them; three stand for these, at 10, 50 and 90 % of the way
+  /// from the first token.
+  static std::array<long long, query_bases> bases_of(long long position, int frame) {
+    const auto base = [&](double share) {
+      return static_cast<long long>(static_cast<double>(position) * share) / frame * frame;
+    };
+    return {base(.1), base(.5), base(.9)};
+  }
+
+  template <class S>
+  void add_query_runs(const ObservedRows<S> &rows, int frame, std::vector<MomentRun> &runs) {
+    const int most = std::max(1, most_run_rows / rows.heads_per_kv_head);
+    const int bases = frame > 0 ? query_bases : 1;
+    for (int token = 0; token < rows.tokens; ++token) {
+      std::array<long long, query_bases> at{};
+      if (frame > 0) at = bases_of(rows.position + token, frame);
+      const bool joins =
+          token > 0 && runs.back().tokens < most && std::equal(at.begin(), at.end(), runs.back().bases);
+      if (!joins) {
+        runs.push_back({{at[0], at[1], at[2]}, bases, static_cast<int>(rows.first) + token, 0, true});
+      }
+      ++runs.back().tokens;
+    }
+    queries_ += static_cast<double>(rows.tokens) * rows.heads_per_kv_head * bases;
+  }
+
+  void add_key_runs(const ObservedKeys &keys, int frame, std::vector<MomentRun> &runs) {
+    constexpr int most = 256;
+    for (int token = 0; token < keys.tokens;) {
+      const int row = (keys.row + token) % frame_rows();
+      const int left = frame > 0 ? frame - row : most;
+      const int count = std::min({keys.tokens - token, left, most});
+      const long long base = frame > 0 ? keys.position + token - row : 0;
+      runs.push_back({{base, 0, 0}, 1, static_cast<int>(keys.first) + token, count, false});
+      token += count;
+    }
+    for (int token = 0; token < keys.tokens; ++token) {
+      row_counts_[static_cast<std::size_t>((keys.row + token) % frame_rows())] += 1;
+    }
+  }
+
+  template <int HeadDim>
+  static std::size_t raw_bytes(Index kv_heads, std::size_t runs) {
+    return runs * static_cast<std::size_t>(kv_heads) * HeadDim * HeadDim * sizeof(float);
+  }
+
+  template <int HeadDim, class S>
+  void add_moments(const ObservedRows<S> &rows, const TileTables &tables,
+                   const std::vector<MomentRun> &runs, DeviceBuffer<std::byte> &workspace,
+                   cudaStream_t stream) {
+    using Shape = MomentShape<HeadDim>;
+    const std::size_t together = std::min<std::size_t>(runs.size(), most_runs);
+    const std::size_t raw_size = raw_bytes<HeadDim>(kv_heads_, together);
+    const std::size_t bytes = raw_size + together * query_bases * Shape::units * sizeof(float2);
+    if (workspace.bytes() < bytes) workspace = DeviceBuffer<std::byte>(bytes);
+    auto *raw = reinterpret_cast<float *>(workspace.data());
+    auto *angles = reinterpret_cast<float2 *>(workspace.data() + raw_size);
+    const auto heads = static_cast<unsigned>(kv_heads_);
+    for (std::size_t first = 0; first < runs.size(); first += most_runs) {
+      MomentRuns part{};
+      part.count = static_cast<int>(std::min<std::size_t>(runs.size() - first, most_runs));
+      std::copy_n(runs.begin() + static_cast<std::ptrdiff_t>(first), part.count, part.run);
+      const dim3 moments(static_cast<unsigned>(part.count), heads);
+      raw_moments<HeadDim, S><<<moments, Shape::threads, 0, stream>>>(
+          part, rows.q, rows.k, rows_aligned(rows.q), rows_aligned(rows.k), rows.heads_per_kv_head,
+          tables, raw, angles);
+      const dim3 turns((Shape::unit_pairs + 255) / 256, heads, 2);
+      turned_moments<HeadDim><<<turns, 256, 0, stream>>>(part, tables, raw, angles, layout_,
+                                                         doubles_.data(), floats_.data());
+    }
+  }
+
+  template <int HeadDim, class S>
+  void add_keys(const DeviceTensor<const S> &k, const ObservedKeys &keys, const TileTables &tables,
+                cudaStream_t stream) {
+    constexpr unsigned units = HeadDim / 2;
+    const auto heads = static_cast<unsigned>(kv_heads_);
+    const dim3 rows(static_cast<unsigned>(layout_.rows), heads), threads(units, 512 / units);
+    add_row_sums<HeadDim, S>
+        <<<rows, threads, 0, stream>>>(k, keys, tables, layout_, doubles_.data(), floats_.data());
+    if (tables.frame > 0) return;  // ranges are not asked for then
+    const int filled = in_group_ + keys.tokens;
+    const dim3 groups(static_cast<unsigned>((filled + group_ - 1) / group_), heads);
+    float2 *from = filling_.data(), *to = from + kv_heads_ * HeadDim;
+    if (odd_) std::swap(from, to);
+    add_key_ranges<HeadDim, S>
+        <<<groups, HeadDim, 0, stream>>>(k, keys, group_, in_group_, from, to, layout_, doubles_.data());
+    odd_ = !odd_;
+    groups_ += filled / group_;
+    in_group_ = filled % group_;
+  }
+
+  int kv_heads_, group_, sinks_;
+  HeadSums layout_;
+  double queries_ = 0, groups_ = 0;
+  std::vector<double> row_counts_;
+  int in_group_ = 0;              // keys of the group that is filling
+  bool odd_ = false;              // which half of filling_ holds it
+  DeviceBuffer<double> doubles_;  // [kv_heads, layout_.doubles]; the counts in them are the host's
+  DeviceBuffer<float> floats_;    // [kv_heads, layout_.floats]
+  DeviceBuffer<float2> filling_;
+};
+
+}  // namespace squat::cuda

@@ -1,0 +1,146 @@
+#pragma once
+
+// What a layer's codings learn and have learnt, a KV head each. Statistics are gathered on the device;
+// learning from them is the host's; what kernels need of it lies in device memory.
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "squat/cache/options.hpp"
+#include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/query_statistics.hpp"
+#include "squat/coding/subspace_basis.hpp"
+#include "squat/core/config.hpp"
+#include "squat/cuda/coding/coding_tables.hpp"
+#include "squat/cuda/coding/device_statistics.cuh"
+#include "squat/cuda/state/device_buffer.hpp"
+
+namespace squat::cuda {
+
+/// The statistics and codings of one layer, for all sequences or for one.
+class LayerCoding {
+ public:
+  LayerCoding(const Options &options, int key_bits, int layer, const DeviceTiles &tiles)
+      : options_(&options),
+        layer_(layer),
+        tiles_(&tiles),
+        quantizers_(static_cast<std::size_t>(options.kv_heads),
+                    KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits,
+                                 options.head_dim)) {
+    const bool learns = key_bits < 16 && learns_from_prompt(*options.coding);
+    const std::vector<QueryMatrices> none(quantizers_.size());
+    DeviceBuffer<std::byte> memory;
+    tables_ = coding_tables(memory, quantizers_, none, tiles, !learns, nullptr);
+    memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
+    check(cudaStreamSynchronize(nullptr), "coding tables");
+  }
+
+  int layer() const { return layer_; }
+  const DeviceTiles &tiles() const { return *tiles_; }
+  const CodingTables &tables() const { return tables_; }
+  const KeyQuantizer &quantizer(Index head) const { return quantizers_[static_cast<std::size_t>(head)]; }
+
+  /// A^-1 of every head, [channel, coordinate], empty without a basis.
+  template <class Real = double>
+  std::vector<RowMatrix> from_bases() const {
+    std::vector<RowMatrix> inverses;
+    for (const KeyQuantizer &quantizer : quantizers_) {
+      const SubspaceBasis *basis = quantizer.basis();
+      inverses.push_back(basis ? basis->from_basis() : RowMatrix());
+    }
+    return inverses;
+  }
+
+  /// Makes the statistics that observe() adds to.
+  void reserve_statistics(cudaStream_t stream) {
+    if (statistics_) return;
+    statistics_ =
+        std::make_unique<DeviceStatistics>(options_->kv_heads, options_->head_dim, options_->page_tokens,
+                                           rows_of_frame(), options_->sinks, stream);
+  }
+
+  /// Adds tokens to the statistics.
+  template <int HeadDim, class S>
+  void observe(const ObservedRows<S> &rows, DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
+    reserve_statistics(stream);
+    statistics_->template observe<HeadDim>(rows, tables_.tiles, workspace, stream);
+  }
+
+  bool has_statistics() const { return statistics_ != nullptr; }
+
+  /// Those of a KV head each, with those of the prior. Waits for the stream.
+  std::vector<QueryStatistics> statistics(cudaStream_t stream) const {
+    std::vector<QueryStatistics> heads = statistics_->read(stream);
+    for (std::size_t head = 0; options_->prior && head < heads.size(); ++head) {
+      heads[head].merge(options_->prior->head(layer_, static_cast<Index>(head)));
+    }
+    return heads;
+  }
+
+  /// Fixes the codings from their statistics; for_each(run) runs a task a KV head.
+  template <class ForEach>
+  void learn(ForEach &&for_each, cudaStream_t stream) {
+    std::vector<QueryMatrices> matrices(quantizers_.size());
+    if (statistics_) {
+      const std::vector<QueryStatistics> heads = statistics(stream);
+      for_each([&](Index head) {
+        const auto i = static_cast<std::size_t>(head);
+        quantizers_[i].learn(heads[i], tiles_->frame());
+        matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
+      });
+    }
+    DeviceBuffer<std::byte> memory;
+    const CodingTables tables = coding_tables(memory, quantizers_, matrices, *tiles_, true, stream);
+    memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
+    tables_ = tables;
+    learnt_ = true;
+    if (!options_->keep_statistics) statistics_.reset();
+  }
+
+  /// What a layer knew. It keeps the tables of that time alive.
+  struct Backup {
+    std::unique_ptr<DeviceStatistics> statistics;
+    std::shared_ptr<const DeviceBuffer<std::byte>> memory;
+    CodingTables tables{};
+    bool learnt = false;
+  };
+
+  Backup back_up(cudaStream_t stream) const {
+    return {statistics_ ? statistics_->copy(stream) : nullptr, memory_, tables_, learnt_};
+  }
+
+  /// Its tables on the device are the owner's to upload.
+  void restore(Backup backup) {
+    statistics_ = std::move(backup.statistics);
+    memory_ = std::move(backup.memory);
+    tables_ = backup.tables;
+    learnt_ = backup.learnt;
+    if (learnt_) return;
+    for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
+  }
+
+  std::size_t statistics_bytes() const { return statistics_ ? statistics_->bytes() : 0; }
+
+  std::size_t bytes() const {
+    std::size_t sum = memory_->bytes();
+    for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
+    return sum;
+  }
+
+ private:
+  Index rows_of_frame() const { return tiles_->frame() ? tiles_->frame()->rows() : 1; }
+
+  const Options *options_;
+  int layer_;
+  const DeviceTiles *tiles_;
+  std::unique_ptr<DeviceStatistics> statistics_;  // while they are wanted
+  std::vector<KeyQuantizer> quantizers_;
+  std::shared_ptr<const DeviceBuffer<std::byte>> memory_;  // of the tables
+  CodingTables tables_{};
+  bool learnt_ = false;
+};
+
+}  // namespace squat::cuda

@@ -1,0 +1,312 @@
+#pragma once
+
+// The sums that QueryStatistics is made of, on the device.
+//
+// Tokens whose queries (or keys) are turned back by one base share that turn:
+//
+//   sum R(-b) x x^T R(b) = R(-b) (sum x x^T) R(b).
+//
+// So raw_moments() makes sum x x^T of runs of neighbouring tokens of equal bases on the matrix units,
+// and turned_moments() turns each of them by its bases, three for queries, and adds them up in double: 3
+// d^2 / 2 turns a run instead of one a token and query head. Elements are rounded to float16, products
+// are added up in float over at most most_run_rows rows.
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "squat/coding/query_statistics.hpp"
+#include "squat/cuda/kernels/elements.cuh"
+#include "squat/cuda/kernels/rotary.cuh"
+#include "squat/cuda/state/device_state.cuh"
+
+namespace squat::cuda {
+
+/// Bases that a token's queries are turned back by, for the tiles behind them.
+inline constexpr int query_bases = 3;
+
+/// Runs of one launch, and rows of a run.
+inline constexpr int most_runs = 64, most_run_rows = 1024;
+
+/// Neighbouring tokens whose queries, or keys, are turned back by the same positions.
+struct MomentRun {
+  long long bases[query_bases];
+  std::int32_t base_count;
+  std::int32_t first;  ///< token of the call
+  std::int32_t tokens;
+  std::int32_t of_queries;
+};
+
+struct MomentRuns {
+  MomentRun run[most_runs];
+  int count;
+};
+
+/// triangle_index() of two channels in any order.
+__device__ inline long long moment_index(int a, int b) {
+  const long long row = max(a, b);
+  return row * (row + 1) / 2 + min(a, b);
+}
+
+/// The channels that a unit of two turns together; behind the last pair, two that do not turn.
+__device__ inline int2 unit_channels(const TileTables &tables, int unit) {
+  return unit < tables.pairs ? pair_channels(tables, unit) : int2{2 * unit, 2 * unit + 1};
+}
+
+/// The lower half of a moment in regions of 32 x 32, of which a warp has `in_warp`.
+template <int HeadDim>
+struct MomentShape {
+  static constexpr int side = HeadDim / 32, regions = side * (side + 1) / 2;
+  static constexpr int in_warp = HeadDim <= 128 ? 1 : 3;
+  static constexpr int warps = (regions + in_warp - 1) / in_warp, threads = warps * warp_lanes;
+  static constexpr int units = HeadDim / 2, unit_pairs = units * (units + 1) / 2;
+  /// Rows that pass through shared memory at a time, two to a word. Words of a row of pairs are so far
+  /// from those of the next that fragments are read without bank conflicts.
+  static constexpr int pairs = 16, stride = HeadDim + 8;
+  /// Pieces of eight channels of a pair of rows that a thread brings.
+  static constexpr int pieces = (pairs * (HeadDim / 8) + threads - 1) / threads;
+};
+
+/// Grid: run, KV head. raw [runs, kv_heads, HeadDim, HeadDim], of which the regions on and below the
+/// diagonal are written; angles [runs, query_bases, HeadDim / 2]: cosines and sines of the runs' turns.
+/// A block reads its rows once; fragments of both sides of x x^T are the same words, a pair of rows of
+/// one channel each.
+template <int HeadDim, class S>
+__global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
+    raw_moments(MomentRuns runs, DeviceTensor<const S> q, DeviceTensor<const S> k, bool q_aligned,
+                bool k_aligned, int heads_per_kv_head, TileTables tables, float *raw, float2 *angles) {
+  using Shape = MomentShape<HeadDim>;
+  __shared__ Word words[2][Shape::pairs][Shape::stride];
+  const MomentRun &run = runs.run[blockIdx.x];
+  const int head = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
+  if (head == 0) {
+    for (int i = thread; i < run.base_count * Shape::units; i += Shape::threads) {
+      const int base = i / Shape::units, unit = i % Shape::units;
+      angles[(blockIdx.x * query_bases + base) * Shape::units + unit] =
+          unit < tables.pairs ? turn_angle(tables, unit, -run.bases[base]) : float2{1, 0};
+    }
+  }
+  const DeviceTensor<const S> x = run.of_queries ? q : k;
+  const bool aligned = run.of_queries ? q_aligned : k_aligned;
+  const int shared = run.of_queries ? heads_per_kv_head : 1, rows = run.tokens * shared;
+  uint4 next[Shape::pieces][2];
+  const auto load_row = [&](int row, int channel) {
+    if (row >= rows) return uint4{0, 0, 0, 0};
+    const S *from = x.row(run.first + row / shared, head * shared + row % shared) + channel;
+    return EightElements<S>(from, aligned).halves();
+  };
+  const auto fetch = [&](int first_row) {
+#pragma unroll
+    for (int i = 0; i < Shape::pieces; ++i) {
+      const int piece = i * Shape::threads + thread, pair = piece / (HeadDim / 8),
+                channel = piece % (HeadDim / 8) * 8;
+      if (pair >= Shape::pairs) break;
+      next[i][0] = load_row(first_row + 2 * pair, channel);
+      next[i][1] = load_row(first_row + 2 * pair + 1, channel);
+    }
+  };
+  const auto put = [&](int buffer) {
+#pragma unroll
+    for (int i = 0; i < Shape::pieces; ++i) {
+      const int piece = i * Shape::threads + thread, pair = piece / (HeadDim / 8),
+                channel = piece % (HeadDim / 8) * 8;
+      if (pair >= Shape::pairs) break;
+      const auto low = [](Word a, Word b) { return (a & 0xffffu) | b << 16; };
+      const auto high = [](Word a, Word b) { return a >> 16 | (b & 0xffff0000u); };
+      const uint4 a = next[i][0], b = next[i][1];
+      auto *to = reinterpret_cast<uint4 *>(&words[buffer][pair][channel]);
+      to[0] = {low(a.x, b.x), high(a.x, b.x), low(a.y, b.y), high(a.y, b.y)};
+      to[1] = {low(a.z, b.z), high(a.z, b.z), low(a.w, b.w), high(a.w, b.w)};
+    }
+  };
+
+  const int warp = thread / warp_lanes, lane = lane_index(), g = lane / 4, t = lane % 4;
+  int2 region[Shape::in_warp];
+#pragma unroll
+  for (int i = 0; i < Shape::in_warp; ++i) {
+    int row = 0, index = warp * Shape::in_warp + i;
+    for (; index > row; ++row) index -= row + 1;
+    region[i] = {row, index};
+  }
+  float sums[Shape::in_warp][2][4][4] = {};
+  fetch(0);
+  put(0);
+  __syncthreads();
+  for (int first_row = 0, buffer = 0; first_row < rows; first_row += 2 * Shape::pairs, buffer ^= 1) {
+    const bool more = first_row + 2 * Shape::pairs < rows;
+    if (more) fetch(first_row + 2 * Shape::pairs);
+#pragma unroll
+    for (int pair = 0; pair < Shape::pairs; pair += 8) {
+      const Word *first = words[buffer][pair + t] + g, *second = words[buffer][pair + t + 4] + g;
+#pragma unroll
+      for (int i = 0; i < Shape::in_warp; ++i) {
+        const int row = region[i].x * 32, column = region[i].y * 32;
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          const Word b0 = first[column + n * 8], b1 = second[column + n * 8];
+#pragma unroll
+          for (int m = 0; m < 2; ++m) {
+            multiply_add(sums[i][m][n], first[row + m * 16], first[row + m * 16 + 8],
+                         second[row + m * 16], second[row + m * 16 + 8], b0, b1);
+          }
+        }
+      }
+    }
+    if (more) put(buffer ^ 1);
+    __syncthreads();
+  }
+  float *to = raw + (static_cast<long long>(blockIdx.x) * gridDim.y + head) * (HeadDim * HeadDim);
+#pragma unroll
+  for (int i = 0; i < Shape::in_warp; ++i) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        float *at = to + (region[i].x * 32 + m * 16 + g) * HeadDim + region[i].y * 32 + n * 8 + 2 * t;
+        const float(&c)[4] = sums[i][m][n];
+        *reinterpret_cast<float2 *>(at) = {c[0], c[1]};
+        *reinterpret_cast<float2 *>(at + 8 * HeadDim) = {c[2], c[3]};
+      }
+    }
+  }
+}
+
+/// Adds the runs' moments to the sums of their heads, each turned back by every base of its run. Grid:
+/// pairs of units / 256, KV head, queries or keys; a thread has the two channels of one unit by those of
+/// another (or the same), and so elements of the triangle that no other thread has.
+///
+/// Unit i meets the i + 1 units up to itself, and unit units - 1 - i the units - i up to itself:
+/// together units + 1, which are the rows that the threads are counted in.
+template <int HeadDim>
+__global__ void __launch_bounds__(256)
+    turned_moments(MomentRuns runs, TileTables tables, const float *raw, const float2 *angles,
+                   HeadSums layout, double *doubles, float *floats) {
+  using Shape = MomentShape<HeadDim>;
+  static_assert(Shape::units % 2 == 0);
+  const int index = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x),
+            head = static_cast<int>(blockIdx.y);
+  if (index >= Shape::unit_pairs) return;
+  const int fold = index / (Shape::units + 1), place = index % (Shape::units + 1);
+  const bool of_long = place < Shape::units - fold;
+  const int i = of_long ? Shape::units - 1 - fold : fold,
+            j = of_long ? place : place - (Shape::units - fold);
+  const int2 row = unit_channels(tables, i), column = unit_channels(tables, j);
+  const auto element = [](int a, int b) { return a / 32 >= b / 32 ? a * HeadDim + b : b * HeadDim + a; };
+  const int xx = element(row.x, column.x), xy = element(row.x, column.y);
+  const int yx = element(row.y, column.x), yy = element(row.y, column.y);
+  double total[4] = {};
+  const bool of_queries = blockIdx.z == 0;
+#pragma unroll 2
+  for (int n = 0; n < runs.count; ++n) {
+    const MomentRun &run = runs.run[n];
+    if ((run.of_queries != 0) != of_queries) continue;
+    const float *m = raw + (static_cast<long long>(n) * gridDim.y + head) * (HeadDim * HeadDim);
+    const float2 x = {m[xx], m[xy]}, y = {m[yx], m[yy]};
+    for (int base = 0; base < run.base_count; ++base) {
+      const float2 *turn = angles + (n * query_bases + base) * Shape::units;
+      const float2 of_row = turn[i], of_column = turn[j];
+      const float2 left = turn_pair(of_row, {x.x, y.x}), right = turn_pair(of_row, {x.y, y.y});
+      const float2 top = turn_pair(of_column, {left.x, right.x}),
+                   bottom = turn_pair(of_column, {left.y, right.y});
+      total[0] += top.x;
+      total[1] += top.y;
+      total[2] += bottom.x;
+      total[3] += bottom.y;
+    }
+  }
+  const auto add = [&](auto *to) {
+    const auto add_to = [&](int a, int b, double sum) {
+      auto &at = to[moment_index(a, b)];
+      at = static_cast<std::remove_reference_t<decltype(at)>>(at + sum);
+    };
+    add_to(row.x, column.x, total[0]);
+    if (i != j) add_to(row.x, column.y, total[1]);  // of one unit it is the next element
+    add_to(row.y, column.x, total[2]);
+    add_to(row.y, column.y, total[3]);
+  };
+  if (of_queries) {
+    add(floats + head * layout.floats + layout.query_moment.first);
+  } else {
+    add(doubles + head * layout.doubles + layout.key_moment.first);
+  }
+}
+
+/// Consecutive keys of a call: the first stands at `position`, in row `row` of its tile.
+struct ObservedKeys {
+  long long first;  ///< row of the tensor
+  int tokens;
+  int row;
+  long long position;
+};
+
+/// Adds each row's keys, turned back by their tiles' bases, to the sums of their row and of all rows.
+/// Grid: row, KV head; a thread has two channels and every so-manieth tile. Rows meet in the sum of all:
+/// doubles, which hold sums of floats to their last bits in any order.
+template <int HeadDim, class S>
+__global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTables tables,
+                             HeadSums layout, double *doubles, float *floats) {
+  constexpr int units = HeadDim / 2, lanes = 512 / units;
+  __shared__ double2 partial[lanes][units];
+  const int unit = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.y);
+  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
+            rows = static_cast<int>(layout.rows);
+  const int first = (row - keys.row + rows) % rows;
+  if (first >= keys.tokens) return;
+  const int2 channels = unit_channels(tables, unit);
+  const bool turns = tables.frame > 0 && unit < tables.pairs;
+  double2 sum = {0, 0};
+#pragma unroll 4
+  for (int token = first + lane * rows; token < keys.tokens; token += lanes * rows) {
+    const S *from = k.row(keys.first + token, head);
+    float2 x = {load_element(from + channels.x), load_element(from + channels.y)};
+    if (turns) x = turn_pair(turn_angle(tables, unit, row - keys.position - token), x);
+    sum = {sum.x + x.x, sum.y + x.y};
+  }
+  partial[lane][unit] = sum;
+  __syncthreads();
+  if (lane != 0) return;
+  for (int other = 1; other < lanes; ++other) {
+    sum = {sum.x + partial[other][unit].x, sum.y + partial[other][unit].y};
+  }
+  float *to = floats + head * layout.floats + layout.row_sums.first + row * HeadDim;
+  to[channels.x] = static_cast<float>(to[channels.x] + sum.x);
+  to[channels.y] = static_cast<float>(to[channels.y] + sum.y);
+  double *to_all = doubles + head * layout.doubles + layout.key_sum.first;
+  atomicAdd(to_all + channels.x, sum.x);
+  atomicAdd(to_all + channels.y, sum.y);
+}
+
+/// Adds the ranges of the groups that these keys fill; the group that is filling stands in one of two
+/// [kv_heads, HeadDim] pairs of extremes, from which the first block reads and to the other of which the
+/// last one writes. Grid: group that is touched, KV head. Ranges are floats, and doubles hold sums of
+/// 2^29 of them exactly, in any order.
+template <int HeadDim, class S>
+__global__ void add_key_ranges(DeviceTensor<const S> k, ObservedKeys keys, int group, int in_group,
+                               const float2 *filling, float2 *filling_next, HeadSums layout,
+                               double *doubles) {
+  const int piece = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int channel = static_cast<int>(threadIdx.x);
+  const int begin = max(piece * group - in_group, 0),
+            end = min((piece + 1) * group - in_group, keys.tokens);
+  float low = load_element(k.row(keys.first + begin, head) + channel), high = low;
+#pragma unroll 8
+  for (int token = begin + 1; token < end; ++token) {
+    const float x = load_element(k.row(keys.first + token, head) + channel);
+    low = fminf(low, x);
+    high = fmaxf(high, x);
+  }
+  if (piece == 0 && in_group > 0) {
+    const float2 before = filling[head * HeadDim + channel];
+    low = fminf(low, before.x);
+    high = fmaxf(high, before.y);
+  }
+  if ((piece + 1) * group - in_group <= keys.tokens) {
+    atomicAdd(doubles + head * layout.doubles + layout.key_range.first + channel,
+              static_cast<double>(high - low));
+  } else {
+    filling_next[head * HeadDim + channel] = {low, high};
+  }
+}
+
+}  // namespace squat::cuda

@@ -1,0 +1,312 @@
+#pragma once
+
+// Exact keys into pages, as coding/key_quantizer.hpp codes them.
+//
+// A block packs the keys of one head and page: HeadDim / 16 warps, of which warp w owns the channels (or
+// coordinates) 16 w to 16 w + 15. Lane (g, t) owns of these 2t, 2t+1, 2t+8, 2t+9 and the tokens g + 8 j,
+// which is what its words of the page's units take (store_codes.cuh): rounding and packing stay in
+// registers, sums over a channel's tokens go over the eight lanes of equal t.
+//
+//   y = A k in float32: 4 x Group / 8 sums a lane; of each channel k it reads 4 numbers of A and Group /
+//   8 keys, 5 pieces of 16 bytes for 64 multiply-adds (Group = 128). A passes through shared memory 8
+//   channels at a time, doubly buffered. 2 HeadDim^2 Group operations.
+//
+// Shared memory: the keys as floats, HeadDim (Group + 4) 4 bytes, and 64 (HeadDim + 4) bytes of A, or
+// what orthogonal rounding needs (round_orthogonal.cuh): 75 KiB for HeadDim = Group = 128, two blocks at
+// a time. A head and page reads 2 Group HeadDim bytes, and writes KeyBits / 16 of that and the scales.
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "squat/cuda/kernels/pack_call.cuh"
+#include "squat/cuda/kernels/page_keys.cuh"
+#include "squat/cuda/kernels/quantize_affine.cuh"
+#include "squat/cuda/kernels/rotary.cuh"
+#include "squat/cuda/kernels/round_orthogonal.cuh"
+#include "squat/cuda/kernels/store_codes.cuh"
+#include "squat/cuda/page/page_layout.cuh"
+#include "squat/cuda/state/device_state.cuh"
+#include "squat/cuda/state/exact_slots.cuh"
+
+namespace squat::cuda {
+
+/// A passed through shared memory in pieces of `depth` channels.
+template <int HeadDim>
+struct BasisPieces {
+  static constexpr int depth = 8;
+  static constexpr int stride = HeadDim + 4;
+  static constexpr int floats = 2 * depth * stride;
+
+  float *data;
+
+  __device__ float *piece(int index) const { return data + index % 2 * (depth * stride); }
+
+  /// Where a coordinate's numbers stand: a lane's four follow each other.
+  __device__ static int place(int coordinate) {
+    return coordinate / 16 * 16 + coordinate % 8 / 2 * 4 + coordinate % 16 / 8 * 2 + coordinate % 2;
+  }
+
+  /// The thread's part of piece `index`: four channels of one coordinate.
+  __device__ static float4 fetch(const float *A, int index) {
+    const int thread = static_cast<int>(threadIdx.x);
+    return *reinterpret_cast<const float4 *>(A + thread / 2 * HeadDim + index * depth + thread % 2 * 4);
+  }
+  __device__ void put(int index, float4 part) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    float *to = piece(index) + thread % 2 * 4 * stride + place(thread / 2);
+    to[0] = part.x;
+    to[stride] = part.y;
+    to[2 * stride] = part.z;
+    to[3 * stride] = part.w;
+  }
+};
+
+template <class Layout>
+class PageCoder {
+ public:
+  static constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group, Bits = Layout::KeyBits;
+  static constexpr int warps = HeadDim / 16, threads = warps * warp_lanes;
+  using Keys = PageKeys<HeadDim, Group>;
+  using Pieces = BasisPieces<HeadDim>;
+  using Rows = OrthogonalRows<HeadDim, Group, Bits>;
+  static constexpr int rows = Keys::rows, columns = 4;  // tokens and channels a lane owns
+
+  __device__ PageCoder(const HeadTables &head, Keys keys, void *memory)
+      : head_(head), keys_(keys), memory_(memory) {}
+
+  /// Codes the keys, in the frame they are coded in, into the head's bytes.
+  __device__ void code(AffineFit fit, std::uint8_t *bytes) {
+    auto *scales = reinterpret_cast<__half *>(bytes + Layout::key_scales);
+    auto *zeros = reinterpret_cast<__half *>(bytes + Layout::key_zeros);
+    const auto put_scale = [&](int channel, HalfScale scale) {
+      scales[key_element<HeadDim>(channel)] = scale.scale;
+      zeros[key_element<HeadDim>(channel)] = scale.zero;
+    };
+    if (head_.order != nullptr) {
+      Rows orthogonal(keys_, memory_);
+      orthogonal.round(head_, fit, put_scale);
+#pragma unroll
+      for (int i = 0; i < columns; ++i) orthogonal.read_codes(channel(i), x_[i]);
+      basis_ = false;
+    } else {
+      HalfScale found[columns];
+      quantize(fit, found);
+      if (basis_ && threadIdx.x == 0) found[0].scale = __hneg(found[0].scale);  // names the KeySpace
+      if (lane_index() < 4) {
+#pragma unroll
+        for (int i = 0; i < columns; ++i) put_scale(channel(i), found[i]);
+      }
+    }
+    store(bytes);
+  }
+
+ private:
+  __device__ static int warp() { return static_cast<int>(threadIdx.x) / warp_lanes; }
+  /// The lane's channel or coordinate i.
+  __device__ static int channel(int i) { return warp() * 16 + lane_index() % 4 * 2 + i / 2 * 8 + i % 2; }
+  __device__ int width(int unit) const { return basis_ ? head_.widths[unit] : Bits; }
+  __device__ static int unit_of(int i) {
+    return warp() * (16 / Layout::unit) + (Layout::unit == 16 ? 0 : i / 2);
+  }
+
+  /// In the basis, or, where that errs more in the queries' metric than channels from their extremes
+  /// would, in channels.
+  __device__ void quantize(AffineFit fit, HalfScale (&found)[columns]) {
+    basis_ = head_.to_basis != nullptr;
+    if (basis_)
+      multiply();
+    else
+      read_keys();
+    for (;;) {
+      float error = 0;
+#pragma unroll
+      for (int i = 0; i < columns; ++i) found[i] = quantize_column(x_[i], width(unit_of(i)), fit, error);
+      if (!basis_ || errs_less(error, channel_error())) return;
+      basis_ = false;
+      fit = AffineFit::minmax;
+      read_keys();
+    }
+  }
+
+  __device__ static HalfScale quantize_column(float (&x)[rows], int bits, AffineFit fit, float &error) {
+    if (bits != 0) return quantize_affine<4>(x, bits, fit, error);
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < rows; ++j) sum += x[j];
+    const HalfScale mean = {saturated_half(sum_lanes<4>(sum) / Group), smallest_half()};
+#pragma unroll
+    for (int j = 0; j < rows; ++j) {
+      const float difference = x[j] - __half2float(mean.zero);
+      error += difference * difference;
+    }
+    return mean;
+  }
+
+  __device__ void read_keys() {
+#pragma unroll
+    for (int i = 0; i < columns; ++i) keys_.read(channel(i), x_[i]);
+  }
+
+  /// y = A k.
+  __device__ void multiply() {
+    const Pieces pieces{static_cast<float *>(memory_)};
+    constexpr int count = HeadDim / Pieces::depth;
+    const int lane = lane_index();
+#pragma unroll
+    for (int i = 0; i < columns; ++i) {
+#pragma unroll
+      for (int j = 0; j < rows; ++j) x_[i][j] = 0;
+    }
+    pieces.put(0, Pieces::fetch(head_.to_basis, 0));
+    __syncthreads();
+#pragma unroll 1
+    for (int index = 0; index < count; ++index) {
+      const float4 next = Pieces::fetch(head_.to_basis, min(index + 1, count - 1));
+      const float *piece = pieces.piece(index) + warp() * 16 + lane % 4 * 4;
+#pragma unroll
+      for (int k = 0; k < Pieces::depth; ++k) {
+        const float4 a = *reinterpret_cast<const float4 *>(piece + k * Pieces::stride);
+        float key[rows];
+        keys_.read(index * Pieces::depth + k, key);
+#pragma unroll
+        for (int j = 0; j < rows; ++j) {
+          x_[0][j] += a.x * key[j];
+          x_[1][j] += a.y * key[j];
+          x_[2][j] += a.z * key[j];
+          x_[3][j] += a.w * key[j];
+        }
+      }
+      pieces.put(index + 1, next);  // the last one is not read
+      __syncthreads();
+    }
+  }
+
+  /// This lane's part of the squared error in channels from their extremes, in the queries' metric. A
+  /// warp takes a channel at a time.
+  __device__ float channel_error() const {
+    constexpr int in_lane = Group / warp_lanes;
+    constexpr float top = static_cast<float>((1 << Bits) - 1);
+    float error = 0;
+#pragma unroll 4
+    for (int i = 0; i < 16; ++i) {
+      const int index = warp() * 16 + i;
+      float x[in_lane];
+#pragma unroll
+      for (int n = 0; n < in_lane; ++n) x[n] = keys_.channel(index)[lane_index() * in_lane + n];
+      error +=
+          head_.metric[index] * range_error(x, AffineRange(fraction_range(extremes<1>(x), 1, top), top));
+    }
+    return error;
+  }
+
+  /// Whether the sum of `a` over the block is at most that of `b`.
+  __device__ static bool errs_less(float a, float b) {
+    __shared__ float2 sums[warps];
+    a = sum_lanes<1>(a);
+    b = sum_lanes<1>(b);
+    if (lane_index() == 0) sums[warp()] = {a, b};
+    __syncthreads();
+    float2 all = {0, 0};
+#pragma unroll
+    for (int i = 0; i < warps; ++i) all = {all.x + sums[i].x, all.y + sums[i].y};
+    return all.x <= all.y;
+  }
+
+  /// The codes of the lane's columns, a unit of 16 channels or two of 8.
+  __device__ void store(std::uint8_t *bytes) const {
+    std::uint8_t *unit = bytes;
+    for (int before = 0; before < unit_of(0); ++before) unit += Layout::key_unit_bytes(width(before));
+#pragma unroll
+    for (int first = 0; first < columns; first += Layout::unit / 4) {
+      const int bits = width(unit_of(first));
+      const auto code = [&](int j, int i) { return code_bits(x_[first + i][j]); };
+      if (Bits == 3 && bits == 3) store_unit<3, Layout::unit, Layout::token_tiles>(unit, code);
+      if (bits == 2) store_unit<2, Layout::unit, Layout::token_tiles>(unit, code);
+      if (bits == 4) store_unit<4, Layout::unit, Layout::token_tiles>(unit, code);
+      if (bits == 8) store_unit<8, Layout::unit, Layout::token_tiles>(unit, code);
+      unit += Layout::key_unit_bytes(bits);
+    }
+  }
+
+  const HeadTables &head_;
+  Keys keys_;
+  void *memory_;
+  bool basis_ = false;
+  float x_[columns][rows];  // keys, coordinates, then codes
+};
+
+/// Dynamic shared memory of pack_keys.
+template <class Layout>
+constexpr int pack_keys_bytes(Coding coding) {
+  if constexpr (Layout::KeyBits == 16) {
+    return 0;
+  } else {
+    using Coder = PageCoder<Layout>;
+    const int keys = Coder::Keys::floats * 4;
+    if (coding == Coding::orthogonal) return keys + Coder::Rows::bytes;
+    return keys + (coding == Coding::subspace ? Coder::Pieces::floats * 4 : 0);
+  }
+}
+
+/// Grid: page of the call, KV head, entry.
+template <class Layout, class T>
+__global__ void __launch_bounds__(Layout::HeadDim * 2, 256 / Layout::HeadDim) pack_keys(PackCall call) {
+  constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group;
+  const LayerState &state = *call.batch[blockIdx.z].state;
+  const int page = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  std::uint8_t *bytes = due_page(state, call, page, Group);
+  if (bytes == nullptr) return;
+  bytes += static_cast<long long>(head) * Layout::head_bytes(call.values);
+  const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
+  if constexpr (Layout::KeyBits == 16) {
+    const int warp = static_cast<int>(threadIdx.x) / warp_lanes, lane = lane_index();
+    for (int tile = 0; tile < Layout::token_tiles; ++tile) {
+      const std::uint16_t *block = tail.block<HeadDim>(head, page * Group + tile * 16);
+      const int piece = warp * warp_lanes + lane;
+      reinterpret_cast<uint4 *>(bytes)[tile * HeadDim * 2 + piece] =
+          reinterpret_cast<const uint4 *>(block)[piece];
+    }
+  } else {
+    using Coder = PageCoder<Layout>;
+    extern __shared__ float4 page_memory[];
+    __shared__ float2 turn[HeadDim / 2];
+    const CodingTables &coding = call.codings[state.coding];
+    const HeadTables &tables = coding.heads[head];
+    const PageEntry &entry = state.pages[state.page_count + page];
+    const typename Coder::Keys keys{reinterpret_cast<float *>(page_memory)};
+    const bool turns = entry.base != 0;
+    if (turns) make_turn(coding.tiles, -entry.base, turn);
+    keys.template load<T>(tail, head, page * Group);
+    __syncthreads();
+    if (turns || tables.mean != nullptr) {
+      keys.enter_frame(coding.tiles, turns ? turn : nullptr, tables.mean, entry.row);
+      __syncthreads();
+    }
+    Coder(tables, keys, keys.data + Coder::Keys::floats).code(call.fit, bytes);
+  }
+}
+
+/// A launch that asks for more shared memory than the device has fails as every launch does.
+template <class Layout, class T>
+void launch_pack_keys(const PackCall &call, cudaStream_t stream) {
+  if (call.entries == 0 || call.most_pages == 0) return;
+  const int bytes = pack_keys_bytes<Layout>(call.coding);
+  if (bytes > 0) {
+    // The same for every coding, so that threads cannot take it from each other.
+    const int most =
+        std::max(pack_keys_bytes<Layout>(Coding::subspace), pack_keys_bytes<Layout>(Coding::orthogonal));
+    int device = 0, limit = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    constexpr int fixed = 4096;  // more than the kernel's own
+    cudaFuncSetAttribute(pack_keys<Layout, T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         std::min(most, limit - fixed));
+  }
+  const dim3 grid(static_cast<unsigned>(call.most_pages), static_cast<unsigned>(call.kv_heads),
+                  static_cast<unsigned>(call.entries));
+  pack_keys<Layout, T><<<grid, Layout::HeadDim * 2, static_cast<unsigned>(bytes), stream>>>(call);
+}
+
+}  // namespace squat::cuda

@@ -1,0 +1,206 @@
+#pragma once
+
+// Exact values into pages.
+//
+// A warp packs 16 tokens of a head. A tile of exact values (rows = channels, columns = tokens) gives
+// lane (g, t) the channels g, g + 8 of tokens 2t, 2t+1, 2t+8, 2t+9; all tiles together give it HeadDim /
+// 8 channels of four tokens, and the eight lanes of equal t hold these tokens whole:
+//
+//   Hadamard rotation: butterflies over g between lanes, over the rest of a channel's number in
+//   registers; sums over a token: in registers, then over the lanes of equal t; codes: their words are
+//   the lane's own (store_codes.cuh).
+//
+// Nothing goes through shared memory. A head and page reads 2 Group HeadDim bytes, and writes
+// ValueBits / 16 of that and the scales.
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "squat/cuda/kernels/elements.cuh"
+#include "squat/cuda/kernels/pack_call.cuh"
+#include "squat/cuda/kernels/quantize_affine.cuh"
+#include "squat/cuda/kernels/store_codes.cuh"
+#include "squat/cuda/page/page_layout.cuh"
+#include "squat/cuda/state/device_state.cuh"
+#include "squat/cuda/state/exact_slots.cuh"
+
+namespace squat::cuda {
+
+/// A lane's part of the values of 16 tokens: [channel tile, half of a tile, token].
+template <int HeadDim>
+struct ValueTile {
+  static constexpr int tiles = HeadDim / 16, tokens = 4;
+
+  float x[tiles][2][tokens];
+
+  /// The column of the lane's token i.
+  __device__ static int column(int i) { return lane_index() % 4 * 2 + i / 2 * 8 + i % 2; }
+
+  template <class T>
+  __device__ void load(const std::uint16_t *values) {
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+      const uint4 words = reinterpret_cast<const uint4 *>(values)[tile * warp_lanes + lane_index()];
+      const Word parts[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {
+        const float2 pair = word_values<T>(parts[part]);
+        x[tile][part % 2][part / 2 * 2] = pair.x;
+        x[tile][part % 2][part / 2 * 2 + 1] = pair.y;
+      }
+    }
+  }
+
+  /// See coding/hadamard.hpp. Channel bits 0 to 2 are g's, bit 3 the half, the others the tile.
+  __device__ void rotate() {
+    constexpr int block = HeadDim & -HeadDim;
+    const float unit = 1.0f / sqrtf(static_cast<float>(block));
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < tokens; ++i) {
+#pragma unroll
+        for (int half_tile = 0; half_tile < 2; ++half_tile) {
+          float &y = x[tile][half_tile][i];
+          y *= unit;
+#pragma unroll
+          for (int step = 4; step < warp_lanes; step *= 2) {
+            const float other = __shfl_xor_sync(0xffffffffu, y, step);
+            y = (lane_index() & step) != 0 ? other - y : y + other;
+          }
+        }
+        butterfly(x[tile][0][i], x[tile][1][i]);
+      }
+    }
+#pragma unroll
+    for (int span = 1; span < block / 16; span *= 2) {
+#pragma unroll
+      for (int tile = 0; tile < tiles; ++tile) {
+        if ((tile & span) != 0) continue;
+#pragma unroll
+        for (int i = 0; i < 2 * tokens; ++i) {
+          butterfly(x[tile][i / tokens][i % tokens], x[tile + span][i / tokens][i % tokens]);
+        }
+      }
+    }
+  }
+
+  /// Codes token i in place, as quantize_symmetric() does, and returns its scale.
+  template <int Bits>
+  __device__ __half quantize_symmetric(int i) {
+    constexpr float factors[6] = {.8f, .9f, 1.0f, 1.1f, 1.25f, 1.4f};
+    constexpr float step = Bits == 2 ? .9957f : Bits == 3 ? .586f : Bits == 4 ? .3352f : .0308f;
+    constexpr float offset = static_cast<float>((1 << Bits) - 1) / 2;
+    const auto code = [&](float y, float inverse) {
+      return rintf(fminf(fmaxf(y * inverse + offset, 0.0f), 2 * offset));
+    };
+    const float squares = sum_token(i, [](float y) { return y * y; });
+    const float rms = sqrtf(squares / HeadDim) + 1e-12f;
+    float best = rms, least = __int_as_float(0x7f800000);
+#pragma unroll
+    for (int n = 0; n < 6; ++n) {
+      const float scale = rms * step * factors[n], inverse = 1 / scale;
+      const float error = sum_token(i, [&](float y) {
+        const float difference = scale * (code(y, inverse) - offset) - y;
+        return difference * difference;
+      });
+      if (error >= least) continue;
+      least = error;
+      best = scale;
+    }
+    const float inverse = 1 / best;
+    const float products = best * sum_token(i, [&](float &y) {
+                             const float old = y;
+                             y = code(y, inverse);
+                             return old * (y - offset);
+                           });
+    const float gain = fminf(fmaxf(squares / fmaxf(products, 1e-12f), 1.0f), 2.0f);
+    return saturated_half(best * gain);
+  }
+
+  /// Codes group `group` of 32 channels of token i in place.
+  __device__ HalfScale quantize_plain(int group, int i, int bits, AffineFit fit) {
+    float y[4], error = 0;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) y[n] = x[2 * group + n / 2][n % 2][i];
+    const HalfScale scale = quantize_affine<4>(y, bits, fit, error);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) x[2 * group + n / 2][n % 2][i] = y[n];
+    return scale;
+  }
+
+ private:
+  __device__ static void butterfly(float &low, float &high) {
+    const float a = low, b = high;
+    low = a + b;
+    high = a - b;
+  }
+
+  template <class Term>
+  __device__ float sum_token(int i, Term &&term) {
+    float sum = 0;
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) sum += term(x[tile][0][i]) + term(x[tile][1][i]);
+    return sum_lanes<4>(sum);
+  }
+};
+
+/// Grid: page of the call, KV head, entry. Blocks of a warp for every 16 tokens of a page.
+template <class Layout, class T>
+__global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(PackCall call) {
+  constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group, Bits = Layout::ValueBits;
+  const LayerState &state = *call.batch[blockIdx.z].state;
+  const int page = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  std::uint8_t *bytes = due_page(state, call, page, Group);
+  if (bytes == nullptr) return;
+  bytes += static_cast<long long>(head) * Layout::head_bytes(call.values);
+  const int step = static_cast<int>(threadIdx.x) / warp_lanes;
+  const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
+  const std::uint16_t *values =
+      tail.block<HeadDim>(head, page * Group + step * 16) + BlockLayout<HeadDim>::part_elements;
+  std::uint8_t *codes = bytes + Layout::value_codes + step * Layout::value_step_bytes;
+  if constexpr (Bits == 16) {
+    for (int i = lane_index(); i < HeadDim * 2; i += warp_lanes) {
+      reinterpret_cast<uint4 *>(codes)[i] = reinterpret_cast<const uint4 *>(values)[i];
+    }
+  } else {
+    ValueTile<HeadDim> tile;
+    tile.template load<T>(values);
+    const bool first_lane = lane_index() < 4;
+    auto *scales = reinterpret_cast<__half *>(bytes + Layout::value_scales);
+    const auto place = [&](int i) { return value_element<Group>(step * 16 + tile.column(i)); };
+    if (call.values == ValueCoding::symmetric) {
+      tile.rotate();
+#pragma unroll
+      for (int i = 0; i < tile.tokens; ++i) {
+        const __half scale = tile.template quantize_symmetric<Bits>(i);
+        if (first_lane) scales[place(i)] = scale;
+      }
+    } else {
+      auto *zeros = reinterpret_cast<__half *>(bytes + Layout::value_zeros(ValueCoding::plain));
+#pragma unroll
+      for (int group = 0; group < HeadDim / Layout::value_group; ++group) {
+#pragma unroll
+        for (int i = 0; i < tile.tokens; ++i) {
+          const HalfScale scale = tile.quantize_plain(group, i, Bits, call.fit);
+          if (!first_lane) continue;
+          scales[group * Group + place(i)] = scale.scale;
+          zeros[group * Group + place(i)] = scale.zero;
+        }
+      }
+    }
+    store_unit<Bits, 16, Layout::channel_tiles>(
+        codes, [&](int j, int i) { return code_bits(tile.x[j / 2][j % 2][i]); });
+  }
+}
+
+template <class Layout, class T>
+void launch_pack_values(const PackCall &call, cudaStream_t stream) {
+  if (call.entries == 0 || call.most_pages == 0) return;
+  const dim3 grid(static_cast<unsigned>(call.most_pages), static_cast<unsigned>(call.kv_heads),
+                  static_cast<unsigned>(call.entries));
+  pack_values<Layout, T><<<grid, Layout::token_tiles * warp_lanes, 0, stream>>>(call);
+}
+
+}  // namespace squat::cuda

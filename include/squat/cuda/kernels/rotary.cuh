@@ -1,0 +1,40 @@
+#pragma once
+
+// The rotary embedding in device code, see coding/rotary.hpp.
+
+#include <cuda_runtime.h>
+
+#include "squat/cuda/state/device_state.cuh"
+
+namespace squat::cuda {
+
+/// The two channels of a pair.
+__device__ inline int2 pair_channels(const TileTables &tables, int pair) {
+  return tables.interleaved ? int2{2 * pair, 2 * pair + 1} : int2{pair, pair + tables.pairs};
+}
+
+/// Cosine and sine of R(position) for one pair. Whole turns are taken off in double precision; what is
+/// left is at most half a turn.
+__device__ inline float2 turn_angle(const TileTables &tables, int pair, long long position) {
+  constexpr double turn = 6.283185307179586476925286766559;
+  const double turns =
+      static_cast<double>(position) * static_cast<double>(tables.inverse_frequencies[pair]) / turn;
+  const auto half_turns = static_cast<float>(2 * (turns - rint(turns)));
+  float2 angle;
+  sincospif(half_turns, &angle.y, &angle.x);
+  return angle;
+}
+
+/// R(position) of all pairs, by all threads of a block.
+__device__ inline void make_turn(const TileTables &tables, long long position, float2 *angles) {
+  for (int pair = static_cast<int>(threadIdx.x); pair < tables.pairs;
+       pair += static_cast<int>(blockDim.x)) {
+    angles[pair] = turn_angle(tables, pair, position);
+  }
+}
+
+__device__ inline float2 turn_pair(float2 angle, float2 x) {
+  return {x.x * angle.x - x.y * angle.y, x.x * angle.y + x.y * angle.x};
+}
+
+}  // namespace squat::cuda

@@ -1,0 +1,50 @@
+#pragma once
+
+// The page layouts that kernels are compiled for, and the way from a cache's options to one of them.
+
+#include <initializer_list>
+#include <string>
+
+#include "squat/core/error.hpp"
+#include "squat/cuda/page/page_layout.cuh"
+
+namespace squat::cuda {
+
+/// Numbers that kernels are compiled for.
+template <int... Numbers>
+struct OneOf {};
+
+template <int KeyBits, int ValueBits, class HeadDims, class Groups>
+class PageLayouts;
+
+template <int KeyBits, int ValueBits, int... HeadDims, int... Groups>
+class PageLayouts<KeyBits, ValueBits, OneOf<HeadDims...>, OneOf<Groups...>> {
+ public:
+  /// Throws the Error of what the kernels are not compiled for.
+  static void check(int head_dim, int group) {
+    if (!((head_dim == HeadDims) || ...)) throw_invalid("head_dim", head_dim, list({HeadDims...}));
+    if (!((group == Groups) || ...)) throw_invalid("group", group, list({Groups...}));
+  }
+
+  /// Runs run<Layout>() for one that check() lets pass.
+  template <class Run>
+  static void with(int head_dim, int group, Run &&run) {
+    ((head_dim == HeadDims && (with_group<HeadDims>(group, run), true)) || ...);
+  }
+
+ private:
+  template <int HeadDim, class Run>
+  static void with_group(int group, Run &run) {
+    ((group == Groups &&
+      (run.template operator()<PageLayout<HeadDim, Groups, KeyBits, ValueBits>>(), true)) ||
+     ...);
+  }
+
+  static std::string list(std::initializer_list<int> numbers) {
+    std::string text = "one of";
+    for (int number : numbers) text.append(" ").append(std::to_string(number));
+    return text + " on CUDA";
+  }
+};
+
+}  // namespace squat::cuda

@@ -1,0 +1,197 @@
+#pragma once
+
+// The exact tokens of one sequence and layer, the table of its pages and the state that kernels find
+// both by: their device memory, and what the host counts of them.
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "squat/cache/call.hpp"
+#include "squat/core/config.hpp"
+#include "squat/cuda/error.hpp"
+#include "squat/cuda/state/device_arena.hpp"
+#include "squat/cuda/state/device_buffer.hpp"
+#include "squat/cuda/state/device_state.cuh"
+#include "squat/cuda/state/exact_slots.cuh"
+
+namespace squat::cuda {
+
+inline PageEntry page_entry(const PageView &page) {
+  return {.data = reinterpret_cast<const std::uint8_t *>(page.data),
+          .base = page.base,
+          .first = static_cast<std::int32_t>(page.first),
+          .tokens = static_cast<std::int32_t>(page.tokens),
+          .row = static_cast<std::int32_t>(page.row),
+          .before = static_cast<std::int32_t>(page.before),
+          .tile_page = static_cast<std::int32_t>(page.tile_page),
+          .unused = 0};
+}
+
+/// What the exact rows of every sequence and layer have in common.
+struct ExactShape {
+  std::int32_t sink_blocks;    ///< of 16 tokens
+  std::int32_t full_blocks;    ///< of a tail when a page is due
+  std::size_t block_elements;  ///< of all KV heads
+};
+
+/// Exact rows of all KV heads, [sink_blocks + tail_blocks] blocks. The tail is a ring. What a call needs
+/// is made by the reserve functions and taken into use by the adopt functions, so that a call that fails
+/// between the two changes nothing.
+class ExactStore {
+ public:
+  // What every backend's store offers.
+
+  Index sinks() const { return sinks_; }
+  Index tail() const { return tail_; }
+  std::size_t bytes() const { return rows_.bytes() + table_.bytes() + state_.bytes(); }
+  void truncate(Index sinks, Index tail) {
+    sinks_ = static_cast<std::int32_t>(sinks);
+    tail_ = static_cast<std::int32_t>(tail);
+  }
+
+  // What steps are counted by.
+
+  void count() { take(0, 1); }
+  /// The oldest tokens of the tail went into pages.
+  void drop(Index tokens) {
+    tail_ -= static_cast<std::int32_t>(tokens);
+    tail_first_ = static_cast<std::int32_t>((tail_first_ + tokens) % capacity());
+  }
+  /// Tokens the tail has room for.
+  Index room() const { return capacity() - tail_; }
+  /// Whether the table is larger than when a step was captured: the graph's workspace is too small then.
+  bool outgrown() const { return captured_pages_ > 0 && table_.size() > captured_pages_; }
+  void note_capture() { captured_pages_ = table_.size(); }
+
+  // What the operations make of it.
+
+  /// Tokens that were written behind the others.
+  void take(Index sinks, Index tail) {
+    sinks_ += static_cast<std::int32_t>(sinks);
+    tail_ += static_cast<std::int32_t>(tail);
+  }
+
+  LayerState *device_state() const { return state_.data(); }
+  PageEntry *device_table() const { return table_.data(); }
+  bool empty() const { return state_.size() == 0; }
+  Index capacity() const { return Index{16} * tail_blocks_; }
+  /// Entries of the table, used or not, once adopt() has been called.
+  std::size_t table_capacity() const { return std::max(table_.size(), next_table_.size()); }
+  const std::uint16_t *rows() const { return rows_.data(); }
+  std::size_t row_elements() const { return rows_.size(); }
+
+  /// Makes rows for a tail of `tokens` tokens, unless those there are will do, and a state. A short
+  /// sequence, which has no pages, takes the blocks it needs; others a tail of which a page is due,
+  /// exactly once the coding is there (`learnt`).
+  void reserve_rows(const ExactShape &shape, Index tokens, bool paged, bool learnt, DeviceArena &arena) {
+    constexpr std::int32_t few = 4;
+    if (empty() && next_state_.size() == 0) next_state_ = ArenaPiece<LayerState>(arena, 1);
+    const std::int32_t needed = std::max(1, token_blocks(tokens));
+    next_tail_blocks_ = tail_blocks_;
+    if (learnt && tail_blocks_ > shape.full_blocks) {
+      next_tail_blocks_ = shape.full_blocks;
+    } else if (needed > tail_blocks_) {
+      const bool is_short = !paged && needed <= few && needed < shape.full_blocks;
+      next_tail_blocks_ = is_short ? needed
+                          : learnt ? shape.full_blocks
+                                   : std::max({shape.full_blocks, needed, 2 * tail_blocks_});
+    }
+    next_rows_ = {};
+    if (next_tail_blocks_ == tail_blocks_) return;
+    const auto blocks = static_cast<std::size_t>(shape.sink_blocks + next_tail_blocks_);
+    next_rows_ = ArenaPiece<std::uint16_t>(arena, blocks * shape.block_elements);
+  }
+
+  /// Blocks of the tail once adopt() has been called.
+  std::int32_t next_tail_blocks() const { return next_tail_blocks_; }
+
+  /// Makes a table for `pages` pages and the one that is acquired ahead, unless there is one.
+  void reserve_table(std::size_t pages, DeviceArena &arena) {
+    if (table_capacity() <= pages) {
+      next_table_ = ArenaPiece<PageEntry>(arena, std::max(least_pages, 2 * (pages + 1)));
+    }
+  }
+
+  /// Takes a table that was reserved into use. Returns whether there was one: the state names it then.
+  bool adopt_table(cudaStream_t stream) {
+    if (next_table_.size() == 0) return false;
+    copy(table_.data(), next_table_.data(), table_.size(), stream);
+    table_ = std::exchange(next_table_, {});
+    return true;
+  }
+
+  /// Takes all that was reserved into use. `overflow` takes the tokens for which a smaller tail has no
+  /// slot.
+  void adopt(const ExactShape &shape, std::uint16_t *overflow, cudaStream_t stream) {
+    if (next_state_.size() > 0) state_ = std::exchange(next_state_, {});
+    adopt_table(stream);
+    if (next_rows_.size() == 0) return;
+    // Zeros: what lies behind the last token of a block is multiplied by 0, and must be finite.
+    check(cudaMemsetAsync(next_rows_.data(), 0, next_rows_.bytes(), stream), "exact rows");
+    const auto sinks = static_cast<std::size_t>(shape.sink_blocks) * shape.block_elements;
+    const std::int32_t filled = token_blocks(tail_), kept = std::min(filled, next_tail_blocks_);
+    const auto elements = [&](std::int32_t blocks) {
+      return static_cast<std::size_t>(blocks) * shape.block_elements;
+    };
+    if (rows_.size() > 0) {
+      // No page was packed yet, so that the tail begins in its first slot.
+      copy(rows_.data(), next_rows_.data(), sinks + elements(kept), stream);
+      copy(rows_.data() + sinks + elements(kept), overflow, elements(filled - kept), stream);
+    }
+    rows_ = std::exchange(next_rows_, {});
+    tail_blocks_ = next_tail_blocks_;
+    tail_first_ = 0;
+  }
+
+  ExactSlots sink_slots(const ExactShape &shape, int kv_heads) const {
+    return {rows_.data(), nullptr, kv_heads, 16 * shape.sink_blocks, 0};
+  }
+  ExactSlots tail_slots(const ExactShape &shape, int kv_heads) const {
+    return {rows_.data() + static_cast<std::size_t>(shape.sink_blocks) * shape.block_elements, nullptr,
+            kv_heads, 16 * tail_blocks_, tail_first_};
+  }
+
+  /// The state as kernels read it.
+  LayerState state(const SequenceCall<ExactStore> &call, const ExactShape &shape) const {
+    const Index before =
+        call.pages.empty() ? sinks_ : call.pages.back().before + call.pages.back().tokens;
+    return {.exact = rows_.data(),
+            .overflow = nullptr,
+            .pages = table_.data(),
+            .position = call.position,
+            .sinks = sinks_,
+            .page_count = static_cast<std::int32_t>(call.pages.size()),
+            .paged_tokens = static_cast<std::int32_t>(before - sinks_),
+            .tail = tail_,
+            .tail_first = tail_first_,
+            .sink_blocks = shape.sink_blocks,
+            .tail_blocks = tail_blocks_,
+            .page_capacity = static_cast<std::int32_t>(table_.size()),
+            .coding = static_cast<std::int32_t>(call.coding)};
+  }
+
+ private:
+  static constexpr std::size_t least_pages = 64;
+
+  template <class Scalar>
+  static void copy(const Scalar *from, Scalar *to, std::size_t count, cudaStream_t stream) {
+    if (count == 0) return;
+    check(cudaMemcpyAsync(to, from, count * sizeof(Scalar), cudaMemcpyDeviceToDevice, stream),
+          "exact rows");
+  }
+
+  ArenaPiece<std::uint16_t> rows_, next_rows_;
+  ArenaPiece<PageEntry> table_, next_table_;
+  ArenaPiece<LayerState> state_, next_state_;
+  std::int32_t sinks_ = 0;
+  std::int32_t tail_ = 0;
+  std::int32_t tail_first_ = 0;  // slot of the oldest, a multiple of 16
+  std::int32_t tail_blocks_ = 0, next_tail_blocks_ = 0;
+  std::size_t captured_pages_ = 0;  // of the table when a step was captured, 0 before
+};
+
+}  // namespace squat::cuda
