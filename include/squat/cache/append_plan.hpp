@@ -12,7 +12,7 @@
 #include "squat/cache/tail_rule.hpp"
 #include "squat/core/config.hpp"
 
-namespace squat {
+namespace squat::detail {
 
 template <class Exact>
 class AppendPlan {
@@ -57,4 +57,4 @@ class AppendPlan {
   std::vector<Call> calls_;
 };
 
-}  // namespace squat
+}  // namespace squat::detail

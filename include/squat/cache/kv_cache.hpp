@@ -24,6 +24,7 @@
 #include "squat/cache/replay.hpp"
 #include "squat/cache/sequence.hpp"
 #include "squat/cache/sequence_table.hpp"
+#include "squat/cache/sequence_tokens.hpp"
 #include "squat/cache/tail_rule.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/element_range.hpp"
@@ -382,8 +383,8 @@ class KVCache {
 
  private:
   using Exact = typename Operations::Exact;
-  using Layer = LayerTokens<Exact>;
-  using Sequence = SequenceState<Exact>;
+  using Layer = detail::LayerTokens<Exact>;
+  using Sequence = detail::SequenceState<Exact>;
 
   // ---- checks
 
@@ -563,14 +564,14 @@ class KVCache {
 
   Options options_;
   Operations operations_;
-  LayerPages<typename Operations::Memory, Exact> pages_;
-  Learning learning_;
-  SequenceTable<Sequence> sequences_;
+  detail::LayerPages<typename Operations::Memory, Exact> pages_;
+  detail::Learning learning_;
+  detail::SequenceTable<Sequence> sequences_;
   std::uint64_t call_ = 0;
-  AppendPlan<Exact> plan_;  // of the call in progress
+  detail::AppendPlan<Exact> plan_;  // of the call in progress
   std::vector<SequenceCall<Exact>> calls_;
   std::vector<Layer *> layers_;
-  [[no_unique_address]] ReplayOf<Operations, Stream> replay_{options_};
+  [[no_unique_address]] detail::ReplayOf<Operations, Stream> replay_{options_};
 };
 
 }  // namespace squat

@@ -14,7 +14,7 @@
 #include "squat/cache/sequence.hpp"
 #include "squat/core/config.hpp"
 
-namespace squat {
+namespace squat::detail {
 
 /// The pages of all sequences and layers. Memory, Exact: the backend's.
 template <class Memory, class Exact>
@@ -173,4 +173,4 @@ class LayerPages {
   Index tile_tokens_;
 };
 
-}  // namespace squat
+}  // namespace squat::detail

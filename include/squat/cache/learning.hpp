@@ -16,7 +16,7 @@
 #include "squat/core/instruction_set.hpp"
 #include "squat/core/tensor.hpp"
 
-namespace squat::inline SQUAT_API_NAMESPACE {
+namespace squat::detail::inline SQUAT_API_NAMESPACE {
 
 /// Codings by name, and the tokens they have learnt from.
 class Learning {
@@ -110,4 +110,4 @@ class Learning {
   std::vector<Index> observed_;
 };
 
-}  // namespace squat::inline SQUAT_API_NAMESPACE
+}  // namespace squat::detail::inline SQUAT_API_NAMESPACE

@@ -12,7 +12,7 @@
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 
-namespace squat {
+namespace squat::detail {
 
 /// A page's number in its pool.
 using PageIndex = std::uint32_t;
@@ -111,4 +111,4 @@ class PagePool {
   std::vector<PageIndex> free_;
 };
 
-}  // namespace squat
+}  // namespace squat::detail

@@ -21,7 +21,7 @@
 #include "squat/core/instruction_set.hpp"
 #include "squat/core/tensor.hpp"
 
-namespace squat::inline SQUAT_API_NAMESPACE {
+namespace squat::detail::inline SQUAT_API_NAMESPACE {
 
 /// For a backend whose kernels do nothing on their own.
 template <class Operations>
@@ -172,4 +172,4 @@ template <class Operations, class Stream>
 using ReplayOf = std::conditional_t<ReplayableOperations<Operations, Stream>, Replay<Operations>,
                                     NoReplay<Operations>>;
 
-}  // namespace squat::inline SQUAT_API_NAMESPACE
+}  // namespace squat::detail::inline SQUAT_API_NAMESPACE

@@ -3,7 +3,6 @@
 // What the cache knows of one sequence.
 
 #include <algorithm>
-#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -13,25 +12,7 @@
 #include "squat/cache/page_pool.hpp"
 #include "squat/core/config.hpp"
 
-namespace squat {
-
-/// Names a sequence of a cache. Never used again after remove_sequence().
-struct SequenceId {
-  std::uint64_t value = 0;
-  auto operator<=>(const SequenceId &) const = default;
-};
-
-/// One sequence's share of a batched call: `tokens` rows of the call's tensors, which may be none.
-struct SequenceTokens {
-  static constexpr Index behind_the_last = -1;
-
-  SequenceId sequence;
-  Index tokens = 0;
-  /// Where they begin; default: where the rows of the entry before end. Entries name rows in their
-  /// order. As soon as one of them says where it begins, rows that no entry names are padding: they
-  /// are neither read nor written.
-  Index first_row = behind_the_last;
-};
+namespace squat::detail {
 
 /// One sequence's tokens in one layer, in their order: sinks, pages, tail. Exact: the backend's store of
 /// sinks and tail.
@@ -118,4 +99,4 @@ struct SequenceState {
   std::uint64_t last_call = 0;  // the batched call that named it last
 };
 
-}  // namespace squat
+}  // namespace squat::detail

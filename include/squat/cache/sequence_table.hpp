@@ -8,10 +8,10 @@
 #include <utility>
 #include <vector>
 
-#include "squat/cache/sequence.hpp"
+#include "squat/cache/sequence_tokens.hpp"
 #include "squat/core/error.hpp"
 
-namespace squat {
+namespace squat::detail {
 
 /// Slots that sequences come to and leave. A handle names a slot and its generation, which rises each
 /// time the slot is given away, so that a handle of a sequence that was removed is recognised.
@@ -71,4 +71,4 @@ class SequenceTable {
   std::vector<std::size_t> free_;
 };
 
-}  // namespace squat
+}  // namespace squat::detail

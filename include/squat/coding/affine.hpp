@@ -30,7 +30,9 @@ inline half to_half_saturated(float value) {
 /// float16's least positive number.
 inline constexpr float smallest_scale = 6e-8f;
 
-namespace detail {
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
 /// Fractions of the min-max range tried at 2 bits.
 inline constexpr std::array<float, 11> clip_fractions = {1.0f, .95f, .9f, .85f, .8f, .75f,
@@ -134,7 +136,9 @@ AffineScale apply_gain(const Scalar *x, Index count, const std::uint8_t *codes, 
   return {to_half_saturated(mean - gain * scale * code_mean), to_half_saturated(gain * scale)};
 }
 
-}  // namespace detail
+}  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Codes one group x [count] into `codes` [count], a multiple of 16. The range is the
 /// group's extremes as in KIVI (Liu et al., 2024, section 3); clip search and

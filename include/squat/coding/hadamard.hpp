@@ -17,7 +17,9 @@ namespace squat::inline SQUAT_CPU_NAMESPACE {
 /// of so many channels.
 constexpr Index hadamard_block(Index head_dim) { return head_dim & -head_dim; }
 
-namespace detail {
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
 /// The matrix of 16 channels: H_16(i, j) = (-1)^(bits that i and j share).
 inline const Eigen::Matrix<float, chunk_size, chunk_size> &hadamard_16() {
@@ -33,7 +35,9 @@ inline const Eigen::Matrix<float, chunk_size, chunk_size> &hadamard_16() {
   return matrix;
 }
 
-}  // namespace detail
+}  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Rotates a row [head_dim] in place by the normalised Sylvester-Hadamard
 /// matrix, block by block. The matrix is symmetric and orthonormal, so the

@@ -20,7 +20,9 @@ namespace squat::inline SQUAT_CPU_NAMESPACE {
 /// Rows of one head as the statistics take them: [tokens, head_dim], row-major.
 using HeadRows = Eigen::Map<const RowMatrix>;
 
-namespace detail {
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
 /// sums += rows^T rows, a packed triangle.
 template <class Real, class Sum>
@@ -50,7 +52,9 @@ inline void turn_in_frame(double *x, const TileFrame *frame, Index row, int sign
   }
 }
 
-}  // namespace detail
+}  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// C += sum q q^T. A token's queries may come several times, as several tiles
 /// see them.
@@ -95,7 +99,9 @@ Matrix<Real> query_moment(const QueryStatistics &statistics) {
   return moment;
 }
 
-namespace detail {
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
 /// The sums of keys by row, [rows, head_dim]. What rounding has taken off them
 /// all together is given back, an equal share to every key: then they add up to
@@ -130,7 +136,9 @@ inline std::vector<double> key_mean(const QueryStatistics &statistics, const Til
   return mean;
 }
 
-}  // namespace detail
+}  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// The mean of the keys as row 0 of a tile has them, [head_dim]: of keys
 /// before their rotary embedding. frame: null without a tile frame.

@@ -138,7 +138,9 @@ OrthogonalRounding learn_orthogonal_rounding(const Matrix<Real> &query_moment,
   return rounding;
 }
 
-namespace detail {
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
 /// target -= sum_j factors[j] rows[j], over `Chunks` chunks of tokens, whose sums stay in registers.
 template <int Chunks, class Scalar>
@@ -154,7 +156,9 @@ void subtract_rows(const Scalar *factors, const Scalar *rows, Index count, Index
     Eigen::Map<Chunk>(target + i * chunk_size) -= sums[static_cast<std::size_t>(i)];
 }
 
-}  // namespace detail
+}  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Rounds a group of keys with feedback. keys: channel-major [head_dim,
 /// tokens]; errors: scratch of the same shape, which on return holds e in the

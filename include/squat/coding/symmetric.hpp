@@ -16,9 +16,9 @@
 #include "squat/core/config.hpp"
 #include "squat/core/instruction_set.hpp"
 
-namespace squat::inline SQUAT_CPU_NAMESPACE {
+namespace squat::inline SQUAT_CPU_NAMESPACE {}  // namespace squat::inline SQUAT_CPU_NAMESPACE
 
-namespace detail {
+namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
 /// The step of the uniform quantiser of least squared error for a unit Gaussian
 /// (Max, 1960, table II).
@@ -41,7 +41,9 @@ inline Chunk symmetric_codes(const Chunk &x, float inverse_scale, int bits) {
   return round_to_even((x * inverse_scale + middle_code(bits)).max(0.0f).min(2 * middle_code(bits)));
 }
 
-}  // namespace detail
+}  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE
+
+namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Codes one row x [count], a rotated value, into `codes` [count] and returns its
 /// scale: the multiple of the row's RMS of least squared error, times gain =

@@ -1,0 +1,30 @@
+#pragma once
+
+// How callers name sequences, and their shares of a call.
+
+#include <compare>
+#include <cstdint>
+
+#include "squat/core/config.hpp"
+
+namespace squat {
+
+/// Names a sequence of a cache. Never used again after remove_sequence().
+struct SequenceId {
+  std::uint64_t value = 0;
+  auto operator<=>(const SequenceId &) const = default;
+};
+
+/// One sequence's share of a batched call: `tokens` rows of the call's tensors, which may be none.
+struct SequenceTokens {
+  static constexpr Index behind_the_last = -1;
+
+  SequenceId sequence;
+  Index tokens = 0;
+  /// Where they begin; default: where the rows of the entry before end. Entries name rows in their
+  /// order. As soon as one of them says where it begins, rows that no entry names are padding: they
+  /// are neither read nor written.
+  Index first_row = behind_the_last;
+};
+
+}  // namespace squat
