@@ -69,6 +69,9 @@ else
   once="-DLLAMA_CUDA_WIDTHS=2_2 -DSQUAT_BENCH_CUDA_WIDTHS=2"
 fi
 
+# Without a GPU nothing runs on one: PTX is enough, but for the layout that is compiled for two of them.
+nvidia-smi -L >/dev/null 2>&1 || once="$once -DCMAKE_CUDA_ARCHITECTURES=90-virtual"
+
 installed=$(date +%s)
 # shellcheck disable=SC2086
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=$type -DCMAKE_CXX_COMPILER="$compiler" \
