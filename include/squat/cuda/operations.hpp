@@ -148,9 +148,8 @@ class Operations {
           "max_pages was reached");
     }
     throw Error(
-        "squat: k or v of a decode step held elements that are not finite or of magnitude above 65504; "
-        "they "
-        "were taken as 0");
+        "squat: k or v of a decode step held elements that are not finite or of magnitude above 65504, "
+        "which were taken as 0");
   }
 
   // ---- calls that the host plans
