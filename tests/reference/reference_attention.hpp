@@ -63,14 +63,17 @@ double attention_distance(TensorView<const S> q, TensorView<const float> k, Tens
   const double scale = 1 / std::sqrt(static_cast<double>(q.head_dim));
   const Index shared = q.heads / k.heads;
   double difference = 0, norm = 0;
-  std::vector<double> p, sum(static_cast<std::size_t>(q.head_dim));
+  std::vector<double> p, query(static_cast<std::size_t>(q.head_dim)), sum(query.size());
   for (Index token = 0; token < q.tokens; ++token) {
     for (Index head = 0; head < q.heads; ++head) {
-      p.assign(static_cast<std::size_t>(past + token + 1), 0);
+      p.resize(static_cast<std::size_t>(past + token + 1));
+      std::transform(q.row(token, head), q.row(token, head) + q.head_dim, query.begin(),
+                     [&](S x) { return static_cast<double>(x) * scale; });
       for (std::size_t t = 0; t < p.size(); ++t) {
         const float *key = k.row(static_cast<Index>(t), head / shared);
-        for (Index i = 0; i < q.head_dim; ++i)
-          p[t] += static_cast<double>(q.row(token, head)[i]) * static_cast<double>(key[i]) * scale;
+        double score = 0;
+        for (std::size_t i = 0; i < query.size(); ++i) score += query[i] * static_cast<double>(key[i]);
+        p[t] = score;
       }
       const double most = *std::max_element(p.begin(), p.end());
       double total = 0;
@@ -78,8 +81,8 @@ double attention_distance(TensorView<const S> q, TensorView<const float> k, Tens
       std::fill(sum.begin(), sum.end(), 0.0);
       for (std::size_t t = 0; t < p.size(); ++t) {
         const float *value = v.row(static_cast<Index>(t), head / shared);
-        for (std::size_t i = 0; i < sum.size(); ++i)
-          sum[i] += p[t] / total * static_cast<double>(value[i]);
+        const double weight = p[t] / total;
+        for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += weight * static_cast<double>(value[i]);
       }
       for (std::size_t i = 0; i < sum.size(); ++i) {
         const double error = static_cast<double>(out.row(token, head)[i]) - sum[i];
