@@ -11,6 +11,7 @@
 #include "squat/config.hpp"
 #include "squat/cuda/attend.cuh"
 #include "squat/cuda/error.hpp"
+#include "squat/cuda/launch_rows.cuh"
 #include "squat/cuda/merge.cuh"
 #include "squat/cuda/query_sets.cuh"
 #include "squat/quantize/coding.hpp"
@@ -60,11 +61,23 @@ struct AttendWorkspace {
   }
 };
 
+/// Tokens of the entries that attend.cuh attends for, where an entry has at most so many.
+inline int few_tokens(int query_heads, int kv_heads, int most_tokens) {
+  return std::min(most_tokens, many_tokens(query_heads / kv_heads) - 1);
+}
+
 /// Bytes of the workspace of an attention of `entries` sequences of at most `most_tokens` tokens each.
-/// table_pages: entries of the page tables of these sequences together, used or not.
+/// table_pages: entries of the page tables of these sequences together, used or not. packed: of pages of
+/// less than 16 bits.
 inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_heads, int kv_heads,
-                                          int most_tokens, int table_pages) {
-  return AttendWorkspace(head_dim, entries, query_heads, kv_heads, most_tokens, table_pages).end;
+                                          int most_tokens, int table_pages, bool packed = true) {
+  const int few = few_tokens(query_heads, kv_heads, most_tokens);
+  const std::size_t bytes =
+      AttendWorkspace(head_dim, entries, query_heads, kv_heads, few, table_pages).end;
+  if (few == most_tokens) return bytes;
+  return std::max(bytes, RowWorkspace(head_dim, entries, query_heads, kv_heads, most_tokens,
+                                      table_pages, packed)
+                             .end);
 }
 
 /// Launches a kernel behind another of the stream; overlaps: before that has ended, for what it does
@@ -105,7 +118,6 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   static_assert(SlotLayout<head_dim>::floats == head_dim * 8 + 16);
   const AttendWorkspace parts(call, head_dim, most_tokens);
   auto *bytes = static_cast<std::byte *>(workspace);
-  call.scale *= log2_e;
   call.most_tiles =
       tiles_at_once(call.entries, call.query_heads, call.kv_heads, most_tokens, call.table_pages);
   call.slots = reinterpret_cast<float *>(bytes);
@@ -140,17 +152,31 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   }
 }
 
-/// Attends for every entry of a batch, each of 1 to `most_tokens` tokens. `call`: all but what the
-/// launch fills in (slots, sets, tiles); its scale is the attention scale. workspace:
-/// attend_workspace_bytes(), aligned to 16 bytes.
+/// Entries with many tokens are left to attend_rows.cuh, the others attended for here.
+template <class Layout, ValueCoding Values, class T, class S>
+void launch_attend_valued(AttendCall<S> call, int most_tokens, void *workspace, cudaStream_t stream) {
+  call.scale *= log2_e;
+  call.many_tokens = many_tokens(call.query_heads / call.kv_heads);
+  const int few = few_tokens(call.query_heads, call.kv_heads, most_tokens);
+  if (few == most_tokens || call.entries > 1) {
+    launch_attend_coded<Layout, Values, T>(call, few, workspace, stream);
+  }
+  if (few < most_tokens) {
+    launch_attend_rows<Layout, Values, T>(call, most_tokens, workspace, stream);
+  }
+}
+
+/// Attends for every entry of a batch, each of 1 to `most_tokens` tokens, the longest of so many. `call`:
+/// all but what the launch fills in (slots, sets, tiles, many_tokens); its scale is the attention scale.
+/// workspace: attend_workspace_bytes(), aligned to 16 bytes.
 template <class Layout, class T, class S>
 void launch_attend(const AttendCall<S> &call, ValueCoding values, int most_tokens, void *workspace,
                    cudaStream_t stream) {
   if (call.entries == 0) return;
   if (Layout::ValueBits < 16 && values == ValueCoding::plain) {
-    launch_attend_coded<Layout, ValueCoding::plain, T>(call, most_tokens, workspace, stream);
+    launch_attend_valued<Layout, ValueCoding::plain, T>(call, most_tokens, workspace, stream);
   } else {
-    launch_attend_coded<Layout, ValueCoding::symmetric, T>(call, most_tokens, workspace, stream);
+    launch_attend_valued<Layout, ValueCoding::symmetric, T>(call, most_tokens, workspace, stream);
   }
 }
 

@@ -1,0 +1,380 @@
+#pragma once
+
+// Attention of entries with many query tokens: 64 or 128 query rows a block meet exact pages, unpacked
+// ones and exact rows by m16n8k16, queries as A (FlashAttention-2, Dao 2023).
+//
+// A block has a run of units of one segment after another (row_call.cuh). A unit's keys and values, at
+// most 64 tokens, are copied to shared memory while the unit before is worked on; tiles of 16 tokens lie
+// there as they lie in memory, and a lane's 16 bytes of one are B of two products: of keys, for scores,
+// and of values, for sums. Each warp has 16 or 32 of the rows, their queries in shared memory, their
+// sums and running softmax in registers: at HeadDim 128 a unit takes a warp 520 products, 112 reads of
+// 16 bytes a lane and 64 powers a lane.
+//
+// Weights are powers of two of scores less a reference, as in running_softmax.cuh; their sum is a product
+// with ones, so that the rounding of weights to float16 is an error of the values' deviations alone.
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "squat/cuda/exact_slots.cuh"
+#include "squat/cuda/exact_tiles.cuh"
+#include "squat/cuda/fragments.cuh"
+#include "squat/cuda/merge.cuh"
+#include "squat/cuda/page_layout.cuh"
+#include "squat/cuda/query_rows.cuh"
+#include "squat/cuda/query_sets.cuh"
+#include "squat/cuda/row_call.cuh"
+#include "squat/cuda/row_softmax.cuh"
+#include "squat/cuda/warp.cuh"
+
+namespace squat::cuda {
+
+/// One block's work on segments. RowTiles: tiles of 16 rows a warp.
+template <int HeadDim, int Group, int RowTiles, class T, class S>
+class RowBlock {
+ public:
+  static constexpr int steps = HeadDim / 16;
+  static constexpr int warp_rows = 16 * RowTiles, rows = row_warps * warp_rows;
+  static constexpr int step_tiles = row_step_tiles(HeadDim, Group);
+  static constexpr int page_steps = Group / 16 / step_tiles;  // of a page
+  using Pages = ExactPageLayout<HeadDim, Group>;
+  using Block = BlockLayout<HeadDim>;
+
+  // Shared memory: queries, two stages of keys and values, page entries.
+  static constexpr int tile_bytes = HeadDim * 32;  // keys, or values, of 16 tokens
+  static constexpr int part_bytes = step_tiles * tile_bytes;
+  static constexpr int query_bytes = rows * HeadDim * 2;
+  static constexpr int entries = 4;  // of pages: the unit's, and those of two to come
+  static constexpr int stage_bytes = query_bytes + 4 * part_bytes + entries * sizeof(PageEntry);
+  __host__ __device__ static constexpr int shared_bytes() { return (stage_bytes + 127) / 128 * 128; }
+
+  __device__ RowBlock(const RowCall<S> &rows, const BatchEntry &entry, const RowShape &shape,
+                      int first_page, int head, int tile, std::uint8_t *memory)
+      : call_(rows),
+        entry_(entry),
+        shape_(shape),
+        state_(*entry.state),
+        coding_(rows.call.codings[state_.coding]),
+        chunk_page_(first_page + shape.first_page - rows.first_page),
+        head_(head),
+        first_row_(tile * RowBlock::rows),
+        memory_(memory) {
+    const int heads = rows.call.query_heads / rows.call.kv_heads, all = rows.call.rows(entry);
+    const int past = state_.length() - entry.tokens;
+    const int first = first_row_ + warp_index() * warp_rows;
+#pragma unroll
+    for (int i = 0; i < 2 * RowTiles; ++i) {
+      const int row = first + lane_index() / 4 + 8 * i;
+      limits_[i] = row < all ? past + row / heads + 1 : 0;
+    }
+    least_limit_ = past + first / heads + 1;
+    most_limit_ = past + (min(first_row_ + RowBlock::rows, all) - 1) / heads + 1;  // of the block
+  }
+
+  /// Attends to the units [first, last) of exact rows.
+  __device__ void exact(int first, int last) {
+    const int behind = most_limit_ - state_.sinks - state_.paged_tokens;  // tokens of the tail
+    const int visible = (state_.sinks + 15) / 16 + (max(behind, 0) + 15) / 16;
+    attend<true>(first, min(last, (visible + step_tiles - 1) / step_tiles));
+  }
+  /// Attends to the units [first, last) of pages.
+  __device__ void pages(int first, int last) { attend<false>(first, last); }
+
+  /// Writes what was found out.
+  __device__ void store(std::uint8_t *slot) const {
+    const int g = lane_index() / 4, t = lane_index() % 4;
+    auto *logarithms = reinterpret_cast<float *>(slot + query_bytes);
+#pragma unroll
+    for (int i = 0; i < 2 * RowTiles; ++i) {
+      const int row = warp_index() * warp_rows + g + 8 * i;
+      const float weight = softmax_.weight(i), inverse = weight > 0 ? 1 / weight : 0.0f;
+      auto *to = reinterpret_cast<Word *>(slot + row * HeadDim * 2) + t;
+#pragma unroll
+      for (int n = 0; n < 2 * steps; ++n) {
+        const float *c = sums_[i / 2][n] + i % 2 * 2;
+        to[n * 4] = halves(c[0] * inverse, c[1] * inverse);
+      }
+      if (t == 0) logarithms[row] = softmax_.logarithm(i);
+    }
+  }
+
+ private:
+  /// Whose tokens are at which positions: [begin, end) of those from `position` on count.
+  struct TokenTile {
+    int position, begin, end;
+  };
+
+  template <bool Exact>
+  __device__ void attend(int first, int last) {
+    softmax_.clear();
+#pragma unroll
+    for (int m = 0; m < RowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < 2 * steps; ++n)
+        sums_[m][n][0] = sums_[m][n][1] = sums_[m][n][2] = sums_[m][n][3] = 0;
+    }
+    if (first >= last) return;
+    const bool turns = !Exact && call_.pages_are_exact != 0;
+    __syncthreads();  // the block's memory is free
+    if constexpr (!Exact) {
+      copy_entry(first);
+      if (first + 1 < last) copy_entry(first + 1);
+      commit_copies();
+      wait_for_copies<0>();
+      __syncthreads();
+    }
+    copy<Exact>(first);
+    commit_copies();
+    long long base = turns ? page(first).base : 0;
+    face<8>(base);
+#pragma unroll 1
+    for (int unit = first; unit < last; ++unit) {
+      wait_for_copies<0>();
+      if (!std::is_same_v<T, half> && (Exact || call_.pages_are_exact != 0)) convert(unit);
+      __syncthreads();
+      if (unit + 1 < last) {
+        copy<Exact>(unit + 1);
+        if (!Exact && unit + 2 < last) copy_entry(unit + 2);
+        commit_copies();
+      }
+      if constexpr (!Exact) {
+        if (turns && page(unit).base != base) {
+          base = page(unit).base;
+          face<1>(base);
+        }
+      }
+      meet<Exact>(unit);
+    }
+  }
+
+  /// One unit, whose copies are there.
+  template <bool Exact>
+  __device__ void meet(int unit) {
+    const uint4 *keys = stage(unit) + lane_index(), *values = keys + part_bytes / 16;
+    float c[RowTiles][2 * step_tiles][4];
+#pragma unroll
+    for (int m = 0; m < RowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < 2 * step_tiles; ++n) c[m][n][0] = c[m][n][1] = c[m][n][2] = c[m][n][3] = 0;
+    }
+    const uint4 *queries = own_queries() + lane_index();
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      uint4 q[RowTiles];
+#pragma unroll
+      for (int m = 0; m < RowTiles; ++m) q[m] = queries[(m * steps + step) * warp_lanes];
+#pragma unroll
+      for (int tile = 0; tile < step_tiles; ++tile) {
+        const uint4 k = keys[(tile * steps + step) * warp_lanes];
+#pragma unroll
+        for (int m = 0; m < RowTiles; ++m) {
+          multiply_add(c[m][2 * tile], q[m].x, q[m].y, q[m].z, q[m].w, k.x, k.z);
+          multiply_add(c[m][2 * tile + 1], q[m].x, q[m].y, q[m].z, q[m].w, k.y, k.w);
+        }
+      }
+    }
+    mask<Exact>(unit, c);
+    Word p[RowTiles][2 * step_tiles][2];
+    softmax_.weights(c, units_, p, [&](const float(&factors)[2 * RowTiles]) {
+#pragma unroll
+      for (int m = 0; m < RowTiles; ++m) {
+#pragma unroll
+        for (int n = 0; n < 2 * steps; ++n) {
+          sums_[m][n][0] *= factors[2 * m], sums_[m][n][1] *= factors[2 * m];
+          sums_[m][n][2] *= factors[2 * m + 1], sums_[m][n][3] *= factors[2 * m + 1];
+        }
+      }
+    });
+#pragma unroll
+    for (int tile = 0; tile < step_tiles; ++tile) {
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+        const uint4 v = values[(tile * steps + step) * warp_lanes];
+#pragma unroll
+        for (int m = 0; m < RowTiles; ++m) {
+          const Word(&a)[2] = p[m][2 * tile], (&b)[2] = p[m][2 * tile + 1];
+          multiply_add(sums_[m][2 * step], a[0], a[1], b[0], b[1], v.x, v.z);
+          multiply_add(sums_[m][2 * step + 1], a[0], a[1], b[0], b[1], v.y, v.w);
+        }
+      }
+    }
+  }
+
+  /// Takes out the scores of tokens that do not count, or that rows do not see.
+  template <bool Exact>
+  __device__ void mask(int unit, float (&c)[RowTiles][2 * step_tiles][4]) const {
+    if constexpr (!Exact) {
+      const PageEntry &at = page(unit);
+      if (at.first == 0 && at.tokens == Group && at.before + Group <= least_limit_) return;
+    }
+    const int t = lane_index() % 4;
+#pragma unroll
+    for (int n = 0; n < 2 * step_tiles; ++n) {
+      const TokenTile tokens = token_tile<Exact>(unit, n / 2);
+      const int first = tokens.position + n % 2 * 8 + 2 * t;
+#pragma unroll
+      for (int m = 0; m < RowTiles; ++m) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int at = first + j % 2;
+          if (at < tokens.begin || at >= min(tokens.end, limits_[2 * m + j / 2])) c[m][n][j] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  template <bool Exact>
+  __device__ TokenTile token_tile(int unit, int tile) const {
+    if constexpr (Exact) {
+      const int sink_blocks = (state_.sinks + 15) / 16, block = unit * step_tiles + tile;
+      if (block < sink_blocks) return {16 * block, 0, state_.sinks};
+      const int before = state_.sinks + state_.paged_tokens;
+      return {before + 16 * (block - sink_blocks), 0, state_.length()};
+    } else {
+      const PageEntry &at = page(unit);
+      return {at.before - at.first + 16 * (unit % page_steps * step_tiles + tile), at.before,
+              at.before + at.tokens};
+    }
+  }
+
+  /// Copies a unit's keys and values.
+  template <bool Exact>
+  __device__ void copy(int unit) const {
+    uint4 *to = stage(unit);
+#pragma unroll
+    for (int tile = 0; tile < step_tiles; ++tile) {
+      const std::uint8_t *keys, *values;
+      if constexpr (Exact) {
+        // Behind the last block stands that one again: as numbers, for what is masked is multiplied by 0.
+        const int block = min(unit * step_tiles + tile, shape_.exact_blocks - 1);
+        keys = reinterpret_cast<const std::uint8_t *>(exact_block(block));
+        values = keys + Block::part_elements * 2;
+      } else {
+        keys = page_head(unit) + (unit % page_steps * step_tiles + tile) * tile_bytes;
+        values = keys + Pages::value_codes;
+      }
+#pragma unroll
+      for (int i = static_cast<int>(threadIdx.x); i < tile_bytes / 16; i += row_threads) {
+        uint4 *at = to + tile * (tile_bytes / 16) + i;
+        copy_async(at, keys + i * 16);
+        copy_async(at + part_bytes / 16, values + i * 16);
+      }
+    }
+  }
+  /// Makes float16 of what this thread has copied of a unit.
+  __device__ void convert(int unit) const {
+    uint4 *from = stage(unit);
+#pragma unroll
+    for (int part = 0; part < 2 * step_tiles; ++part) {
+      for (int i = static_cast<int>(threadIdx.x); i < tile_bytes / 16; i += row_threads) {
+        uint4 &at = from[part * (tile_bytes / 16) + i];
+        at = ExactTile<T>{at}.halves();
+      }
+    }
+  }
+
+  __device__ const std::uint16_t *exact_block(int block) const {
+    const int sink_blocks = (state_.sinks + 15) / 16, heads = call_.call.kv_heads;
+    return block < sink_blocks
+               ? sink_slots<HeadDim>(state_, heads).template block<HeadDim>(head_, 16 * block)
+               : tail_slots<HeadDim>(state_, heads)
+                     .template block<HeadDim>(head_, 16 * (block - sink_blocks));
+  }
+
+  __device__ const std::uint8_t *page_head(int unit) const {
+    constexpr std::size_t head_bytes = Pages::head_bytes(ValueCoding::symmetric);
+    if (call_.pages_are_exact != 0) return page(unit).data + static_cast<std::size_t>(head_) * head_bytes;
+    const std::size_t index = static_cast<std::size_t>(chunk_page_ + unit / page_steps);
+    return call_.unpacked + (index * static_cast<std::size_t>(call_.call.kv_heads) +
+                             static_cast<std::size_t>(head_)) *
+                                head_bytes;
+  }
+
+  /// Copies the entry of a unit's page.
+  __device__ void copy_entry(int unit) const {
+    constexpr int pieces = sizeof(PageEntry) / 8;
+    const int i = static_cast<int>(threadIdx.x);
+    if (i >= pieces) return;
+    const PageEntry *from = state_.pages + shape_.first_page + unit / page_steps;
+    copy_async_8(reinterpret_cast<std::uint8_t *>(page_entries() + unit % entries) + i * 8,
+                 reinterpret_cast<const std::uint8_t *>(from) + i * 8);
+  }
+
+  /// Turns the warp's queries back by `base`.
+  template <int Together>
+  __device__ void face(long long base) {
+    const int all = call_.call.rows(entry_), first = first_row_ + warp_index() * warp_rows;
+    face_rows<HeadDim, RowTiles, Together, DeviceElementOf<S>>(
+        own_queries(), coding_.tiles, base, call_.call.scale, units_, [&](int row) {
+          return query_of(call_.call, entry_.first_row, all, head_, first + row);
+        });
+  }
+
+  __device__ uint4 *own_queries() const {
+    return reinterpret_cast<uint4 *>(memory_) + warp_index() * RowTiles * steps * warp_lanes;
+  }
+  __device__ uint4 *stage(int unit) const {
+    return reinterpret_cast<uint4 *>(memory_ + query_bytes + unit % 2 * 2 * part_bytes);
+  }
+  __device__ PageEntry *page_entries() const {
+    return reinterpret_cast<PageEntry *>(memory_ + query_bytes + 4 * part_bytes);
+  }
+  __device__ const PageEntry &page(int unit) const { return page_entries()[unit % entries]; }
+
+  const RowCall<S> &call_;
+  const BatchEntry &entry_;
+  const RowShape &shape_;
+  const LayerState &state_;
+  const CodingTables &coding_;
+  int chunk_page_;  // where the sequence's first page of the chunk stands in it
+  int head_;
+  int first_row_;
+  std::uint8_t *memory_;
+  int limits_[2 * RowTiles];  // of the lane's rows: positions below are seen
+  int least_limit_;           // of the warp's
+  int most_limit_;            // of the block's
+  float units_[2 * RowTiles];
+  RowSoftmax<RowTiles> softmax_;
+  float sums_[RowTiles][2 * steps][4];
+};
+
+template <int HeadDim, int Group, int RowTiles, class T, class S>
+__global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> rows) {
+  using Work = RowBlock<HeadDim, Group, RowTiles, T, S>;
+  extern __shared__ __align__(128) std::uint8_t row_memory[];
+  auto *starts = reinterpret_cast<RowStart *>(row_memory + Work::shared_bytes());
+  const AttendCall<S> &call = rows.call;
+  find_row_starts(rows, Work::rows, Work::step_tiles, Work::page_steps, starts);
+  const int units = starts[call.entries].unit;
+  const int worker = static_cast<int>(blockIdx.x), busy = busy_workers(units, static_cast<int>(gridDim.x));
+  const int last = worker < busy ? run_start(units, worker + 1, busy) : 0;
+#pragma unroll 1
+  for (int unit = worker < busy ? run_start(units, worker, busy) : 0; unit < last;) {
+    const int index = find_entry(starts, call.entries, unit, &RowStart::unit);
+    const BatchEntry entry = call.batch[index];
+    const RowShape shape(rows, entry, starts[index].page, Work::rows, Work::step_tiles,
+                         Work::page_steps);
+    const int segment = (unit - starts[index].unit) / shape.units;  // of the entry
+    const int first = (unit - starts[index].unit) % shape.units;
+    const int end = min(shape.units, first + last - unit);
+    const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
+    Work work(rows, entry, shape, starts[index].page, head, tile, row_memory);
+    const auto slot = [&](bool packed) {
+      return row_slot<HeadDim>(rows, Work::rows, starts[index].segment + segment, worker, packed);
+    };
+    if (first < shape.exact_units) {
+      work.exact(first, min(end, shape.exact_units));
+      work.store(slot(false));
+    }
+    if (end > shape.exact_units) {
+      work.pages(max(first - shape.exact_units, 0), end - shape.exact_units);
+      work.store(slot(true));
+    }
+    unit += end - first;
+  }
+}
+
+}  // namespace squat::cuda

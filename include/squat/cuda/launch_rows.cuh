@@ -1,0 +1,148 @@
+#pragma once
+
+// Launches attention of the entries with many query tokens: for each chunk of pages that are unpacked, a
+// grid that unpacks, one that attends and one that merges. The number of chunks follows from the batch's
+// table capacities; chunks behind the last page cost three empty launches.
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "squat/config.hpp"
+#include "squat/cuda/attend_rows.cuh"
+#include "squat/cuda/error.hpp"
+#include "squat/cuda/merge_rows.cuh"
+#include "squat/cuda/unpack_pages.cuh"
+#include "squat/quantize/coding.hpp"
+
+namespace squat::cuda {
+
+/// Query rows of an entry and KV head from which on it is one of many tokens, and tokens.
+inline constexpr int many_rows = 32;
+inline int many_tokens(int heads_per_kv_head) {
+  return std::max(2, (many_rows + heads_per_kv_head - 1) / heads_per_kv_head);
+}
+
+/// Memory for unpacked pages.
+inline constexpr std::size_t most_unpacked_bytes = std::size_t{64} << 20;
+
+/// Segments that a launch takes, so that the workspace stays bounded, and blocks.
+inline constexpr int most_row_segments = 512;
+inline constexpr int most_row_blocks = 480;
+
+/// Tiles of 16 rows that a warp has.
+constexpr int row_tiles_of(int head_dim, int rows) {
+  return head_dim > 128 || rows <= 16 * row_warps ? 1 : 2;
+}
+
+/// The workspace's parts, in bytes.
+struct RowWorkspace {
+  int tile_rows, tiles;            // row tiles of an entry that a launch takes
+  std::size_t sums, unpacked, end;  // behind the slots
+
+  RowWorkspace(int head_dim, int entries, int query_heads, int kv_heads, int most_tokens,
+               int table_pages, bool packed) {
+    const int rows = most_tokens * (query_heads / kv_heads);
+    tile_rows = 16 * row_warps * row_tiles_of(head_dim, rows);
+    tiles = std::clamp(most_row_segments / std::max(1, entries * kv_heads), 1,
+                       (rows + tile_rows - 1) / tile_rows);
+    const auto segments =
+        static_cast<std::size_t>(entries) * static_cast<std::size_t>(kv_heads * tiles);
+    sums = 2 * (segments + most_row_blocks) * row_slot_bytes(head_dim, tile_rows);
+    unpacked = sums + segments * row_sum_floats(head_dim, tile_rows) * sizeof(float);
+    unpacked = (unpacked + 127) / 128 * 128;
+    const std::size_t page = static_cast<std::size_t>(kv_heads * head_dim) * 128 * 4;
+    const std::size_t all = page * static_cast<std::size_t>(table_pages);
+    end = unpacked + (packed ? std::min(all, std::max(page, most_unpacked_bytes)) : 0);
+  }
+};
+
+template <class Layout, ValueCoding Values, int RowTiles, class T, class S>
+void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspace &parts,
+                             cudaStream_t stream) {
+  constexpr int head_dim = Layout::HeadDim;
+  constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
+  constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
+  using Work = RowBlock<head_dim, Layout::Group, RowTiles, T, S>;
+  AttendCall<S> &call = rows.call;
+  const std::size_t starts_bytes = (static_cast<std::size_t>(call.entries) + 1) * sizeof(RowStart);
+  const auto attend = attend_rows<head_dim, Layout::Group, RowTiles, T, S>;
+  const auto merge = merge_rows<head_dim, rotated, S>;
+  const std::size_t shared = Work::shared_bytes() + starts_bytes;
+  int device = 0, processors = 0, blocks = 0;
+  check(cudaGetDevice(&device), "attend");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "attend");
+  const auto allow = [](auto kernel, std::size_t bytes) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)),
+          "attend: shared memory of rows");
+  };
+  allow(attend, shared);
+  allow(merge, starts_bytes);
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, attend, row_threads, shared), "attend");
+  blocks = std::min(blocks * processors, most_row_blocks);
+  const int row_count = most_tokens * (call.query_heads / call.kv_heads);
+  const int tiles = (row_count + Work::rows - 1) / Work::rows;
+  const int merged = call.entries * call.kv_heads * parts.tiles * Work::rows;
+  call.most_tiles = parts.tiles;
+  for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
+    rows.first_page = 0;
+    do {
+      rows.last_chunk = call.table_pages - rows.first_page <= rows.pages ? 1 : 0;
+      if constexpr (packed) {
+        using Unpack = UnpackWarp<Layout, Values, T>;
+        constexpr int threads = Unpack::warps * warp_lanes;
+        const auto unpack = unpack_pages<Layout, Values, T, S>;
+        const std::size_t bytes = Unpack::Matrices::bytes + starts_bytes;
+        allow(unpack, bytes);
+        const int of_a_head = std::max(1, 1024 / threads * processors / call.kv_heads);
+        const int most = std::max(1, std::min(of_a_head, std::min(rows.pages, call.table_pages)));
+        unpack<<<static_cast<unsigned>(most * call.kv_heads), threads, bytes, stream>>>(rows);
+        check(cudaGetLastError(), "attend: pages unpacked");
+      }
+      attend<<<static_cast<unsigned>(blocks), row_threads, shared, stream>>>(rows);
+      check(cudaGetLastError(), "attend: rows");
+      merge<<<static_cast<unsigned>((merged + merge_warps - 1) / merge_warps), merge_threads,
+              starts_bytes, stream>>>(rows, blocks, Work::rows, Work::step_tiles, Work::page_steps);
+      check(cudaGetLastError(), "attend: rows merged");
+      rows.first_page += rows.pages;
+    } while (rows.last_chunk == 0);
+  }
+}
+
+/// Attends for the entries with many tokens. call: its scale times log2 e.
+template <class Layout, ValueCoding Values, class T, class S>
+void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *workspace,
+                        cudaStream_t stream) {
+  constexpr int head_dim = Layout::HeadDim;
+  constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
+  const RowWorkspace parts(head_dim, call.entries, call.query_heads, call.kv_heads, most_tokens,
+                           call.table_pages, packed);
+  auto *bytes = static_cast<std::uint8_t *>(workspace);
+  RowCall<S> rows{};
+  rows.call = call;
+  rows.slots = bytes;
+  rows.sums = reinterpret_cast<float *>(bytes + parts.sums);
+  rows.unpacked = bytes + parts.unpacked;
+  rows.pages_are_exact = packed ? 0 : 1;
+  rows.pages = std::numeric_limits<std::int32_t>::max() / 2;
+  if constexpr (packed) {
+    using Exact = ExactPageLayout<head_dim, Layout::Group>;
+    const std::size_t page =
+        static_cast<std::size_t>(call.kv_heads) * Exact::head_bytes(ValueCoding::symmetric);
+    rows.pages = std::max(1, static_cast<std::int32_t>((parts.end - parts.unpacked) / page));
+  }
+  const int row_count = most_tokens * (call.query_heads / call.kv_heads);
+  if constexpr (head_dim <= 128) {
+    if (row_tiles_of(head_dim, row_count) == 2) {
+      launch_attend_row_tiles<Layout, Values, 2, T>(rows, most_tokens, parts, stream);
+      return;
+    }
+  }
+  launch_attend_row_tiles<Layout, Values, 1, T>(rows, most_tokens, parts, stream);
+}
+
+}  // namespace squat::cuda

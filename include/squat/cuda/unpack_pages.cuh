@@ -1,0 +1,377 @@
+#pragma once
+
+// Unpacks a chunk's pages into exact ones, float16 in the layout of 16-bit pages, for attend_rows.cuh.
+//
+//   key   = R(base) (A^-1 (zero + scale code) + mean of its row)      values = scale (code - middle)
+//
+// so that queries meet all pages as they come, whatever these were coded in: many row tiles share what is
+// done here once. Values stay in their Hadamard rotation, which the merge takes back. A^-1 is the
+// transpose of the matrix that queries meet; the mean key is a product of rank 16 mode_tiles (MeanModes).
+//
+// Reads a page once and writes 4 HeadDim bytes a token and head, which the second-level cache keeps for
+// the attention where the chunk is small. HeadDim (HeadDim + 16 mode_tiles) multiply-adds a token: a
+// quarter of what 32 query rows take.
+//
+// A warp takes 16 or 32 tokens of one head. Its codes come as A with tokens in rows and leave as C with
+// tokens in rows, which is how tiles of exact keys lie: nothing moves between lanes.
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "squat/cuda/device_state.cuh"
+#include "squat/cuda/exact_tiles.cuh"
+#include "squat/cuda/fragments.cuh"
+#include "squat/cuda/page_layout.cuh"
+#include "squat/cuda/rotary.cuh"
+#include "squat/cuda/row_call.cuh"
+#include "squat/cuda/unpack_tile.cuh"
+#include "squat/cuda/warp.cuh"
+#include "squat/quantize/coding.hpp"
+
+namespace squat::cuda {
+
+/// Matrices of one head as B: tiles of A, [rows / 16, HeadDim / 16], whose four 8 x 8 parts are
+/// transposed. Heads of up to 128 channels have them in shared memory, unless pages are so short that a
+/// block is one warp.
+template <class Layout>
+struct UnpackMatrices {
+  static constexpr int HeadDim = Layout::HeadDim;
+  static constexpr bool shared = Layout::KeyBits < 16 && HeadDim <= 128 && Layout::Group > 32;
+  static constexpr int steps = HeadDim / 16;
+  static constexpr int basis = steps * steps * warp_lanes;  // uint4
+  static constexpr int projection = most_mode_tiles * steps * warp_lanes;
+  static constexpr int bytes = shared ? (basis + projection) * 16 : 0;
+
+  /// A tile of A as B: x, y of its first eight columns, z, w of the others.
+  __device__ static uint4 turned(uint4 a) {
+    return {transpose(a.x), transpose(a.y), transpose(a.z), transpose(a.w)};
+  }
+  /// Fills shared memory, by all warps of a block.
+  __device__ static void fetch(uint4 *to, const uint4 *from, int tiles) {
+    if (!shared || from == nullptr) return;
+    const int warps = static_cast<int>(blockDim.x) / warp_lanes;
+#pragma unroll 2
+    for (int i = warp_index(); i < tiles; i += warps) {
+      to[i * warp_lanes + lane_index()] = turned(from[i * warp_lanes + lane_index()]);
+    }
+  }
+  __device__ static uint4 tile(const uint4 *fetched, const uint4 *from, int i) {
+    if constexpr (shared) return fetched[i * warp_lanes + lane_index()];
+    return turned(from[i * warp_lanes + lane_index()]);
+  }
+};
+
+template <class Layout, ValueCoding Values, class T>
+struct UnpackWarp {
+  static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
+  static constexpr int tiles = HeadDim <= 128 ? 2 : 1;  // of 16 tokens
+  static constexpr int warps = Layout::token_tiles / tiles;
+  using Matrices = UnpackMatrices<Layout>;
+  using Exact = ExactPageLayout<HeadDim, Layout::Group>;
+
+  const HeadTables &head;
+  const TileTables &tables;
+  const uint4 *basis, *projection;  // in shared memory
+  const float2 *angles;             // of R(base)
+  int first;                        // token tile of the page
+
+  /// page, to: the head's part.
+  __device__ void keys(const std::uint8_t *page, const PageEntry &entry, std::uint8_t *to) const {
+    float c[tiles][2 * steps][4];
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+#pragma unroll
+      for (int n = 0; n < 2 * steps; ++n) c[i][n][0] = c[i][n][1] = c[i][n][2] = c[i][n][3] = 0;
+    }
+    if constexpr (Layout::KeyBits == 16) {
+      add_exact(page, c);
+    } else {
+      if (head.projection != nullptr) add_means(entry.row, c);
+      const auto *scales = reinterpret_cast<const std::uint16_t *>(page + Layout::key_scales);
+      if ((*scales & 0x8000u) != 0) {
+        add_coordinates(page, c);
+      } else {
+        add_channels(page, c);
+      }
+    }
+    const bool in_place = tables.interleaved || tables.pairs * 2 == HeadDim;
+    if (entry.base != 0 && in_place) turn(c);
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      auto *out = reinterpret_cast<uint4 *>(to) + (first + i) * steps * warp_lanes + lane_index();
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+        const auto &low = c[i][2 * step], &high = c[i][2 * step + 1];
+        out[step * warp_lanes] = {halves(low[0], low[1]), halves(low[2], low[3]),
+                                  halves(high[0], high[1]), halves(high[2], high[3])};
+      }
+    }
+    if (entry.base != 0 && !in_place) turn_written(to);
+  }
+
+  __device__ void values(const std::uint8_t *page, std::uint8_t *to) const {
+    const int t = lane_index() % 4;
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      const int tile = first + i;
+      const std::uint8_t *unit = page + Layout::value_codes + tile * Layout::value_step_bytes;
+      auto *out = reinterpret_cast<uint4 *>(to + Exact::value_codes) + tile * steps * warp_lanes +
+                  lane_index();
+      const auto pair = [&](int offset, int group) {
+        return reinterpret_cast<const uint2 *>(
+            page + offset + group * Layout::Group * 2)[t * Layout::token_tiles + tile];
+      };
+#pragma unroll 4
+      for (int step = 0; step < steps; ++step) {
+        if constexpr (Layout::ValueBits == 16) {
+          const auto *from = reinterpret_cast<const ExactTile<T> *>(unit) + lane_index();
+          out[step * warp_lanes] = from[step * warp_lanes].halves();
+        } else {
+          Word codes[4];
+          read_codes<Layout::ValueBits, 16>(unit, Layout::channel_tiles, step, codes);
+          if constexpr (Values == ValueCoding::plain) {
+            const uint2 scale = pair(Layout::value_scales, step / 2),
+                        zero = pair(Layout::value_zeros(Values), step / 2);
+            out[step * warp_lanes] = {
+                unpacked(codes[0], scale.x, zero.x), unpacked(codes[1], scale.x, zero.x),
+                unpacked(codes[2], scale.y, zero.y), unpacked(codes[3], scale.y, zero.y)};
+          } else {
+            constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
+            const uint2 scale = pair(Layout::value_scales, 0);
+            out[step * warp_lanes] = {
+                unpacked_about(codes[0], middle, scale.x), unpacked_about(codes[1], middle, scale.x),
+                unpacked_about(codes[2], middle, scale.y), unpacked_about(codes[3], middle, scale.y)};
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  using Sums = float[tiles][2 * steps][4];
+
+  /// c += the keys' rows of R(row) mean.
+  __device__ void add_means(int row, Sums &c) const {
+    const int row_tiles = tables.frame / 16;
+    const uint4 *rows = tables.mode_rows + (row / 16 + first) * warp_lanes + lane_index();
+#pragma unroll 1
+    for (int mode = 0; mode < tables.mode_tiles; ++mode, rows += row_tiles * warp_lanes) {
+      uint4 a[tiles];
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) a[i] = __ldg(rows + i * warp_lanes);
+      multiply_row(a, projection, head.projection, mode, c);
+    }
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+#pragma unroll
+      for (int n = 0; n < 2 * steps; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) c[i][n][j] *= head.projection_unit;
+      }
+    }
+  }
+
+  /// c += a times row tile `row` of a matrix.
+  __device__ static void multiply_row(const uint4 (&a)[tiles], const uint4 *fetched, const uint4 *from,
+                                      int row, Sums &c) {
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      const uint4 b = Matrices::tile(fetched, from, row * steps + step);
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) {
+        multiply_add(c[i][2 * step], a[i].x, a[i].y, a[i].z, a[i].w, b.x, b.y);
+        multiply_add(c[i][2 * step + 1], a[i].x, a[i].y, a[i].z, a[i].w, b.z, b.w);
+      }
+    }
+  }
+
+  /// The tokens' numbers in 16 channels or coordinates, as A: both units of eight, or one of 16.
+  template <int Bits>
+  __device__ void read_unit(const std::uint8_t *unit, int part, Word (&codes)[tiles][4]) const {
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      read_codes<Bits, Layout::unit>(unit, Layout::token_tiles, first + i,
+                                     codes[i] + (Layout::unit == 8 ? 2 * part : 0));
+    }
+  }
+  __device__ static void scale_codes(const std::uint8_t *page, int step, const Word (&codes)[tiles][4],
+                                     uint4 (&a)[tiles]) {
+    const int at = lane_index() % 4 * steps + step;
+    const uint2 scale = reinterpret_cast<const uint2 *>(page + Layout::key_scales)[at];
+    const uint2 zero = reinterpret_cast<const uint2 *>(page + Layout::key_zeros)[at];
+    const Word first = scale.x & 0x7fff7fffu, second = scale.y & 0x7fff7fffu;
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      a[i] = {unpacked(codes[i][0], first, zero.x), unpacked(codes[i][1], first, zero.x),
+              unpacked(codes[i][2], second, zero.y), unpacked(codes[i][3], second, zero.y)};
+    }
+  }
+
+  __device__ void add_coordinates(const std::uint8_t *page, Sums &c) const {
+    const int eight = head.eight_bit_units, four = eight + head.four_bit_units,
+              two = four + head.two_bit_units;
+    const std::uint8_t *unit = page;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      Word codes[tiles][4] = {};
+#pragma unroll
+      for (int part = 0; part < 16 / Layout::unit; ++part) {
+        const int index = step * (16 / Layout::unit) + part;
+        if (index < eight) {
+          read_unit<8>(unit, part, codes);
+          unit += Layout::key_unit_bytes(8);
+        } else if (index < four) {
+          read_unit<4>(unit, part, codes);
+          unit += Layout::key_unit_bytes(4);
+        } else if (index < two) {
+          read_unit<2>(unit, part, codes);
+          unit += Layout::key_unit_bytes(2);
+        }
+      }
+      uint4 a[tiles];
+      scale_codes(page, step, codes, a);
+      multiply_row(a, basis, head.basis, step, c);
+    }
+  }
+
+  __device__ void add_channels(const std::uint8_t *page, Sums &c) const {
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      Word codes[tiles][4] = {};
+#pragma unroll
+      for (int part = 0; part < 16 / Layout::unit; ++part) {
+        const int index = step * (16 / Layout::unit) + part;
+        read_unit<Layout::KeyBits>(page + index * Layout::key_unit_bytes(Layout::KeyBits), part, codes);
+      }
+      uint4 a[tiles];
+      scale_codes(page, step, codes, a);
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) add_tile(a[i], c[i][2 * step], c[i][2 * step + 1]);
+    }
+  }
+
+  __device__ void add_exact(const std::uint8_t *page, Sums &c) const {
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      const auto *from = reinterpret_cast<const ExactTile<T> *>(page) +
+                         (first + i) * steps * warp_lanes + lane_index();
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+        add_tile(from[step * warp_lanes].halves(), c[i][2 * step], c[i][2 * step + 1]);
+      }
+    }
+  }
+
+  __device__ static void add_tile(uint4 a, float (&low)[4], float (&high)[4]) {
+    const auto add = [](Word pair, float &first, float &second) {
+      const float2 x = __half22float2(as_halves(pair));
+      first += x.x, second += x.y;
+    };
+    add(a.x, low[0], low[1]), add(a.y, low[2], low[3]);
+    add(a.z, high[0], high[1]), add(a.w, high[2], high[3]);
+  }
+
+  /// Turns the keys by the base, where the channels of a pair are in one lane.
+  __device__ void turn(Sums &c) const {
+    const int t = lane_index() % 4;
+    const auto meet = [](float2 angle, float &first, float &second) {
+      const float2 turned = turn_pair(angle, {first, second});
+      first = turned.x, second = turned.y;
+    };
+    if (tables.interleaved) {
+#pragma unroll
+      for (int n = 0; n < 2 * steps; ++n) {
+        const int pair = n * 4 + t;
+        if (pair >= tables.pairs) break;
+        const float2 angle = angles[pair];
+#pragma unroll
+        for (int i = 0; i < tiles; ++i) {
+          meet(angle, c[i][n][0], c[i][n][1]);
+          meet(angle, c[i][n][2], c[i][n][3]);
+        }
+      }
+      return;
+    }
+#pragma unroll
+    for (int n = 0; n < steps; ++n) {
+      const float4 two = reinterpret_cast<const float4 *>(angles)[n * 4 + t];
+      const float2 angle[2] = {{two.x, two.y}, {two.z, two.w}};
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) meet(angle[j % 2], c[i][n][j], c[i][n + steps][j]);
+      }
+    }
+  }
+
+  /// The same of any pairs, of keys that are written already.
+  __device__ void turn_written(std::uint8_t *to) const {
+    using Block = BlockLayout<HeadDim>;
+    auto *keys = reinterpret_cast<__half *>(to) + first * Block::part_elements;
+    __syncwarp();
+#pragma unroll 1
+    for (int i = lane_index(); i < tiles * 16 * tables.pairs; i += warp_lanes) {
+      const int token = i / tables.pairs, pair = i % tables.pairs;
+      __half *tile = keys + token / 16 * Block::part_elements;
+      const int2 channels = pair_channels(tables, pair);
+      __half &first = tile[Block::key(token % 16, channels.x)];
+      __half &second = tile[Block::key(token % 16, channels.y)];
+      const float2 turned =
+          turn_pair(angles[pair], {__half2float(first), __half2float(second)});
+      first = __float2half_rn(turned.x);
+      second = __float2half_rn(turned.y);
+    }
+  }
+};
+
+/// Some blocks a KV head, so that each fetches one head's matrices; the chunk's pages are dealt out one
+/// after another.
+template <class Layout, ValueCoding Values, class T, class S>
+__global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::warps *warp_lanes)
+    unpack_pages(const RowCall<S> rows) {
+  using Warp = UnpackWarp<Layout, Values, T>;
+  using Matrices = typename Warp::Matrices;
+  using Exact = typename Warp::Exact;
+  extern __shared__ __align__(128) std::uint8_t unpack_memory[];
+  __shared__ float4 angles[Layout::HeadDim / 4];
+  const AttendCall<S> &call = rows.call;
+  auto *basis = reinterpret_cast<uint4 *>(unpack_memory), *projection = basis + Matrices::basis;
+  auto *starts = reinterpret_cast<RowStart *>(unpack_memory + Matrices::bytes);
+  find_page_starts(call, starts);
+  const int heads = call.kv_heads, head = static_cast<int>(blockIdx.x) % heads;
+  const int end = min(rows.first_page + rows.pages, starts[call.entries].page);
+  const HeadTables *fetched = nullptr;
+  long long turned_by = 0;
+#pragma unroll 1
+  for (int index = rows.first_page + static_cast<int>(blockIdx.x) / heads; index < end;
+       index += static_cast<int>(gridDim.x) / heads) {
+    const int e = find_entry(starts, call.entries, index, &RowStart::page);
+    const LayerState &state = *call.batch[e].state;
+    const PageEntry entry = state.pages[index - starts[e].page];
+    const CodingTables &coding = call.codings[state.coding];
+    const HeadTables &tables = coding.heads[head];
+    if (&tables != fetched || entry.base != turned_by) {
+      __syncthreads();
+      if (&tables != fetched) {
+        Matrices::fetch(basis, tables.basis, Warp::steps * Warp::steps);
+        Matrices::fetch(projection, tables.projection, coding.tiles.mode_tiles * Warp::steps);
+      }
+      if (entry.base != 0) make_turn(coding.tiles, entry.base, reinterpret_cast<float2 *>(angles));
+      fetched = &tables;
+      turned_by = entry.base;
+      __syncthreads();
+    }
+    const std::uint8_t *from =
+        entry.data + static_cast<std::size_t>(head) * Layout::head_bytes(Values);
+    std::uint8_t *to = rows.unpacked + (static_cast<std::size_t>(index - rows.first_page) * heads +
+                                        static_cast<std::size_t>(head)) *
+                                           Exact::head_bytes(ValueCoding::symmetric);
+    const Warp warp{tables,     coding.tiles, basis, projection, reinterpret_cast<float2 *>(angles),
+                    warp_index() * Warp::tiles};
+    warp.keys(from, entry, to);
+    warp.values(from, to);
+  }
+}
+
+}  // namespace squat::cuda
