@@ -43,12 +43,14 @@ class RowBlock {
   using Pages = ExactPageLayout<HeadDim, Group>;
   using Block = BlockLayout<HeadDim>;
 
-  // Shared memory: queries, two stages of keys and values, page entries.
+  // Shared memory: queries, two stages of keys and values, page entries, units and limits of rows.
   static constexpr int tile_bytes = HeadDim * 32;  // keys, or values, of 16 tokens
   static constexpr int part_bytes = step_tiles * tile_bytes;
   static constexpr int query_bytes = rows * HeadDim * 2;
   static constexpr int entries = 4;  // of pages: the unit's, and those of two to come
-  static constexpr int stage_bytes = query_bytes + 4 * part_bytes + entries * sizeof(PageEntry);
+  static constexpr int entry_bytes = entries * static_cast<int>(sizeof(PageEntry));
+  static constexpr int stage_bytes =
+      query_bytes + 4 * part_bytes + entry_bytes + rows * static_cast<int>(sizeof(float) + sizeof(int));
   __host__ __device__ static constexpr int shared_bytes() { return (stage_bytes + 127) / 128 * 128; }
 
   __device__ RowBlock(const RowCall<S> &rows, const BatchEntry &entry, const RowShape &shape,
@@ -65,23 +67,63 @@ class RowBlock {
     const int heads = rows.call.query_heads / rows.call.kv_heads, all = rows.call.rows(entry);
     const int past = state_.length() - entry.tokens;
     const int first = first_row_ + warp_index() * warp_rows;
-#pragma unroll
-    for (int i = 0; i < 2 * RowTiles; ++i) {
-      const int row = first + lane_index() / 4 + 8 * i;
-      limits_[i] = row < all ? past + row / heads + 1 : 0;
+    __syncwarp();
+    for (int i = lane_index(); i < warp_rows; i += warp_lanes) {
+      own_limits()[i] = first + i < all ? past + (first + i) / heads + 1 : 0;
     }
     least_limit_ = past + first / heads + 1;
-    most_limit_ = past + (min(first_row_ + RowBlock::rows, all) - 1) / heads + 1;  // of the block
+    most_limit_ = past + (min(first_row_ + RowBlock::rows, all) - 1) / heads + 1;
   }
 
-  /// Attends to the units [first, last) of exact rows.
-  __device__ void exact(int first, int last) {
-    const int behind = most_limit_ - state_.sinks - state_.paged_tokens;  // tokens of the tail
-    const int visible = (state_.sinks + 15) / 16 + (max(behind, 0) + 15) / 16;
-    attend<true>(first, min(last, (visible + step_tiles - 1) / step_tiles));
+  /// The end of the units up to `last` that rows of the block see.
+  __device__ int visible_end(bool exact, int last) const {
+    if (!exact) return last;
+    const int tail = max(most_limit_ - state_.sinks - state_.paged_tokens, 0);
+    return min(last, (sink_blocks() + (tail + 15) / 16 + step_tiles - 1) / step_tiles);
   }
-  /// Attends to the units [first, last) of pages.
-  __device__ void pages(int first, int last) { attend<false>(first, last); }
+
+  /// Attends to the units [first, last) of exact rows, or of pages. One loop for both, though these differ: its code is long, and what runs for the
+  /// first time comes from memory.
+  __device__ void attend(bool exact, int first, int last) {
+    softmax_.clear();
+#pragma unroll
+    for (int m = 0; m < RowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < 2 * steps; ++n)
+        sums_[m][n][0] = sums_[m][n][1] = sums_[m][n][2] = sums_[m][n][3] = 0;
+    }
+    if (first >= last) return;
+    const bool turns = !exact && call_.pages_are_exact != 0;
+    __syncthreads();  // the block's memory is free
+    if (!exact) {
+      copy_entry(first);
+      if (first + 1 < last) copy_entry(first + 1);
+      commit_copies();
+      wait_for_copies<0>();
+      __syncthreads();
+    }
+    copy(exact, first);
+    commit_copies();
+    long long base = turns ? page(first).base : 0;
+    bool faces = false;
+#pragma unroll 1
+    for (int unit = first; unit < last; ++unit) {
+      if (!faces || (turns && page(unit).base != base)) {
+        if (turns) base = page(unit).base;
+        face(base);
+        faces = true;
+      }
+      wait_for_copies<0>();
+      if (!std::is_same_v<T, half> && (exact || call_.pages_are_exact != 0)) convert(unit);
+      __syncthreads();
+      if (unit + 1 < last) {
+        copy(exact, unit + 1);
+        if (!exact && unit + 2 < last) copy_entry(unit + 2);
+        commit_copies();
+      }
+      meet(exact, unit);
+    }
+  }
 
   /// Writes what was found out.
   __device__ void store(std::uint8_t *slot) const {
@@ -107,52 +149,8 @@ class RowBlock {
     int position, begin, end;
   };
 
-  template <bool Exact>
-  __device__ void attend(int first, int last) {
-    softmax_.clear();
-#pragma unroll
-    for (int m = 0; m < RowTiles; ++m) {
-#pragma unroll
-      for (int n = 0; n < 2 * steps; ++n)
-        sums_[m][n][0] = sums_[m][n][1] = sums_[m][n][2] = sums_[m][n][3] = 0;
-    }
-    if (first >= last) return;
-    const bool turns = !Exact && call_.pages_are_exact != 0;
-    __syncthreads();  // the block's memory is free
-    if constexpr (!Exact) {
-      copy_entry(first);
-      if (first + 1 < last) copy_entry(first + 1);
-      commit_copies();
-      wait_for_copies<0>();
-      __syncthreads();
-    }
-    copy<Exact>(first);
-    commit_copies();
-    long long base = turns ? page(first).base : 0;
-    face<8>(base);
-#pragma unroll 1
-    for (int unit = first; unit < last; ++unit) {
-      wait_for_copies<0>();
-      if (!std::is_same_v<T, half> && (Exact || call_.pages_are_exact != 0)) convert(unit);
-      __syncthreads();
-      if (unit + 1 < last) {
-        copy<Exact>(unit + 1);
-        if (!Exact && unit + 2 < last) copy_entry(unit + 2);
-        commit_copies();
-      }
-      if constexpr (!Exact) {
-        if (turns && page(unit).base != base) {
-          base = page(unit).base;
-          face<1>(base);
-        }
-      }
-      meet<Exact>(unit);
-    }
-  }
-
   /// One unit, whose copies are there.
-  template <bool Exact>
-  __device__ void meet(int unit) {
+  __device__ void meet(bool exact, int unit) {
     const uint4 *keys = stage(unit) + lane_index(), *values = keys + part_bytes / 16;
     float c[RowTiles][2 * step_tiles][4];
 #pragma unroll
@@ -176,9 +174,9 @@ class RowBlock {
         }
       }
     }
-    mask<Exact>(unit, c);
+    if (is_masked(exact, unit)) mask(exact, unit, c);
     Word p[RowTiles][2 * step_tiles][2];
-    softmax_.weights(c, units_, p, [&](const float(&factors)[2 * RowTiles]) {
+    softmax_.weights(c, own_units() + lane_index() / 4, p, [&](const float(&factors)[2 * RowTiles]) {
 #pragma unroll
       for (int m = 0; m < RowTiles; ++m) {
 #pragma unroll
@@ -203,51 +201,60 @@ class RowBlock {
     }
   }
 
-  /// Takes out the scores of tokens that do not count, or that rows do not see.
-  template <bool Exact>
-  __device__ void mask(int unit, float (&c)[RowTiles][2 * step_tiles][4]) const {
-    if constexpr (!Exact) {
+  /// Whether tokens of a unit do not count, or rows of the warp do not see them.
+  __device__ bool is_masked(bool exact, int unit) const {
+    if (!exact) {
       const PageEntry &at = page(unit);
-      if (at.first == 0 && at.tokens == Group && at.before + Group <= least_limit_) return;
+      return at.first != 0 || at.tokens != Group || at.before + Group > least_limit_;
     }
+    const TokenTile last = token_tile(true, unit, step_tiles - 1);
+    return unit * step_tiles < sink_blocks() || last.position + 16 > min(last.end, least_limit_);
+  }
+
+  /// Takes out the scores of tokens that do not count, or that rows do not see.
+  __device__ void mask(bool exact, int unit, float (&c)[RowTiles][2 * step_tiles][4]) const {
     const int t = lane_index() % 4;
+    int limits[2 * RowTiles];
 #pragma unroll
-    for (int n = 0; n < 2 * step_tiles; ++n) {
-      const TokenTile tokens = token_tile<Exact>(unit, n / 2);
-      const int first = tokens.position + n % 2 * 8 + 2 * t;
+    for (int i = 0; i < 2 * RowTiles; ++i) limits[i] = own_limits()[lane_index() / 4 + 8 * i];
 #pragma unroll
-      for (int m = 0; m < RowTiles; ++m) {
+    for (int tile = 0; tile < step_tiles; ++tile) {
+      const TokenTile tokens = token_tile(exact, unit, tile);
+      const int first = tokens.position + 2 * t;
+#pragma unroll
+      for (int i = 0; i < 2 * RowTiles; ++i) {
+        const int end = min(tokens.end, limits[i]);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const int at = first + j % 2;
-          if (at < tokens.begin || at >= min(tokens.end, limits_[2 * m + j / 2])) c[m][n][j] = -INFINITY;
+          const int at = first + j / 2 * 8 + j % 2;
+          float &score = c[i / 2][2 * tile + j / 2][i % 2 * 2 + j % 2];
+          if (at < tokens.begin || at >= end) score = -INFINITY;
         }
       }
     }
   }
 
-  template <bool Exact>
-  __device__ TokenTile token_tile(int unit, int tile) const {
-    if constexpr (Exact) {
-      const int sink_blocks = (state_.sinks + 15) / 16, block = unit * step_tiles + tile;
-      if (block < sink_blocks) return {16 * block, 0, state_.sinks};
+  __device__ int sink_blocks() const { return (state_.sinks + 15) / 16; }
+
+  __device__ TokenTile token_tile(bool exact, int unit, int tile) const {
+    if (exact) {
+      const int block = unit * step_tiles + tile;
+      if (block < sink_blocks()) return {16 * block, 0, state_.sinks};
       const int before = state_.sinks + state_.paged_tokens;
-      return {before + 16 * (block - sink_blocks), 0, state_.length()};
-    } else {
-      const PageEntry &at = page(unit);
-      return {at.before - at.first + 16 * (unit % page_steps * step_tiles + tile), at.before,
-              at.before + at.tokens};
+      return {before + 16 * (block - sink_blocks()), 0, state_.length()};
     }
+    const PageEntry &at = page(unit);
+    return {at.before - at.first + 16 * (unit % page_steps * step_tiles + tile), at.before,
+            at.before + at.tokens};
   }
 
   /// Copies a unit's keys and values.
-  template <bool Exact>
-  __device__ void copy(int unit) const {
+  __device__ void copy(bool exact, int unit) const {
     uint4 *to = stage(unit);
-#pragma unroll
+#pragma unroll 1
     for (int tile = 0; tile < step_tiles; ++tile) {
       const std::uint8_t *keys, *values;
-      if constexpr (Exact) {
+      if (exact) {
         // Behind the last block stands that one again: as numbers, for what is masked is multiplied by 0.
         const int block = min(unit * step_tiles + tile, shape_.exact_blocks - 1);
         keys = reinterpret_cast<const std::uint8_t *>(exact_block(block));
@@ -277,11 +284,11 @@ class RowBlock {
   }
 
   __device__ const std::uint16_t *exact_block(int block) const {
-    const int sink_blocks = (state_.sinks + 15) / 16, heads = call_.call.kv_heads;
-    return block < sink_blocks
-               ? sink_slots<HeadDim>(state_, heads).template block<HeadDim>(head_, 16 * block)
-               : tail_slots<HeadDim>(state_, heads)
-                     .template block<HeadDim>(head_, 16 * (block - sink_blocks));
+    const int sinks = sink_blocks(), heads = call_.call.kv_heads;
+    const bool sink = block < sinks;
+    const ExactSlots slots =
+        sink ? sink_slots<HeadDim>(state_, heads) : tail_slots<HeadDim>(state_, heads);
+    return slots.template block<HeadDim>(head_, 16 * (sink ? block : block - sinks));
   }
 
   __device__ const std::uint8_t *page_head(int unit) const {
@@ -304,13 +311,19 @@ class RowBlock {
   }
 
   /// Turns the warp's queries back by `base`.
-  template <int Together>
-  __device__ void face(long long base) {
-    const int all = call_.call.rows(entry_), first = first_row_ + warp_index() * warp_rows;
-    face_rows<HeadDim, RowTiles, Together, DeviceElementOf<S>>(
-        own_queries(), coding_.tiles, base, call_.call.scale, units_, [&](int row) {
-          return query_of(call_.call, entry_.first_row, all, head_, first + row);
-        });
+  __device__ void face(long long base) const {
+    using Element = DeviceElementOf<S>;
+    const AttendCall<S> &call = call_.call;
+    const int heads = call.query_heads / call.kv_heads;
+    const QueryRows<Element> queries{
+        reinterpret_cast<const Element *>(call.q.row(entry_.first_row, head_ * heads)),
+        call.q.token_stride,
+        call.q.head_stride,
+        heads,
+        call.rows(entry_),
+        call.scale};
+    face_rows<HeadDim, RowTiles>(own_queries(), own_units(), queries,
+                                 first_row_ + warp_index() * warp_rows, &coding_.tiles, base);
   }
 
   __device__ uint4 *own_queries() const {
@@ -323,6 +336,16 @@ class RowBlock {
     return reinterpret_cast<PageEntry *>(memory_ + query_bytes + 4 * part_bytes);
   }
   __device__ const PageEntry &page(int unit) const { return page_entries()[unit % entries]; }
+  /// The units of the warp's rows, what queries are divided by.
+  __device__ float *own_units() const {
+    return reinterpret_cast<float *>(memory_ + query_bytes + 4 * part_bytes + entry_bytes) +
+           warp_index() * warp_rows;
+  }
+  /// Positions below are seen.
+  __device__ int *own_limits() const {
+    return reinterpret_cast<int *>(memory_ + query_bytes + 4 * part_bytes + entry_bytes) + rows +
+           warp_index() * warp_rows;
+  }
 
   const RowCall<S> &call_;
   const BatchEntry &entry_;
@@ -333,10 +356,8 @@ class RowBlock {
   int head_;
   int first_row_;
   std::uint8_t *memory_;
-  int limits_[2 * RowTiles];  // of the lane's rows: positions below are seen
-  int least_limit_;           // of the warp's
-  int most_limit_;            // of the block's
-  float units_[2 * RowTiles];
+  int least_limit_;  // of the warp's rows
+  int most_limit_;   // of the block's
   RowSoftmax<RowTiles> softmax_;
   float sums_[RowTiles][2 * steps][4];
 };
@@ -347,7 +368,9 @@ __global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> r
   extern __shared__ __align__(128) std::uint8_t row_memory[];
   auto *starts = reinterpret_cast<RowStart *>(row_memory + Work::shared_bytes());
   const AttendCall<S> &call = rows.call;
+  allow_next_launch();
   find_row_starts(rows, Work::rows, Work::step_tiles, Work::page_steps, starts);
+  wait_for_launches();
   const int units = starts[call.entries].unit;
   const int worker = static_cast<int>(blockIdx.x), busy = busy_workers(units, static_cast<int>(gridDim.x));
   const int last = worker < busy ? run_start(units, worker + 1, busy) : 0;
@@ -365,13 +388,14 @@ __global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> r
     const auto slot = [&](bool packed) {
       return row_slot<HeadDim>(rows, Work::rows, starts[index].segment + segment, worker, packed);
     };
-    if (first < shape.exact_units) {
-      work.exact(first, min(end, shape.exact_units));
-      work.store(slot(false));
-    }
-    if (end > shape.exact_units) {
-      work.pages(max(first - shape.exact_units, 0), end - shape.exact_units);
-      work.store(slot(true));
+    // Values of pages may be rotated, so what exact rows come to has a slot of its own.
+#pragma unroll 1
+    for (const bool exact : {true, false}) {
+      const int before = exact ? 0 : shape.exact_units, all = exact ? shape.exact_units : shape.units;
+      const int from = max(first, before), to = min(end, all);
+      if (from >= to) continue;
+      work.attend(exact, from - before, work.visible_end(exact, to - before));
+      work.store(slot(!exact));
     }
     unit += end - first;
   }

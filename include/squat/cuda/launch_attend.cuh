@@ -11,6 +11,7 @@
 #include "squat/config.hpp"
 #include "squat/cuda/attend.cuh"
 #include "squat/cuda/error.hpp"
+#include "squat/cuda/launch_behind.cuh"
 #include "squat/cuda/launch_rows.cuh"
 #include "squat/cuda/merge.cuh"
 #include "squat/cuda/query_sets.cuh"
@@ -78,23 +79,6 @@ inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_h
   return std::max(bytes, RowWorkspace(head_dim, entries, query_heads, kv_heads, most_tokens,
                                       table_pages, packed)
                              .end);
-}
-
-/// Launches a kernel behind another of the stream; overlaps: before that has ended, for what it does
-/// before it waits.
-template <class... Parameters, class... Arguments>
-void launch_behind(void (*kernel)(Parameters...), int blocks, int threads, std::size_t shared,
-                   cudaStream_t stream, bool overlaps, const Arguments &...arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
-                                  .blockDim = dim3(static_cast<unsigned>(threads)),
-                                  .dynamicSmemBytes = shared,
-                                  .stream = stream,
-                                  .attrs = &attribute,
-                                  .numAttrs = overlaps ? 1u : 0u};
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), "attend");
 }
 
 template <class Layout, ValueCoding Values, class T, class S>

@@ -14,6 +14,7 @@
 #include "squat/config.hpp"
 #include "squat/cuda/attend_rows.cuh"
 #include "squat/cuda/error.hpp"
+#include "squat/cuda/launch_behind.cuh"
 #include "squat/cuda/merge_rows.cuh"
 #include "squat/cuda/unpack_pages.cuh"
 #include "squat/quantize/coding.hpp"
@@ -72,9 +73,16 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
   const auto attend = attend_rows<head_dim, Layout::Group, RowTiles, T, S>;
   const auto merge = merge_rows<head_dim, rotated, S>;
   const std::size_t shared = Work::shared_bytes() + starts_bytes;
-  int device = 0, processors = 0, blocks = 0;
+  int device = 0, processors = 0, blocks = 0, major = 0;
   check(cudaGetDevice(&device), "attend");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "attend");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "attend");
+  // The first kernel comes behind all before it, the others begin while the one before them ends.
+  bool overlaps = false;
+  const auto launch = [&](auto kernel, int grid, int threads, std::size_t bytes, auto... arguments) {
+    launch_behind(kernel, grid, threads, bytes, stream, overlaps, arguments...);
+    overlaps = major >= 9;
+  };
   const auto allow = [](auto kernel, std::size_t bytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(bytes)),
@@ -96,18 +104,16 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
         using Unpack = UnpackWarp<Layout, Values, T>;
         constexpr int threads = Unpack::warps * warp_lanes;
         const auto unpack = unpack_pages<Layout, Values, T, S>;
-        const std::size_t bytes = Unpack::Matrices::bytes + starts_bytes;
+        const std::size_t bytes =
+            Unpack::Matrices::bytes + 2 * unpack_stage_bytes<Layout, Values>() + starts_bytes;
         allow(unpack, bytes);
         const int of_a_head = std::max(1, 1024 / threads * processors / call.kv_heads);
         const int most = std::max(1, std::min(of_a_head, std::min(rows.pages, call.table_pages)));
-        unpack<<<static_cast<unsigned>(most * call.kv_heads), threads, bytes, stream>>>(rows);
-        check(cudaGetLastError(), "attend: pages unpacked");
+        launch(unpack, most * call.kv_heads, threads, bytes, rows);
       }
-      attend<<<static_cast<unsigned>(blocks), row_threads, shared, stream>>>(rows);
-      check(cudaGetLastError(), "attend: rows");
-      merge<<<static_cast<unsigned>((merged + merge_warps - 1) / merge_warps), merge_threads,
-              starts_bytes, stream>>>(rows, blocks, Work::rows, Work::step_tiles, Work::page_steps);
-      check(cudaGetLastError(), "attend: rows merged");
+      launch(attend, blocks, row_threads, shared, rows);
+      launch(merge, (merged + merge_warps - 1) / merge_warps, merge_threads, starts_bytes, rows, blocks,
+             Work::rows, Work::step_tiles, Work::page_steps);
       rows.first_page += rows.pages;
     } while (rows.last_chunk == 0);
   }

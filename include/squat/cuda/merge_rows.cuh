@@ -56,7 +56,9 @@ __global__ void __launch_bounds__(merge_threads)
   using Sums = RowSums<HeadDim>;
   extern __shared__ RowStart row_starts[];
   const AttendCall<S> &call = rows.call;
+  allow_next_launch();
   find_row_starts(rows, tile_rows, step_tiles, page_steps, row_starts);
+  wait_for_launches();
   const int units = row_starts[call.entries].unit, busy = busy_workers(units, workers);
   const int all = row_starts[call.entries].segment * tile_rows;
   const int heads = call.query_heads / call.kv_heads;

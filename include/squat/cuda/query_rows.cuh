@@ -29,8 +29,9 @@ struct ChannelTurns {
   __device__ static int channel(int i) { return 2 * (lane_index() + i * warp_lanes); }
   __device__ static bool has(int i) { return channel(i) < HeadDim; }
 
-  /// By `position`.
+  /// By `position`; not 0, for which they are left as they are.
   __device__ ChannelTurns(const TileTables &tables, long long position) {
+    if (position == 0) return;
 #pragma unroll
     for (int i = 0; i < count; ++i) {
 #pragma unroll
@@ -39,7 +40,7 @@ struct ChannelTurns {
         partner[i][j] = at;
         cosine[i][j] = 1;
         sine[i][j] = 0;
-        if (position == 0 || at >= 2 * tables.pairs) continue;
+        if (at >= 2 * tables.pairs) continue;
         const int pair = tables.interleaved ? at / 2 : at % tables.pairs;
         const int2 channels = pair_channels(tables, pair);
         const float2 angle = turn_angle(tables, pair, position);
@@ -52,56 +53,80 @@ struct ChannelTurns {
   }
 };
 
-/// Writes the rows of a warp, `Tiles` tiles of 16, turned back by `base`; row(i) is where row i stands,
-/// null for none. units: of the lane's rows, g + 8 i. `Together` rows are read at a time.
-template <int HeadDim, int Tiles, int Together, class Element, class Row>
-__device__ inline void face_rows(uint4 *to, const TileTables &tables, long long base, float scale,
-                                 float (&units)[2 * Tiles], Row &&row) {
+/// Where the query rows of an entry and KV head stand: `heads` of each token.
+template <class Element>
+struct QueryRows {
+  const Element *first;  // of the entry and KV head
+  long long token_stride, head_stride;
+  int heads;
+  int count;
+  float scale;
+
+  /// Null for none.
+  __device__ const Element *row(int i) const {
+    return i < count ? first + i / heads * token_stride + i % heads * head_stride : nullptr;
+  }
+};
+
+/// Writes `Tiles` tiles of 16 rows, those from `first` on, turned back by `base`, and their units. A
+/// function that is called: it runs once or twice a segment, and inlined its code would come from memory
+/// in front of each loop.
+template <int HeadDim, int Tiles, class Element>
+__device__ __noinline__ void face_rows(uint4 *to, float *units, const QueryRows<Element> &rows, int first,
+                                       const TileTables *tables, long long base) {
   using Turns = ChannelTurns<HeadDim>;
-  const Turns turns(tables, -base);
-  const int g = lane_index() / 4;
+  constexpr int together = 8;  // rows on their way
+  const Turns turns(*tables, -base);
   __syncwarp();
-#pragma unroll
-  for (int eight = 0; eight < 2 * Tiles; ++eight) {
 #pragma unroll 1
-    for (int first = 0; first < 8; first += Together) {
-      float x[Together][Turns::count][2], largest[Together];
+  for (int begin = 0; begin < 16 * Tiles; begin += together) {
+    float x[together][Turns::count][2], largest[together];
 #pragma unroll
-      for (int k = 0; k < Together; ++k) {
-        const Element *query = row(eight * 8 + first + k);
-        largest[k] = 0;
+    for (int k = 0; k < together; ++k) {
+      const Element *query = rows.row(first + begin + k);
+      largest[k] = 0;
+#pragma unroll
+      for (int i = 0; i < Turns::count; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          x[k][i][j] = 0;
+          if (query == nullptr || !Turns::has(i)) continue;
+          x[k][i][j] = static_cast<float>(query[Turns::channel(i) + j]) * rows.scale;
+          largest[k] = fmaxf(largest[k], fabsf(x[k][i][j]));
+        }
+      }
+    }
+    if (base != 0) {
+#pragma unroll
+      for (int k = 0; k < together; ++k) {
+        const Element *query = rows.row(first + begin + k);
 #pragma unroll
         for (int i = 0; i < Turns::count; ++i) {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            x[k][i][j] = 0;
             if (query == nullptr || !Turns::has(i)) continue;
-            const float own = static_cast<float>(query[Turns::channel(i) + j]) * scale;
-            x[k][i][j] = own;
-            largest[k] = fmaxf(largest[k], fabsf(own));
-            if (base == 0) continue;
-            x[k][i][j] = own * turns.cosine[i][j] +
-                         static_cast<float>(query[turns.partner[i][j]]) * scale * turns.sine[i][j];
+            const float partner = static_cast<float>(query[turns.partner[i][j]]) * rows.scale;
+            x[k][i][j] = x[k][i][j] * turns.cosine[i][j] + partner * turns.sine[i][j];
           }
         }
       }
+    }
 #pragma unroll
-      for (int k = 0; k < Together; ++k) {
-        for (int step = 1; step < warp_lanes; step *= 2) {
-          largest[k] = fmaxf(largest[k], __shfl_xor_sync(0xffffffffu, largest[k], step));
-        }
-        const float unit = unit_above(largest[k]), inverse = inverse_of_power(unit);
-        const int at = first + k;  // of eight rows
-        if (at == g) units[eight] = unit;
+    for (int k = 0; k < together; ++k) {
 #pragma unroll
-        for (int i = 0; i < Turns::count; ++i) {
-          if (!Turns::has(i)) continue;
-          const int channel = Turns::channel(i);
-          const int element = ((eight / 2) * (HeadDim / 16) + channel / 16) * 256 +
-                              tile_element(at + eight % 2 * 8, channel % 16);
-          reinterpret_cast<Word *>(to)[element / 2] =
-              halves(x[k][i][0] * inverse, x[k][i][1] * inverse);
-        }
+      for (int step = 1; step < warp_lanes; step *= 2) {
+        largest[k] = fmaxf(largest[k], __shfl_xor_sync(0xffffffffu, largest[k], step));
+      }
+      const int row = begin + k;
+      const float unit = unit_above(largest[k]), inverse = inverse_of_power(unit);
+      if (lane_index() == 0) units[row] = unit;
+#pragma unroll
+      for (int i = 0; i < Turns::count; ++i) {
+        if (!Turns::has(i)) continue;
+        const int channel = Turns::channel(i);
+        const int element =
+            (row / 16 * (HeadDim / 16) + channel / 16) * 256 + tile_element(row % 16, channel % 16);
+        reinterpret_cast<Word *>(to)[element / 2] = halves(x[k][i][0] * inverse, x[k][i][1] * inverse);
       }
     }
   }

@@ -28,11 +28,15 @@ class RowSoftmax {
       weights_[m][0] = weights_[m][1] = weights_[m][2] = weights_[m][3] = 0;
   }
 
-  /// p = 2^(c times the row's unit, less the reference), as float16, for the columns of 2 Tiles tiles of
-  /// eight; adds to the sums of weights. rescale(factors) where the reference rises.
+  /// p = 2^(c times the row's unit, less the reference), as float16, for `Columns` tiles of eight
+  /// columns; adds to the sums of weights. rescale(factors) where the reference rises. unit: of the
+  /// lane's first row, in shared memory.
   template <int Columns, class Rescale>
-  __device__ void weights(const float (&c)[RowTiles][Columns][4], const float (&units)[rows],
+  __device__ void weights(const float (&c)[RowTiles][Columns][4], const float *unit,
                           Word (&p)[RowTiles][Columns][2], Rescale &&rescale) {
+    float units[rows];
+#pragma unroll
+    for (int i = 0; i < rows; ++i) units[i] = unit[8 * i];
     float largest[rows];
     bool exceeds = false;
 #pragma unroll

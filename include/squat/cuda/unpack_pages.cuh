@@ -325,6 +325,14 @@ struct UnpackWarp {
   }
 };
 
+/// Shared memory of a block's pages: the one that is unpacked and the next, unless they are so large that
+/// they are read where they lie.
+template <class Layout, ValueCoding Values>
+__host__ __device__ constexpr int unpack_stage_bytes() {
+  constexpr int bytes = Layout::head_bytes(Values);
+  return bytes <= 36 * 1024 ? bytes : 0;
+}
+
 /// Some blocks a KV head, so that each fetches one head's matrices; the chunk's pages are dealt out one
 /// after another.
 template <class Layout, ValueCoding Values, class T, class S>
@@ -333,44 +341,76 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::warps *warp_lan
   using Warp = UnpackWarp<Layout, Values, T>;
   using Matrices = typename Warp::Matrices;
   using Exact = typename Warp::Exact;
+  constexpr int stage_bytes = unpack_stage_bytes<Layout, Values>(), head_bytes = Layout::head_bytes(Values);
   extern __shared__ __align__(128) std::uint8_t unpack_memory[];
   __shared__ float4 angles[Layout::HeadDim / 4];
   const AttendCall<S> &call = rows.call;
   auto *basis = reinterpret_cast<uint4 *>(unpack_memory), *projection = basis + Matrices::basis;
-  auto *starts = reinterpret_cast<RowStart *>(unpack_memory + Matrices::bytes);
+  std::uint8_t *stages = unpack_memory + Matrices::bytes;
+  auto *starts = reinterpret_cast<RowStart *>(stages + 2 * stage_bytes);
+  allow_next_launch();
   find_page_starts(call, starts);
   const int heads = call.kv_heads, head = static_cast<int>(blockIdx.x) % heads;
+  const int step = static_cast<int>(gridDim.x) / heads;
   const int end = min(rows.first_page + rows.pages, starts[call.entries].page);
   const HeadTables *fetched = nullptr;
   long long turned_by = 0;
-#pragma unroll 1
-  for (int index = rows.first_page + static_cast<int>(blockIdx.x) / heads; index < end;
-       index += static_cast<int>(gridDim.x) / heads) {
+  // A page of the chunk, and its coding.
+  struct Found {
+    PageEntry entry;
+    const CodingTables *coding;
+  };
+  const auto find = [&](int index) {
+    index = min(index, end - 1);
     const int e = find_entry(starts, call.entries, index, &RowStart::page);
     const LayerState &state = *call.batch[e].state;
-    const PageEntry entry = state.pages[index - starts[e].page];
-    const CodingTables &coding = call.codings[state.coding];
-    const HeadTables &tables = coding.heads[head];
-    if (&tables != fetched || entry.base != turned_by) {
-      __syncthreads();
+    return Found{state.pages[index - starts[e].page], &call.codings[state.coding]};
+  };
+  const auto head_of = [&](const Found &page) {
+    return page.entry.data + static_cast<std::size_t>(head) * head_bytes;
+  };
+  const auto copy = [&](const Found &page, int stage) {
+    if constexpr (stage_bytes > 0) {
+      const std::uint8_t *from = head_of(page);
+#pragma unroll 4
+      for (int i = static_cast<int>(threadIdx.x) * 16; i < head_bytes; i += static_cast<int>(blockDim.x) * 16)
+        copy_async(stages + stage * stage_bytes + i, from + i);
+    }
+    commit_copies();
+  };
+  int index = rows.first_page + static_cast<int>(blockIdx.x) / heads, stage = 0;
+  wait_for_launches();
+  if (index >= end) return;
+  Found page = find(index), next = find(index + step);
+  copy(page, stage);
+#pragma unroll 1
+  for (; index < end; index += step, stage ^= 1) {
+    wait_for_copies<0>();
+    __syncthreads();  // the page is there, and the other stage free
+    if (index + step < end) copy(next, stage ^ 1);
+    const Found behind = find(index + 2 * step);
+    const HeadTables &tables = page.coding->heads[head];
+    const TileTables &tiles = page.coding->tiles;
+    if (&tables != fetched || page.entry.base != turned_by) {
       if (&tables != fetched) {
         Matrices::fetch(basis, tables.basis, Warp::steps * Warp::steps);
-        Matrices::fetch(projection, tables.projection, coding.tiles.mode_tiles * Warp::steps);
+        Matrices::fetch(projection, tables.projection, tiles.mode_tiles * Warp::steps);
       }
-      if (entry.base != 0) make_turn(coding.tiles, entry.base, reinterpret_cast<float2 *>(angles));
+      if (page.entry.base != 0) make_turn(tiles, page.entry.base, reinterpret_cast<float2 *>(angles));
       fetched = &tables;
-      turned_by = entry.base;
+      turned_by = page.entry.base;
       __syncthreads();
     }
-    const std::uint8_t *from =
-        entry.data + static_cast<std::size_t>(head) * Layout::head_bytes(Values);
+    const std::uint8_t *from = stage_bytes > 0 ? stages + stage * stage_bytes : head_of(page);
     std::uint8_t *to = rows.unpacked + (static_cast<std::size_t>(index - rows.first_page) * heads +
                                         static_cast<std::size_t>(head)) *
                                            Exact::head_bytes(ValueCoding::symmetric);
-    const Warp warp{tables,     coding.tiles, basis, projection, reinterpret_cast<float2 *>(angles),
+    const Warp warp{tables, tiles, basis, projection, reinterpret_cast<float2 *>(angles),
                     warp_index() * Warp::tiles};
-    warp.keys(from, entry, to);
+    warp.keys(from, page.entry, to);
     warp.values(from, to);
+    page = next;
+    next = behind;
   }
 }
 
