@@ -95,6 +95,7 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
   const int row_count = most_tokens * (call.query_heads / call.kv_heads);
   const int tiles = (row_count + Work::rows - 1) / Work::rows;
   const int merged = call.entries * call.kv_heads * parts.tiles * Work::rows;
+  const MergeShape merging = MergeShape::of(merged, processors);
   call.most_tiles = parts.tiles;
   for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
     rows.first_page = 0;
@@ -112,8 +113,8 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
         launch(unpack, most * call.kv_heads, threads, bytes, rows);
       }
       launch(attend, blocks, row_threads, shared, rows);
-      launch(merge, (merged + merge_warps - 1) / merge_warps, merge_threads, starts_bytes, rows, blocks,
-             Work::rows, Work::step_tiles, Work::page_steps);
+      launch(merge, (merged + merging.block_rows() - 1) / merging.block_rows(), merge_threads,
+             starts_bytes, rows, blocks, Work::rows, Work::step_tiles, Work::page_steps, merging);
       rows.first_page += rows.pages;
     } while (rows.last_chunk == 0);
   }

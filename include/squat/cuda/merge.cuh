@@ -40,6 +40,9 @@ struct SegmentSlots {
   int first_exact, exact;
   int first_packed, packed;
 
+  /// SegmentSlots() are none.
+  SegmentSlots() = default;
+
   /// first: the segment's first unit of `units`, which `all` busy workers share. shape: an EntryShape,
   /// or what else knows `units` and `exact_units`.
   template <class Shape>
