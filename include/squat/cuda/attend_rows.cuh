@@ -82,9 +82,8 @@ class RowBlock {
     return min(last, (sink_blocks() + (tail + 15) / 16 + step_tiles - 1) / step_tiles);
   }
 
-  /// Attends to the units [first, last) of exact rows, or of pages. One loop for both, though these differ: its code is long, and what runs for the
-  /// first time comes from memory.
-  __device__ void attend(bool exact, int first, int last) {
+  /// Forgets what was found out.
+  __device__ void clear() {
     softmax_.clear();
 #pragma unroll
     for (int m = 0; m < RowTiles; ++m) {
@@ -92,26 +91,32 @@ class RowBlock {
       for (int n = 0; n < 2 * steps; ++n)
         sums_[m][n][0] = sums_[m][n][1] = sums_[m][n][2] = sums_[m][n][3] = 0;
     }
+  }
+
+  /// Attends to the units [first, last) of exact rows, or of pages. One loop for both, though these
+  /// differ: its code is long, and what runs for the first time comes from memory.
+  __device__ void attend(bool exact, int first, int last) {
     if (first >= last) return;
     const bool turns = !exact && call_.pages_are_exact != 0;
     __syncthreads();  // the block's memory is free
     if (!exact) {
       copy_entry(first);
       if (first + 1 < last) copy_entry(first + 1);
+    }
+    if (turns) {  // entries say where pages are
       commit_copies();
       wait_for_copies<0>();
       __syncthreads();
     }
     copy(exact, first);
     commit_copies();
-    long long base = turns ? page(first).base : 0;
-    bool faces = false;
 #pragma unroll 1
     for (int unit = first; unit < last; ++unit) {
-      if (!faces || (turns && page(unit).base != base)) {
-        if (turns) base = page(unit).base;
+      const long long base = turns ? page(unit).base : 0;
+      if (!faces_ || base != base_) {
         face(base);
-        faces = true;
+        faces_ = true;
+        base_ = base;
       }
       wait_for_copies<0>();
       if (!std::is_same_v<T, half> && (exact || call_.pages_are_exact != 0)) convert(unit);
@@ -358,6 +363,8 @@ class RowBlock {
   std::uint8_t *memory_;
   int least_limit_;  // of the warp's rows
   int most_limit_;   // of the block's
+  bool faces_ = false;  // queries are there, turned back by base_
+  long long base_ = 0;
   RowSoftmax<RowTiles> softmax_;
   float sums_[RowTiles][2 * steps][4];
 };
@@ -371,8 +378,9 @@ __global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> r
   allow_next_launch();
   find_row_starts(rows, Work::rows, Work::step_tiles, Work::page_steps, starts);
   wait_for_launches();
-  const int units = starts[call.entries].unit;
-  const int worker = static_cast<int>(blockIdx.x), busy = busy_workers(units, static_cast<int>(gridDim.x));
+  const int units = starts[call.entries].unit, worker = static_cast<int>(blockIdx.x);
+  const int busy =
+      busy_row_workers(units, starts[call.entries].segment, static_cast<int>(gridDim.x));
   const int last = worker < busy ? run_start(units, worker + 1, busy) : 0;
 #pragma unroll 1
   for (int unit = worker < busy ? run_start(units, worker, busy) : 0; unit < last;) {
@@ -388,14 +396,16 @@ __global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> r
     const auto slot = [&](bool packed) {
       return row_slot<HeadDim>(rows, Work::rows, starts[index].segment + segment, worker, packed);
     };
-    // Values of pages may be rotated, so what exact rows come to has a slot of its own.
+    // Where values of pages are rotated, what exact rows come to has a slot of its own.
+    const bool apart = rows.values_are_rotated != 0;
 #pragma unroll 1
     for (const bool exact : {true, false}) {
       const int before = exact ? 0 : shape.exact_units, all = exact ? shape.exact_units : shape.units;
       const int from = max(first, before), to = min(end, all);
       if (from >= to) continue;
+      if (apart || from == first) work.clear();
       work.attend(exact, from - before, work.visible_end(exact, to - before));
-      work.store(slot(!exact));
+      if (apart || to == end) work.store(slot(!apart || !exact));
     }
     unit += end - first;
   }

@@ -69,6 +69,7 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
   constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
   using Work = RowBlock<head_dim, Layout::Group, RowTiles, T, S>;
   AttendCall<S> &call = rows.call;
+  rows.values_are_rotated = rotated ? 1 : 0;
   const std::size_t starts_bytes = (static_cast<std::size_t>(call.entries) + 1) * sizeof(RowStart);
   const auto attend = attend_rows<head_dim, Layout::Group, RowTiles, T, S>;
   const auto merge = merge_rows<head_dim, rotated, S>;

@@ -111,16 +111,18 @@ __global__ void __launch_bounds__(merge_threads)
     return;
   }
   if (threadIdx.x == 0) {
-    const int units = row_starts[call.entries].unit, busy = busy_workers(units, workers);
+    const RowStart all = row_starts[call.entries];
+    const int busy = busy_row_workers(all.unit, all.segment, workers);
     const int e = find_entry(row_starts, call.entries, segment, &RowStart::segment);
     const RowStart start = row_starts[e];
     merged.entry = call.batch[e];
-    const RowShape of_entry(rows, merged.entry, start.page, tile_rows, step_tiles, page_steps);
+    RowShape of_entry(rows, merged.entry, start.page, tile_rows, step_tiles, page_steps);
+    if constexpr (!Rotated) of_entry.exact_units = 0;  // slots are of both
     const int own = segment - start.segment;
     merged.head = own / of_entry.tiles;
     merged.first_query = (call.first_tile + own % of_entry.tiles) * tile_rows;
     merged.slots = of_entry.units > 0
-                       ? SegmentSlots(units, busy, start.unit + own * of_entry.units, of_entry)
+                       ? SegmentSlots(all.unit, busy, start.unit + own * of_entry.units, of_entry)
                        : SegmentSlots();
   }
   __syncthreads();

@@ -44,6 +44,7 @@ struct RowCall {
   std::int32_t pages;
   std::int32_t pages_are_exact;  // they are read where they lie, and `unpacked` is not
   std::int32_t last_chunk;
+  std::int32_t values_are_rotated;  // of pages: what exact rows come to has slots of its own
 };
 
 /// Where an entry's units, segments and pages begin among all.
@@ -134,6 +135,18 @@ __device__ inline void find_row_starts(const RowCall<S> &rows, int tile_rows, in
     sum_starts(starts, call.entries, &RowStart::segment);
   }
   __syncthreads();
+}
+
+/// Workers that have units. Where that leaves out a few only, each segment is cut into the same number of
+/// pieces, or each worker has the same number of segments: row tiles of one head then read its keys and
+/// values at the same time, and the second-level cache gives them to all but one.
+__device__ inline int busy_row_workers(int units, int segments, int workers) {
+  const int busy = busy_workers(units, workers);
+  if (segments == 0) return busy;
+  const int rounds = (segments + workers - 1) / workers;  // segments of a worker, at least
+  const int even = segments <= workers ? workers / segments * segments : segments / rounds;
+  const bool cuts_evenly = segments <= workers || even * rounds == segments;
+  return cuts_evenly && even <= units && 16 * even >= 15 * workers ? even : busy;
 }
 
 /// What a block found out about a segment, in a slot: its rows' outputs as halves, [rows, HeadDim], then
