@@ -104,14 +104,13 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
       rows.last_chunk = call.table_pages - rows.first_page <= rows.pages ? 1 : 0;
       if constexpr (packed) {
         using Unpack = UnpackWarp<Layout, Values, T>;
-        constexpr int threads = Unpack::warps * warp_lanes;
         const auto unpack = unpack_pages<Layout, Values, T, S>;
         const std::size_t bytes =
             Unpack::Matrices::bytes + 2 * unpack_stage_bytes<Layout, Values>() + starts_bytes;
         allow(unpack, bytes);
-        const int of_a_head = std::max(1, 1024 / threads * processors / call.kv_heads);
+        const int of_a_head = std::max(1, Unpack::blocks * processors / call.kv_heads);
         const int most = std::max(1, std::min(of_a_head, std::min(rows.pages, call.table_pages)));
-        launch(unpack, most * call.kv_heads, threads, bytes, rows);
+        launch(unpack, most * call.kv_heads, Unpack::threads, bytes, rows);
       }
       launch(attend, blocks, row_threads, shared, rows);
       launch(merge, (merged + merging.block_rows() - 1) / merging.block_rows(), merge_threads,

@@ -12,7 +12,8 @@
 // the attention where the chunk is small. HeadDim (HeadDim + 16 mode_tiles) multiply-adds a token: a
 // quarter of what 32 query rows take.
 //
-// A warp takes 16 or 32 tokens of one head. Its codes come as A with tokens in rows and leave as C with
+// A warp takes 16 tokens of one head: then 16 warps fit a processor, and these are what its latencies need,
+// more than they need matrices to be read half as often from shared memory. Its codes come as A with tokens in rows and leave as C with
 // tokens in rows, which is how tiles of exact keys lie: nothing moves between lanes.
 
 #include <cuda_fp16.h>
@@ -51,7 +52,7 @@ struct UnpackMatrices {
   __device__ static void fetch(uint4 *to, const uint4 *from, int tiles) {
     if (!shared || from == nullptr) return;
     const int warps = static_cast<int>(blockDim.x) / warp_lanes;
-#pragma unroll 2
+#pragma unroll 8
     for (int i = warp_index(); i < tiles; i += warps) {
       to[i * warp_lanes + lane_index()] = turned(from[i * warp_lanes + lane_index()]);
     }
@@ -65,8 +66,12 @@ struct UnpackMatrices {
 template <class Layout, ValueCoding Values, class T>
 struct UnpackWarp {
   static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
-  static constexpr int tiles = HeadDim <= 128 ? 2 : 1;  // of 16 tokens
+  static constexpr int tiles = 1;  // of 16 tokens
   static constexpr int warps = Layout::token_tiles / tiles;
+  static constexpr int threads = warps * warp_lanes;
+  /// Blocks of a processor, by registers.
+  static constexpr int most_threads = HeadDim <= 128 ? 512 : 256;
+  static constexpr int blocks = threads < most_threads ? most_threads / threads : 1;
   using Matrices = UnpackMatrices<Layout>;
   using Exact = ExactPageLayout<HeadDim, Layout::Group>;
 
@@ -155,12 +160,19 @@ struct UnpackWarp {
   __device__ void add_means(int row, Sums &c) const {
     const int row_tiles = tables.frame / 16;
     const uint4 *rows = tables.mode_rows + (row / 16 + first) * warp_lanes + lane_index();
-#pragma unroll 1
-    for (int mode = 0; mode < tables.mode_tiles; ++mode, rows += row_tiles * warp_lanes) {
-      uint4 a[tiles];
+    const int modes = tables.mode_tiles;
+    const auto fetch = [&](int mode, uint4 (&a)[tiles]) {
 #pragma unroll
-      for (int i = 0; i < tiles; ++i) a[i] = __ldg(rows + i * warp_lanes);
+      for (int i = 0; i < tiles; ++i) a[i] = __ldg(rows + (mode * row_tiles + i) * warp_lanes);
+    };
+    uint4 a[tiles], next[tiles];
+    if (modes > 0) fetch(0, a);
+#pragma unroll 1
+    for (int mode = 0; mode < modes; ++mode) {
+      fetch(min(mode + 1, modes - 1), next);
       multiply_row(a, projection, head.projection, mode, c);
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) a[i] = next[i];
     }
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
@@ -336,7 +348,8 @@ __host__ __device__ constexpr int unpack_stage_bytes() {
 /// Some blocks a KV head, so that each fetches one head's matrices; the chunk's pages are dealt out one
 /// after another.
 template <class Layout, ValueCoding Values, class T, class S>
-__global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::warps *warp_lanes)
+__global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
+                                  UnpackWarp<Layout, Values, T>::blocks)
     unpack_pages(const RowCall<S> rows) {
   using Warp = UnpackWarp<Layout, Values, T>;
   using Matrices = typename Warp::Matrices;
@@ -379,10 +392,13 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::warps *warp_lan
     commit_copies();
   };
   int index = rows.first_page + static_cast<int>(blockIdx.x) / heads, stage = 0;
-  wait_for_launches();
-  if (index >= end) return;
+  if (index >= end) {
+    wait_for_launches();
+    return;
+  }
   Found page = find(index), next = find(index + step);
   copy(page, stage);
+  wait_for_launches();  // until nobody reads what was unpacked before
 #pragma unroll 1
   for (; index < end; index += step, stage ^= 1) {
     wait_for_copies<0>();
