@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(merge_threads)
     merge_rows(const RowCall<S> rows, int workers, int tile_rows, int step_tiles, int page_steps,
                MergeShape shape) {
   using Sums = RowSums<HeadDim>;
-  extern __shared__ __align__(16) RowStart row_starts[];
+  extern __shared__ RowStart row_starts[];
   __shared__ Sums parts[merge_warps][warp_lanes];
   __shared__ MergedSegment merged;
   const AttendCall<S> &call = rows.call;
