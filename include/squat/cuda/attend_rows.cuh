@@ -5,8 +5,9 @@
 //
 // A block has a run of units of one segment after another (row_call.cuh). A unit's keys and values, at
 // most 64 tokens, are copied to shared memory while the unit before is worked on; tiles of 16 tokens lie
-// there as they lie in memory, and a lane's 16 bytes of one are B of two products: of keys, for scores,
-// and of values, for sums. Each warp has 16 or 32 of the rows, their queries in shared memory, their
+// there as they lie in memory, and a lane's 16 bytes of one are A: of keys, for scores, and of values, for
+// sums. As B they would be two pairs of registers whose halves do not lie beside each other, and moves
+// would be a fifth of all instructions. Each warp has 16 or 32 of the rows, their queries in shared memory, their
 // sums and running softmax in registers: at HeadDim 128 a unit takes a warp 520 products, 112 reads of
 // 16 bytes a lane and 64 powers a lane.
 //
@@ -37,6 +38,7 @@ template <int HeadDim, int Group, int RowTiles, class T, class S>
 class RowBlock {
  public:
   static constexpr int steps = HeadDim / 16;
+  static constexpr int columns = 2 * RowTiles;  // tiles of eight query rows
   static constexpr int warp_rows = 16 * RowTiles, rows = row_warps * warp_rows;
   static constexpr int step_tiles = row_step_tiles(HeadDim, Group);
   static constexpr int page_steps = Group / 16 / step_tiles;  // of a page
@@ -86,10 +88,10 @@ class RowBlock {
   __device__ void clear() {
     softmax_.clear();
 #pragma unroll
-    for (int m = 0; m < RowTiles; ++m) {
+    for (int step = 0; step < steps; ++step) {
 #pragma unroll
-      for (int n = 0; n < 2 * steps; ++n)
-        sums_[m][n][0] = sums_[m][n][1] = sums_[m][n][2] = sums_[m][n][3] = 0;
+      for (int n = 0; n < columns; ++n)
+        sums_[step][n][0] = sums_[step][n][1] = sums_[step][n][2] = sums_[step][n][3] = 0;
     }
   }
 
@@ -132,19 +134,24 @@ class RowBlock {
 
   /// Writes what was found out.
   __device__ void store(std::uint8_t *slot) const {
-    const int g = lane_index() / 4, t = lane_index() % 4;
-    auto *logarithms = reinterpret_cast<float *>(slot + query_bytes);
+    const int g = lane_index() / 4, t = lane_index() % 4, own = warp_index() * warp_rows;
+    auto *logarithms = reinterpret_cast<float *>(slot + query_bytes) + own;
 #pragma unroll
-    for (int i = 0; i < 2 * RowTiles; ++i) {
-      const int row = warp_index() * warp_rows + g + 8 * i;
-      const float weight = softmax_.weight(i), inverse = weight > 0 ? 1 / weight : 0.0f;
-      auto *to = reinterpret_cast<Word *>(slot + row * HeadDim * 2) + t;
+    for (int n = 0; n < columns; ++n) {
+      float inverse[2];
 #pragma unroll
-      for (int n = 0; n < 2 * steps; ++n) {
-        const float *c = sums_[i / 2][n] + i % 2 * 2;
-        to[n * 4] = halves(c[0] * inverse, c[1] * inverse);
+      for (int j = 0; j < 2; ++j) {
+        const float weight = softmax_.weight(2 * n + j);
+        inverse[j] = weight > 0 ? 1 / weight : 0.0f;
+        if (g == 0) logarithms[8 * n + 2 * t + j] = softmax_.logarithm(2 * n + j);
       }
-      if (t == 0) logarithms[row] = softmax_.logarithm(i);
+      auto *to = reinterpret_cast<Word *>(slot + (own + 8 * n + g) * HeadDim * 2) + t;
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+        const float *c = sums_[step][n];
+        to[step * 8] = transpose(halves(c[0] * inverse[0], c[1] * inverse[1]));
+        to[step * 8 + 4] = transpose(halves(c[2] * inverse[0], c[3] * inverse[1]));
+      }
     }
   }
 
@@ -157,12 +164,7 @@ class RowBlock {
   /// One unit, whose copies are there.
   __device__ void meet(bool exact, int unit) {
     const uint4 *keys = stage(unit) + lane_index(), *values = keys + part_bytes / 16;
-    float c[RowTiles][2 * step_tiles][4];
-#pragma unroll
-    for (int m = 0; m < RowTiles; ++m) {
-#pragma unroll
-      for (int n = 0; n < 2 * step_tiles; ++n) c[m][n][0] = c[m][n][1] = c[m][n][2] = c[m][n][3] = 0;
-    }
+    float c[step_tiles][columns][4];
     const uint4 *queries = own_queries() + lane_index();
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
@@ -174,20 +176,26 @@ class RowBlock {
         const uint4 k = keys[(tile * steps + step) * warp_lanes];
 #pragma unroll
         for (int m = 0; m < RowTiles; ++m) {
-          multiply_add(c[m][2 * tile], q[m].x, q[m].y, q[m].z, q[m].w, k.x, k.z);
-          multiply_add(c[m][2 * tile + 1], q[m].x, q[m].y, q[m].z, q[m].w, k.y, k.w);
+          auto &low = c[tile][2 * m], &high = c[tile][2 * m + 1];
+          if (step == 0) {
+            multiply(low, k.x, k.y, k.z, k.w, q[m].x, q[m].y);
+            multiply(high, k.x, k.y, k.z, k.w, q[m].z, q[m].w);
+          } else {
+            multiply_add(low, k.x, k.y, k.z, k.w, q[m].x, q[m].y);
+            multiply_add(high, k.x, k.y, k.z, k.w, q[m].z, q[m].w);
+          }
         }
       }
     }
     if (is_masked(exact, unit)) mask(exact, unit, c);
-    Word p[RowTiles][2 * step_tiles][2];
-    softmax_.weights(c, own_units() + lane_index() / 4, p, [&](const float(&factors)[2 * RowTiles]) {
+    Word p[step_tiles][columns][2];
+    softmax_.weights(c, own_units() + lane_index() % 4 * 2, p, [&](const float(&factors)[2 * columns]) {
 #pragma unroll
-      for (int m = 0; m < RowTiles; ++m) {
+      for (int step = 0; step < steps; ++step) {
 #pragma unroll
-        for (int n = 0; n < 2 * steps; ++n) {
-          sums_[m][n][0] *= factors[2 * m], sums_[m][n][1] *= factors[2 * m];
-          sums_[m][n][2] *= factors[2 * m + 1], sums_[m][n][3] *= factors[2 * m + 1];
+        for (int n = 0; n < columns; ++n) {
+          sums_[step][n][0] *= factors[2 * n], sums_[step][n][1] *= factors[2 * n + 1];
+          sums_[step][n][2] *= factors[2 * n], sums_[step][n][3] *= factors[2 * n + 1];
         }
       }
     });
@@ -197,10 +205,8 @@ class RowBlock {
       for (int step = 0; step < steps; ++step) {
         const uint4 v = values[(tile * steps + step) * warp_lanes];
 #pragma unroll
-        for (int m = 0; m < RowTiles; ++m) {
-          const Word(&a)[2] = p[m][2 * tile], (&b)[2] = p[m][2 * tile + 1];
-          multiply_add(sums_[m][2 * step], a[0], a[1], b[0], b[1], v.x, v.z);
-          multiply_add(sums_[m][2 * step + 1], a[0], a[1], b[0], b[1], v.y, v.w);
+        for (int n = 0; n < columns; ++n) {
+          multiply_add(sums_[step][n], v.x, v.y, v.z, v.w, p[tile][n][0], p[tile][n][1]);
         }
       }
     }
@@ -217,23 +223,21 @@ class RowBlock {
   }
 
   /// Takes out the scores of tokens that do not count, or that rows do not see.
-  __device__ void mask(bool exact, int unit, float (&c)[RowTiles][2 * step_tiles][4]) const {
-    const int t = lane_index() % 4;
-    int limits[2 * RowTiles];
+  __device__ void mask(bool exact, int unit, float (&c)[step_tiles][columns][4]) const {
+    const int g = lane_index() / 4, t = lane_index() % 4;
+    int limits[2 * columns];
 #pragma unroll
-    for (int i = 0; i < 2 * RowTiles; ++i) limits[i] = own_limits()[lane_index() / 4 + 8 * i];
+    for (int i = 0; i < 2 * columns; ++i) limits[i] = own_limits()[i / 2 * 8 + 2 * t + i % 2];
 #pragma unroll
     for (int tile = 0; tile < step_tiles; ++tile) {
       const TokenTile tokens = token_tile(exact, unit, tile);
-      const int first = tokens.position + 2 * t;
 #pragma unroll
-      for (int i = 0; i < 2 * RowTiles; ++i) {
+      for (int i = 0; i < 2 * columns; ++i) {
         const int end = min(tokens.end, limits[i]);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int at = first + j / 2 * 8 + j % 2;
-          float &score = c[i / 2][2 * tile + j / 2][i % 2 * 2 + j % 2];
-          if (at < tokens.begin || at >= end) score = -INFINITY;
+        for (int j = 0; j < 2; ++j) {
+          const int at = tokens.position + g + 8 * j;
+          if (at < tokens.begin || at >= end) c[tile][i / 2][i % 2 + 2 * j] = -INFINITY;
         }
       }
     }
@@ -256,24 +260,30 @@ class RowBlock {
   /// Copies a unit's keys and values.
   __device__ void copy(bool exact, int unit) const {
     uint4 *to = stage(unit);
-#pragma unroll 1
-    for (int tile = 0; tile < step_tiles; ++tile) {
-      const std::uint8_t *keys, *values;
-      if (exact) {
-        // Behind the last block stands that one again: as numbers, for what is masked is multiplied by 0.
-        const int block = min(unit * step_tiles + tile, shape_.exact_blocks - 1);
-        keys = reinterpret_cast<const std::uint8_t *>(exact_block(block));
-        values = keys + Block::part_elements * 2;
-      } else {
-        keys = page_head(unit) + (unit % page_steps * step_tiles + tile) * tile_bytes;
-        values = keys + Pages::value_codes;
-      }
+    if (!exact) {  // tiles that follow each other
+      const std::uint8_t *from = page_head(unit) + unit % page_steps * part_bytes;
 #pragma unroll
-      for (int i = static_cast<int>(threadIdx.x); i < tile_bytes / 16; i += row_threads) {
-        uint4 *at = to + tile * (tile_bytes / 16) + i;
-        copy_async(at, keys + i * 16);
-        copy_async(at + part_bytes / 16, values + i * 16);
+      for (int tile = 0; tile < step_tiles; ++tile) {
+        copy_tile(to + tile * (tile_bytes / 16), from + tile * tile_bytes);
+        copy_tile(to + (part_bytes + tile * tile_bytes) / 16, from + Pages::value_codes + tile * tile_bytes);
       }
+      return;
+    }
+#pragma unroll 1
+    for (int tile = 0; tile < step_tiles; ++tile, to += tile_bytes / 16) {
+      // Behind the last block stands that one again: as numbers, for what is masked is multiplied by 0.
+      const int block = min(unit * step_tiles + tile, shape_.exact_blocks - 1);
+      const auto *from = reinterpret_cast<const std::uint8_t *>(exact_block(block));
+      copy_tile(to, from);
+      copy_tile(to + part_bytes / 16, from + Block::part_elements * 2);
+    }
+  }
+  __device__ static void copy_tile(uint4 *to, const std::uint8_t *from) {
+    constexpr int pieces = tile_bytes / 16;
+#pragma unroll
+    for (int first = 0; first < pieces; first += row_threads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      if (pieces % row_threads == 0 || i < pieces) copy_async(to + i, from + i * 16);
     }
   }
   /// Makes float16 of what this thread has copied of a unit.
@@ -366,7 +376,7 @@ class RowBlock {
   bool faces_ = false;  // queries are there, turned back by base_
   long long base_ = 0;
   RowSoftmax<RowTiles> softmax_;
-  float sums_[RowTiles][2 * steps][4];
+  float sums_[steps][columns][4];  // rows are channels, columns query rows
 };
 
 template <int HeadDim, int Group, int RowTiles, class T, class S>

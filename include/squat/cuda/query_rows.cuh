@@ -1,7 +1,8 @@
 #pragma once
 
-// A warp's query rows in shared memory, as A of the scores (fragments.cuh): rows = query rows, columns =
-// channels, [16-row tile, HeadDim / 16] tiles.
+// A warp's query rows in shared memory, as B of the scores (fragments.cuh): rows = channels, columns =
+// query rows, [16 query rows, HeadDim / 16] tiles of two products: a lane has b0, b1 of query rows 0 to 7,
+// then b0, b1 of rows 8 to 15.
 //
 // As in transform_queries.cuh each row is divided by a power of two, its unit, so that float16 holds it:
 // q * attention scale * log2 e = unit * stored. Rows face exact keys of one base: they are turned back by
@@ -68,6 +69,12 @@ struct QueryRows {
   }
 };
 
+/// Where a query row's channel lies among a tile's 256 numbers.
+__device__ constexpr int query_element(int row, int channel) {
+  const int lane = row % 8 * 4 + channel % 8 / 2, part = row / 8 * 2 + channel / 8;
+  return (lane * 4 + part) * 2 + channel % 2;
+}
+
 /// Writes `Tiles` tiles of 16 rows, those from `first` on, turned back by `base`, and their units. A
 /// function that is called: it runs once or twice a segment, and inlined its code would come from memory
 /// in front of each loop.
@@ -125,7 +132,7 @@ __device__ __noinline__ void face_rows(uint4 *to, float *units, const QueryRows<
         if (!Turns::has(i)) continue;
         const int channel = Turns::channel(i);
         const int element =
-            (row / 16 * (HeadDim / 16) + channel / 16) * 256 + tile_element(row % 16, channel % 16);
+            (row / 16 * (HeadDim / 16) + channel / 16) * 256 + query_element(row % 16, channel % 16);
         reinterpret_cast<Word *>(to)[element / 2] = halves(x[k][i][0] * inverse, x[k][i][1] * inverse);
       }
     }

@@ -1,7 +1,7 @@
 #pragma once
 
-// The running softmax of a warp's query rows, which are rows of C: of lanes g = lane / 4, each has the
-// rows g + 8 i. Weights become A of the sums as they lie.
+// The running softmax of a warp's query rows, which are columns of C: a lane, t = lane % 4, has columns
+// 2t and 2t + 1 of each tile of eight. Weights of tokens in rows become B of the sums by a transposition.
 //
 // The reference follows a maximum only when a score exceeds it by `slack`, as in RunningSoftmax: few
 // steps need a maximum across lanes, and few rescale sums.
@@ -15,10 +15,12 @@
 
 namespace squat::cuda {
 
+/// RowTiles: of 16 query rows.
 template <int RowTiles>
 class RowSoftmax {
  public:
-  static constexpr int rows = 2 * RowTiles;  // of a lane
+  static constexpr int columns = 2 * RowTiles;  // tiles of eight query rows
+  static constexpr int rows = 2 * columns;      // of a lane: i is row 8 (i / 2) + 2t + i % 2
 
   __device__ void clear() {
 #pragma unroll
@@ -28,24 +30,26 @@ class RowSoftmax {
       weights_[m][0] = weights_[m][1] = weights_[m][2] = weights_[m][3] = 0;
   }
 
-  /// p = 2^(c times the row's unit, less the reference), as float16, for `Columns` tiles of eight
-  /// columns; adds to the sums of weights. rescale(factors) where the reference rises. unit: of the
-  /// lane's first row, in shared memory.
-  template <int Columns, class Rescale>
-  __device__ void weights(const float (&c)[RowTiles][Columns][4], const float *unit,
-                          Word (&p)[RowTiles][Columns][2], Rescale &&rescale) {
+  /// p = 2^(c times the row's unit, less the reference), as float16, for `Tokens` tiles of 16 tokens;
+  /// adds to the sums of weights. rescale(factors) where the reference rises. unit: of the lane's first
+  /// row, in shared memory.
+  template <int Tokens, class Rescale>
+  __device__ void weights(const float (&c)[Tokens][columns][4], const float *unit,
+                          Word (&p)[Tokens][columns][2], Rescale &&rescale) {
     float units[rows];
 #pragma unroll
-    for (int i = 0; i < rows; ++i) units[i] = unit[8 * i];
+    for (int n = 0; n < columns; ++n) {
+      const float2 pair = *reinterpret_cast<const float2 *>(unit + 8 * n);
+      units[2 * n] = pair.x, units[2 * n + 1] = pair.y;
+    }
     float largest[rows];
     bool exceeds = false;
 #pragma unroll
     for (int i = 0; i < rows; ++i) {
       largest[i] = -INFINITY;
 #pragma unroll
-      for (int n = 0; n < Columns; ++n) {
-        const float *of_row = c[i / 2][n] + i % 2 * 2;
-        largest[i] = fmaxf(largest[i], fmaxf(of_row[0], of_row[1]));
+      for (int k = 0; k < Tokens; ++k) {
+        largest[i] = fmaxf(largest[i], fmaxf(c[k][i / 2][i % 2], c[k][i / 2][i % 2 + 2]));
       }
       exceeds |= largest[i] * units[i] > reference_[i] + slack;
     }
@@ -53,36 +57,35 @@ class RowSoftmax {
       float factors[rows];
 #pragma unroll
       for (int i = 0; i < rows; ++i) {
-        float most = fmaxf(largest[i], __shfl_xor_sync(0xffffffffu, largest[i], 1));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-        most = fmaxf(reference_[i], most * units[i]);
+        const float most = fmaxf(reference_[i], largest_row(largest[i]) * units[i]);
         factors[i] = power_of_two(reference_[i] - most);
         reference_[i] = most;
-        weights_[i / 2][i % 2 * 2] *= factors[i];
+        weights_[i / 4][i % 4] *= factors[i];
       }
       rescale(factors);
     }
 #pragma unroll
-    for (int m = 0; m < RowTiles; ++m) {
+    for (int k = 0; k < Tokens; ++k) {
 #pragma unroll
-      for (int n = 0; n < Columns; ++n) {
+      for (int n = 0; n < columns; ++n) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const float unit = units[2 * m + j], reference = reference_[2 * m + j];
-          p[m][n][j] = halves(power_of_two(c[m][n][2 * j] * unit - reference),
-                              power_of_two(c[m][n][2 * j + 1] * unit - reference));
+          p[k][n][j] = transpose(
+              halves(power_of_two(c[k][n][2 * j] * units[2 * n] - reference_[2 * n]),
+                     power_of_two(c[k][n][2 * j + 1] * units[2 * n + 1] - reference_[2 * n + 1])));
         }
       }
+      // Rows 0 to 7 of C count one tile of query rows, rows 8 to 15 the next.
 #pragma unroll
-      for (int n = 0; n < Columns; n += 2) {
-        multiply_add(weights_[m], p[m][n][0], p[m][n][1], p[m][n + 1][0], p[m][n + 1][1], two_ones,
-                     two_ones);
+      for (int m = 0; m < RowTiles; ++m) {
+        multiply_add(weights_[m], two_ones, 0, two_ones, 0, p[k][2 * m][0], p[k][2 * m][1]);
+        multiply_add(weights_[m], 0, two_ones, 0, two_ones, p[k][2 * m + 1][0], p[k][2 * m + 1][1]);
       }
     }
   }
 
   /// The sum of a row's weights, relative to its reference.
-  __device__ float weight(int i) const { return weights_[i / 2][i % 2 * 2]; }
+  __device__ float weight(int i) const { return weights_[i / 4][i % 4]; }
   /// The logarithm to base 2 of the sum of 2^score; RunningSoftmax::nothing where no score was seen.
   __device__ float logarithm(int i) const {
     return weight(i) > 0 ? reference_[i] + log2f(weight(i)) : RunningSoftmax::nothing;
@@ -92,7 +95,7 @@ class RowSoftmax {
   static constexpr float slack = 8;
 
   float reference_[rows];
-  float weights_[RowTiles][4];  // columns alike
+  float weights_[RowTiles][4];  // rows alike, of each eight
 };
 
 }  // namespace squat::cuda
