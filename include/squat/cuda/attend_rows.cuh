@@ -1,15 +1,16 @@
 #pragma once
 
 // Attention of entries with many query tokens: 64 or 128 query rows a block meet exact pages, unpacked
-// ones and exact rows by m16n8k16, queries as A (FlashAttention-2, Dao 2023).
+// ones and exact rows by m16n8k16, queries in columns (FlashAttention-2, Dao 2023).
 //
 // A block has a run of units of one segment after another (row_call.cuh). A unit's keys and values, at
 // most 64 tokens, are copied to shared memory while the unit before is worked on; tiles of 16 tokens lie
 // there as they lie in memory, and a lane's 16 bytes of one are A: of keys, for scores, and of values, for
-// sums. As B they would be two pairs of registers whose halves do not lie beside each other, and moves
-// would be a fifth of all instructions. Each warp has 16 or 32 of the rows, their queries in shared memory, their
-// sums and running softmax in registers: at HeadDim 128 a unit takes a warp 520 products, 112 reads of
-// 16 bytes a lane and 64 powers a lane.
+// sums. As B they would be pairs of registers that do not lie beside each other, and a fifth of all
+// instructions would be moves. What has to be turned instead are weights, of which there are fewer. Each
+// warp has 16 or 32 of the rows, their queries in shared memory, their sums and running softmax in
+// registers: at HeadDim 128 a unit takes a warp of 32 rows 272 products, 80 reads of 16 bytes a lane, 64
+// powers a lane and 32 transpositions.
 //
 // Weights are powers of two of scores less a reference, as in running_softmax.cuh; their sum is a product
 // with ones, so that the rounding of weights to float16 is an error of the values' deviations alone.

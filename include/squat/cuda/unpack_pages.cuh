@@ -356,7 +356,7 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
   using Exact = typename Warp::Exact;
   constexpr int stage_bytes = unpack_stage_bytes<Layout, Values>(), head_bytes = Layout::head_bytes(Values);
   extern __shared__ __align__(128) std::uint8_t unpack_memory[];
-  __shared__ float4 angles[Layout::HeadDim / 4];
+  __shared__ float4 angles[2][Layout::HeadDim / 4];  // of the page at hand and the next
   const AttendCall<S> &call = rows.call;
   auto *basis = reinterpret_cast<uint4 *>(unpack_memory), *projection = basis + Matrices::basis;
   std::uint8_t *stages = unpack_memory + Matrices::bytes;
@@ -366,8 +366,6 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
   const int heads = call.kv_heads, head = static_cast<int>(blockIdx.x) % heads;
   const int step = static_cast<int>(gridDim.x) / heads;
   const int end = min(rows.first_page + rows.pages, starts[call.entries].page);
-  const HeadTables *fetched = nullptr;
-  long long turned_by = 0;
   // A page of the chunk, and its coding.
   struct Found {
     PageEntry entry;
@@ -391,6 +389,14 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
     }
     commit_copies();
   };
+  const auto fetch = [&](const HeadTables &tables, int mode_tiles) {
+    Matrices::fetch(basis, tables.basis, Warp::steps * Warp::steps);
+    Matrices::fetch(projection, tables.projection, mode_tiles * Warp::steps);
+  };
+  const auto turn = [&](const Found &page, int stage) {
+    if (page.entry.base == 0) return;
+    make_turn(page.coding->tiles, page.entry.base, reinterpret_cast<float2 *>(angles[stage]));
+  };
   int index = rows.first_page + static_cast<int>(blockIdx.x) / heads, stage = 0;
   if (index >= end) {
     wait_for_launches();
@@ -398,33 +404,32 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
   }
   Found page = find(index), next = find(index + step);
   copy(page, stage);
+  const HeadTables *fetched = &page.coding->heads[head];
+  fetch(*fetched, page.coding->tiles.mode_tiles);
+  turn(page, stage);
   wait_for_launches();  // until nobody reads what was unpacked before
 #pragma unroll 1
   for (; index < end; index += step, stage ^= 1) {
     wait_for_copies<0>();
-    __syncthreads();  // the page is there, and the other stage free
+    __syncthreads();  // the page is there, what it is turned by too, and the other stage free
     if (index + step < end) copy(next, stage ^ 1);
     const Found behind = find(index + 2 * step);
     const HeadTables &tables = page.coding->heads[head];
     const TileTables &tiles = page.coding->tiles;
-    if (&tables != fetched || page.entry.base != turned_by) {
-      if (&tables != fetched) {
-        Matrices::fetch(basis, tables.basis, Warp::steps * Warp::steps);
-        Matrices::fetch(projection, tables.projection, tiles.mode_tiles * Warp::steps);
-      }
-      if (page.entry.base != 0) make_turn(tiles, page.entry.base, reinterpret_cast<float2 *>(angles));
+    if (&tables != fetched) {
+      fetch(tables, tiles.mode_tiles);
       fetched = &tables;
-      turned_by = page.entry.base;
       __syncthreads();
     }
     const std::uint8_t *from = stage_bytes > 0 ? stages + stage * stage_bytes : head_of(page);
     std::uint8_t *to = rows.unpacked + (static_cast<std::size_t>(index - rows.first_page) * heads +
                                         static_cast<std::size_t>(head)) *
                                            Exact::head_bytes(ValueCoding::symmetric);
-    const Warp warp{tables, tiles, basis, projection, reinterpret_cast<float2 *>(angles),
+    const Warp warp{tables, tiles, basis, projection, reinterpret_cast<float2 *>(angles[stage]),
                     warp_index() * Warp::tiles};
     warp.keys(from, page.entry, to);
     warp.values(from, to);
+    if (index + step < end) turn(next, stage ^ 1);
     page = next;
     next = behind;
   }
