@@ -5,15 +5,16 @@
 //
 // A block has a run of units of one segment after another (row_call.cuh). A unit's keys and values, at
 // most 64 tokens, are copied to shared memory while the unit before is worked on; tiles of 16 tokens lie
-// there as they lie in memory, and a lane's 16 bytes of one are A: of keys, for scores, and of values, for
-// sums. As B they would be pairs of registers that do not lie beside each other, and a fifth of all
+// there as they lie in memory, and a lane's 16 bytes of one are A: of keys, for scores, and of values,
+// for sums. As B they would be pairs of registers that do not lie beside each other, and a fifth of all
 // instructions would be moves. What has to be turned instead are weights, of which there are fewer. Each
 // warp has 16 or 32 of the rows, their queries in shared memory, their sums and running softmax in
 // registers: at HeadDim 128 a unit takes a warp of 32 rows 272 products, 80 reads of 16 bytes a lane, 64
 // powers a lane and 32 transpositions.
 //
-// Weights are powers of two of scores less a reference, as in running_softmax.cuh; their sum is a product
-// with ones, so that the rounding of weights to float16 is an error of the values' deviations alone.
+// Weights are powers of two of scores less a reference, as in running_softmax.cuh; their sum is a
+// product with ones, so that the rounding of weights to float16 is an error of the values' deviations
+// alone.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -266,7 +267,8 @@ class RowBlock {
 #pragma unroll
       for (int tile = 0; tile < step_tiles; ++tile) {
         copy_tile(to + tile * (tile_bytes / 16), from + tile * tile_bytes);
-        copy_tile(to + (part_bytes + tile * tile_bytes) / 16, from + Pages::value_codes + tile * tile_bytes);
+        copy_tile(to + (part_bytes + tile * tile_bytes) / 16,
+                  from + Pages::value_codes + tile * tile_bytes);
       }
       return;
     }
@@ -309,11 +311,12 @@ class RowBlock {
 
   __device__ const std::uint8_t *page_head(int unit) const {
     constexpr std::size_t head_bytes = Pages::head_bytes(ValueCoding::symmetric);
-    if (call_.pages_are_exact != 0) return page(unit).data + static_cast<std::size_t>(head_) * head_bytes;
+    if (call_.pages_are_exact != 0)
+      return page(unit).data + static_cast<std::size_t>(head_) * head_bytes;
     const std::size_t index = static_cast<std::size_t>(chunk_page_ + unit / page_steps);
-    return call_.unpacked + (index * static_cast<std::size_t>(call_.call.kv_heads) +
-                             static_cast<std::size_t>(head_)) *
-                                head_bytes;
+    return call_.unpacked +
+           (index * static_cast<std::size_t>(call_.call.kv_heads) + static_cast<std::size_t>(head_)) *
+               head_bytes;
   }
 
   /// Copies the entry of a unit's page.
@@ -372,8 +375,8 @@ class RowBlock {
   int head_;
   int first_row_;
   std::uint8_t *memory_;
-  int least_limit_;  // of the warp's rows
-  int most_limit_;   // of the block's
+  int least_limit_;     // of the warp's rows
+  int most_limit_;      // of the block's
   bool faces_ = false;  // queries are there, turned back by base_
   long long base_ = 0;
   RowSoftmax<RowTiles> softmax_;
@@ -390,8 +393,7 @@ __global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> r
   find_row_starts(rows, Work::rows, Work::step_tiles, Work::page_steps, starts);
   wait_for_launches();
   const int units = starts[call.entries].unit, worker = static_cast<int>(blockIdx.x);
-  const int busy =
-      busy_row_workers(units, starts[call.entries].segment, static_cast<int>(gridDim.x));
+  const int busy = busy_row_workers(units, starts[call.entries].segment, static_cast<int>(gridDim.x));
   const int last = worker < busy ? run_start(units, worker + 1, busy) : 0;
 #pragma unroll 1
   for (int unit = worker < busy ? run_start(units, worker, busy) : 0; unit < last;) {

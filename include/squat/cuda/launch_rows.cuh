@@ -41,7 +41,7 @@ constexpr int row_tiles_of(int head_dim, int rows) {
 
 /// The workspace's parts, in bytes.
 struct RowWorkspace {
-  int tile_rows, tiles;            // row tiles of an entry that a launch takes
+  int tile_rows, tiles;             // row tiles of an entry that a launch takes
   std::size_t sums, unpacked, end;  // behind the slots
 
   RowWorkspace(int head_dim, int entries, int query_heads, int kv_heads, int most_tokens,
@@ -50,8 +50,7 @@ struct RowWorkspace {
     tile_rows = 16 * row_warps * row_tiles_of(head_dim, rows);
     tiles = std::clamp(most_row_segments / std::max(1, entries * kv_heads), 1,
                        (rows + tile_rows - 1) / tile_rows);
-    const auto segments =
-        static_cast<std::size_t>(entries) * static_cast<std::size_t>(kv_heads * tiles);
+    const auto segments = static_cast<std::size_t>(entries) * static_cast<std::size_t>(kv_heads * tiles);
     sums = 2 * (segments + most_row_blocks) * row_slot_bytes(head_dim, tile_rows);
     unpacked = sums + segments * row_sum_floats(head_dim, tile_rows) * sizeof(float);
     unpacked = (unpacked + 127) / 128 * 128;

@@ -1,8 +1,9 @@
 #pragma once
 
-// Adds up what blocks found out about the rows of a segment in one chunk, and what chunks before came to;
-// behind the last chunk it writes the output. 2 HeadDim bytes a row and slot, which are on their way together:
-// a warp has eight slots of a row in flight, and where rows are few, all warps of a block share one.
+// Adds up what blocks found out about the rows of a segment in one chunk, and what chunks before came
+// to; behind the last chunk it writes the output. 2 HeadDim bytes a row and slot, which are on their way
+// together: a warp has eight slots of a row in flight, and where rows are few, all warps of a block
+// share one.
 
 #include <cuda_runtime.h>
 
@@ -19,8 +20,7 @@ namespace squat::cuda {
 /// sums += slots first, first + step, ... of a row: `together` of them on their way at a time.
 template <int HeadDim, class S>
 __device__ inline void add_row_slots(const RowCall<S> &rows, const SegmentSlots &slots, int tile_rows,
-                                     int segment, int row, int first, int step,
-                                     RowSums<HeadDim> &sums) {
+                                     int segment, int row, int first, int step, RowSums<HeadDim> &sums) {
   using Sums = RowSums<HeadDim>;
   constexpr int together = HeadDim > 128 ? 4 : 8;
 #pragma unroll 1
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(merge_threads)
   allow_next_launch();
   find_row_starts(rows, tile_rows, step_tiles, page_steps, row_starts);
   const int first_row = static_cast<int>(blockIdx.x) * shape.block_rows();  // of all
-  const int segment = first_row / tile_rows;                                 // of all
+  const int segment = first_row / tile_rows;                                // of all
   if (segment >= row_starts[call.entries].segment) {
     wait_for_launches();
     return;

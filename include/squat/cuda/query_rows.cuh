@@ -1,12 +1,12 @@
 #pragma once
 
 // A warp's query rows in shared memory, as B of the scores (fragments.cuh): rows = channels, columns =
-// query rows, [16 query rows, HeadDim / 16] tiles of two products: a lane has b0, b1 of query rows 0 to 7,
-// then b0, b1 of rows 8 to 15.
+// query rows, [16 query rows, HeadDim / 16] tiles of two products: a lane has b0, b1 of query rows 0 to
+// 7, then b0, b1 of rows 8 to 15.
 //
 // As in transform_queries.cuh each row is divided by a power of two, its unit, so that float16 holds it:
-// q * attention scale * log2 e = unit * stored. Rows face exact keys of one base: they are turned back by
-// it. 2 HeadDim bytes a row; a row is read once, twice where it is turned.
+// q * attention scale * log2 e = unit * stored. Rows face exact keys of one base: they are turned back
+// by it. 2 HeadDim bytes a row; a row is read once, twice where it is turned.
 
 #include <cuda_fp16.h>
 
@@ -79,8 +79,8 @@ __device__ constexpr int query_element(int row, int channel) {
 /// function that is called: it runs once or twice a segment, and inlined its code would come from memory
 /// in front of each loop.
 template <int HeadDim, int Tiles, class Element>
-__device__ __noinline__ void face_rows(uint4 *to, float *units, const QueryRows<Element> &rows, int first,
-                                       const TileTables *tables, long long base) {
+__device__ __noinline__ void face_rows(uint4 *to, float *units, const QueryRows<Element> &rows,
+                                       int first, const TileTables *tables, long long base) {
   using Turns = ChannelTurns<HeadDim>;
   constexpr int together = 8;  // rows on their way
   const Turns turns(*tables, -base);

@@ -2,15 +2,15 @@
 
 // Attention of entries with many query tokens: its arguments, and how its work is counted and dealt out.
 //
-// The query rows of an entry and KV head, token after token, are cut into row tiles; a tile and a KV head
-// are a segment. A segment meets its context in units: steps of 16 to 64 tokens of exact rows, then of
-// pages. All units of all segments follow each other and are dealt out in equal runs to the blocks of a
-// grid that just fills the device (as in attend.cuh, where warps are the workers); partial results are
+// The query rows of an entry and KV head, token after token, are cut into row tiles; a tile and a KV
+// head are a segment. A segment meets its context in units: steps of 16 to 64 tokens of exact rows, then
+// of pages. All units of all segments follow each other and are dealt out in equal runs to the blocks of
+// a grid that just fills the device (as in attend.cuh, where warps are the workers); partial results are
 // merged behind (merge_rows.cuh).
 //
-// Packed pages are met unpacked (unpack_pages.cuh), in memory that has room for some of them at a time: a
-// chunk. Pages of all entries with many tokens are numbered one after another; a chunk is a run of these
-// numbers, and the counts below are those of one chunk. Exact rows belong to the first.
+// Packed pages are met unpacked (unpack_pages.cuh), in memory that has room for some of them at a time:
+// a chunk. Pages of all entries with many tokens are numbered one after another; a chunk is a run of
+// these numbers, and the counts below are those of one chunk. Exact rows belong to the first.
 
 #include <cstdint>
 
@@ -27,8 +27,8 @@ inline constexpr int row_threads = row_warps * warp_lanes;
 template <int HeadDim, int Group>
 using ExactPageLayout = PageLayout<HeadDim, Group, 16, 16>;
 
-/// Tokens of a unit, in tiles of 16: so many that keys and values of two units, beside the queries, leave
-/// room for two blocks a processor. A unit lies in one page.
+/// Tokens of a unit, in tiles of 16: so many that keys and values of two units, beside the queries,
+/// leave room for two blocks a processor. A unit lies in one page.
 __host__ __device__ constexpr int row_step_tiles(int head_dim, int group) {
   const int most = head_dim <= 128 ? 4 : 2;
   return group / 16 < most ? group / 16 : most;
@@ -36,11 +36,11 @@ __host__ __device__ constexpr int row_step_tiles(int head_dim, int group) {
 
 template <class S>
 struct RowCall {
-  AttendCall<S> call;          // its scale times log2 e; tiles are row tiles; slots and sets are not read
-  std::uint8_t *unpacked;      // the chunk's pages, [pages, kv_heads] heads of ExactPageLayout
-  std::uint8_t *slots;         // RowSlot
-  float *sums;                 // what chunks before came to: RowSums of segments
-  std::int32_t first_page;     // of the chunk, among those of all entries with many tokens
+  AttendCall<S> call;       // its scale times log2 e; tiles are row tiles; slots and sets are not read
+  std::uint8_t *unpacked;   // the chunk's pages, [pages, kv_heads] heads of ExactPageLayout
+  std::uint8_t *slots;      // RowSlot
+  float *sums;              // what chunks before came to: RowSums of segments
+  std::int32_t first_page;  // of the chunk, among those of all entries with many tokens
   std::int32_t pages;
   std::int32_t pages_are_exact;  // they are read where they lie, and `unpacked` is not
   std::int32_t last_chunk;
@@ -137,9 +137,9 @@ __device__ inline void find_row_starts(const RowCall<S> &rows, int tile_rows, in
   __syncthreads();
 }
 
-/// Workers that have units. Where that leaves out a few only, each segment is cut into the same number of
-/// pieces, or each worker has the same number of segments: row tiles of one head then read its keys and
-/// values at the same time, and the second-level cache gives them to all but one.
+/// Workers that have units. Where that leaves out a few only, each segment is cut into the same number
+/// of pieces, or each worker has the same number of segments: row tiles of one head then read its keys
+/// and values at the same time, and the second-level cache gives them to all but one.
 __device__ inline int busy_row_workers(int units, int segments, int workers) {
   const int busy = busy_workers(units, workers);
   if (segments == 0) return busy;

@@ -1,7 +1,8 @@
 #pragma once
 
 // The running softmax of a warp's query rows, which are columns of C: a lane, t = lane % 4, has columns
-// 2t and 2t + 1 of each tile of eight. Weights of tokens in rows become B of the sums by a transposition.
+// 2t and 2t + 1 of each tile of eight. Weights of tokens in rows become B of the sums by a
+// transposition.
 //
 // The reference follows a maximum only when a score exceeds it by `slack`, as in RunningSoftmax: few
 // steps need a maximum across lanes, and few rescale sums.

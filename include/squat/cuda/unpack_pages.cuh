@@ -4,17 +4,19 @@
 //
 //   key   = R(base) (A^-1 (zero + scale code) + mean of its row)      values = scale (code - middle)
 //
-// so that queries meet all pages as they come, whatever these were coded in: many row tiles share what is
-// done here once. Values stay in their Hadamard rotation, which the merge takes back. A^-1 is the
-// transpose of the matrix that queries meet; the mean key is a product of rank 16 mode_tiles (MeanModes).
+// so that queries meet all pages as they come, whatever these were coded in: many row tiles share what
+// is done here once. Values stay in their Hadamard rotation, which the merge takes back. A^-1 is the
+// transpose of the matrix that queries meet; the mean key is a product of rank 16 mode_tiles
+// (MeanModes).
 //
 // Reads a page once and writes 4 HeadDim bytes a token and head, which the second-level cache keeps for
 // the attention where the chunk is small. HeadDim (HeadDim + 16 mode_tiles) multiply-adds a token: a
 // quarter of what 32 query rows take.
 //
-// A warp takes 16 tokens of one head: then 16 warps fit a processor, and these are what its latencies need,
-// more than they need matrices to be read half as often from shared memory. Its codes come as A with tokens in rows and leave as C with
-// tokens in rows, which is how tiles of exact keys lie: nothing moves between lanes.
+// A warp takes 16 tokens of one head: then 16 warps fit a processor, and these are what its latencies
+// need, more than they need matrices to be read half as often from shared memory. Its codes come as A
+// with tokens in rows and leave as C with tokens in rows, which is how tiles of exact keys lie: nothing
+// moves between lanes.
 
 #include <cuda_fp16.h>
 
@@ -121,8 +123,8 @@ struct UnpackWarp {
     for (int i = 0; i < tiles; ++i) {
       const int tile = first + i;
       const std::uint8_t *unit = page + Layout::value_codes + tile * Layout::value_step_bytes;
-      auto *out = reinterpret_cast<uint4 *>(to + Exact::value_codes) + tile * steps * warp_lanes +
-                  lane_index();
+      auto *out =
+          reinterpret_cast<uint4 *>(to + Exact::value_codes) + tile * steps * warp_lanes + lane_index();
       const auto pair = [&](int offset, int group) {
         return reinterpret_cast<const uint2 *>(
             page + offset + group * Layout::Group * 2)[t * Layout::token_tiles + tile];
@@ -161,7 +163,7 @@ struct UnpackWarp {
     const int row_tiles = tables.frame / 16;
     const uint4 *rows = tables.mode_rows + (row / 16 + first) * warp_lanes + lane_index();
     const int modes = tables.mode_tiles;
-    const auto fetch = [&](int mode, uint4 (&a)[tiles]) {
+    const auto fetch = [&](int mode, uint4(&a)[tiles]) {
 #pragma unroll
       for (int i = 0; i < tiles; ++i) a[i] = __ldg(rows + (mode * row_tiles + i) * warp_lanes);
     };
@@ -266,8 +268,8 @@ struct UnpackWarp {
   __device__ void add_exact(const std::uint8_t *page, Sums &c) const {
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
-      const auto *from = reinterpret_cast<const ExactTile<T> *>(page) +
-                         (first + i) * steps * warp_lanes + lane_index();
+      const auto *from =
+          reinterpret_cast<const ExactTile<T> *>(page) + (first + i) * steps * warp_lanes + lane_index();
 #pragma unroll
       for (int step = 0; step < steps; ++step) {
         add_tile(from[step * warp_lanes].halves(), c[i][2 * step], c[i][2 * step + 1]);
@@ -329,16 +331,15 @@ struct UnpackWarp {
       const int2 channels = pair_channels(tables, pair);
       __half &first = tile[Block::key(token % 16, channels.x)];
       __half &second = tile[Block::key(token % 16, channels.y)];
-      const float2 turned =
-          turn_pair(angles[pair], {__half2float(first), __half2float(second)});
+      const float2 turned = turn_pair(angles[pair], {__half2float(first), __half2float(second)});
       first = __float2half_rn(turned.x);
       second = __float2half_rn(turned.y);
     }
   }
 };
 
-/// Shared memory of a block's pages: the one that is unpacked and the next, unless they are so large that
-/// they are read where they lie.
+/// Shared memory of a block's pages: the one that is unpacked and the next, unless they are so large
+/// that they are read where they lie.
 template <class Layout, ValueCoding Values>
 __host__ __device__ constexpr int unpack_stage_bytes() {
   constexpr int bytes = Layout::head_bytes(Values);
@@ -354,7 +355,8 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
   using Warp = UnpackWarp<Layout, Values, T>;
   using Matrices = typename Warp::Matrices;
   using Exact = typename Warp::Exact;
-  constexpr int stage_bytes = unpack_stage_bytes<Layout, Values>(), head_bytes = Layout::head_bytes(Values);
+  constexpr int stage_bytes = unpack_stage_bytes<Layout, Values>(),
+                head_bytes = Layout::head_bytes(Values);
   extern __shared__ __align__(128) std::uint8_t unpack_memory[];
   __shared__ float4 angles[2][Layout::HeadDim / 4];  // of the page at hand and the next
   const AttendCall<S> &call = rows.call;
@@ -384,7 +386,8 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
     if constexpr (stage_bytes > 0) {
       const std::uint8_t *from = head_of(page);
 #pragma unroll 4
-      for (int i = static_cast<int>(threadIdx.x) * 16; i < head_bytes; i += static_cast<int>(blockDim.x) * 16)
+      for (int i = static_cast<int>(threadIdx.x) * 16; i < head_bytes;
+           i += static_cast<int>(blockDim.x) * 16)
         copy_async(stages + stage * stage_bytes + i, from + i);
     }
     commit_copies();
@@ -425,7 +428,11 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
     std::uint8_t *to = rows.unpacked + (static_cast<std::size_t>(index - rows.first_page) * heads +
                                         static_cast<std::size_t>(head)) *
                                            Exact::head_bytes(ValueCoding::symmetric);
-    const Warp warp{tables, tiles, basis, projection, reinterpret_cast<float2 *>(angles[stage]),
+    const Warp warp{tables,
+                    tiles,
+                    basis,
+                    projection,
+                    reinterpret_cast<float2 *>(angles[stage]),
                     warp_index() * Warp::tiles};
     warp.keys(from, page.entry, to);
     warp.values(from, to);
