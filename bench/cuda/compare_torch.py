@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Sets squat_cuda_bench beside PyTorch's scaled_dot_product_attention and FlashInfer.
 
-usage: squat_cuda_bench --benchmark_filter='copy_bandwidth|decode/' --benchmark_format=json > decode.json
+usage: squat_cuda_bench --benchmark_filter='copy_bandwidth|(decode|chunk\d+)/' --benchmark_format=json > decode.json
        python3 bench/cuda/compare_torch.py decode.json --others others.json --plot decode.svg
 
 Both are timed as the benchmark times squat: CUDA events around one call, a buffer larger than the L2
-cache read before each, the median of many. float16, K and V contiguous, one query token a sequence.
-PyTorch: the fastest of its kernels that take grouped queries. FlashInfer (paged decode, where it can be
+cache read before each, the median of many. float16, K and V contiguous; one query token a sequence, or as
+many as `chunk` names, without a mask. PyTorch: the fastest of its kernels that take grouped queries. FlashInfer (paged decode, where it can be
 imported): with and without tensor cores, the faster.
 
 --others names a file that keeps these times: with it the table and the plot need no GPU, and the times
@@ -21,7 +21,7 @@ import statistics
 import sys
 
 NAME = re.compile(
-    r"decode/(?P<coding>\w+)/(?P<widths>k\d+v\d+)/"
+    r"(?:decode|chunk(?P<count>\d+))/(?P<coding>\w+)/(?P<widths>k\d+v\d+)/"
     r"q(?P<query_heads>\d+)_kv(?P<kv_heads>\d+)_d(?P<head_dim>\d+)/(?P<sequences>\d+)x(?P<tokens>\d+)"
 )
 EXACT = "exact k16v16"
@@ -41,9 +41,10 @@ def read(path):
         match = NAME.fullmatch(name)
         if match:
             shape = tuple(int(match[key]) for key in ("query_heads", "kv_heads", "head_dim", "sequences", "tokens"))
+            shape += (int(match["count"] or 1),)
             steps.setdefault(shape, {})[f"{match['coding']} {match['widths']}"] = run
     if bandwidth is None or not steps:
-        sys.exit(f"{path} holds no copy_bandwidth or no decode step: add them to the filter")
+        sys.exit(f"{path} holds no copy_bandwidth, and no decode step or chunk: add them to the filter")
     return report["context"], bandwidth, steps
 
 
@@ -75,11 +76,11 @@ def time_torch(torch, stopwatch, shape):
     """The fastest kernel's name and time."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    query_heads, kv_heads, head_dim, sequences, tokens = shape
+    query_heads, kv_heads, head_dim, sequences, tokens, count = shape
     tensor = lambda heads, length: torch.randn(
         sequences, heads, length, head_dim, dtype=torch.float16, device="cuda"
     )
-    q, k, v = tensor(query_heads, 1), tensor(kv_heads, tokens), tensor(kv_heads, tokens)
+    q, k, v = tensor(query_heads, count), tensor(kv_heads, tokens), tensor(kv_heads, tokens)
     times = {}
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
         try:
@@ -102,7 +103,9 @@ def time_flashinfer(torch, stopwatch, shape):
         import flashinfer
     except ImportError:
         return None
-    query_heads, kv_heads, head_dim, sequences, tokens = shape
+    query_heads, kv_heads, head_dim, sequences, tokens, count = shape
+    if count > 1:
+        return None
     page = 16
     pages = tokens // page
     cache = torch.randn(sequences * pages, 2, page, kv_heads, head_dim, dtype=torch.float16, device="cuda")
@@ -147,8 +150,9 @@ def measure(shapes, repetitions):
 
 
 def label(shape):
-    query_heads, kv_heads, head_dim, sequences, tokens = shape
-    return f"{query_heads}/{kv_heads}/{head_dim}, {sequences} x {tokens:,}"
+    query_heads, kv_heads, head_dim, sequences, tokens, count = shape
+    queries = f", {count} queries" if count > 1 else ""
+    return f"{query_heads}/{kv_heads}/{head_dim}, {sequences} x {tokens:,}{queries}"
 
 
 def microseconds(run):
@@ -173,8 +177,8 @@ def tabulate(steps, bandwidth, others):
                 continue
             time = microseconds(runs[coding])
             faster = f", {exact / time:.2f}x" if exact and coding != EXACT else ""
-            share = runs[coding]["bytes_per_second"] / bandwidth
-            cells.append(f"{time:,.1f} us{faster}, {share:.0%}")
+            share = f", {runs[coding]['bytes_per_second'] / bandwidth:.0%}" if "bytes_per_second" in runs[coding] else ""
+            cells.append(f"{time:,.1f} us{faster}{share}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -210,7 +214,7 @@ def plot(steps, others, title, path):
         )
     axes.set_xticks(range(len(shapes)), [label(shape).replace(", ", "\n") for shape in shapes], fontsize=8)
     axes.set_ylabel(f"times as fast as {baseline}")
-    axes.set_title(f"One decode step of one layer, {title}", fontsize=10)
+    axes.set_title(f"Attention of one layer, {title}", fontsize=10)
     axes.grid(True, axis="y", alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
@@ -233,7 +237,7 @@ def main():
         if arguments.others:
             with open(arguments.others, "w") as file:
                 json.dump(others, file, indent=1)
-    times = {tuple(row["shape"]): row for row in others["shapes"]}
+    times = {(*row["shape"], 1)[:6]: row for row in others["shapes"]}  # older files: of decode alone
     device = context.get("device", others["device"])
     kernels = sorted({row["torch"]["kernel"] for row in others["shapes"] if row["torch"]})
     print(

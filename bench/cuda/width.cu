@@ -2,6 +2,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -36,6 +37,25 @@ void decode(benchmark::State &state, const Workload &workload, MaybeCoding codin
   state.counters["bytes_per_token"] = bytes / static_cast<double>(workload.sequences * workload.tokens);
   state.counters["share_of_copy_bandwidth"] = bytes / times.median() / copy_bandwidth();
   state.SetBytesProcessed(static_cast<std::int64_t>(bytes));
+}
+
+/// Attention of the newest `count` tokens of every sequence, as of a piece of a prompt or of drafts:
+/// each sees those before it. Read only, so that every repetition meets the same lengths. flops:
+/// products and sums a second, as if every token saw all.
+template <int Bits>
+void chunk(benchmark::State &state, const Workload &workload, MaybeCoding coding, Index count) {
+  Stopwatch stopwatch;
+  FilledCache<Bits> filled(workload, coding, stopwatch.stream());
+  const Tokens in(workload.shape, workload.sequences * count, workload.tokens, stopwatch.stream());
+  std::vector<squat::SequenceTokens> batch = filled.batch();
+  for (squat::SequenceTokens &sequence : batch) sequence.tokens = count;
+  const auto attend = [&] { filled.cache().attend(batch, 0, in.q(), in.out(), stopwatch.stream()); };
+  const Times times = stopwatch.time(attend);
+  report(state, times);
+  state.SetItemsProcessed(workload.sequences * count);
+  const double products = 4.0 * workload.shape.query_heads * workload.shape.head_dim *
+                          static_cast<double>(workload.sequences * count * workload.tokens);
+  state.counters["flops"] = products / times.median();
 }
 
 /// A whole step, one token of every sequence: append, attention, and packing when pages are due. Its
@@ -148,9 +168,9 @@ void throughput(benchmark::State &state, const Workload &workload, MaybeCoding c
   state.SetItemsProcessed(sequences);
 }
 
-using Run = void (*)(benchmark::State &, const Workload &, MaybeCoding);
+using Run = std::function<void(benchmark::State &, const Workload &, MaybeCoding)>;
 
-void add(const char *operation, Run run, const Workload &workload, NamedCoding named, int bits) {
+void add(const char *operation, const Run &run, const Workload &workload, NamedCoding named, int bits) {
   const std::string width = "k" + std::to_string(bits) + "v" + std::to_string(bits);
   register_case(std::string(operation) + "/" + named.name + "/" + width + "/" + workload.name(),
                 [=](benchmark::State &state) { run(state, workload, named.coding); });
@@ -176,6 +196,15 @@ void register_width() {
                                      {llama2_7b, 16, 4096},
                                      {llama3_70b, 1, 32768}}) {
       add("decode", decode<Bits>, workload, coding, Bits);
+    }
+    for (const Index tokens : {4096, 32768}) {
+      for (const Index count : {4, 16, 64, 512}) {
+        add(("chunk" + std::to_string(count)).c_str(),
+            [=](benchmark::State &state, const Workload &workload, MaybeCoding of) {
+              chunk<Bits>(state, workload, of, count);
+            },
+            {llama3_8b, 1, tokens}, coding, Bits);
+      }
     }
     for (const Workload &workload : {Workload{llama3_8b, 1, 32768}, {llama3_8b, 64, 4096}}) {
       add("step", step<Bits>, workload, coding, Bits);

@@ -51,7 +51,12 @@ struct Case {
   bool basis = true, mean = true, interleaved = false;
   long long base_step = 0;  // of the positions that pages are turned back by
   bool cut_pages = false;   // pages of which only a part counts
+  int pairs = 0;            // of channels that turn; 0: all
+  int packed_tokens = 0;    // of a call, at least, where there are pages enough
 };
+
+/// Query rows of a KV head from which on the kernels of attend_rows.cuh attend; 0: the measured border.
+int border_rows = 0;
 
 /// A head's coding in double precision.
 struct HeadModel {
@@ -77,6 +82,7 @@ class World {
 
  private:
   double normal(double scale = 1) { return scale * distribution_(random_); }
+  int pairs() const { return case_.pairs > 0 ? case_.pairs : d / 2; }
   int below(int most) { return static_cast<int>(random_() % static_cast<unsigned>(most)); }
 
   template <class Element>
@@ -118,7 +124,7 @@ class World {
   }
 
   void make_coding() {
-    for (int i = 0; i < d / 2; ++i)
+    for (int i = 0; i < pairs(); ++i)
       frequencies_.push_back(static_cast<float>(std::pow(1e4, -2.0 * i / d)));
     mode_rows_.resize(frame * 16 * mode_tiles);
     for (int r = 0; r < frame; ++r) {
@@ -166,7 +172,7 @@ class World {
     CodingTables tables{};
     tables.heads = keep(heads);
     tables.tiles = {.inverse_frequencies = keep(frequencies_),
-                    .pairs = d / 2,
+                    .pairs = pairs(),
                     .interleaved = case_.interleaved,
                     .frame = frame,
                     .mode_tiles = mode_tiles,
@@ -297,7 +303,8 @@ class World {
   void make_sequence(int length, int tokens) {
     Sequence s;
     s.tokens = tokens;
-    const int tail = std::max(tokens, std::min(length, 37 + length % group)), heads = case_.kv_heads;
+    const int tail = std::max(tokens - case_.packed_tokens, std::min(length, 37 + length % group));
+    const int heads = case_.kv_heads;
     const int page_count = (length - tail) / group;
     int before = case_.sinks;
     std::vector<PageEntry> entries;
@@ -375,9 +382,9 @@ class World {
 
   std::vector<double> turned(const std::vector<double> &q, long long base) const {
     std::vector<double> x = q;
-    for (int i = 0; i < d / 2; ++i) {
+    for (int i = 0; i < pairs(); ++i) {
       const double angle = -static_cast<double>(base) * static_cast<double>(frequencies_[i]);
-      const int a = case_.interleaved ? 2 * i : i, b = case_.interleaved ? 2 * i + 1 : i + d / 2;
+      const int a = case_.interleaved ? 2 * i : i, b = case_.interleaved ? 2 * i + 1 : i + pairs();
       x[a] = q[a] * std::cos(angle) - q[b] * std::sin(angle);
       x[b] = q[a] * std::sin(angle) + q[b] * std::cos(angle);
     }
@@ -457,8 +464,11 @@ class World {
     std::vector<half> q(static_cast<std::size_t>(rows * heads * d));
     for (half &x : q) x = half(static_cast<float>(normal()));
     OnDevice<half> out(std::vector<half>(q.size(), half(1e4f)));
-    const std::size_t bytes = attend_workspace_bytes(d, static_cast<int>(batch.size()), heads,
-                                                     case_.kv_heads, most, table_pages);
+    const int of_a_kv_head = heads / case_.kv_heads;
+    const int many = border_rows == 0 ? 0 : std::max(2, (border_rows + of_a_kv_head - 1) / of_a_kv_head);
+    const std::size_t bytes =
+        attend_workspace_bytes(d, static_cast<int>(batch.size()), heads, case_.kv_heads, most,
+                               table_pages, Layout::KeyBits < 16 || Layout::ValueBits < 16, many);
     auto *workspace = keep(std::vector<std::uint8_t>(bytes, 0xff));  // poison
     AttendCall<half> call{};
     call.batch = keep(batch);
@@ -468,6 +478,7 @@ class World {
     call.scale = 1 / std::sqrt(static_cast<float>(d));
     call.codings = codings_;
     call.table_pages = table_pages;
+    call.many_tokens = many;
     call.q = {keep(q), heads * d, d};
     call.out = {out.data(), heads * d, d};
     launch_attend<Layout, half>(call, Values, most, workspace, nullptr);
@@ -565,6 +576,96 @@ TEST(AttendKernel, LargeHeads) {
 TEST(AttendKernel, KeysAndValuesOfDifferentWidths) {
   expect_near<PageLayout<128, 128, 16, 2>>({.lengths = {600}});
   expect_near<PageLayout<128, 128, 4, 16>>({.lengths = {600}});
+}
+
+// Many query rows of a sequence: the kernels of attend_rows.cuh. 4 query heads a KV head unless said.
+
+/// They begin at 32 rows here, whatever pages hold.
+class AttendRows : public testing::Test {
+ protected:
+  void SetUp() override { border_rows = 32; }
+  void TearDown() override { border_rows = 0; }
+};
+
+template <class Layout, ValueCoding Values = ValueCoding::symmetric>
+void expect_near_of_many(Case c) {
+  for (int tokens : {8, 37, 128}) {
+    c.tokens = {tokens};
+    SCOPED_TRACE(tokens);
+    expect_near<Layout, Values>(c);
+  }
+}
+
+TEST_F(AttendRows, TwoBitsInTheBasisOfATileFrame) {
+  expect_near_of_many<PageLayout<128, 128, 2, 2>>({.lengths = {1500}, .base_step = 256});
+}
+TEST_F(AttendRows, InterleavedPairsAndFarBases) {
+  expect_near<PageLayout<128, 128, 2, 2>>(
+      {.lengths = {1100}, .tokens = {19}, .interleaved = true, .base_step = -1234567});
+}
+TEST_F(AttendRows, EveryRatioOfQueryHeads) {
+  for (int heads : {1, 3, 8, 16}) {
+    expect_near<PageLayout<128, 128, 2, 2>>(
+        {.query_heads = 2 * heads, .lengths = {900}, .tokens = {67}, .base_step = 256});
+  }
+}
+TEST_F(AttendRows, FewTokensBesideMany) {
+  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {1, 300, 64, 1000, 129, 900, 400},
+                                           .tokens = {1, 130, 64, 1, 129, 9, 2},
+                                           .base_step = 256});
+}
+TEST_F(AttendRows, TokensSeeEachOtherInOrder) {
+  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {700, 500, 300}, .tokens = {65, 500, 200}});
+}
+TEST_F(AttendRows, PagesThatHoldTokensOfTheCall) {
+  expect_near<PageLayout<128, 128, 2, 2>>(
+      {.lengths = {1100}, .tokens = {300}, .base_step = 256, .packed_tokens = 260});
+}
+TEST_F(AttendRows, PagesOfWhichAPartCounts) {
+  expect_near_of_many<PageLayout<128, 128, 2, 2>>(
+      {.lengths = {1200}, .base_step = 256, .cut_pages = true});
+}
+TEST_F(AttendRows, FourBits) {
+  expect_near_of_many<PageLayout<128, 128, 4, 4>>({.lengths = {1100}, .base_step = 256});
+}
+TEST_F(AttendRows, EightBitsOfChannels) {
+  expect_near_of_many<PageLayout<128, 128, 8, 8>>({.lengths = {700}, .basis = false, .mean = false});
+}
+TEST_F(AttendRows, ExactPages) {
+  expect_near_of_many<PageLayout<128, 128, 16, 16>>({.lengths = {1100}, .base_step = 17});
+  expect_near<PageLayout<64, 32, 16, 16>>(
+      {.lengths = {500, 99}, .tokens = {65, 12}, .base_step = 17, .cut_pages = true});
+}
+TEST_F(AttendRows, PlainCodingInSmallPages) {
+  expect_near_of_many<PageLayout<128, 32, 2, 2>, ValueCoding::plain>(
+      {.lengths = {400}, .basis = false, .mean = false});
+}
+TEST_F(AttendRows, SmallHeads) {
+  expect_near_of_many<PageLayout<64, 128, 2, 2>>({.lengths = {1000}, .base_step = 256});
+  expect_near_of_many<PageLayout<64, 64, 3, 3>, ValueCoding::plain>(
+      {.lengths = {700}, .sinks = 0, .basis = false});
+  expect_near_of_many<PageLayout<64, 128, 4, 4>>(
+      {.query_heads = 9, .kv_heads = 3, .lengths = {700}, .sinks = 20});
+  expect_near_of_many<PageLayout<96, 64, 4, 2>>({.lengths = {700}, .base_step = 128});
+}
+TEST_F(AttendRows, LargeHeads) {
+  expect_near_of_many<PageLayout<256, 128, 2, 2>>({.lengths = {600}, .base_step = 256});
+}
+TEST_F(AttendRows, KeysAndValuesOfDifferentWidths) {
+  expect_near_of_many<PageLayout<128, 128, 16, 2>>({.lengths = {600}, .base_step = 256});
+  expect_near_of_many<PageLayout<128, 128, 4, 16>>({.lengths = {600}, .base_step = 256});
+}
+TEST_F(AttendRows, SomeChannelsTurn) {
+  for (int pairs : {16, 20, 31}) {
+    expect_near<PageLayout<128, 128, 4, 4>>(
+        {.lengths = {600}, .tokens = {8}, .base_step = 256, .pairs = pairs});
+    expect_near<PageLayout<64, 64, 16, 16>>(
+        {.lengths = {600}, .tokens = {20}, .base_step = 256, .pairs = pairs});
+  }
+}
+TEST_F(AttendRows, MoreUnpackedPagesThanHaveRoomAtATime) {
+  expect_near<PageLayout<128, 128, 2, 2>>(
+      {.query_heads = 128, .kv_heads = 32, .lengths = {600, 4700}, .tokens = {40, 8}, .base_step = 256});
 }
 
 }  // namespace

@@ -17,10 +17,10 @@
 #include "squat/coding/rotary.hpp"
 #include "squat/cpu/kernels/pack_page.hpp"
 #include "squat/cuda/kernels/append_step.cuh"
+#include "squat/cuda/kernels/dequantize.cuh"
 #include "squat/cuda/kernels/exact_rows.cuh"
 #include "squat/cuda/kernels/pack_keys.cuh"
 #include "squat/cuda/kernels/pack_values.cuh"
-#include "squat/cuda/kernels/unpack_pages.cuh"
 #include "unpack_page.hpp"
 
 namespace squat::test {
@@ -386,13 +386,13 @@ class PackedTail {
     DeviceArray<float> from_bases(inverses);
     const auto elements = static_cast<std::size_t>(pages * group * heads * d);
     DeviceArray<float> k(elements), v(elements);
-    cuda::launch_unpack_pages<Layout, half, float>({.state = state.data(),
-                                                    .codings = codings.data(),
-                                                    .from_bases = from_bases.data(),
-                                                    .values = case_.values,
-                                                    .k = {k.data(), heads * d, d},
-                                                    .v = {v.data(), heads * d, d}},
-                                                   pages, heads, nullptr);
+    cuda::launch_dequantize_pages<Layout, half, float>({.state = state.data(),
+                                                        .codings = codings.data(),
+                                                        .from_bases = from_bases.data(),
+                                                        .values = case_.values,
+                                                        .k = {k.data(), heads * d, d},
+                                                        .v = {v.data(), heads * d, d}},
+                                                       pages, heads, nullptr);
     finish();
     unpacked_k_ = k.read();
     unpacked_v_ = v.read();

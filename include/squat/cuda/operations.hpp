@@ -32,11 +32,11 @@
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/append_step.cuh"
 #include "squat/cuda/kernels/check_elements.cuh"
+#include "squat/cuda/kernels/dequantize.cuh"
 #include "squat/cuda/kernels/exact_rows.cuh"
 #include "squat/cuda/kernels/launch_attend.cuh"
 #include "squat/cuda/kernels/pack_keys.cuh"
 #include "squat/cuda/kernels/pack_values.cuh"
-#include "squat/cuda/kernels/unpack_pages.cuh"
 #include "squat/cuda/page/page_layouts.hpp"
 #include "squat/cuda/state/batch_arrays.hpp"
 #include "squat/cuda/state/device_arena.hpp"
@@ -356,19 +356,20 @@ class Operations {
       const std::span inverse(inverses[head].data(), static_cast<std::size_t>(inverses[head].size()));
       upload<float>(inverse, from_bases_.data() + head * elements, stream);
     }
-    const UnpackCall<S> unpack = {.state = exact.device_state(),
-                                  .codings = codings_.tables(),
-                                  .from_bases = from_bases_.data(),
-                                  .values = *options_->values,
-                                  .k = device_tensor(k),
-                                  .v = device_tensor(v)};
+    const DequantizeCall<S> unpack = {.state = exact.device_state(),
+                                      .codings = codings_.tables(),
+                                      .from_bases = from_bases_.data(),
+                                      .values = *options_->values,
+                                      .k = device_tensor(k),
+                                      .v = device_tensor(v)};
     with_layout([&]<class Layout>() {
       const auto unpack_exact = [&](ExactSlots slots, Index first, Index count) {
-        launch_unpack_rows<Layout::HeadDim, T>(slots, static_cast<int>(count), kv_heads(), unpack.k,
-                                               unpack.v, static_cast<int>(first), stream);
+        launch_dequantize_rows<Layout::HeadDim, T>(slots, static_cast<int>(count), kv_heads(), unpack.k,
+                                                   unpack.v, static_cast<int>(first), stream);
       };
       unpack_exact(exact.sink_slots(shape_, kv_heads()), 0, exact.sinks());
-      launch_unpack_pages<Layout, T>(unpack, static_cast<int>(call.pages.size()), kv_heads(), stream);
+      launch_dequantize_pages<Layout, T>(unpack, static_cast<int>(call.pages.size()), kv_heads(),
+                                         stream);
       unpack_exact(exact.tail_slots(shape_, kv_heads()), k.tokens - exact.tail(), exact.tail());
     });
   }
@@ -453,7 +454,7 @@ class Operations {
     }
     const std::size_t bytes =
         attend_workspace_bytes(options_->head_dim, static_cast<int>(calls.size()), options_->query_heads,
-                               kv_heads(), most_tokens_, table_pages_);
+                               kv_heads(), most_tokens_, table_pages_, KeyBits < 16 || ValueBits < 16);
     if (bytes <= attend_.bytes()) return;
     if (captured_) retired_.push_back(std::exchange(attend_, {}));
     grow(attend_, bytes, stream);

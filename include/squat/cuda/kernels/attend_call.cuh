@@ -36,6 +36,12 @@ struct AttendCall {
   std::int32_t table_pages;  // entries of the page tables of the batch's sequences together, used or not
   std::int32_t first_tile;   // column tiles [first_tile, first_tile + most_tiles) of every entry
   std::int32_t most_tiles;
+  std::int32_t many_tokens;  // entries of so many tokens and more are left to attend_rows.cuh
+
+  /// Query rows that meet a KV head of an entry.
+  __host__ __device__ int rows(const BatchEntry &entry) const {
+    return entry.tokens * (query_heads / kv_heads);
+  }
 };
 
 /// Where an entry's units, segments and query sets begin among all.
@@ -55,7 +61,7 @@ struct EntryShape {
   template <class S>
   __host__ __device__ EntryShape(const AttendCall<S> &call, const BatchEntry &entry,
                                  int exact_unit_tiles) {
-    const int rows = entry.tokens * (call.query_heads / call.kv_heads);
+    const int rows = entry.tokens < call.many_tokens ? call.rows(entry) : 0;
     const int all = (rows + column_count - 1) / column_count - call.first_tile;
     tiles = all < 0 ? 0 : all < call.most_tiles ? all : call.most_tiles;
     const LayerState &state = *entry.state;
@@ -108,8 +114,8 @@ __device__ inline void find_starts(const AttendCall<S> &call, int exact_unit_til
 }
 
 /// The last entry whose `member` is at most `value`, among those that have any.
-template <class Member>
-__device__ inline int find_entry(const EntryStart *starts, int entries, int value, Member member) {
+template <class Start, class Member>
+__device__ inline int find_entry(const Start *starts, int entries, int value, Member member) {
   int low = 0, high = entries;  // starts[low] <= value < starts[high]
   while (high - low > 1) {
     const int middle = (low + high) / 2;

@@ -12,6 +12,8 @@
 #include "squat/core/config.hpp"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/attend.cuh"
+#include "squat/cuda/kernels/launch_behind.cuh"
+#include "squat/cuda/kernels/launch_rows.cuh"
 #include "squat/cuda/kernels/merge.cuh"
 #include "squat/cuda/kernels/query_sets.cuh"
 
@@ -60,28 +62,24 @@ struct AttendWorkspace {
   }
 };
 
-/// Bytes of the workspace of an attention of `entries` sequences of at most `most_tokens` tokens each.
-/// table_pages: entries of the page tables of these sequences together, used or not.
-inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_heads, int kv_heads,
-                                          int most_tokens, int table_pages) {
-  return AttendWorkspace(head_dim, entries, query_heads, kv_heads, most_tokens, table_pages).end;
+/// Tokens of the entries that attend.cuh attends for, where an entry has at most so many.
+inline int few_tokens(int many_tokens, int most_tokens) {
+  return std::min(most_tokens, many_tokens - 1);
 }
 
-/// Launches a kernel behind another of the stream. overlaps: it may start while the other still runs,
-/// and waits for its results itself (wait_for_launches()).
-template <class... Parameters, class... Arguments>
-void launch_behind(void (*kernel)(Parameters...), int blocks, int threads, std::size_t shared,
-                   cudaStream_t stream, bool overlaps, const Arguments &...arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
-                                  .blockDim = dim3(static_cast<unsigned>(threads)),
-                                  .dynamicSmemBytes = shared,
-                                  .stream = stream,
-                                  .attrs = &attribute,
-                                  .numAttrs = overlaps ? 1u : 0u};
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), "attend");
+/// Bytes of the workspace of an attention of `entries` sequences of at most `most_tokens` tokens each.
+/// table_pages: entries of the page tables of these sequences together, used or not. packed: pages are
+/// of less than 16 bits. many: AttendCall::many_tokens.
+inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_heads, int kv_heads,
+                                          int most_tokens, int table_pages, bool packed, int many = 0) {
+  if (many == 0) many = many_tokens(query_heads / kv_heads, packed);
+  const int few = few_tokens(many, most_tokens);
+  const std::size_t bytes =
+      AttendWorkspace(head_dim, entries, query_heads, kv_heads, few, table_pages).end;
+  if (few == most_tokens) return bytes;
+  return std::max(
+      bytes,
+      RowWorkspace(head_dim, entries, query_heads, kv_heads, most_tokens, table_pages, packed).end);
 }
 
 template <class Layout, ValueCoding Values, class T, class S>
@@ -90,43 +88,34 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   const auto kernel = attend_kernel<Layout, Values, T, S>;
   const std::size_t starts_bytes = (static_cast<std::size_t>(call.entries) + 1) * sizeof(EntryStart);
   const std::size_t shared = warps_bytes<Warp>() + starts_bytes;
-  int device = 0, processors = 0, blocks = 0, major = 0;
-  check(cudaGetDevice(&device), "attend");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "attend");
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "attend");
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)),
-        "attend: shared memory");
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, block_threads, shared), "attend");
-  blocks = std::min(blocks * processors, most_blocks);
-
   constexpr int head_dim = Layout::HeadDim;
+  constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
+  const auto make_sets = make_query_sets<head_dim, S>;
+  const auto merge = merge_slots<head_dim, rotated, S>;
+  const DeviceLimits &limits = device_limits();
+  thread_local KernelFit fit;
+  if (!fit.holds(limits, shared)) {
+    allow_shared_memory(kernel, limits);
+    allow_shared_memory(merge, limits);
+    if constexpr (Layout::KeyBits < 16) allow_shared_memory(make_sets, limits);
+    fit.find(kernel, block_threads, shared, limits);
+  }
+  const int processors = limits.processors, blocks = std::min(fit.blocks, most_blocks);
+
   static_assert(sizeof(QuerySet<head_dim>) == 2 * head_dim * 16 + 64 + most_mode_tiles * 256);
   static_assert(SlotLayout<head_dim>::floats == head_dim * 8 + 16);
   const AttendWorkspace parts(call, head_dim, most_tokens);
   auto *bytes = static_cast<std::byte *>(workspace);
-  call.scale *= log2_e;
   call.most_tiles =
       tiles_at_once(call.entries, call.query_heads, call.kv_heads, most_tokens, call.table_pages);
   call.slots = reinterpret_cast<float *>(bytes);
   call.sets = bytes + parts.sets;
   const int tiles = column_tiles(most_tokens, call.query_heads / call.kv_heads);
-  const auto make_sets = make_query_sets<head_dim, S>;
   const std::size_t sets_shared = set_kernel_bytes<head_dim>() + starts_bytes;
-  if constexpr (Layout::KeyBits < 16) {
-    check(cudaFuncSetAttribute(make_sets, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(sets_shared)),
-          "attend: shared memory of queries");
-  }
-  const bool overlaps = major >= 9;
+  const bool overlaps = limits.major >= 9;
   const int columns = std::min(column_count, most_tokens * (call.query_heads / call.kv_heads));
   const int rows = call.entries * call.most_tiles * call.kv_heads * columns;
   const int team = rows <= 4 * processors ? merge_warps : 1, teams = merge_warps / team;
-  constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
-  const auto merge = merge_slots<head_dim, rotated, S>;
-  check(cudaFuncSetAttribute(merge, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(starts_bytes)),
-        "attend: shared memory of the merge");
   for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
     if constexpr (Layout::KeyBits < 16) {
       const int of_a_head = std::max(1, 2 * processors / call.kv_heads);
@@ -140,17 +129,32 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   }
 }
 
-/// Attends for every entry of a batch, each of 1 to `most_tokens` tokens. `call`: all but what the
-/// launch fills in (slots, sets, tiles); its scale is the attention scale. workspace:
-/// attend_workspace_bytes(), aligned to 16 bytes.
+/// Entries with many tokens are left to attend_rows.cuh, the others attended for here.
+template <class Layout, ValueCoding Values, class T, class S>
+void launch_attend_valued(AttendCall<S> call, int most_tokens, void *workspace, cudaStream_t stream) {
+  call.scale *= log2_e;
+  constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
+  if (call.many_tokens == 0) call.many_tokens = many_tokens(call.query_heads / call.kv_heads, packed);
+  const int few = few_tokens(call.many_tokens, most_tokens);
+  if (few == most_tokens || call.entries > 1) {
+    launch_attend_coded<Layout, Values, T>(call, few, workspace, stream);
+  }
+  if (few < most_tokens) {
+    launch_attend_rows<Layout, Values, T>(call, most_tokens, workspace, stream);
+  }
+}
+
+/// Attends for every entry of a batch, each of 1 to `most_tokens` tokens, the longest of so many.
+/// `call`: all but what the launch fills in (slots, sets, tiles); its scale is the attention scale,
+/// many_tokens 0 for the measured border. workspace: attend_workspace_bytes(), aligned to 16 bytes.
 template <class Layout, class T, class S>
 void launch_attend(const AttendCall<S> &call, ValueCoding values, int most_tokens, void *workspace,
                    cudaStream_t stream) {
   if (call.entries == 0) return;
   if (Layout::ValueBits < 16 && values == ValueCoding::plain) {
-    launch_attend_coded<Layout, ValueCoding::plain, T>(call, most_tokens, workspace, stream);
+    launch_attend_valued<Layout, ValueCoding::plain, T>(call, most_tokens, workspace, stream);
   } else {
-    launch_attend_coded<Layout, ValueCoding::symmetric, T>(call, most_tokens, workspace, stream);
+    launch_attend_valued<Layout, ValueCoding::symmetric, T>(call, most_tokens, workspace, stream);
   }
 }
 

@@ -41,8 +41,13 @@ struct SegmentSlots {
   int first_exact, exact;
   int first_packed, packed;
 
-  /// first: the segment's first unit of `units`, which `all` busy workers share.
-  __device__ SegmentSlots(std::int64_t units, int all, std::int64_t first, const EntryShape &shape) {
+  /// SegmentSlots() are none.
+  SegmentSlots() = default;
+
+  /// first: the segment's first unit of `units`, which `all` busy workers share. shape: an EntryShape,
+  /// or what else knows `units` and `exact_units`.
+  template <class Shape>
+  __device__ SegmentSlots(std::int64_t units, int all, std::int64_t first, const Shape &shape) {
     const auto worker_of = [&](std::int64_t unit) {
       return static_cast<int>(((unit + 1) * all - 1) /
                               units);  // the last whose run begins at or before it

@@ -1,266 +1,445 @@
 #pragma once
 
-// Cached tokens as rows again, for KVCache::dequantize: packed ones as their codes say, exact ones as
-// they are.
+// Unpacks a chunk's pages into exact ones, float16 in the layout of 16-bit pages, for attend_rows.cuh.
 //
-// A block takes 32 tokens of a head's page: codes become coordinates in shared memory, then channels,
-// out of the basis by A^-1 (2 HeadDim^2 operations a token), out of the mean and out of the frame; then
-// the same of values. Shared memory: 2 HeadDim 33 floats, 67 KiB for HeadDim = 256.
+//   key   = R(base) (A^-1 (zero + scale code) + mean of its row)      values = scale (code - middle)
+//
+// so that queries meet all pages as they come, whatever these were coded in: many row tiles share what
+// is done here once. Values stay in their Hadamard rotation, which the merge takes back. A^-1 is the
+// transpose of the matrix that queries meet; the mean key is a product of rank 16 mode_tiles
+// (MeanModes).
+//
+// Reads a page once and writes 4 HeadDim bytes a token and head, which the second-level cache keeps for
+// the attention where the chunk is small. HeadDim (HeadDim + 16 mode_tiles) multiply-adds a token: a
+// quarter of what 32 query rows take.
+//
+// A warp takes 16 tokens of one head: then 16 warps fit a processor, and these are what its latencies
+// need, more than they need matrices to be read half as often from shared memory. Its codes come as A
+// with tokens in rows and leave as C with tokens in rows, which is how tiles of exact keys lie: nothing
+// moves between lanes.
 
-#include <cuda_runtime.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
 
 #include "squat/coding/coding.hpp"
-#include "squat/cuda/error.hpp"
-#include "squat/cuda/kernels/elements.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
+#include "squat/cuda/kernels/row_call.cuh"
+#include "squat/cuda/kernels/unpack_tile.cuh"
+#include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
-#include "squat/cuda/state/exact_slots.cuh"
 
 namespace squat::cuda {
 
-/// What is unpacked, and where to.
-template <class S>
-struct UnpackCall {
-  const LayerState *state;
-  const CodingTables *codings;  // by LayerState::coding
-  const float *from_bases;  // A^-1 of every head, [kv_heads, HeadDim, HeadDim], [channel, coordinate]
-  ValueCoding values;
-  DeviceTensor<S> k, v;  // [tokens, kv_heads, HeadDim], of the whole sequence
-};
-
-/// The code of (row, column) of one plane of a unit of `tiles` tiles of 16 rows.
-template <int Bits, int Columns>
-__device__ int plane_code(const std::uint8_t *plane, int tiles, int row, int column) {
-  const CodePlace place = code_place<Bits, Columns>(row, column);
-  const Word word = reinterpret_cast<const Word *>(
-      plane)[unit_word(unit_words(Bits, tiles, Columns), place.lane, place.word)];
-  return static_cast<int>(word >> place.bit & ((1u << Bits) - 1));
-}
-
-/// The code of (row, column) of a unit.
-template <int Columns>
-__device__ int unit_code(const std::uint8_t *unit, int bits, int tiles, int row, int column) {
-  if (bits == 8) return plane_code<8, Columns>(unit, tiles, row, column);
-  if (bits == 4) return plane_code<4, Columns>(unit, tiles, row, column);
-  const int low = plane_code<2, Columns>(unit, tiles, row, column);
-  if (bits == 2) return low;
-  const int plane_bytes = unit_words(2, tiles, Columns) * 4 * warp_lanes;
-  return low | plane_code<1, Columns>(unit + plane_bytes, tiles, row, column) << 2;
-}
-
-/// 32 tokens of a head's page as floats in shared memory, by all threads of a block.
-template <class Layout, class T>
-class PageSlice {
- public:
+/// Matrices of one head as B: tiles of A, [rows / 16, HeadDim / 16], whose four 8 x 8 parts are
+/// transposed. Heads of up to 128 channels have them in shared memory, unless pages are so short that a
+/// block is one warp.
+template <class Layout>
+struct UnpackMatrices {
   static constexpr int HeadDim = Layout::HeadDim;
-  static constexpr int tokens = 32, stride = tokens + 1;  // no two channels' tokens in one bank
-  static constexpr int floats = 2 * HeadDim * stride;
+  static constexpr bool shared = Layout::KeyBits < 16 && HeadDim <= 128 && Layout::Group > 32;
+  static constexpr int steps = HeadDim / 16;
+  static constexpr int basis = steps * steps * warp_lanes;  // uint4
+  static constexpr int projection = most_mode_tiles * steps * warp_lanes;
+  static constexpr int bytes = shared ? (basis + projection) * 16 : 0;
 
-  /// page: the head's bytes; first: of the tokens, in the page; memory: `floats` of them.
-  __device__ PageSlice(const std::uint8_t *page, int first, float *memory)
-      : page_(page), first_(first), rows_(memory), other_(memory + HeadDim * stride) {}
-
-  __device__ float at(int channel, int token) const { return rows_[channel * stride + token]; }
-
-  /// Keys as they were before they were coded. from_basis: A^-1.
-  __device__ void load_keys(const CodingTables &coding, const HeadTables &head, const float *from_basis,
-                            const PageEntry &entry) {
-    const bool basis =
-        Layout::KeyBits < 16 && signbit(scale(Layout::key_scales, key_element<HeadDim>(0)));
-    fill([&](int channel, int token) { return key(head, basis, channel, token); });
-    if constexpr (Layout::KeyBits < 16) {
-      if (basis) {
-        fill([&](int channel, int token) {
-          float sum = 0;
-          for (int i = 0; i < HeadDim; ++i) sum += from_basis[channel * HeadDim + i] * at(i, token);
-          return sum;
-        });
-      }
-      leave_frame(coding.tiles, head.mean, entry);
+  /// A tile of A as B: x, y of its first eight columns, z, w of the others.
+  __device__ static uint4 turned(uint4 a) {
+    return {transpose(a.x), transpose(a.y), transpose(a.z), transpose(a.w)};
+  }
+  /// Fills shared memory, by all warps of a block.
+  __device__ static void fetch(uint4 *to, const uint4 *from, int tiles) {
+    if (!shared || from == nullptr) return;
+    const int warps = static_cast<int>(blockDim.x) / warp_lanes;
+#pragma unroll 8
+    for (int i = warp_index(); i < tiles; i += warps) {
+      to[i * warp_lanes + lane_index()] = turned(from[i * warp_lanes + lane_index()]);
     }
   }
+  __device__ static uint4 tile(const uint4 *fetched, const uint4 *from, int i) {
+    if constexpr (shared) return fetched[i * warp_lanes + lane_index()];
+    return turned(from[i * warp_lanes + lane_index()]);
+  }
+};
 
-  __device__ void load_values(ValueCoding coding) {
-    fill([&](int channel, int token) { return value(coding, channel, token); });
-    if (Layout::ValueBits < 16 && coding == ValueCoding::symmetric) rotate();
+template <class Layout, ValueCoding Values, class T>
+struct UnpackWarp {
+  static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
+  static constexpr int tiles = 1;  // of 16 tokens
+  static constexpr int warps = Layout::token_tiles / tiles;
+  static constexpr int threads = warps * warp_lanes;
+  /// Blocks of a processor, by registers.
+  static constexpr int most_threads = HeadDim <= 128 ? 512 : 256;
+  static constexpr int blocks = threads < most_threads ? most_threads / threads : 1;
+  using Matrices = UnpackMatrices<Layout>;
+  using Exact = ExactPageLayout<HeadDim, Layout::Group>;
+
+  const HeadTables &head;
+  const TileTables &tables;
+  const uint4 *basis, *projection;  // in shared memory
+  const float2 *angles;             // of R(base)
+  int first;                        // token tile of the page
+
+  /// page, to: the head's part.
+  __device__ void keys(const std::uint8_t *page, const PageEntry &entry, std::uint8_t *to) const {
+    float c[tiles][2 * steps][4];
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+#pragma unroll
+      for (int n = 0; n < 2 * steps; ++n) c[i][n][0] = c[i][n][1] = c[i][n][2] = c[i][n][3] = 0;
+    }
+    if constexpr (Layout::KeyBits == 16) {
+      add_exact(page, c);
+    } else {
+      if (head.projection != nullptr) add_means(entry.row, c);
+      const auto *scales = reinterpret_cast<const std::uint16_t *>(page + Layout::key_scales);
+      if ((*scales & 0x8000u) != 0) {
+        add_coordinates(page, c);
+      } else {
+        add_channels(page, c);
+      }
+    }
+    const bool in_place = tables.interleaved || tables.pairs * 2 == HeadDim;
+    if (entry.base != 0 && in_place) turn(c);
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      auto *out = reinterpret_cast<uint4 *>(to) + (first + i) * steps * warp_lanes + lane_index();
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+        const auto &low = c[i][2 * step], &high = c[i][2 * step + 1];
+        out[step * warp_lanes] = {halves(low[0], low[1]), halves(low[2], low[3]),
+                                  halves(high[0], high[1]), halves(high[2], high[3])};
+      }
+    }
+    if (entry.base != 0 && !in_place) turn_written(to);
+  }
+
+  __device__ void values(const std::uint8_t *page, std::uint8_t *to) const {
+    const int t = lane_index() % 4;
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      const int tile = first + i;
+      const std::uint8_t *unit = page + Layout::value_codes + tile * Layout::value_step_bytes;
+      auto *out =
+          reinterpret_cast<uint4 *>(to + Exact::value_codes) + tile * steps * warp_lanes + lane_index();
+      const auto pair = [&](int offset, int group) {
+        return reinterpret_cast<const uint2 *>(
+            page + offset + group * Layout::Group * 2)[t * Layout::token_tiles + tile];
+      };
+#pragma unroll 4
+      for (int step = 0; step < steps; ++step) {
+        if constexpr (Layout::ValueBits == 16) {
+          const auto *from = reinterpret_cast<const ExactTile<T> *>(unit) + lane_index();
+          out[step * warp_lanes] = from[step * warp_lanes].halves();
+        } else {
+          Word codes[4];
+          read_codes<Layout::ValueBits, 16>(unit, Layout::channel_tiles, step, codes);
+          if constexpr (Values == ValueCoding::plain) {
+            const uint2 scale = pair(Layout::value_scales, step / 2),
+                        zero = pair(Layout::value_zeros(Values), step / 2);
+            out[step * warp_lanes] = {
+                unpacked(codes[0], scale.x, zero.x), unpacked(codes[1], scale.x, zero.x),
+                unpacked(codes[2], scale.y, zero.y), unpacked(codes[3], scale.y, zero.y)};
+          } else {
+            constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
+            const uint2 scale = pair(Layout::value_scales, 0);
+            out[step * warp_lanes] = {
+                unpacked_about(codes[0], middle, scale.x), unpacked_about(codes[1], middle, scale.x),
+                unpacked_about(codes[2], middle, scale.y), unpacked_about(codes[3], middle, scale.y)};
+          }
+        }
+      }
+    }
   }
 
  private:
-  /// Sets every number to make(channel, token), which may read the old ones.
-  template <class Make>
-  __device__ void fill(Make &&make) {
-    for (int i = static_cast<int>(threadIdx.x); i < HeadDim * tokens;
-         i += static_cast<int>(blockDim.x)) {
-      other_[i / tokens * stride + i % tokens] = make(i / tokens, i % tokens);
+  using Sums = float[tiles][2 * steps][4];
+
+  /// c += the keys' rows of R(row) mean.
+  __device__ void add_means(int row, Sums &c) const {
+    const int row_tiles = tables.frame / 16;
+    const uint4 *rows = tables.mode_rows + (row / 16 + first) * warp_lanes + lane_index();
+    const int modes = tables.mode_tiles;
+    const auto fetch = [&](int mode, uint4(&a)[tiles]) {
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) a[i] = __ldg(rows + (mode * row_tiles + i) * warp_lanes);
+    };
+    uint4 a[tiles], next[tiles];
+    if (modes > 0) fetch(0, a);
+#pragma unroll 1
+    for (int mode = 0; mode < modes; ++mode) {
+      fetch(min(mode + 1, modes - 1), next);
+      multiply_row(a, projection, head.projection, mode, c);
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) a[i] = next[i];
     }
-    float *made = other_;
-    other_ = rows_;
-    rows_ = made;
-    __syncthreads();
-  }
-
-  __device__ float scale(int offset, int element) const {
-    return __half2float(reinterpret_cast<const __half *>(page_ + offset)[element]);
-  }
-
-  __device__ float exact(int offset, int channel_tile, int element, int token) const {
-    const int tile = (first_ + token) / 16 * Layout::channel_tiles + channel_tile;
-    return element_value<T>(
-        reinterpret_cast<const std::uint16_t *>(page_ + offset)[tile * 256 + element]);
-  }
-
-  __device__ float key(const HeadTables &head, bool basis, int channel, int token) const {
-    if constexpr (Layout::KeyBits == 16) {
-      return exact(0, channel / 16, tile_element(token % 16, channel % 16), token);
-    } else {
-      const int unit = channel / Layout::unit, bits = basis ? head.widths[unit] : Layout::KeyBits;
-      const std::uint8_t *codes = page_;
-      for (int before = 0; before < unit; ++before) {
-        codes += Layout::key_unit_bytes(basis ? head.widths[before] : Layout::KeyBits);
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+#pragma unroll
+      for (int n = 0; n < 2 * steps; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) c[i][n][j] *= head.projection_unit;
       }
-      const int at = key_element<HeadDim>(channel);
-      const int code = bits == 0 ? 0
-                                 : unit_code<Layout::unit>(codes, bits, Layout::token_tiles,
-                                                           first_ + token, channel % Layout::unit);
-      // A scale's sign says which space the page is coded in.
-      return scale(Layout::key_zeros, at) +
-             fabsf(scale(Layout::key_scales, at)) * static_cast<float>(code);
     }
   }
 
-  __device__ float value(ValueCoding coding, int channel, int token) const {
-    if constexpr (Layout::ValueBits == 16) {
-      return exact(Layout::value_codes, channel / 16, tile_element(channel % 16, token % 16), token);
-    } else {
-      const std::uint8_t *step =
-          page_ + Layout::value_codes + (first_ + token) / 16 * Layout::value_step_bytes;
-      const auto code = static_cast<float>(
-          unit_code<16>(step, Layout::ValueBits, Layout::channel_tiles, channel, token % 16));
-      const int place = value_element<Layout::Group>(first_ + token);
-      if (coding == ValueCoding::symmetric) {
-        constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
-        return scale(Layout::value_scales, place) * (code - middle);
+  /// c += a times row tile `row` of a matrix.
+  __device__ static void multiply_row(const uint4 (&a)[tiles], const uint4 *fetched, const uint4 *from,
+                                      int row, Sums &c) {
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      const uint4 b = Matrices::tile(fetched, from, row * steps + step);
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) {
+        multiply_add(c[i][2 * step], a[i].x, a[i].y, a[i].z, a[i].w, b.x, b.y);
+        multiply_add(c[i][2 * step + 1], a[i].x, a[i].y, a[i].z, a[i].w, b.z, b.w);
       }
-      const int at = channel / Layout::value_group * Layout::Group + place;
-      return scale(Layout::value_zeros(coding), at) + scale(Layout::value_scales, at) * code;
     }
   }
 
-  /// Adds the mean, turned by each token's row of the tile, and turns all by the page's base.
-  __device__ void leave_frame(const TileTables &tables, const float *mean, const PageEntry &entry) {
-    __shared__ float2 turn[HeadDim / 2];
-    if (entry.base != 0) make_turn(tables, entry.base, turn);
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < tables.pairs * tokens;
-         i += static_cast<int>(blockDim.x)) {
-      const int pair = i / tokens, token = i % tokens;
+  /// The tokens' numbers in 16 channels or coordinates, as A: both units of eight, or one of 16.
+  template <int Bits>
+  __device__ void read_unit(const std::uint8_t *unit, int part, Word (&codes)[tiles][4]) const {
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      read_codes<Bits, Layout::unit>(unit, Layout::token_tiles, first + i,
+                                     codes[i] + (Layout::unit == 8 ? 2 * part : 0));
+    }
+  }
+  __device__ static void scale_codes(const std::uint8_t *page, int step, const Word (&codes)[tiles][4],
+                                     uint4 (&a)[tiles]) {
+    const int at = lane_index() % 4 * steps + step;
+    const uint2 scale = reinterpret_cast<const uint2 *>(page + Layout::key_scales)[at];
+    const uint2 zero = reinterpret_cast<const uint2 *>(page + Layout::key_zeros)[at];
+    const Word first = scale.x & 0x7fff7fffu, second = scale.y & 0x7fff7fffu;
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      a[i] = {unpacked(codes[i][0], first, zero.x), unpacked(codes[i][1], first, zero.x),
+              unpacked(codes[i][2], second, zero.y), unpacked(codes[i][3], second, zero.y)};
+    }
+  }
+
+  __device__ void add_coordinates(const std::uint8_t *page, Sums &c) const {
+    const int eight = head.eight_bit_units, four = eight + head.four_bit_units,
+              two = four + head.two_bit_units;
+    const std::uint8_t *unit = page;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      Word codes[tiles][4] = {};
+#pragma unroll
+      for (int part = 0; part < 16 / Layout::unit; ++part) {
+        const int index = step * (16 / Layout::unit) + part;
+        if (index < eight) {
+          read_unit<8>(unit, part, codes);
+          unit += Layout::key_unit_bytes(8);
+        } else if (index < four) {
+          read_unit<4>(unit, part, codes);
+          unit += Layout::key_unit_bytes(4);
+        } else if (index < two) {
+          read_unit<2>(unit, part, codes);
+          unit += Layout::key_unit_bytes(2);
+        }
+      }
+      uint4 a[tiles];
+      scale_codes(page, step, codes, a);
+      multiply_row(a, basis, head.basis, step, c);
+    }
+  }
+
+  __device__ void add_channels(const std::uint8_t *page, Sums &c) const {
+#pragma unroll
+    for (int step = 0; step < steps; ++step) {
+      Word codes[tiles][4] = {};
+#pragma unroll
+      for (int part = 0; part < 16 / Layout::unit; ++part) {
+        const int index = step * (16 / Layout::unit) + part;
+        read_unit<Layout::KeyBits>(page + index * Layout::key_unit_bytes(Layout::KeyBits), part, codes);
+      }
+      uint4 a[tiles];
+      scale_codes(page, step, codes, a);
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) add_tile(a[i], c[i][2 * step], c[i][2 * step + 1]);
+    }
+  }
+
+  __device__ void add_exact(const std::uint8_t *page, Sums &c) const {
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      const auto *from =
+          reinterpret_cast<const ExactTile<T> *>(page) + (first + i) * steps * warp_lanes + lane_index();
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+        add_tile(from[step * warp_lanes].halves(), c[i][2 * step], c[i][2 * step + 1]);
+      }
+    }
+  }
+
+  __device__ static void add_tile(uint4 a, float (&low)[4], float (&high)[4]) {
+    const auto add = [](Word pair, float &first, float &second) {
+      const float2 x = __half22float2(as_halves(pair));
+      first += x.x, second += x.y;
+    };
+    add(a.x, low[0], low[1]), add(a.y, low[2], low[3]);
+    add(a.z, high[0], high[1]), add(a.w, high[2], high[3]);
+  }
+
+  /// Turns the keys by the base, where the channels of a pair are in one lane.
+  __device__ void turn(Sums &c) const {
+    const int t = lane_index() % 4;
+    const auto meet = [](float2 angle, float &first, float &second) {
+      const float2 turned = turn_pair(angle, {first, second});
+      first = turned.x, second = turned.y;
+    };
+    if (tables.interleaved) {
+#pragma unroll
+      for (int n = 0; n < 2 * steps; ++n) {
+        const int pair = n * 4 + t;
+        if (pair >= tables.pairs) break;
+        const float2 angle = angles[pair];
+#pragma unroll
+        for (int i = 0; i < tiles; ++i) {
+          meet(angle, c[i][n][0], c[i][n][1]);
+          meet(angle, c[i][n][2], c[i][n][3]);
+        }
+      }
+      return;
+    }
+#pragma unroll
+    for (int n = 0; n < steps; ++n) {
+      const float4 two = reinterpret_cast<const float4 *>(angles)[n * 4 + t];
+      const float2 angle[2] = {{two.x, two.y}, {two.z, two.w}};
+#pragma unroll
+      for (int i = 0; i < tiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) meet(angle[j % 2], c[i][n][j], c[i][n + steps][j]);
+      }
+    }
+  }
+
+  /// The same of any pairs, of keys that are written already.
+  __device__ void turn_written(std::uint8_t *to) const {
+    using Block = BlockLayout<HeadDim>;
+    auto *keys = reinterpret_cast<__half *>(to) + first * Block::part_elements;
+    __syncwarp();
+#pragma unroll 1
+    for (int i = lane_index(); i < tiles * 16 * tables.pairs; i += warp_lanes) {
+      const int token = i / tables.pairs, pair = i % tables.pairs;
+      __half *tile = keys + token / 16 * Block::part_elements;
       const int2 channels = pair_channels(tables, pair);
-      float2 x = {at(channels.x, token), at(channels.y, token)};
-      if (mean != nullptr) {
-        const float *cosine = tables.angles + 2ll * pair * tables.frame + entry.row + first_ + token;
-        const float2 centre =
-            turn_pair({cosine[0], cosine[tables.frame]}, {mean[channels.x], mean[channels.y]});
-        x = {x.x + centre.x, x.y + centre.y};
-      }
-      if (entry.base != 0) x = turn_pair(turn[pair], x);
-      rows_[channels.x * stride + token] = x.x;
-      rows_[channels.y * stride + token] = x.y;
+      __half &first = tile[Block::key(token % 16, channels.x)];
+      __half &second = tile[Block::key(token % 16, channels.y)];
+      const float2 turned = turn_pair(angles[pair], {__half2float(first), __half2float(second)});
+      first = __float2half_rn(turned.x);
+      second = __float2half_rn(turned.y);
     }
-    for (int i = static_cast<int>(threadIdx.x);
-         mean != nullptr && i < (HeadDim - 2 * tables.pairs) * tokens;
-         i += static_cast<int>(blockDim.x)) {
-      const int channel = 2 * tables.pairs + i / tokens;
-      rows_[channel * stride + i % tokens] += mean[channel];
-    }
-    __syncthreads();
   }
-
-  /// The Hadamard rotation, its own inverse, see coding/hadamard.hpp.
-  __device__ void rotate() {
-    constexpr int block = HeadDim & -HeadDim;
-    for (int span = 1; span < block; span *= 2) {
-      fill([&](int channel, int token) {
-        const float own = at(channel, token), other = at(channel ^ span, token);
-        return (channel & span) != 0 ? other - own : own + other;
-      });
-    }
-    const float unit = 1.0f / sqrtf(static_cast<float>(block));
-    fill([&](int channel, int token) { return at(channel, token) * unit; });
-  }
-
-  const std::uint8_t *page_;
-  int first_;
-  float *rows_, *other_;
 };
 
-/// Grid: slices of the pages' tokens, KV heads.
-template <class Layout, class T, class S>
-__global__ void unpack_pages(UnpackCall<S> call) {
-  using Slice = PageSlice<Layout, T>;
-  extern __shared__ float slice_memory[];
-  constexpr int slices = Layout::Group / Slice::tokens, HeadDim = Layout::HeadDim;
-  const int head = static_cast<int>(blockIdx.y),
-            first = static_cast<int>(blockIdx.x) % slices * Slice::tokens;
-  const LayerState &state = *call.state;
-  const PageEntry entry = state.pages[blockIdx.x / slices];
-  const CodingTables &coding = call.codings[state.coding];
-  Slice slice(entry.data + static_cast<long long>(head) * Layout::head_bytes(call.values), first,
-              slice_memory);
-  const auto write = [&](DeviceTensor<S> to) {
-    for (int i = static_cast<int>(threadIdx.x); i < HeadDim * Slice::tokens;
-         i += static_cast<int>(blockDim.x)) {
-      const int token = i / HeadDim, counted = first + token - entry.first;
-      if (counted < 0 || counted >= entry.tokens) continue;
-      store_element(to.row(entry.before + counted, head) + i % HeadDim, slice.at(i % HeadDim, token));
-    }
-    __syncthreads();
+/// Shared memory of a block's pages: the one that is unpacked and the next, unless they are so large
+/// that they are read where they lie.
+template <class Layout, ValueCoding Values>
+__host__ __device__ constexpr int unpack_stage_bytes() {
+  constexpr int bytes = Layout::head_bytes(Values);
+  return bytes <= 36 * 1024 ? bytes : 0;
+}
+
+/// Some blocks a KV head, so that each fetches one head's matrices; the chunk's pages are dealt out one
+/// after another.
+template <class Layout, ValueCoding Values, class T, class S>
+__global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
+                                  UnpackWarp<Layout, Values, T>::blocks)
+    unpack_pages(const RowCall<S> rows) {
+  using Warp = UnpackWarp<Layout, Values, T>;
+  using Matrices = typename Warp::Matrices;
+  using Exact = typename Warp::Exact;
+  constexpr int stage_bytes = unpack_stage_bytes<Layout, Values>(),
+                head_bytes = Layout::head_bytes(Values);
+  extern __shared__ __align__(128) std::uint8_t unpack_memory[];
+  __shared__ float4 angles[2][Layout::HeadDim / 4];  // of the page at hand and the next
+  const AttendCall<S> &call = rows.call;
+  auto *basis = reinterpret_cast<uint4 *>(unpack_memory), *projection = basis + Matrices::basis;
+  std::uint8_t *stages = unpack_memory + Matrices::bytes;
+  auto *starts = reinterpret_cast<RowStart *>(stages + 2 * stage_bytes);
+  allow_next_launch();
+  find_page_starts(call, starts);
+  const int heads = call.kv_heads, head = static_cast<int>(blockIdx.x) % heads;
+  const int step = static_cast<int>(gridDim.x) / heads;
+  const int end = min(rows.first_page + rows.pages, starts[call.entries].page);
+  // A page of the chunk, and its coding.
+  struct Found {
+    PageEntry entry;
+    const CodingTables *coding;
   };
-  slice.load_keys(coding, coding.heads[head],
-                  call.from_bases + static_cast<long long>(head) * HeadDim * HeadDim, entry);
-  write(call.k);
-  slice.load_values(call.values);
-  write(call.v);
-}
-
-/// Writes all packed tokens of a sequence and layer. pages: as many as the state counts.
-template <class Layout, class T, class S>
-void launch_unpack_pages(const UnpackCall<S> &call, int pages, int kv_heads, cudaStream_t stream) {
-  if (pages == 0) return;
-  using Slice = PageSlice<Layout, T>;
-  constexpr int bytes = Slice::floats * static_cast<int>(sizeof(float));
-  const auto kernel = unpack_pages<Layout, T, S>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "dequantize");
-  const dim3 grid(static_cast<unsigned>(pages * (Layout::Group / Slice::tokens)),
-                  static_cast<unsigned>(kv_heads));
-  kernel<<<grid, 256, bytes, stream>>>(call);
-  check(cudaGetLastError(), "dequantize");
-}
-
-/// Grid: tokens, KV heads; a thread a channel.
-template <int HeadDim, class T, class S>
-__global__ void unpack_rows(ExactSlots slots, DeviceTensor<S> k, DeviceTensor<S> v, int first) {
-  using Block = BlockLayout<HeadDim>;
-  const int token = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const int channel = static_cast<int>(threadIdx.x);
-  const std::uint16_t *block = slots.block<HeadDim>(head, token);
-  store_element(k.row(first + token, head) + channel,
-                element_value<T>(block[Block::key(token % 16, channel)]));
-  store_element(v.row(first + token, head) + channel,
-                element_value<T>(block[Block::value(token % 16, channel)]));
-}
-
-/// Writes the first `count` exact tokens to those from `first` on.
-template <int HeadDim, class T, class S>
-void launch_unpack_rows(ExactSlots slots, int count, int kv_heads, DeviceTensor<S> k, DeviceTensor<S> v,
-                        int first, cudaStream_t stream) {
-  if (count == 0) return;
-  const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(kv_heads));
-  unpack_rows<HeadDim, T, S><<<grid, HeadDim, 0, stream>>>(slots, k, v, first);
-  check(cudaGetLastError(), "dequantize");
+  const auto find = [&](int index) {
+    index = min(index, end - 1);
+    const int e = find_entry(starts, call.entries, index, &RowStart::page);
+    const LayerState &state = *call.batch[e].state;
+    return Found{state.pages[index - starts[e].page], &call.codings[state.coding]};
+  };
+  const auto head_of = [&](const Found &page) {
+    return page.entry.data + static_cast<std::size_t>(head) * head_bytes;
+  };
+  const auto copy = [&](const Found &page, int stage) {
+    if constexpr (stage_bytes > 0) {
+      const std::uint8_t *from = head_of(page);
+#pragma unroll 4
+      for (int i = static_cast<int>(threadIdx.x) * 16; i < head_bytes;
+           i += static_cast<int>(blockDim.x) * 16)
+        copy_async(stages + stage * stage_bytes + i, from + i);
+    }
+    commit_copies();
+  };
+  const auto fetch = [&](const HeadTables &tables, int mode_tiles) {
+    Matrices::fetch(basis, tables.basis, Warp::steps * Warp::steps);
+    Matrices::fetch(projection, tables.projection, mode_tiles * Warp::steps);
+  };
+  const auto turn = [&](const Found &page, int stage) {
+    if (page.entry.base == 0) return;
+    make_turn(page.coding->tiles, page.entry.base, reinterpret_cast<float2 *>(angles[stage]));
+  };
+  int index = rows.first_page + static_cast<int>(blockIdx.x) / heads, stage = 0;
+  if (index >= end) {
+    wait_for_launches();
+    return;
+  }
+  Found page = find(index), next = find(index + step);
+  copy(page, stage);
+  const HeadTables *fetched = &page.coding->heads[head];
+  fetch(*fetched, page.coding->tiles.mode_tiles);
+  turn(page, stage);
+  wait_for_launches();  // until nobody reads what was unpacked before
+#pragma unroll 1
+  for (; index < end; index += step, stage ^= 1) {
+    wait_for_copies<0>();
+    __syncthreads();  // the page is there, what it is turned by too, and the other stage free
+    if (index + step < end) copy(next, stage ^ 1);
+    const Found behind = find(index + 2 * step);
+    const HeadTables &tables = page.coding->heads[head];
+    const TileTables &tiles = page.coding->tiles;
+    if (&tables != fetched) {
+      fetch(tables, tiles.mode_tiles);
+      fetched = &tables;
+      __syncthreads();
+    }
+    const std::uint8_t *from = stage_bytes > 0 ? stages + stage * stage_bytes : head_of(page);
+    std::uint8_t *to = rows.unpacked + (static_cast<std::size_t>(index - rows.first_page) * heads +
+                                        static_cast<std::size_t>(head)) *
+                                           Exact::head_bytes(ValueCoding::symmetric);
+    const Warp warp{tables,
+                    tiles,
+                    basis,
+                    projection,
+                    reinterpret_cast<float2 *>(angles[stage]),
+                    warp_index() * Warp::tiles};
+    warp.keys(from, page.entry, to);
+    warp.values(from, to);
+    if (index + step < end) turn(next, stage ^ 1);
+    page = next;
+    next = behind;
+  }
 }
 
 }  // namespace squat::cuda

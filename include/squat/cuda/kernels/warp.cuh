@@ -52,7 +52,14 @@ __device__ inline void copy_async(void *to, const void *from) {
                "l"(from)
                : "memory");
 }
-/// The same of `bytes`, a multiple of 16, all lanes of a warp together.
+/// Copies 8 bytes to shared memory.
+__device__ inline void copy_async_8(void *to, const void *from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+}
+/// Copies `bytes` to shared memory, a multiple of 16, all lanes of a warp together.
 __device__ inline void copy_async(void *to, const void *from, int bytes) {
 #pragma unroll 2
   for (int i = lane_index() * 16; i < bytes; i += warp_lanes * 16) {

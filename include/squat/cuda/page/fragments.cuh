@@ -57,6 +57,15 @@ __device__ inline void multiply_add(float (&c)[4], Word a0, Word a1, Word a2, Wo
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/// C = A B, A 16 x 16.
+__device__ inline void multiply(float (&c)[4], Word a0, Word a1, Word a2, Word a3, Word b0, Word b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%10,%10,%10,%10};"
+      : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
 /// C += A B, A 16 x 8.
 __device__ inline void multiply_add(float (&c)[4], Word a0, Word a1, Word b0) {
   asm volatile(

@@ -1,0 +1,267 @@
+#pragma once
+
+// Cached tokens as rows again, for KVCache::dequantize: packed ones as their codes say, exact ones as
+// they are.
+//
+// A block takes 32 tokens of a head's page: codes become coordinates in shared memory, then channels,
+// out of the basis by A^-1 (2 HeadDim^2 operations a token), out of the mean and out of the frame; then
+// the same of values. Shared memory: 2 HeadDim 33 floats, 67 KiB for HeadDim = 256.
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "squat/coding/coding.hpp"
+#include "squat/cuda/error.hpp"
+#include "squat/cuda/kernels/elements.cuh"
+#include "squat/cuda/kernels/rotary.cuh"
+#include "squat/cuda/page/fragments.cuh"
+#include "squat/cuda/page/page_layout.cuh"
+#include "squat/cuda/state/device_state.cuh"
+#include "squat/cuda/state/exact_slots.cuh"
+
+namespace squat::cuda {
+
+/// What is unpacked, and where to.
+template <class S>
+struct DequantizeCall {
+  const LayerState *state;
+  const CodingTables *codings;  // by LayerState::coding
+  const float *from_bases;  // A^-1 of every head, [kv_heads, HeadDim, HeadDim], [channel, coordinate]
+  ValueCoding values;
+  DeviceTensor<S> k, v;  // [tokens, kv_heads, HeadDim], of the whole sequence
+};
+
+/// The code of (row, column) of one plane of a unit of `tiles` tiles of 16 rows.
+template <int Bits, int Columns>
+__device__ int plane_code(const std::uint8_t *plane, int tiles, int row, int column) {
+  const CodePlace place = code_place<Bits, Columns>(row, column);
+  const Word word = reinterpret_cast<const Word *>(
+      plane)[unit_word(unit_words(Bits, tiles, Columns), place.lane, place.word)];
+  return static_cast<int>(word >> place.bit & ((1u << Bits) - 1));
+}
+
+/// The code of (row, column) of a unit.
+template <int Columns>
+__device__ int unit_code(const std::uint8_t *unit, int bits, int tiles, int row, int column) {
+  if (bits == 8) return plane_code<8, Columns>(unit, tiles, row, column);
+  if (bits == 4) return plane_code<4, Columns>(unit, tiles, row, column);
+  const int low = plane_code<2, Columns>(unit, tiles, row, column);
+  if (bits == 2) return low;
+  const int plane_bytes = unit_words(2, tiles, Columns) * 4 * warp_lanes;
+  return low | plane_code<1, Columns>(unit + plane_bytes, tiles, row, column) << 2;
+}
+
+/// 32 tokens of a head's page as floats in shared memory, by all threads of a block.
+template <class Layout, class T>
+class PageSlice {
+ public:
+  static constexpr int HeadDim = Layout::HeadDim;
+  static constexpr int tokens = 32, stride = tokens + 1;  // no two channels' tokens in one bank
+  static constexpr int floats = 2 * HeadDim * stride;
+
+  /// page: the head's bytes; first: of the tokens, in the page; memory: `floats` of them.
+  __device__ PageSlice(const std::uint8_t *page, int first, float *memory)
+      : page_(page), first_(first), rows_(memory), other_(memory + HeadDim * stride) {}
+
+  __device__ float at(int channel, int token) const { return rows_[channel * stride + token]; }
+
+  /// Keys as they were before they were coded. from_basis: A^-1.
+  __device__ void load_keys(const CodingTables &coding, const HeadTables &head, const float *from_basis,
+                            const PageEntry &entry) {
+    const bool basis =
+        Layout::KeyBits < 16 && signbit(scale(Layout::key_scales, key_element<HeadDim>(0)));
+    fill([&](int channel, int token) { return key(head, basis, channel, token); });
+    if constexpr (Layout::KeyBits < 16) {
+      if (basis) {
+        fill([&](int channel, int token) {
+          float sum = 0;
+          for (int i = 0; i < HeadDim; ++i) sum += from_basis[channel * HeadDim + i] * at(i, token);
+          return sum;
+        });
+      }
+      leave_frame(coding.tiles, head.mean, entry);
+    }
+  }
+
+  __device__ void load_values(ValueCoding coding) {
+    fill([&](int channel, int token) { return value(coding, channel, token); });
+    if (Layout::ValueBits < 16 && coding == ValueCoding::symmetric) rotate();
+  }
+
+ private:
+  /// Sets every number to make(channel, token), which may read the old ones.
+  template <class Make>
+  __device__ void fill(Make &&make) {
+    for (int i = static_cast<int>(threadIdx.x); i < HeadDim * tokens;
+         i += static_cast<int>(blockDim.x)) {
+      other_[i / tokens * stride + i % tokens] = make(i / tokens, i % tokens);
+    }
+    float *made = other_;
+    other_ = rows_;
+    rows_ = made;
+    __syncthreads();
+  }
+
+  __device__ float scale(int offset, int element) const {
+    return __half2float(reinterpret_cast<const __half *>(page_ + offset)[element]);
+  }
+
+  __device__ float exact(int offset, int channel_tile, int element, int token) const {
+    const int tile = (first_ + token) / 16 * Layout::channel_tiles + channel_tile;
+    return element_value<T>(
+        reinterpret_cast<const std::uint16_t *>(page_ + offset)[tile * 256 + element]);
+  }
+
+  __device__ float key(const HeadTables &head, bool basis, int channel, int token) const {
+    if constexpr (Layout::KeyBits == 16) {
+      return exact(0, channel / 16, tile_element(token % 16, channel % 16), token);
+    } else {
+      const int unit = channel / Layout::unit, bits = basis ? head.widths[unit] : Layout::KeyBits;
+      const std::uint8_t *codes = page_;
+      for (int before = 0; before < unit; ++before) {
+        codes += Layout::key_unit_bytes(basis ? head.widths[before] : Layout::KeyBits);
+      }
+      const int at = key_element<HeadDim>(channel);
+      const int code = bits == 0 ? 0
+                                 : unit_code<Layout::unit>(codes, bits, Layout::token_tiles,
+                                                           first_ + token, channel % Layout::unit);
+      // A scale's sign says which space the page is coded in.
+      return scale(Layout::key_zeros, at) +
+             fabsf(scale(Layout::key_scales, at)) * static_cast<float>(code);
+    }
+  }
+
+  __device__ float value(ValueCoding coding, int channel, int token) const {
+    if constexpr (Layout::ValueBits == 16) {
+      return exact(Layout::value_codes, channel / 16, tile_element(channel % 16, token % 16), token);
+    } else {
+      const std::uint8_t *step =
+          page_ + Layout::value_codes + (first_ + token) / 16 * Layout::value_step_bytes;
+      const auto code = static_cast<float>(
+          unit_code<16>(step, Layout::ValueBits, Layout::channel_tiles, channel, token % 16));
+      const int place = value_element<Layout::Group>(first_ + token);
+      if (coding == ValueCoding::symmetric) {
+        constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
+        return scale(Layout::value_scales, place) * (code - middle);
+      }
+      const int at = channel / Layout::value_group * Layout::Group + place;
+      return scale(Layout::value_zeros(coding), at) + scale(Layout::value_scales, at) * code;
+    }
+  }
+
+  /// Adds the mean, turned by each token's row of the tile, and turns all by the page's base.
+  __device__ void leave_frame(const TileTables &tables, const float *mean, const PageEntry &entry) {
+    __shared__ float2 turn[HeadDim / 2];
+    if (entry.base != 0) make_turn(tables, entry.base, turn);
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < tables.pairs * tokens;
+         i += static_cast<int>(blockDim.x)) {
+      const int pair = i / tokens, token = i % tokens;
+      const int2 channels = pair_channels(tables, pair);
+      float2 x = {at(channels.x, token), at(channels.y, token)};
+      if (mean != nullptr) {
+        const float *cosine = tables.angles + 2ll * pair * tables.frame + entry.row + first_ + token;
+        const float2 centre =
+            turn_pair({cosine[0], cosine[tables.frame]}, {mean[channels.x], mean[channels.y]});
+        x = {x.x + centre.x, x.y + centre.y};
+      }
+      if (entry.base != 0) x = turn_pair(turn[pair], x);
+      rows_[channels.x * stride + token] = x.x;
+      rows_[channels.y * stride + token] = x.y;
+    }
+    for (int i = static_cast<int>(threadIdx.x);
+         mean != nullptr && i < (HeadDim - 2 * tables.pairs) * tokens;
+         i += static_cast<int>(blockDim.x)) {
+      const int channel = 2 * tables.pairs + i / tokens;
+      rows_[channel * stride + i % tokens] += mean[channel];
+    }
+    __syncthreads();
+  }
+
+  /// The Hadamard rotation, its own inverse, see coding/hadamard.hpp.
+  __device__ void rotate() {
+    constexpr int block = HeadDim & -HeadDim;
+    for (int span = 1; span < block; span *= 2) {
+      fill([&](int channel, int token) {
+        const float own = at(channel, token), other = at(channel ^ span, token);
+        return (channel & span) != 0 ? other - own : own + other;
+      });
+    }
+    const float unit = 1.0f / sqrtf(static_cast<float>(block));
+    fill([&](int channel, int token) { return at(channel, token) * unit; });
+  }
+
+  const std::uint8_t *page_;
+  int first_;
+  float *rows_, *other_;
+};
+
+/// Grid: slices of the pages' tokens, KV heads.
+template <class Layout, class T, class S>
+__global__ void dequantize_pages(DequantizeCall<S> call) {
+  using Slice = PageSlice<Layout, T>;
+  extern __shared__ float slice_memory[];
+  constexpr int slices = Layout::Group / Slice::tokens, HeadDim = Layout::HeadDim;
+  const int head = static_cast<int>(blockIdx.y),
+            first = static_cast<int>(blockIdx.x) % slices * Slice::tokens;
+  const LayerState &state = *call.state;
+  const PageEntry entry = state.pages[blockIdx.x / slices];
+  const CodingTables &coding = call.codings[state.coding];
+  Slice slice(entry.data + static_cast<long long>(head) * Layout::head_bytes(call.values), first,
+              slice_memory);
+  const auto write = [&](DeviceTensor<S> to) {
+    for (int i = static_cast<int>(threadIdx.x); i < HeadDim * Slice::tokens;
+         i += static_cast<int>(blockDim.x)) {
+      const int token = i / HeadDim, counted = first + token - entry.first;
+      if (counted < 0 || counted >= entry.tokens) continue;
+      store_element(to.row(entry.before + counted, head) + i % HeadDim, slice.at(i % HeadDim, token));
+    }
+    __syncthreads();
+  };
+  slice.load_keys(coding, coding.heads[head],
+                  call.from_bases + static_cast<long long>(head) * HeadDim * HeadDim, entry);
+  write(call.k);
+  slice.load_values(call.values);
+  write(call.v);
+}
+
+/// Writes all packed tokens of a sequence and layer. pages: as many as the state counts.
+template <class Layout, class T, class S>
+void launch_dequantize_pages(const DequantizeCall<S> &call, int pages, int kv_heads,
+                             cudaStream_t stream) {
+  if (pages == 0) return;
+  using Slice = PageSlice<Layout, T>;
+  constexpr int bytes = Slice::floats * static_cast<int>(sizeof(float));
+  const auto kernel = dequantize_pages<Layout, T, S>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "dequantize");
+  const dim3 grid(static_cast<unsigned>(pages * (Layout::Group / Slice::tokens)),
+                  static_cast<unsigned>(kv_heads));
+  kernel<<<grid, 256, bytes, stream>>>(call);
+  check(cudaGetLastError(), "dequantize");
+}
+
+/// Grid: tokens, KV heads; a thread a channel.
+template <int HeadDim, class T, class S>
+__global__ void dequantize_rows(ExactSlots slots, DeviceTensor<S> k, DeviceTensor<S> v, int first) {
+  using Block = BlockLayout<HeadDim>;
+  const int token = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int channel = static_cast<int>(threadIdx.x);
+  const std::uint16_t *block = slots.block<HeadDim>(head, token);
+  store_element(k.row(first + token, head) + channel,
+                element_value<T>(block[Block::key(token % 16, channel)]));
+  store_element(v.row(first + token, head) + channel,
+                element_value<T>(block[Block::value(token % 16, channel)]));
+}
+
+/// Writes the first `count` exact tokens to those from `first` on.
+template <int HeadDim, class T, class S>
+void launch_dequantize_rows(ExactSlots slots, int count, int kv_heads, DeviceTensor<S> k,
+                            DeviceTensor<S> v, int first, cudaStream_t stream) {
+  if (count == 0) return;
+  const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(kv_heads));
+  dequantize_rows<HeadDim, T, S><<<grid, HeadDim, 0, stream>>>(slots, k, v, first);
+  check(cudaGetLastError(), "dequantize");
+}
+
+}  // namespace squat::cuda

@@ -1,0 +1,86 @@
+#pragma once
+
+// Programmatic dependent launch from the host's side (its device side is in warp.cuh).
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+#include "squat/cuda/error.hpp"
+
+namespace squat::cuda {
+
+/// What launches ask of the device that is current.
+struct DeviceLimits {
+  int device = -1;
+  int processors = 0;
+  int major = 0;   ///< of the compute capability
+  int shared = 0;  ///< bytes of shared memory that a block can have
+};
+
+/// They are asked for once a thread and device.
+inline const DeviceLimits &device_limits() {
+  thread_local DeviceLimits limits;
+  int device = 0;
+  check(cudaGetDevice(&device), "device");
+  if (device == limits.device) return limits;
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, device), "device");
+    return value;
+  };
+  limits = {device, ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrComputeCapabilityMajor),
+            ask(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  return limits;
+}
+
+/// Lets a kernel have all the shared memory that a block can: the same for all that launch it, so that
+/// threads cannot take it from each other.
+template <class Kernel>
+void allow_shared_memory(Kernel kernel, const DeviceLimits &limits) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "attributes of a kernel");
+  const int left = limits.shared - static_cast<int>(attributes.sharedSizeBytes);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, left),
+        "shared memory of a kernel");
+}
+
+/// What a launch has found out about a kernel, kept until device or shared memory change.
+struct KernelFit {
+  int device = -1;
+  std::size_t shared = 0;
+  int blocks = 0;  ///< that run at a time
+
+  /// Whether it holds; else the caller finds out anew.
+  bool holds(const DeviceLimits &limits, std::size_t bytes) const {
+    return device == limits.device && shared == bytes;
+  }
+  template <class Kernel>
+  void find(Kernel kernel, int threads, std::size_t bytes, const DeviceLimits &limits) {
+    int of_a_processor = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_a_processor, kernel, threads, bytes),
+          "occupancy of a kernel");
+    device = limits.device;
+    shared = bytes;
+    blocks = of_a_processor * limits.processors;
+  }
+};
+
+/// Launches a kernel behind another of the stream. overlaps: it may start while the other still runs,
+/// and waits for its results itself (wait_for_launches()).
+template <class... Parameters, class... Arguments>
+void launch_behind(void (*kernel)(Parameters...), int blocks, int threads, std::size_t shared,
+                   cudaStream_t stream, bool overlaps, const Arguments &...arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
+                                  .blockDim = dim3(static_cast<unsigned>(threads)),
+                                  .dynamicSmemBytes = shared,
+                                  .stream = stream,
+                                  .attrs = &attribute,
+                                  .numAttrs = overlaps ? 1u : 0u};
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), "attend");
+}
+
+}  // namespace squat::cuda

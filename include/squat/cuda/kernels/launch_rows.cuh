@@ -1,0 +1,153 @@
+#pragma once
+
+// Launches attention of the entries with many query tokens: for each chunk of pages that are unpacked, a
+// grid that unpacks, one that attends and one that merges. The number of chunks follows from the batch's
+// table capacities; chunks behind the last page cost three empty launches.
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "squat/coding/coding.hpp"
+#include "squat/core/config.hpp"
+#include "squat/cuda/error.hpp"
+#include "squat/cuda/kernels/attend_rows.cuh"
+#include "squat/cuda/kernels/launch_behind.cuh"
+#include "squat/cuda/kernels/merge_rows.cuh"
+#include "squat/cuda/kernels/unpack_pages.cuh"
+
+namespace squat::cuda {
+
+/// Query rows of an entry and KV head from which on it is one of many tokens. Measured (H100, 32/8/128):
+/// unpacking pays from some 64 tokens on, meeting exact pages with many rows from 8.
+constexpr int many_rows(bool packed) { return packed ? 256 : 32; }
+/// The same in tokens.
+inline int many_tokens(int heads_per_kv_head, bool packed) {
+  return std::max(2, (many_rows(packed) + heads_per_kv_head - 1) / heads_per_kv_head);
+}
+
+/// Memory for unpacked pages: 32,768 tokens of 8 KV heads of 128 channels. Half as much takes 6 % longer
+/// for 512 query tokens over them.
+inline constexpr std::size_t most_unpacked_bytes = std::size_t{128} << 20;
+
+/// Segments that a launch takes, so that the workspace stays bounded, and blocks.
+inline constexpr int most_row_segments = 512;
+inline constexpr int most_row_blocks = 480;
+
+/// Tiles of 16 rows that a warp has.
+constexpr int row_tiles_of(int head_dim, int rows) {
+  return head_dim > 128 || rows <= 16 * row_warps ? 1 : 2;
+}
+
+/// The workspace's parts, in bytes.
+struct RowWorkspace {
+  int tile_rows, tiles;             // row tiles of an entry that a launch takes
+  std::size_t sums, unpacked, end;  // behind the slots
+
+  RowWorkspace(int head_dim, int entries, int query_heads, int kv_heads, int most_tokens,
+               int table_pages, bool packed) {
+    const int rows = most_tokens * (query_heads / kv_heads);
+    tile_rows = 16 * row_warps * row_tiles_of(head_dim, rows);
+    tiles = std::clamp(most_row_segments / std::max(1, entries * kv_heads), 1,
+                       (rows + tile_rows - 1) / tile_rows);
+    const auto segments = static_cast<std::size_t>(entries) * static_cast<std::size_t>(kv_heads * tiles);
+    sums = 2 * (segments + most_row_blocks) * row_slot_bytes(head_dim, tile_rows);
+    unpacked = sums + segments * row_sum_floats(head_dim, tile_rows) * sizeof(float);
+    unpacked = (unpacked + 127) / 128 * 128;
+    const std::size_t page = static_cast<std::size_t>(kv_heads * head_dim) * 128 * 4;
+    const std::size_t all = page * static_cast<std::size_t>(table_pages);
+    end = unpacked + (packed ? std::min(all, std::max(page, most_unpacked_bytes)) : 0);
+  }
+};
+
+template <class Layout, ValueCoding Values, int RowTiles, class T, class S>
+void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspace &parts,
+                             cudaStream_t stream) {
+  constexpr int head_dim = Layout::HeadDim;
+  constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
+  constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
+  using Work = RowBlock<head_dim, Layout::Group, RowTiles, T, S>;
+  AttendCall<S> &call = rows.call;
+  rows.values_are_rotated = rotated ? 1 : 0;
+  const std::size_t starts_bytes = (static_cast<std::size_t>(call.entries) + 1) * sizeof(RowStart);
+  const auto attend = attend_rows<head_dim, Layout::Group, RowTiles, T, S>;
+  const auto merge = merge_rows<head_dim, rotated, S>;
+  const std::size_t shared = Work::shared_bytes() + starts_bytes;
+  const DeviceLimits &limits = device_limits();
+  const int processors = limits.processors;
+  // The first kernel comes behind all before it, the others begin while the one before them ends.
+  bool overlaps = false;
+  const auto launch = [&](auto kernel, int grid, int threads, std::size_t bytes, auto... arguments) {
+    launch_behind(kernel, grid, threads, bytes, stream, overlaps, arguments...);
+    overlaps = limits.major >= 9;
+  };
+  thread_local KernelFit fit;
+  if (!fit.holds(limits, shared)) {
+    allow_shared_memory(attend, limits);
+    allow_shared_memory(merge, limits);
+    if constexpr (packed) allow_shared_memory(unpack_pages<Layout, Values, T, S>, limits);
+    fit.find(attend, row_threads, shared, limits);
+  }
+  const int blocks = std::min(fit.blocks, most_row_blocks);
+  const int row_count = most_tokens * (call.query_heads / call.kv_heads);
+  const int tiles = (row_count + Work::rows - 1) / Work::rows;
+  const int merged = call.entries * call.kv_heads * parts.tiles * Work::rows;
+  const MergeShape merging = MergeShape::of(merged, processors);
+  call.most_tiles = parts.tiles;
+  for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
+    rows.first_page = 0;
+    do {
+      rows.last_chunk = call.table_pages - rows.first_page <= rows.pages ? 1 : 0;
+      if constexpr (packed) {
+        using Unpack = UnpackWarp<Layout, Values, T>;
+        const auto unpack = unpack_pages<Layout, Values, T, S>;
+        const std::size_t bytes =
+            Unpack::Matrices::bytes + 2 * unpack_stage_bytes<Layout, Values>() + starts_bytes;
+        const int of_a_head = std::max(1, Unpack::blocks * processors / call.kv_heads);
+        const int most = std::max(1, std::min(of_a_head, std::min(rows.pages, call.table_pages)));
+        launch(unpack, most * call.kv_heads, Unpack::threads, bytes, rows);
+      }
+      launch(attend, blocks, row_threads, shared, rows);
+      launch(merge, (merged + merging.block_rows() - 1) / merging.block_rows(), merge_threads,
+             starts_bytes, rows, blocks, Work::rows, Work::step_tiles, Work::page_steps, merging);
+      rows.first_page += rows.pages;
+    } while (rows.last_chunk == 0);
+  }
+}
+
+/// Attends for the entries with many tokens. call: its scale times log2 e.
+template <class Layout, ValueCoding Values, class T, class S>
+void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *workspace,
+                        cudaStream_t stream) {
+  constexpr int head_dim = Layout::HeadDim;
+  constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
+  const RowWorkspace parts(head_dim, call.entries, call.query_heads, call.kv_heads, most_tokens,
+                           call.table_pages, packed);
+  auto *bytes = static_cast<std::uint8_t *>(workspace);
+  RowCall<S> rows{};
+  rows.call = call;
+  rows.slots = bytes;
+  rows.sums = reinterpret_cast<float *>(bytes + parts.sums);
+  rows.unpacked = bytes + parts.unpacked;
+  rows.pages_are_exact = packed ? 0 : 1;
+  rows.pages = std::numeric_limits<std::int32_t>::max() / 2;
+  if constexpr (packed) {
+    using Exact = ExactPageLayout<head_dim, Layout::Group>;
+    const std::size_t page =
+        static_cast<std::size_t>(call.kv_heads) * Exact::head_bytes(ValueCoding::symmetric);
+    rows.pages = std::max(1, static_cast<std::int32_t>((parts.end - parts.unpacked) / page));
+  }
+  const int row_count = most_tokens * (call.query_heads / call.kv_heads);
+  if constexpr (head_dim <= 128) {
+    if (row_tiles_of(head_dim, row_count) == 2) {
+      launch_attend_row_tiles<Layout, Values, 2, T>(rows, most_tokens, parts, stream);
+      return;
+    }
+  }
+  launch_attend_row_tiles<Layout, Values, 1, T>(rows, most_tokens, parts, stream);
+}
+
+}  // namespace squat::cuda

@@ -1,0 +1,143 @@
+#pragma once
+
+// A warp's query rows in shared memory, as B of the scores (fragments.cuh): rows = channels, columns =
+// query rows, [16 query rows, HeadDim / 16] tiles of two products: a lane has b0, b1 of query rows 0 to
+// 7, then b0, b1 of rows 8 to 15.
+//
+// As in transform_queries.cuh each row is divided by a power of two, its unit, so that float16 holds it:
+// q * attention scale * log2 e = unit * stored. Rows face exact keys of one base: they are turned back
+// by it. 2 HeadDim bytes a row; a row is read once, twice where it is turned.
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "squat/cuda/kernels/rotary.cuh"
+#include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/page/fragments.cuh"
+#include "squat/cuda/state/device_state.cuh"
+
+namespace squat::cuda {
+
+/// A lane's channels, pairs lane + 32 i, and what turns them: x' = cosine x + sine * partner.
+template <int HeadDim>
+struct ChannelTurns {
+  static constexpr int count = (HeadDim / 2 + warp_lanes - 1) / warp_lanes;
+
+  int partner[count][2];
+  float cosine[count][2], sine[count][2];
+
+  __device__ static int channel(int i) { return 2 * (lane_index() + i * warp_lanes); }
+  __device__ static bool has(int i) { return channel(i) < HeadDim; }
+
+  /// By `position`; not 0, for which they are left as they are.
+  __device__ ChannelTurns(const TileTables &tables, long long position) {
+    if (position == 0) return;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int at = channel(i) + j;
+        partner[i][j] = at;
+        cosine[i][j] = 1;
+        sine[i][j] = 0;
+        if (at >= 2 * tables.pairs) continue;
+        const int pair = tables.interleaved ? at / 2 : at % tables.pairs;
+        const int2 channels = pair_channels(tables, pair);
+        const float2 angle = turn_angle(tables, pair, position);
+        const bool first = at == channels.x;
+        partner[i][j] = first ? channels.y : channels.x;
+        cosine[i][j] = angle.x;
+        sine[i][j] = first ? -angle.y : angle.y;
+      }
+    }
+  }
+};
+
+/// Where the query rows of an entry and KV head stand: `heads` of each token.
+template <class Element>
+struct QueryRows {
+  const Element *first;  // of the entry and KV head
+  long long token_stride, head_stride;
+  int heads;
+  int count;
+  float scale;
+
+  /// Null for none.
+  __device__ const Element *row(int i) const {
+    return i < count ? first + i / heads * token_stride + i % heads * head_stride : nullptr;
+  }
+};
+
+/// Where a query row's channel lies among a tile's 256 numbers.
+__device__ constexpr int query_element(int row, int channel) {
+  const int lane = row % 8 * 4 + channel % 8 / 2, part = row / 8 * 2 + channel / 8;
+  return (lane * 4 + part) * 2 + channel % 2;
+}
+
+/// Writes `Tiles` tiles of 16 rows, those from `first` on, turned back by `base`, and their units. A
+/// function that is called: it runs once or twice a segment, and inlined its code would come from memory
+/// in front of each loop.
+template <int HeadDim, int Tiles, class Element>
+__device__ __noinline__ void face_rows(uint4 *to, float *units, const QueryRows<Element> &rows,
+                                       int first, const TileTables *tables, long long base) {
+  using Turns = ChannelTurns<HeadDim>;
+  constexpr int together = 8;  // rows on their way
+  const Turns turns(*tables, -base);
+  __syncwarp();
+#pragma unroll 1
+  for (int begin = 0; begin < 16 * Tiles; begin += together) {
+    float x[together][Turns::count][2], largest[together];
+#pragma unroll
+    for (int k = 0; k < together; ++k) {
+      const Element *query = rows.row(first + begin + k);
+      largest[k] = 0;
+#pragma unroll
+      for (int i = 0; i < Turns::count; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          x[k][i][j] = 0;
+          if (query == nullptr || !Turns::has(i)) continue;
+          x[k][i][j] = static_cast<float>(query[Turns::channel(i) + j]) * rows.scale;
+          largest[k] = fmaxf(largest[k], fabsf(x[k][i][j]));
+        }
+      }
+    }
+    if (base != 0) {
+#pragma unroll
+      for (int k = 0; k < together; ++k) {
+        const Element *query = rows.row(first + begin + k);
+#pragma unroll
+        for (int i = 0; i < Turns::count; ++i) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            if (query == nullptr || !Turns::has(i)) continue;
+            const float partner = static_cast<float>(query[turns.partner[i][j]]) * rows.scale;
+            x[k][i][j] = x[k][i][j] * turns.cosine[i][j] + partner * turns.sine[i][j];
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < together; ++k) {
+#pragma unroll
+      for (int step = 1; step < warp_lanes; step *= 2) {
+        largest[k] = fmaxf(largest[k], __shfl_xor_sync(0xffffffffu, largest[k], step));
+      }
+      const int row = begin + k;
+      const float unit = unit_above(largest[k]), inverse = inverse_of_power(unit);
+      if (lane_index() == 0) units[row] = unit;
+#pragma unroll
+      for (int i = 0; i < Turns::count; ++i) {
+        if (!Turns::has(i)) continue;
+        const int channel = Turns::channel(i);
+        const int element =
+            (row / 16 * (HeadDim / 16) + channel / 16) * 256 + query_element(row % 16, channel % 16);
+        reinterpret_cast<Word *>(to)[element / 2] = halves(x[k][i][0] * inverse, x[k][i][1] * inverse);
+      }
+    }
+  }
+  __syncwarp();
+}
+
+}  // namespace squat::cuda
