@@ -67,7 +67,7 @@ def time_bits(module, stopwatch, shape, bits):
     """{"us", "off"} of one decode step."""
     import torch
 
-    query_heads, kv_heads, head_dim, sequences, tokens = shape
+    query_heads, kv_heads, head_dim, sequences, tokens, _ = shape
     half = lambda *extents: torch.randn(*extents, dtype=torch.float16, device="cuda")
     q = half(sequences, 1, query_heads, head_dim)
     k, v = half(sequences, tokens, kv_heads, head_dim), half(sequences, tokens, kv_heads, head_dim)
@@ -114,6 +114,8 @@ def main():
     print(f"{context.get('device', torch.cuda.get_device_name())}, PyTorch {torch.__version__}\n")
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for shape, runs in steps.items():
+        if shape[-1] != 1:  # query tokens
+            continue
         if shape[2] != GROUP:
             print(f"{compare_torch.label(shape)}: BitDecoding takes head_dim 128", file=sys.stderr)
             continue

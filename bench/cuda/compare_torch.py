@@ -184,12 +184,23 @@ def tabulate(steps, bandwidth, others):
 
 
 def plot(steps, others, title, path):
-    """Bars: a group a shape, how many times as fast as PyTorch (exact, without it) each is."""
+    """Bars: a group a shape, how many times as fast as PyTorch (exact, without it) each is. Decode steps above,
+    calls of several query tokens below."""
     import matplotlib
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
+    parts = [part for part in ([s for s in steps if s[-1] == 1], [s for s in steps if s[-1] > 1]) if part]
+    figure, rows = plt.subplots(len(parts), figsize=(9, 4.5 * len(parts)), squeeze=False)
+    for axes, shapes in zip(rows[:, 0], parts):
+        draw(axes, {shape: steps[shape] for shape in shapes}, others)
+        axes.set_title(f"{'Decode' if shapes[0][-1] == 1 else 'Several query tokens'}, one layer, {title}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def draw(axes, steps, others):
     codings = list(dict.fromkeys(coding for runs in steps.values() for coding in runs))
     bars = {"PyTorch": {}, "FlashInfer": {}} | {coding: {} for coding in codings}
     for shape, runs in steps.items():
@@ -203,7 +214,6 @@ def plot(steps, others, title, path):
     baseline = "PyTorch" if "PyTorch" in bars else EXACT
     shapes = [shape for shape in steps if shape in bars[baseline]]
     width = 0.8 / len(bars)
-    figure, axes = plt.subplots(figsize=(9, 4.5))
     for place, (who, times) in enumerate(bars.items()):
         present = [i for i, shape in enumerate(shapes) if shape in times]
         axes.bar(
@@ -214,11 +224,8 @@ def plot(steps, others, title, path):
         )
     axes.set_xticks(range(len(shapes)), [label(shape).replace(", ", "\n") for shape in shapes], fontsize=8)
     axes.set_ylabel(f"times as fast as {baseline}")
-    axes.set_title(f"Attention of one layer, {title}", fontsize=10)
     axes.grid(True, axis="y", alpha=0.3)
     axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
 
 
 def main():
