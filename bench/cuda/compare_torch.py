@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Sets squat_cuda_bench beside PyTorch's scaled_dot_product_attention and FlashInfer.
 
-usage: squat_cuda_bench --benchmark_filter='copy_bandwidth|(decode|chunk\d+)/' --benchmark_format=json > decode.json
+usage: squat_cuda_bench --benchmark_filter='copy_bandwidth|(decode|chunk[0-9]+)/' --benchmark_format=json > decode.json
        python3 bench/cuda/compare_torch.py decode.json --others others.json --plot decode.svg
 
 Both are timed as the benchmark times squat: CUDA events around one call, a buffer larger than the L2
 cache read before each, the median of many. float16, K and V contiguous; one query token a sequence, or as
-many as `chunk` names, without a mask. PyTorch: the fastest of its kernels that take grouped queries. FlashInfer (paged decode, where it can be
-imported): with and without tensor cores, the faster.
+many as `chunk` names, without a mask. PyTorch: the fastest of its kernels that take grouped queries.
+FlashInfer (paged decode, where it can be imported): with and without tensor cores, the faster.
 
 --others names a file that keeps these times: with it the table and the plot need no GPU, and the times
 need no matplotlib. Prints Markdown.
