@@ -10,6 +10,7 @@
 #include "squat/cache/options.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/moments.hpp"
+#include "squat/coding/observation.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/coding/rotary.hpp"
 #include "squat/core/tensor.hpp"
@@ -18,14 +19,6 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// Consecutive tokens of a call.
-struct ObservedTokens {
-  Index first = 0;  ///< row of the call's tensors
-  Index count = 0;
-  Index index = 0;     ///< tokens of the sequence before them
-  Index position = 0;  ///< rotary position of the first
-};
-
 /// The statistics and codings of one layer, for all sequences or for one.
 class LayerCoding {
  public:
@@ -33,7 +26,7 @@ class LayerCoding {
   LayerCoding(const Options &options, int key_bits, int layer, const TileTables *tiles)
       : layer_(layer),
         tiles_(tiles),
-        sinks_(options.sinks),
+        observation_{options.sinks, tiles ? tiles->frame.rows() : 0},
         group_(options.page_tokens),
         statistics_(static_cast<std::size_t>(options.kv_heads)),
         quantizers_(
@@ -89,19 +82,16 @@ class LayerCoding {
   }
 
   /// Adds tokens to the statistics of one KV head, `heads` query heads to each.
-  /// Without queries (q.tokens = 0) keys alone are added. The keys of sinks are
-  /// left out: they are never coded.
+  /// Without queries (q.tokens = 0) keys alone are added.
   template <Element S>
   void observe(Index head, Index heads, TensorView<const S> q, TensorView<const S> k,
                const ObservedTokens &tokens, const Prior *prior, float *rows) {
     QueryStatistics &statistics = make_statistics(head, k.head_dim, prior);
     for (Index run = 0; run < tokens.count; run += run_tokens) {
       const Index count = std::min(run_tokens, tokens.count - run);
-      ObservedTokens part{tokens.first + run, count, tokens.index + run, tokens.position + run};
+      const ObservedTokens part{tokens.first + run, count, tokens.index + run, tokens.position + run};
       if (q.tokens > 0) add_queries(statistics, head, heads, q, part, rows);
-      const Index exempt = std::clamp<Index>(sinks_ - part.index, 0, count);
-      part = {part.first + exempt, count - exempt, part.index + exempt, part.position + exempt};
-      add_keys(statistics, head, k, part, rows);
+      add_keys(statistics, head, k, observation_.keys(part), rows);
     }
   }
 
@@ -148,8 +138,6 @@ class LayerCoding {
     return *statistics;
   }
 
-  /// Queries meet keys of all tiles behind them; three stand for these, at 10,
-  /// 50 and 90 % of the way from the first token.
   template <Element S>
   void add_queries(QueryStatistics &statistics, Index head, Index heads, TensorView<const S> q,
                    const ObservedTokens &tokens, float *rows) const {
@@ -168,11 +156,8 @@ class LayerCoding {
       squat::add_queries(statistics, {rows, tokens.count * heads, d});
     };
     if (frame() == nullptr) return add([](Index) { return Index{0}; });
-    for (const double share : {.1, .5, .9}) {
-      add([&](Index position) {
-        return static_cast<Index>(static_cast<double>(position) * share) / frame()->rows() *
-               frame()->rows();
-      });
+    for (std::size_t base = 0; base < Observation::query_bases; ++base) {
+      add([&](Index position) { return observation_.bases(position)[base]; });
     }
   }
 
@@ -180,7 +165,7 @@ class LayerCoding {
   void add_keys(QueryStatistics &statistics, Index head, TensorView<const S> k,
                 const ObservedTokens &tokens, float *rows) const {
     const Index d = k.head_dim;
-    const Index tile_row = frame() ? (tokens.index - sinks_) % frame()->rows() : 0;
+    const Index tile_row = observation_.tile_row(tokens.index);
     for (Index token = 0; token < tokens.count; ++token) {
       convert_row(k.row(tokens.first + token, head), d, rows + token * d);
       if (frame() == nullptr) continue;
@@ -192,7 +177,7 @@ class LayerCoding {
 
   int layer_;
   const TileTables *tiles_;
-  Index sinks_;
+  Observation observation_;
   Index group_;
   bool learnt_ = false;
   Statistics statistics_;  // a KV head each, while they are wanted

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "squat/coding/observation.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/core/config.hpp"
 #include "squat/cuda/coding/moments.cuh"
@@ -38,7 +39,7 @@ class DeviceStatistics {
                    cudaStream_t stream)
       : kv_heads_(static_cast<int>(kv_heads)),
         group_(static_cast<int>(group)),
-        sinks_(static_cast<int>(sinks)),
+        observation_{sinks, rows > 1 ? rows : 0},
         layout_{head_dim, rows},
         row_counts_(static_cast<std::size_t>(rows)),
         doubles_(static_cast<std::size_t>(kv_heads * layout_.doubles)),
@@ -51,7 +52,7 @@ class DeviceStatistics {
   /// A copy, made on the stream.
   std::unique_ptr<DeviceStatistics> copy(cudaStream_t stream) const {
     auto other = std::make_unique<DeviceStatistics>(kv_heads_, layout_.head_dim, group_, layout_.rows,
-                                                    sinks_, stream);
+                                                    observation_.sinks, stream);
     other->queries_ = queries_;
     other->groups_ = groups_;
     other->row_counts_ = row_counts_;
@@ -80,13 +81,13 @@ class DeviceStatistics {
   void observe(const ObservedRows<S> &rows, const TileTables &tables, DeviceBuffer<std::byte> &workspace,
                cudaStream_t stream) {
     SQUAT_ASSERT(layout_.head_dim == HeadDim && layout_.rows == std::max(1, tables.frame));
-    const int exempt = static_cast<int>(std::clamp<long long>(sinks_ - rows.index, 0, rows.tokens));
+    const ObservedTokens coded =
+        observation_.keys({static_cast<Index>(rows.first), rows.tokens, static_cast<Index>(rows.index),
+                           static_cast<Index>(rows.position)});
     std::vector<MomentRun> runs;
     if (rows.q.data != nullptr) add_query_runs(rows, tables.frame, runs);
-    const ObservedKeys keys = {
-        rows.first + exempt, rows.tokens - exempt,
-        tables.frame > 0 ? static_cast<int>((rows.index + exempt - sinks_) % tables.frame) : 0,
-        rows.position + exempt};
+    const ObservedKeys keys = {coded.first, static_cast<int>(coded.count),
+                               static_cast<int>(observation_.tile_row(coded.index)), coded.position};
     if (keys.tokens > 0) add_key_runs(keys, tables.frame, runs);
     add_moments<HeadDim>(rows, tables, runs, workspace, stream);
     if (keys.tokens > 0) add_keys<HeadDim>(rows.k, keys, tables, stream);
@@ -121,22 +122,13 @@ class DeviceStatistics {
           "copy of statistics");
   }
 
-  /// Queries meet keys of all tiles behind them; three stand for these, at 10, 50 and 90 % of the way
-  /// from the first token.
-  static std::array<long long, query_bases> bases_of(long long position, int frame) {
-    const auto base = [&](double share) {
-      return static_cast<long long>(static_cast<double>(position) * share) / frame * frame;
-    };
-    return {base(.1), base(.5), base(.9)};
-  }
-
   template <class S>
   void add_query_runs(const ObservedRows<S> &rows, int frame, std::vector<MomentRun> &runs) {
     const int most = std::max(1, most_run_rows / rows.heads_per_kv_head);
     const int bases = frame > 0 ? query_bases : 1;
     for (int token = 0; token < rows.tokens; ++token) {
-      std::array<long long, query_bases> at{};
-      if (frame > 0) at = bases_of(rows.position + token, frame);
+      std::array<Index, query_bases> at{};
+      if (frame > 0) at = observation_.bases(static_cast<Index>(rows.position) + token);
       const bool joins =
           token > 0 && runs.back().tokens < most && std::equal(at.begin(), at.end(), runs.back().bases);
       if (!joins) {
@@ -213,7 +205,8 @@ class DeviceStatistics {
     in_group_ = filled % group_;
   }
 
-  int kv_heads_, group_, sinks_;
+  int kv_heads_, group_;
+  Observation observation_;
   HeadSums layout_;
   double queries_ = 0, groups_ = 0;
   std::vector<double> row_counts_;

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "squat/coding/observation.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/cuda/kernels/elements.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
@@ -24,7 +25,7 @@
 namespace squat::cuda {
 
 /// Bases that a token's queries are turned back by, for the tiles behind them.
-inline constexpr int query_bases = 3;
+inline constexpr int query_bases = Observation::query_bases;
 
 /// Runs of one launch, and rows of a run.
 inline constexpr int most_runs = 64, most_run_rows = 1024;
