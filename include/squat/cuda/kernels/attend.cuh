@@ -203,11 +203,12 @@ class SegmentWarp {
     const int sink_blocks = (state_.sinks + 15) / 16;
     const bool sink = block < sink_blocks;
     const int token = 16 * (sink ? block : block - sink_blocks);
-    const ExactSlots slots =
-        sink ? sink_slots<HeadDim>(state_, call_.kv_heads) : tail_slots<HeadDim>(state_, call_.kv_heads);
-    return {slots.block<HeadDim>(head_, token),
-            sink ? token : token + state_.sinks + state_.paged_tokens,
-            sink ? state_.sinks : state_.length()};
+    if (sink) {
+      return {sink_slots<HeadDim>(state_, call_.kv_heads).template block<HeadDim>(head_, token), token,
+              state_.sinks};
+    }
+    return {tail_slots<HeadDim>(state_, call_.kv_heads).template block<HeadDim>(head_, token),
+            token + state_.sinks + state_.paged_tokens, state_.length()};
   }
 
   /// Attends to pages of exact rows, a few tiles of keys and then their values at a time. Tiles pass

@@ -92,12 +92,16 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
   const auto make_sets = make_query_sets<head_dim, S>;
   const auto merge = merge_slots<head_dim, rotated, S>;
+  const std::size_t sets_shared = set_kernel_bytes<head_dim>() + starts_bytes;
   const DeviceLimits &limits = device_limits();
   thread_local KernelFit fit;
   if (!fit.holds(limits, shared)) {
-    allow_shared_memory(kernel, limits);
-    allow_shared_memory(merge, limits);
-    if constexpr (Layout::KeyBits < 16) allow_shared_memory(make_sets, limits);
+    static SharedMemoryLimit<decltype(kernel)> kernel_limit;
+    static SharedMemoryLimit<decltype(merge)> merge_limit;
+    static SharedMemoryLimit<decltype(make_sets)> sets_limit;
+    kernel_limit.raise(kernel, shared);
+    merge_limit.raise(merge, starts_bytes);
+    if constexpr (Layout::KeyBits < 16) sets_limit.raise(make_sets, sets_shared);
     fit.find(kernel, block_threads, shared, limits);
   }
   const int processors = limits.processors, blocks = std::min(fit.blocks, most_blocks);
@@ -111,7 +115,6 @@ void launch_attend_coded(AttendCall<S> call, int most_tokens, void *workspace, c
   call.slots = reinterpret_cast<float *>(bytes);
   call.sets = bytes + parts.sets;
   const int tiles = column_tiles(most_tokens, call.query_heads / call.kv_heads);
-  const std::size_t sets_shared = set_kernel_bytes<head_dim>() + starts_bytes;
   const bool overlaps = limits.major >= 9;
   const int columns = std::min(column_count, most_tokens * (call.query_heads / call.kv_heads));
   const int rows = call.entries * call.most_tiles * call.kv_heads * columns;

@@ -1,10 +1,13 @@
 #pragma once
 
-// Programmatic dependent launch from the host's side (its device side is in warp.cuh).
+// What launches ask of the device, and programmatic dependent launch from the host's side (its device
+// side is in warp.cuh).
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <mutex>
 
 #include "squat/cuda/error.hpp"
 
@@ -14,8 +17,7 @@ namespace squat::cuda {
 struct DeviceLimits {
   int device = -1;
   int processors = 0;
-  int major = 0;   ///< of the compute capability
-  int shared = 0;  ///< bytes of shared memory that a block can have
+  int major = 0;  ///< of the compute capability
 };
 
 /// They are asked for once a thread and device.
@@ -29,21 +31,28 @@ inline const DeviceLimits &device_limits() {
     check(cudaDeviceGetAttribute(&value, attribute, device), "device");
     return value;
   };
-  limits = {device, ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrComputeCapabilityMajor),
-            ask(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  limits = {device, ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrComputeCapabilityMajor)};
   return limits;
 }
 
-/// Lets a kernel have all the shared memory that a block can: the same for all that launch it, so that
-/// threads cannot take it from each other.
+/// Lets a kernel have `bytes` of dynamic shared memory, or what was asked for before, which other
+/// threads may be about to launch it with. Not all that there is: what a kernel may take is lost to the
+/// caches.
 template <class Kernel>
-void allow_shared_memory(Kernel kernel, const DeviceLimits &limits) {
-  cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, kernel), "attributes of a kernel");
-  const int left = limits.shared - static_cast<int>(attributes.sharedSizeBytes);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, left),
-        "shared memory of a kernel");
-}
+class SharedMemoryLimit {
+ public:
+  void raise(Kernel kernel, std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    most_ = std::max(most_, bytes);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(most_)),
+          "shared memory of a kernel");
+  }
+
+ private:
+  std::mutex mutex_;
+  std::size_t most_ = 0;
+};
 
 /// What a launch has found out about a kernel, kept until device or shared memory change.
 struct KernelFit {

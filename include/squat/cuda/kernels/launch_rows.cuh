@@ -63,6 +63,13 @@ struct RowWorkspace {
   }
 };
 
+/// Shared memory of a block of unpack_pages.
+template <class Layout, ValueCoding Values, class T>
+constexpr std::size_t unpack_shared(std::size_t starts_bytes) {
+  return UnpackWarp<Layout, Values, T>::Matrices::bytes + 2 * unpack_stage_bytes<Layout, Values>() +
+         starts_bytes;
+}
+
 template <class Layout, ValueCoding Values, int RowTiles, class T, class S>
 void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspace &parts,
                              cudaStream_t stream) {
@@ -86,9 +93,15 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
   };
   thread_local KernelFit fit;
   if (!fit.holds(limits, shared)) {
-    allow_shared_memory(attend, limits);
-    allow_shared_memory(merge, limits);
-    if constexpr (packed) allow_shared_memory(unpack_pages<Layout, Values, T, S>, limits);
+    static SharedMemoryLimit<decltype(attend)> attend_limit;
+    static SharedMemoryLimit<decltype(merge)> merge_limit;
+    attend_limit.raise(attend, shared);
+    merge_limit.raise(merge, starts_bytes);
+    if constexpr (packed) {
+      const auto unpack = unpack_pages<Layout, Values, T, S>;
+      static SharedMemoryLimit<decltype(unpack)> unpack_limit;
+      unpack_limit.raise(unpack, unpack_shared<Layout, Values, T>(starts_bytes));
+    }
     fit.find(attend, row_threads, shared, limits);
   }
   const int blocks = std::min(fit.blocks, most_row_blocks);
@@ -104,8 +117,7 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
       if constexpr (packed) {
         using Unpack = UnpackWarp<Layout, Values, T>;
         const auto unpack = unpack_pages<Layout, Values, T, S>;
-        const std::size_t bytes =
-            Unpack::Matrices::bytes + 2 * unpack_stage_bytes<Layout, Values>() + starts_bytes;
+        const std::size_t bytes = unpack_shared<Layout, Values, T>(starts_bytes);
         const int of_a_head = std::max(1, Unpack::blocks * processors / call.kv_heads);
         const int most = std::max(1, std::min(of_a_head, std::min(rows.pages, call.table_pages)));
         launch(unpack, most * call.kv_heads, Unpack::threads, bytes, rows);
