@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <Eigen/Core>
+#include <Eigen/Eigenvalues>
 #include <Eigen/LU>
-#include <Eigen/SVD>
 #include <random>
 #include <vector>
 
@@ -113,9 +113,9 @@ TEST(Hadamard, IsItsOwnInverseAndKeepsLength) {
 
 TEST(QueryMetric, PublishedFormIsThatOfTheSingularVectors) {
   const Eigen::MatrixXd Q = gaussian_matrix(50, 32, 6);
-  const Eigen::BDCSVD<Eigen::MatrixXd> svd(Q, Eigen::ComputeThinV);
-  const Eigen::MatrixXd leading =
-      svd.singularValues().head(10).asDiagonal() * svd.matrixV().leftCols(10).transpose();
+  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(Q.transpose() * Q);  // values rise
+  const Eigen::MatrixXd leading = eigen.eigenvalues().tail(10).cwiseSqrt().asDiagonal() *
+                                  eigen.eigenvectors().rightCols(10).transpose();
   const Eigen::MatrixXd expected =
       Eigen::MatrixXd::Identity(32, 32) + .1 * leading.transpose() * leading;
   const Eigen::MatrixXd P = query_metric<double>(Q.transpose() * Q, {.rank = 10, .lambda = .1f});
