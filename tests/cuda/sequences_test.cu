@@ -104,6 +104,22 @@ TEST_F(CudaSequences, ShiftTurnsKeysAndKeepsValues) {
   }
 }
 
+/// Rotated, such values leave the range of float16, in which many query tokens meet them.
+TEST_F(CudaSequences, LargeValuesStayFinite) {
+  Options options = small(Coding::plain);
+  options.layers = 1;
+  Cache cache(options);
+  const SequenceId sequence = cache.add_sequence();
+  DeviceInputs in(options, 400, 7);
+  for (float &x : in.host.v.elements) x = x < 0 ? -40000.0f : 40000.0f;
+  in.v.write(in.host.v);
+  for (const Index first : {0, 200}) {
+    cache.attend(sequence, 0, in.q.view(first, 200), in.k.view(first, 200), in.v.view(first, 200),
+                 in.out.view(first, 200));
+  }
+  for (const float x : in.out.read().elements) ASSERT_TRUE(std::abs(x) <= 65504.0f) << x;
+}
+
 TEST_F(CudaSequences, KeepTheirTokensWhenOthersGo) {
   Cache cache(small());
   DeviceInputs one(small(), 150, 2), other(small(), 150, 5);

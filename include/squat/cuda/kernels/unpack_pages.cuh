@@ -23,6 +23,7 @@
 #include <cstdint>
 
 #include "squat/coding/coding.hpp"
+#include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/kernels/row_call.cuh"
 #include "squat/cuda/kernels/unpack_tile.cuh"
@@ -110,8 +111,9 @@ struct UnpackWarp {
 #pragma unroll
       for (int step = 0; step < steps; ++step) {
         const auto &low = c[i][2 * step], &high = c[i][2 * step + 1];
-        out[step * warp_lanes] = {halves(low[0], low[1]), halves(low[2], low[3]),
-                                  halves(high[0], high[1]), halves(high[2], high[3])};
+        const auto pair = [](float a, float b) { return saturated(__floats2half2_rn(a, b)); };
+        out[step * warp_lanes] = {pair(low[0], low[1]), pair(low[2], low[3]), pair(high[0], high[1]),
+                                  pair(high[2], high[3])};
       }
     }
     if (entry.base != 0 && !in_place) turn_written(to);
@@ -332,8 +334,8 @@ struct UnpackWarp {
       __half &first = tile[Block::key(token % 16, channels.x)];
       __half &second = tile[Block::key(token % 16, channels.y)];
       const float2 turned = turn_pair(angles[pair], {__half2float(first), __half2float(second)});
-      first = __float2half_rn(turned.x);
-      second = __float2half_rn(turned.y);
+      first = saturated_half(turned.x);
+      second = saturated_half(turned.y);
     }
   }
 };

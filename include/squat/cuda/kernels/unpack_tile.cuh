@@ -51,13 +51,19 @@ __device__ inline __half2 code_numbers(Word codes) {
   return __hsub2(as_halves(codes | 0x64006400u), __float2half2_rn(1024));
 }
 
+/// What lies beyond float16's range becomes its largest number: no infinity may meet a weight of 0.
+__device__ inline Word saturated(__half2 pair) {
+  const __half2 largest = __float2half2_rn(65504.0f);
+  return as_word(__hmax2(__hmin2(pair, largest), __hneg2(largest)));
+}
+
 /// zero + scale * code.
 __device__ inline Word unpacked(Word codes, Word scale, Word zero) {
-  return as_word(__hfma2(code_numbers(codes), as_halves(scale), as_halves(zero)));
+  return saturated(__hfma2(code_numbers(codes), as_halves(scale), as_halves(zero)));
 }
 /// scale * (code - middle), middle being half an integer: the difference is exact.
 __device__ inline Word unpacked_about(Word codes, float middle, Word scale) {
-  return as_word(__hmul2(__hsub2(code_numbers(codes), __float2half2_rn(middle)), as_halves(scale)));
+  return saturated(__hmul2(__hsub2(code_numbers(codes), __float2half2_rn(middle)), as_halves(scale)));
 }
 
 }  // namespace squat::cuda
