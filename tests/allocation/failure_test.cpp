@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "counting_allocator.hpp"
+#include "reference/failing_allocations.hpp"
 #include "reference/reference_attention.hpp"
 
 namespace squat::test {
@@ -58,49 +59,23 @@ struct World {
     return all;
   }
 
+  std::vector<float> outputs() const { return in.out.elements; }
+
+  /// Steps on, and what comes of them.
+  std::vector<float> decode() {
+    for (std::size_t sequence : {0u, 1u}) attend(sequence, 190, 3);
+    return outputs();
+  }
+
   Cache cache;
   std::array<SequenceId, 2> sequences;
   Inputs<> in;
 };
 
-/// Lets every allocation of `call` fail in turn, each time in a world that `prepare` has made ready.
-/// Returns how many of them made the call throw.
 template <class Prepare, class Call>
 std::size_t expect_nothing_lost(const Options &options, Prepare &&prepare, Call &&call) {
-  const auto decode = [](World &world) {
-    for (std::size_t sequence : {0u, 1u}) world.attend(sequence, 190, 3);
-    return world.in.out.elements;
-  };
-  World expected(options);
-  prepare(expected);
-  const std::vector<float> before = expected.seen();
-  call(expected);
-  const std::vector<float> after = expected.seen(), outputs = expected.in.out.elements,
-                           decoded = decode(expected);
-  std::size_t failed = 0;
-  for (std::size_t n = 1;; ++n) {
-    World world(options);
-    prepare(world);
-    bool thrown = false;
-    fails_at = n;
-    try {
-      call(world);
-    } catch (const Error &) {
-      thrown = true;
-    }
-    const bool reached = fails_at == 0;
-    fails_at = 0;
-    if (!reached) break;
-    failed += thrown;
-    if (thrown) {
-      EXPECT_EQ(world.seen(), before) << "allocation " << n;
-      call(world);
-    }
-    EXPECT_EQ(world.in.out.elements, outputs) << "allocation " << n;
-    EXPECT_EQ(world.seen(), after) << "allocation " << n;
-    EXPECT_EQ(decode(world), decoded) << "allocation " << n;
-  }
-  return failed;
+  return test::expect_nothing_lost<World>(options, fails_at, prepare, call,
+                                          [](const auto &a, const auto &b) { EXPECT_EQ(a, b); });
 }
 
 class OutOfMemory : public testing::TestWithParam<Coding> {};

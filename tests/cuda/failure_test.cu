@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "caches.cuh"
+#include "reference/failing_allocations.hpp"
 #include "reference/inputs.hpp"
 
 namespace squat::test {
@@ -32,6 +33,10 @@ class DeviceOutOfMemory : public OnDevice {
             .statistics_tokens = 60};
   }
 
+  void SetUp() override {
+    OnDevice::SetUp();
+    cuda::refuses_device_memory = refuse;
+  }
   void TearDown() override { cuda::refuses_device_memory = nullptr; }
 
   /// A cache with two sequences, and inputs for calls.
@@ -60,59 +65,32 @@ class DeviceOutOfMemory : public OnDevice {
       return all;
     }
 
+    std::vector<float> outputs() { return in.out.read().elements; }
+
+    /// Steps on, and what comes of them.
+    std::vector<float> decode() {
+      for (std::size_t sequence : {0u, 1u}) attend(sequence, 270, 3);
+      for (std::size_t sequence : {0u, 1u}) attend(sequence, 273, 1);
+      cache.check();
+      return outputs();
+    }
+
     Cache cache;
     std::array<SequenceId, 2> sequences;
     DeviceInputs in;
   };
 
   /// Statistics are sums in no fixed order, whose last bits may differ.
-  static void expect_same(const std::vector<float> &a, const std::vector<float> &b, std::size_t n) {
-    ASSERT_EQ(a.size(), b.size()) << "allocation " << n;
+  static void expect_same(const std::vector<float> &a, const std::vector<float> &b) {
+    ASSERT_EQ(a.size(), b.size());
     std::size_t off = 0;
     for (std::size_t i = 0; i < a.size(); ++i) off += !(std::abs(a[i] - b[i]) <= 1e-4f);
-    EXPECT_EQ(off, 0u) << "allocation " << n;
+    EXPECT_EQ(off, 0u);
   }
 
-  /// Refuses every allocation of `call` in turn, each time in a world that `prepare` has made ready.
-  /// Returns how many of them made the call throw.
   template <class Prepare, class Call>
   static std::size_t expect_nothing_lost(const Options &options, Prepare &&prepare, Call &&call) {
-    const auto decode = [](World &world) {
-      for (std::size_t sequence : {0u, 1u}) world.attend(sequence, 270, 3);
-      for (std::size_t sequence : {0u, 1u}) world.attend(sequence, 273, 1);
-      return world.in.out.read().elements;
-    };
-    World expected(options);
-    prepare(expected);
-    const std::vector<float> before = expected.seen();
-    call(expected);
-    const std::vector<float> after = expected.seen(), decoded = decode(expected);
-    cuda::refuses_device_memory = refuse;
-    std::size_t failed = 0;
-    for (std::size_t n = 1;; ++n) {
-      refused_at = 0;
-      World world(options);
-      prepare(world);
-      bool thrown = false;
-      refused_at = n;
-      try {
-        call(world);
-      } catch (const Error &) {
-        thrown = true;
-      }
-      const bool reached = refused_at == 0;
-      refused_at = 0;
-      if (!reached) break;
-      failed += thrown;
-      if (thrown) {
-        expect_same(world.seen(), before, n);
-        call(world);
-      }
-      expect_same(world.seen(), after, n);
-      expect_same(decode(world), decoded, n);
-      world.cache.check();
-    }
-    return failed;
+    return test::expect_nothing_lost<World>(options, refused_at, prepare, call, expect_same);
   }
 };
 

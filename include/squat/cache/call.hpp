@@ -22,6 +22,11 @@ struct PageView {
   Index tile_page = 0;  ///< pages of the same base right before it
 };
 
+/// Tokens of a sequence before its tail: sinks and those of its pages.
+inline Index tail_begin(Index sinks, std::span<const PageView> pages) {
+  return pages.empty() ? sinks : pages.back().before + pages.back().tokens;
+}
+
 /// Tokens [first, last).
 struct TokenRange {
   Index first = 0;

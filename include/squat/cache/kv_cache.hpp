@@ -493,15 +493,14 @@ class KVCache {
   template <class S>
   bool take_step(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
     if constexpr (!replayable) return false;
-    Index row = 0;
-    bool step = q.tokens == 0 || !options_.keep_statistics;
-    for (const SequenceTokens &entry : batch) {
-      const Index expected = row++;
-      step = step && entry.tokens == 1 &&
-             (entry.first_row == SequenceTokens::behind_the_last || entry.first_row == expected) &&
-             learning_.learnt(find(entry.sequence, layer).coding);
-    }
     find_layers(batch, layer);
+    bool step = q.tokens == 0 || !options_.keep_statistics;
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      const Index first_row = batch[i].first_row;
+      step = step && batch[i].tokens == 1 &&
+             (first_row == SequenceTokens::behind_the_last || first_row == static_cast<Index>(i)) &&
+             learning_.learnt(layers_[i]->coding);
+    }
     return replay_.template take_step<std::remove_const_t<S>>(operations_, pages_, layers_, step, layer,
                                                               q, k, v, out, stream);
   }

@@ -66,9 +66,8 @@ class LayerPages {
 
   // ---- pages acquired ahead
 
-  /// Acquires the page that will be packed next, where there is one. Returns whether it is there.
+  /// Acquires the page that will be packed next, of a layer that has none. Returns whether it is there.
   bool acquire_ready(Layer &layer) {
-    if (layer.ready_page) return true;
     if (!pool_.try_reserve(1)) return false;
     layer.reserve_pages(1);
     layer.ready_page = pool_.acquire();

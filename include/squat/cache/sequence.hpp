@@ -26,9 +26,7 @@ struct LayerTokens {
   std::optional<PageIndex> ready_page;  // acquired ahead of its tokens, see replay.hpp
 
   /// Tokens before the tail.
-  Index tail_begin() const {
-    return page_views.empty() ? exact.sinks() : page_views.back().before + page_views.back().tokens;
-  }
+  Index tail_begin() const { return squat::tail_begin(exact.sinks(), page_views); }
   Index paged_tokens() const { return tail_begin() - exact.sinks(); }
   Index length() const { return tail_begin() + exact.tail(); }
 

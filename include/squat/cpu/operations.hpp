@@ -328,7 +328,7 @@ class Operations {
       i += count;
     }
     if (last_page == pages.size()) {
-      exact(tail, pages.empty() ? sinks.tokens : pages.back().before + pages.back().tokens);
+      exact(tail, tail_begin(sinks.tokens, pages));
     }
     if (item.partial_row < 0) {
       const RowView<const float> sums = attention.sums();

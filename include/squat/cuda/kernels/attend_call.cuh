@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
@@ -97,14 +98,8 @@ __device__ inline void find_starts(const AttendCall<S> &call, int exact_unit_til
     for (int first = 0; first < call.entries; first += warp_lanes) {
       const int i = first + thread;
       EntryStart own = i < call.entries ? starts[i + 1] : EntryStart{};
-      const auto scan = [&](std::int32_t x) {
-        for (int step = 1; step < warp_lanes; step *= 2) {
-          const std::int32_t before = __shfl_up_sync(0xffffffffu, x, step);
-          if (thread >= step) x += before;
-        }
-        return x;
-      };
-      own = {scan(own.unit) + carry.unit, scan(own.segment) + carry.segment, scan(own.set) + carry.set};
+      own = {sum_of_lanes_before(own.unit) + carry.unit,
+             sum_of_lanes_before(own.segment) + carry.segment, sum_of_lanes_before(own.set) + carry.set};
       if (i < call.entries) starts[i + 1] = own;
       const auto last = [](std::int32_t x) { return __shfl_sync(0xffffffffu, x, warp_lanes - 1); };
       carry = {last(own.unit), last(own.segment), last(own.set)};

@@ -17,9 +17,10 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
+#include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/kernels/pack_call.cuh"
 #include "squat/cuda/kernels/page_keys.cuh"
 #include "squat/cuda/kernels/quantize_affine.cuh"
@@ -288,25 +289,19 @@ __global__ void __launch_bounds__(Layout::HeadDim * 2, 256 / Layout::HeadDim) pa
   }
 }
 
-/// A launch that asks for more shared memory than the device has fails as every launch does.
+/// Throws Error where it asks for more shared memory than the device has.
 template <class Layout, class T>
 void launch_pack_keys(const PackCall &call, cudaStream_t stream) {
   if (call.entries == 0 || call.most_pages == 0) return;
+  const auto kernel = pack_keys<Layout, T>;
   const int bytes = pack_keys_bytes<Layout>(call.coding);
   if (bytes > 0) {
-    // The same for every coding, so that threads cannot take it from each other.
-    const int most =
-        std::max(pack_keys_bytes<Layout>(Coding::subspace), pack_keys_bytes<Layout>(Coding::orthogonal));
-    int device = 0, limit = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    constexpr int fixed = 4096;  // more than the kernel's own
-    cudaFuncSetAttribute(pack_keys<Layout, T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         std::min(most, limit - fixed));
+    static SharedMemoryLimit<decltype(kernel)> limit;
+    limit.raise(kernel, static_cast<std::size_t>(bytes));
   }
   const dim3 grid(static_cast<unsigned>(call.most_pages), static_cast<unsigned>(call.kv_heads),
                   static_cast<unsigned>(call.entries));
-  pack_keys<Layout, T><<<grid, Layout::HeadDim * 2, static_cast<unsigned>(bytes), stream>>>(call);
+  kernel<<<grid, Layout::HeadDim * 2, static_cast<unsigned>(bytes), stream>>>(call);
 }
 
 }  // namespace squat::cuda

@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "squat/cuda/kernels/attend_call.cuh"
+#include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
@@ -91,12 +92,7 @@ __device__ inline void sum_starts(RowStart *starts, int entries, std::int32_t Ro
   std::int32_t carry = 0;
   for (int first = 0; first < entries; first += warp_lanes) {
     const int i = first + lane;
-    std::int32_t own = i < entries ? starts[i + 1].*member : 0;
-    for (int step = 1; step < warp_lanes; step *= 2) {
-      const std::int32_t before = __shfl_up_sync(0xffffffffu, own, step);
-      if (lane >= step) own += before;
-    }
-    own += carry;
+    const std::int32_t own = sum_of_lanes_before(i < entries ? starts[i + 1].*member : 0) + carry;
     if (i < entries) starts[i + 1].*member = own;
     carry = __shfl_sync(0xffffffffu, own, warp_lanes - 1);
   }

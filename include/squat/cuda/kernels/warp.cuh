@@ -36,6 +36,15 @@ __device__ inline float power_of_two(float x) {
   return y;
 }
 
+/// x of this lane and of all before it, added up.
+__device__ inline std::int32_t sum_of_lanes_before(std::int32_t x) {
+  for (int step = 1; step < warp_lanes; step *= 2) {
+    const std::int32_t before = __shfl_up_sync(0xffffffffu, x, step);
+    if (lane_index() >= step) x += before;
+  }
+  return x;
+}
+
 /// Reads what nothing writes meanwhile and one lane reads once, past the first-level cache.
 __device__ inline uint4 read_once(const uint4 *from) {
   uint4 x;

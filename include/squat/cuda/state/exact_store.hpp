@@ -157,15 +157,13 @@ class ExactStore {
 
   /// The state as kernels read it.
   LayerState state(const SequenceCall<ExactStore> &call, const ExactShape &shape) const {
-    const Index before =
-        call.pages.empty() ? sinks_ : call.pages.back().before + call.pages.back().tokens;
     return {.exact = rows_.data(),
             .overflow = nullptr,
             .pages = table_.data(),
             .position = call.position,
             .sinks = sinks_,
             .page_count = static_cast<std::int32_t>(call.pages.size()),
-            .paged_tokens = static_cast<std::int32_t>(before - sinks_),
+            .paged_tokens = static_cast<std::int32_t>(tail_begin(sinks_, call.pages) - sinks_),
             .tail = tail_,
             .tail_first = tail_first_,
             .sink_blocks = shape.sink_blocks,
