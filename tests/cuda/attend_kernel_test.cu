@@ -189,25 +189,26 @@ class World {
     std::vector<double> keys, values;  // [heads, group, d], as codes say; values rotated
   };
 
-  /// Writes one code into a unit.
-  template <int Bits, int Columns>
-  static void put(std::uint8_t *unit, int tiles, int row, int column, int code) {
-    if constexpr (Bits == 3) {
-      put<2, Columns>(unit, tiles, row, column, code & 3);
-      put<1, Columns>(unit + Layout::plane_bytes(2, tiles, Columns), tiles, row, column, code >> 2);
+  /// Writes one code of a plane of zeros.
+  static void put(std::uint8_t *plane, CodePlace at, int code) {
+    plane[at.byte] = static_cast<std::uint8_t>(plane[at.byte] | code << at.bit);
+  }
+  static void put_key(std::uint8_t *unit, int bits, int token, int column, int code) {
+    if (bits == 3) {
+      put(unit, key_place(2, Layout::unit, token, column), code & 3);
+      put(unit + Layout::key_unit_bytes(2), key_place(1, Layout::unit, token, column), code >> 2);
     } else {
-      const CodePlace place = code_place<Bits, Columns>(row, column);
-      auto *words = reinterpret_cast<Word *>(unit);
-      words[unit_word(unit_words(Bits, tiles, Columns), place.lane, place.word)] |= Word(code)
-                                                                                    << place.bit;
+      put(unit, key_place(bits, Layout::unit, token, column), code);
     }
   }
-  template <int Columns>
-  static void put(int bits, std::uint8_t *unit, int tiles, int row, int column, int code) {
-    if (bits == 2) put<2, Columns>(unit, tiles, row, column, code);
-    if (bits == 3) put<3, Columns>(unit, tiles, row, column, code);
-    if (bits == 4) put<4, Columns>(unit, tiles, row, column, code);
-    if (bits == 8) put<8, Columns>(unit, tiles, row, column, code);
+  static void put_value(std::uint8_t *step, int channel, int token, int code) {
+    constexpr int bits = Layout::ValueBits, tiles = Layout::channel_tiles;
+    if (bits == 3) {
+      put(step, value_place(2, tiles, channel, token), code & 3);
+      put(step + value_plane_bytes(2, tiles), value_place(1, tiles, channel, token), code >> 2);
+    } else {
+      put(step, value_place(bits, tiles, channel, token), code);
+    }
   }
 
   half random_scale(double scale) {
@@ -230,17 +231,17 @@ class World {
       page.in_basis[h] = in_basis;
       auto *scales = reinterpret_cast<half *>(bytes + Layout::key_scales);
       auto *zeros = reinterpret_cast<half *>(bytes + Layout::key_zeros);
-      std::uint8_t *unit = bytes;
+      std::uint8_t *unit = bytes + Layout::key_codes;
       for (int u = 0; u < Layout::key_units; ++u) {
         const int bits = in_basis ? models_[h].widths[u] : Layout::KeyBits;
         for (int i = 0; i < Layout::unit; ++i) {
           const int c = u * Layout::unit + i;
           const half scale = random_scale(3.0 / (1 << bits)), zero(static_cast<float>(normal(.7)));
-          scales[key_element<d>(c)] = c == 0 && in_basis ? half(-static_cast<float>(scale)) : scale;
-          zeros[key_element<d>(c)] = zero;
+          scales[key_element(c)] = c == 0 && in_basis ? half(-static_cast<float>(scale)) : scale;
+          zeros[key_element(c)] = zero;
           for (int t = 0; t < group; ++t) {
             const int code = bits == 0 ? 0 : below(1 << bits);
-            if (bits > 0) put<Layout::unit>(bits, unit, Layout::token_tiles, t, i, code);
+            if (bits > 0) put_key(unit, bits, t, i, code);
             keys[t * d + c] = static_cast<double>(zero) + static_cast<double>(scale) * code;
           }
         }
@@ -261,16 +262,16 @@ class World {
           values[t * d + c] = static_cast<double>(x);
         } else {
           const int i = Values == ValueCoding::plain ? c / 32 : 0;
-          auto *scale = reinterpret_cast<half *>(bytes + Layout::value_scales) + i * group +
-                        value_element<group>(t);
+          auto *scale =
+              reinterpret_cast<half *>(bytes + Layout::value_scales) + i * group + value_element(t);
           auto *zero = reinterpret_cast<half *>(bytes + Layout::value_zeros(Values)) + i * group +
-                       value_element<group>(t);
+                       value_element(t);
           if (c % 32 == 0 && (Values == ValueCoding::plain || c == 0)) {
             *scale = random_scale(2.0 / (1 << Layout::ValueBits));
             if (Values == ValueCoding::plain) *zero = half(static_cast<float>(normal()));
           }
           const int code = below(1 << Layout::ValueBits);
-          put<16>(Layout::ValueBits, step, Layout::channel_tiles, c, t % 16, code);
+          put_value(step, c, t % 16, code);
           values[t * d + c] =
               Values == ValueCoding::plain
                   ? static_cast<double>(*zero) + static_cast<double>(*scale) * code
@@ -468,8 +469,11 @@ class World {
     const int many = border_rows == 0 ? 0 : std::max(2, (border_rows + of_a_kv_head - 1) / of_a_kv_head);
     const std::size_t bytes =
         attend_workspace_bytes(d, static_cast<int>(batch.size()), heads, case_.kv_heads, most,
-                               table_pages, Layout::KeyBits < 16 || Layout::ValueBits < 16, many);
-    auto *workspace = keep(std::vector<std::uint8_t>(bytes, 0xff));  // poison
+                               table_pages, Layout::KeyBits < 16 || Layout::ValueBits < 16,
+                               is_mixed(Layout::KeyBits, Layout::ValueBits) ? 1 : many);
+    std::vector<std::uint8_t> poison(bytes, 0xff);
+    std::fill_n(poison.begin(), counter_bytes, std::uint8_t{0});
+    auto *workspace = keep(poison);
     AttendCall<half> call{};
     call.batch = keep(batch);
     call.entries = static_cast<int>(batch.size());
@@ -542,6 +546,15 @@ TEST(AttendKernel, EveryRatioOfQueryHeads) {
 TEST(AttendKernel, BatchesOfManyLengths) {
   expect_near<PageLayout<128, 128, 2, 2>>(
       {.lengths = {1, 300, 64, 5000, 129, 1000}, .tokens = {1, 1, 1, 1, 1, 1}, .base_step = 256});
+}
+TEST(AttendKernel, BatchesOfOneLengthAreCutBetweenSequences) {
+  const std::vector<int> lengths(8, 2000), tokens(8, 1);
+  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = lengths, .tokens = tokens, .base_step = 256});
+  const std::vector<int> many(80, 150), one(80, 1);
+  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = many, .tokens = one});
+}
+TEST(AttendKernel, AllBlocksShareALongSequence) {
+  expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {40000}, .base_step = 256});
 }
 TEST(AttendKernel, SeveralTokensSeeEachOtherInOrder) {
   expect_near<PageLayout<128, 128, 2, 2>>({.lengths = {700, 500, 260}, .tokens = {65, 3, 130}});

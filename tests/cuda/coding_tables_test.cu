@@ -1,9 +1,11 @@
-// What a rotary embedding and a tile frame become on the device.
+// What a rotary embedding, a tile frame and a basis become on the device.
 
 #include <gtest/gtest.h>
 
+#include <Eigen/Core>
 #include <cmath>
 #include <string>
+#include <vector>
 
 #include "squat/coding/rotary.hpp"
 #include "squat/core/error.hpp"

@@ -4,8 +4,10 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <random>
@@ -56,29 +58,6 @@ struct Difference {
     scales_off += off(static_cast<float>(a.zero), zero, std::max({std::abs(zero), scale, 1e-2f}));
   }
 };
-
-/// The code of (row, column) of a unit, see PageLayout.
-template <int Columns>
-int unit_code(const std::uint8_t *unit, int bits, int tiles, int row, int column) {
-  const auto plane = [&]<int Bits>(const std::uint8_t *bytes) {
-    const cuda::CodePlace place = cuda::code_place<Bits, Columns>(row, column);
-    const auto *words = reinterpret_cast<const std::uint32_t *>(bytes);
-    const int words_of_lane = cuda::unit_words(Bits, tiles, Columns);
-    const std::uint32_t word = words[cuda::unit_word(words_of_lane, place.lane, place.word)];
-    return static_cast<int>(word >> place.bit & ((1u << Bits) - 1));
-  };
-  switch (bits) {
-    case 2:
-      return plane.template operator()<2>(unit);
-    case 3:
-      return plane.template operator()<2>(unit) +
-             4 * plane.template operator()<1>(unit + cuda::unit_words(2, tiles, Columns) * 4 * 32);
-    case 4:
-      return plane.template operator()<4>(unit);
-    default:
-      return plane.template operator()<8>(unit);
-  }
-}
 
 template <class Layout>
 class PackedTail {
@@ -407,8 +386,13 @@ class PackedTail {
   AffineScale key_scale(int page, int head, int channel) const {
     const auto *scales = reinterpret_cast<const half *>(bytes(page, head) + Layout::key_scales);
     const auto *zeros = reinterpret_cast<const half *>(bytes(page, head) + Layout::key_zeros);
-    const int at = cuda::key_element<d>(channel);
+    const int at = cuda::key_element(channel);
     return {zeros[at], channel == 0 ? half(std::abs(static_cast<float>(scales[at]))) : scales[at]};
+  }
+
+  KeySpace key_space(int page, int head) const {
+    const auto *marked = reinterpret_cast<const half *>(bytes(page, head) + Layout::key_scales);
+    return std::signbit(static_cast<float>(marked[0])) ? KeySpace::basis : KeySpace::channels;
   }
 
   void compare_keys(int page, int head, Difference &difference) const {
@@ -424,9 +408,7 @@ class PackedTail {
     cpu::enter_frame(coding, view(page), d, group, keys.data());
     std::vector<std::uint8_t> codes(static_cast<std::size_t>(d) * group);
     std::vector<AffineScale> scales(d);
-    const auto *marked = reinterpret_cast<const half *>(bytes(page, head) + Layout::key_scales);
-    const KeySpace found =
-        std::signbit(static_cast<float>(marked[0])) ? KeySpace::basis : KeySpace::channels;
+    const KeySpace found = key_space(page, head);
     difference.in_basis += found == KeySpace::basis;
     if (case_.coding == Coding::orthogonal) {
       round_with_errors_of(page, head, keys, codes, scales);
@@ -461,12 +443,12 @@ class PackedTail {
   }
 
   int key_code(int page, int head, const std::vector<int> &widths, int token, int channel) const {
-    const std::uint8_t *unit = bytes(page, head);
+    const std::uint8_t *unit = bytes(page, head) + Layout::key_codes;
     for (int before = 0; before < channel / Layout::unit; ++before) {
       unit += Layout::key_unit_bytes(widths[static_cast<std::size_t>(before)]);
     }
-    return unit_code<Layout::unit>(unit, widths[static_cast<std::size_t>(channel / Layout::unit)],
-                                   Layout::token_tiles, token, channel % Layout::unit);
+    return cuda::key_code(unit, widths[static_cast<std::size_t>(channel / Layout::unit)], Layout::unit,
+                          group, token, channel % Layout::unit);
   }
 
   /// Rounding with feedback is chaotic: a tie that breaks the other way moves all later targets. So each
@@ -511,14 +493,15 @@ class PackedTail {
       quantize_value(case_.values, row.data(), d, Layout::ValueBits, case_.fit, codes.data(),
                      scales.data());
       for (std::size_t i = 0; i < scales.size(); ++i) {
-        const std::size_t at = i * group + static_cast<std::size_t>(cuda::value_element<group>(token));
+        const std::size_t at = i * group + static_cast<std::size_t>(cuda::value_element(token));
         const bool plain = case_.values == ValueCoding::plain;
         difference.add_scale({plain ? zeros[at] : half(0.0f), device_scales[at]}, scales[i]);
       }
       const std::uint8_t *unit = bytes(page, head) + Layout::value_codes + token / 16 * step_bytes;
       for (int i = 0; i < d; ++i) {
-        difference.add_code(unit_code<16>(unit, Layout::ValueBits, Layout::channel_tiles, i, token % 16),
-                            codes[static_cast<std::size_t>(i)]);
+        difference.add_code(
+            cuda::value_code(unit, Layout::ValueBits, Layout::channel_tiles, i, token % 16),
+            codes[static_cast<std::size_t>(i)]);
       }
     }
   }

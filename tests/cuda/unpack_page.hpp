@@ -15,52 +15,13 @@
 #include "squat/coding/rotary.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/tensor.hpp"
+#include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 
 namespace squat::test {
 
-using cuda::BlockLayout, cuda::CodePlace, cuda::code_place, cuda::key_element, cuda::tile_element,
-    cuda::unit_word;
-using cuda::unit_words, cuda::value_element, cuda::warp_lanes, cuda::Word;
-
-/// Codes of one unit of `tiles` tiles of 16 rows.
-class UnitCodes {
- public:
-  UnitCodes(const std::uint8_t *bytes, int bits, int tiles)
-      : bytes_(bytes), bits_(bits), tiles_(tiles) {}
-
-  /// Columns: 16 or 8.
-  template <int Columns>
-  int code(int row, int column) const {
-    switch (bits_) {
-      case 2:
-        return plane<2, Columns>(bytes_, row, column);
-      case 3:
-        return plane<2, Columns>(bytes_, row, column) |
-               plane<1, Columns>(bytes_ + unit_words(2, tiles_, Columns) * 4 * warp_lanes, row, column)
-                   << 2;
-      case 4:
-        return plane<4, Columns>(bytes_, row, column);
-      default:
-        return plane<8, Columns>(bytes_, row, column);
-    }
-  }
-
- private:
-  template <int Bits, int Columns>
-  int plane(const std::uint8_t *bytes, int row, int column) const {
-    const CodePlace place = code_place<Bits, Columns>(row, column);
-    const int index = unit_word(unit_words(Bits, tiles_, Columns), place.lane, place.word);
-    Word word;
-    std::memcpy(&word, bytes + index * 4, sizeof word);
-    return static_cast<int>(word >> place.bit & ((1u << Bits) - 1));
-  }
-
-  const std::uint8_t *bytes_;
-  int bits_;
-  int tiles_;
-};
+using cuda::key_element, cuda::tile_element, cuda::value_element;
 
 /// One KV head's part of a page.
 template <class Layout, class T>
@@ -84,17 +45,17 @@ class HeadPage {
       }
       return keys;
     } else {
-      const bool basis = std::signbit(scale(Layout::key_scales, key_element<HeadDim>(0)));
-      const std::uint8_t *unit = bytes_;
+      const bool basis = std::signbit(scale(Layout::key_scales, key_element(0)));
+      const std::uint8_t *unit = bytes_ + Layout::key_codes;
       for (int first = 0; first < HeadDim; first += Layout::unit) {
         const int bits = basis ? width(quantizer.allocation(KeySpace::basis), first) : Layout::KeyBits;
-        const UnitCodes codes(unit, bits, Layout::token_tiles);
         for (int column = 0; column < Layout::unit; ++column) {
-          const int channel = first + column, at = key_element<HeadDim>(channel);
+          const int channel = first + column, at = key_element(channel);
           const float zero = scale(Layout::key_zeros, at),
                       step = std::abs(scale(Layout::key_scales, at));
           for (int token = 0; token < Group; ++token) {
-            const int code = bits == 0 ? 0 : codes.template code<Layout::unit>(token, column);
+            const int code =
+                bits == 0 ? 0 : cuda::key_code(unit, bits, Layout::unit, Group, token, column);
             keys(channel, token) = zero + step * static_cast<float>(code);
           }
         }
@@ -116,9 +77,9 @@ class HeadPage {
               exact(Layout::value_codes, token / 16 * Layout::channel_tiles + channel / 16,
                     tile_element(channel % 16, token % 16));
         } else {
-          const UnitCodes codes(step, Layout::ValueBits, Layout::channel_tiles);
-          const auto code = static_cast<float>(codes.template code<16>(channel, token % 16));
-          values(token, channel) = value(token, channel, code);
+          const int code =
+              cuda::value_code(step, Layout::ValueBits, Layout::channel_tiles, channel, token % 16);
+          values(token, channel) = value(token, channel, static_cast<float>(code));
         }
       }
       if (Layout::ValueBits < 16 && values_ == ValueCoding::symmetric) {
@@ -138,7 +99,7 @@ class HeadPage {
 
   float value(int token, int channel, float code) const {
     const bool symmetric = values_ == ValueCoding::symmetric;
-    const int at = (symmetric ? 0 : channel / Layout::value_group) * Group + value_element<Group>(token);
+    const int at = (symmetric ? 0 : channel / Layout::value_group) * Group + value_element(token);
     const float step = scale(Layout::value_scales, at);
     constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
     return symmetric ? step * (code - middle) : scale(Layout::value_zeros(values_), at) + step * code;

@@ -22,9 +22,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "squat/cuda/kernels/merge.cuh"
 #include "squat/cuda/kernels/query_rows.cuh"
-#include "squat/cuda/kernels/query_sets.cuh"
 #include "squat/cuda/kernels/row_call.cuh"
 #include "squat/cuda/kernels/row_softmax.cuh"
 #include "squat/cuda/kernels/warp.cuh"

@@ -15,6 +15,7 @@
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/elements.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
+#include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
@@ -31,26 +32,6 @@ struct DequantizeCall {
   ValueCoding values;
   DeviceTensor<S> k, v;  // [tokens, kv_heads, HeadDim], of the whole sequence
 };
-
-/// The code of (row, column) of one plane of a unit of `tiles` tiles of 16 rows.
-template <int Bits, int Columns>
-__device__ int plane_code(const std::uint8_t *plane, int tiles, int row, int column) {
-  const CodePlace place = code_place<Bits, Columns>(row, column);
-  const Word word = reinterpret_cast<const Word *>(
-      plane)[unit_word(unit_words(Bits, tiles, Columns), place.lane, place.word)];
-  return static_cast<int>(word >> place.bit & ((1u << Bits) - 1));
-}
-
-/// The code of (row, column) of a unit.
-template <int Columns>
-__device__ int unit_code(const std::uint8_t *unit, int bits, int tiles, int row, int column) {
-  if (bits == 8) return plane_code<8, Columns>(unit, tiles, row, column);
-  if (bits == 4) return plane_code<4, Columns>(unit, tiles, row, column);
-  const int low = plane_code<2, Columns>(unit, tiles, row, column);
-  if (bits == 2) return low;
-  const int plane_bytes = unit_words(2, tiles, Columns) * 4 * warp_lanes;
-  return low | plane_code<1, Columns>(unit + plane_bytes, tiles, row, column) << 2;
-}
 
 /// 32 tokens of a head's page as floats in shared memory, by all threads of a block.
 template <class Layout, class T>
@@ -69,8 +50,7 @@ class PageSlice {
   /// Keys as they were before they were coded. from_basis: A^-1.
   __device__ void load_keys(const CodingTables &coding, const HeadTables &head, const float *from_basis,
                             const PageEntry &entry) {
-    const bool basis =
-        Layout::KeyBits < 16 && signbit(scale(Layout::key_scales, key_element<HeadDim>(0)));
+    const bool basis = Layout::KeyBits < 16 && signbit(scale(Layout::key_scales, key_element(0)));
     fill([&](int channel, int token) { return key(head, basis, channel, token); });
     if constexpr (Layout::KeyBits < 16) {
       if (basis) {
@@ -118,14 +98,14 @@ class PageSlice {
       return exact(0, channel / 16, tile_element(token % 16, channel % 16), token);
     } else {
       const int unit = channel / Layout::unit, bits = basis ? head.widths[unit] : Layout::KeyBits;
-      const std::uint8_t *codes = page_;
+      const std::uint8_t *codes = page_ + Layout::key_codes;
       for (int before = 0; before < unit; ++before) {
         codes += Layout::key_unit_bytes(basis ? head.widths[before] : Layout::KeyBits);
       }
-      const int at = key_element<HeadDim>(channel);
+      const int at = key_element(channel);
       const int code = bits == 0 ? 0
-                                 : unit_code<Layout::unit>(codes, bits, Layout::token_tiles,
-                                                           first_ + token, channel % Layout::unit);
+                                 : key_code(codes, bits, Layout::unit, Layout::Group, first_ + token,
+                                            channel % Layout::unit);
       // A scale's sign says which space the page is coded in.
       return scale(Layout::key_zeros, at) +
              fabsf(scale(Layout::key_scales, at)) * static_cast<float>(code);
@@ -139,8 +119,8 @@ class PageSlice {
       const std::uint8_t *step =
           page_ + Layout::value_codes + (first_ + token) / 16 * Layout::value_step_bytes;
       const auto code = static_cast<float>(
-          unit_code<16>(step, Layout::ValueBits, Layout::channel_tiles, channel, token % 16));
-      const int place = value_element<Layout::Group>(first_ + token);
+          value_code(step, Layout::ValueBits, Layout::channel_tiles, channel, token % 16));
+      const int place = value_element(first_ + token);
       if (coding == ValueCoding::symmetric) {
         constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
         return scale(Layout::value_scales, place) * (code - middle);

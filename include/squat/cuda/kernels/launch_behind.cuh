@@ -17,7 +17,8 @@ namespace squat::cuda {
 struct DeviceLimits {
   int device = -1;
   int processors = 0;
-  int major = 0;  ///< of the compute capability
+  int major = 0;         ///< of the compute capability
+  int shared_bytes = 0;  ///< that a block may have
 };
 
 /// They are asked for once a thread and device.
@@ -31,7 +32,8 @@ inline const DeviceLimits &device_limits() {
     check(cudaDeviceGetAttribute(&value, attribute, device), "device");
     return value;
   };
-  limits = {device, ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrComputeCapabilityMajor)};
+  limits = {device, ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrComputeCapabilityMajor),
+            ask(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
   return limits;
 }
 

@@ -22,8 +22,8 @@
 namespace squat::cuda {
 
 /// Query rows of an entry and KV head from which on it is one of many tokens. Measured (H100, 32/8/128):
-/// unpacking pays from some 64 tokens on, meeting exact pages with many rows from 8.
-constexpr int many_rows(bool packed) { return packed ? 256 : 32; }
+/// unpacking pays from some 30 tokens on, meeting exact pages with many rows from 3.
+constexpr int many_rows(bool packed) { return packed ? 128 : 12; }
 /// The same in tokens.
 inline int many_tokens(int heads_per_kv_head, bool packed) {
   return std::max(2, (many_rows(packed) + heads_per_kv_head - 1) / heads_per_kv_head);

@@ -10,12 +10,16 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "squat/cuda/kernels/merge.cuh"
 #include "squat/cuda/kernels/row_call.cuh"
-#include "squat/cuda/kernels/running_softmax.cuh"
+#include "squat/cuda/kernels/row_sums.cuh"
+#include "squat/cuda/kernels/segment_slots.cuh"
+#include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/exact_tiles.cuh"
 
 namespace squat::cuda {
+
+inline constexpr int merge_warps = 8;
+inline constexpr int merge_threads = merge_warps * warp_lanes;
 
 /// sums += slots first, first + step, ... of a row: `together` of them on their way at a time.
 template <int HeadDim, class S>
@@ -30,7 +34,7 @@ __device__ inline void add_row_slots(const RowCall<S> &rows, const SegmentSlots 
 #pragma unroll
     for (int j = 0; j < together; ++j) {
       const int i = begin + j * step;
-      logarithms[j] = RunningSoftmax::nothing;
+      logarithms[j] = no_reference;
       if (i >= slots.count()) continue;
       const std::uint8_t *slot =
           row_slot<HeadDim>(rows, tile_rows, segment, slots.worker(i), slots.is_packed(i));
@@ -44,11 +48,11 @@ __device__ inline void add_row_slots(const RowCall<S> &rows, const SegmentSlots 
     float most = logarithms[0];
 #pragma unroll
     for (int j = 1; j < together; ++j) most = fmaxf(most, logarithms[j]);
-    if (most <= RunningSoftmax::nothing) continue;
+    if (most <= no_reference) continue;
     sums.raise(most);
 #pragma unroll
     for (int j = 0; j < together; ++j) {
-      if (logarithms[j] <= RunningSoftmax::nothing) continue;
+      if (logarithms[j] <= no_reference) continue;
       const float factor = power_of_two(logarithms[j] - sums.reference);
       const float of_packed = slots.is_packed(begin + j * step) ? factor : 0.0f;
       sums.weight += factor;
@@ -139,7 +143,7 @@ __global__ void __launch_bounds__(merge_threads)
     float &logarithm = own[tile_rows * HeadDim + row];
     const bool continues = rows.first_page > 0 && rank == 0 && query < all;
     float4 before[Sums::count];
-    const float logarithm_before = continues ? logarithm : RunningSoftmax::nothing;
+    const float logarithm_before = continues ? logarithm : no_reference;
 #pragma unroll
     for (int k = 0; k < Sums::count; ++k) {
       if (continues && Sums::has(k)) before[k] = quads[Sums::quad(k)];
@@ -162,7 +166,7 @@ __global__ void __launch_bounds__(merge_threads)
     if constexpr (Rotated) rotate_quads<HeadDim>(sums.packed);
 #pragma unroll
     for (int k = 0; k < Sums::count; ++k) Sums::add(sums.exact[k], sums.packed[k], 1);
-    if (logarithm_before > RunningSoftmax::nothing) {
+    if (logarithm_before > no_reference) {
       sums.raise(logarithm_before);
       const float factor = power_of_two(logarithm_before - sums.reference);
       sums.weight += factor;
@@ -179,7 +183,7 @@ __global__ void __launch_bounds__(merge_threads)
         if (Sums::has(k)) quads[Sums::quad(k)] = Sums::scaled(sums.exact[k], inverse);
       }
       if (lane_index() == 0) {
-        logarithm = sums.weight > 0 ? sums.reference + log2f(sums.weight) : RunningSoftmax::nothing;
+        logarithm = sums.weight > 0 ? sums.reference + log2f(sums.weight) : no_reference;
       }
       continue;
     }

@@ -4,7 +4,7 @@
 //
 // A block packs the keys of one head and page: HeadDim / 16 warps, of which warp w owns the channels (or
 // coordinates) 16 w to 16 w + 15. Lane (g, t) owns of these 2t, 2t+1, 2t+8, 2t+9 and the tokens g + 8 j,
-// which is what its words of the page's units take (store_codes.cuh): rounding and packing stay in
+// which is what its bytes of the page's units take (store_codes.cuh): rounding and packing stay in
 // registers, sums over a channel's tokens go over the eight lanes of equal t.
 //
 //   y = A k in float32: 4 x Group / 8 sums a lane; of each channel k it reads 4 numbers of A and Group /
@@ -82,8 +82,8 @@ class PageCoder {
     auto *scales = reinterpret_cast<__half *>(bytes + Layout::key_scales);
     auto *zeros = reinterpret_cast<__half *>(bytes + Layout::key_zeros);
     const auto put_scale = [&](int channel, HalfScale scale) {
-      scales[key_element<HeadDim>(channel)] = scale.scale;
-      zeros[key_element<HeadDim>(channel)] = scale.zero;
+      scales[key_element(channel)] = scale.scale;
+      zeros[key_element(channel)] = scale.zero;
     };
     if (head_.order != nullptr) {
       Rows orthogonal(keys_, memory_);
@@ -100,7 +100,7 @@ class PageCoder {
         for (int i = 0; i < columns; ++i) put_scale(channel(i), found[i]);
       }
     }
-    store(bytes);
+    store(bytes + Layout::key_codes);
   }
 
  private:
@@ -216,17 +216,17 @@ class PageCoder {
   }
 
   /// The codes of the lane's columns, a unit of 16 channels or two of 8.
-  __device__ void store(std::uint8_t *bytes) const {
-    std::uint8_t *unit = bytes;
+  __device__ void store(std::uint8_t *codes) const {
+    std::uint8_t *unit = codes;
     for (int before = 0; before < unit_of(0); ++before) unit += Layout::key_unit_bytes(width(before));
 #pragma unroll
     for (int first = 0; first < columns; first += Layout::unit / 4) {
       const int bits = width(unit_of(first));
       const auto code = [&](int j, int i) { return code_bits(x_[first + i][j]); };
-      if (Bits == 3 && bits == 3) store_unit<3, Layout::unit, Layout::token_tiles>(unit, code);
-      if (bits == 2) store_unit<2, Layout::unit, Layout::token_tiles>(unit, code);
-      if (bits == 4) store_unit<4, Layout::unit, Layout::token_tiles>(unit, code);
-      if (bits == 8) store_unit<8, Layout::unit, Layout::token_tiles>(unit, code);
+      if (Bits == 3 && bits == 3) store_key_unit<3, Layout::unit, Group>(unit, code);
+      if (bits == 2) store_key_unit<2, Layout::unit, Group>(unit, code);
+      if (bits == 4) store_key_unit<4, Layout::unit, Group>(unit, code);
+      if (bits == 8) store_key_unit<8, Layout::unit, Group>(unit, code);
       unit += Layout::key_unit_bytes(bits);
     }
   }

@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(P
     tile.template load<T>(values);
     const bool first_lane = lane_index() < 4;
     auto *scales = reinterpret_cast<__half *>(bytes + Layout::value_scales);
-    const auto place = [&](int i) { return value_element<Group>(step * 16 + tile.column(i)); };
+    const auto place = [&](int i) { return value_element(step * 16 + tile.column(i)); };
     if (call.values == ValueCoding::symmetric) {
       tile.rotate();
 #pragma unroll
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(P
         }
       }
     }
-    store_unit<Bits, 16, Layout::channel_tiles>(
+    store_value_step<Bits, Layout::channel_tiles>(
         codes, [&](int j, int i) { return code_bits(tile.x[j / 2][j % 2][i]); });
   }
 }

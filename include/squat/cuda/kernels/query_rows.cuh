@@ -4,7 +4,7 @@
 // query rows, [16 query rows, HeadDim / 16] tiles of two products: a lane has b0, b1 of query rows 0 to
 // 7, then b0, b1 of rows 8 to 15.
 //
-// As in transform_queries.cuh each row is divided by a power of two, its unit, so that float16 holds it:
+// Each row is divided by a power of two, its unit, so that float16 holds it:
 // q * attention scale * log2 e = unit * stored. Rows face exact keys of one base: they are turned back
 // by it. 2 HeadDim bytes a row; a row is read once, twice where it is turned.
 

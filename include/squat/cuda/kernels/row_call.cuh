@@ -5,7 +5,7 @@
 // The query rows of an entry and KV head, token after token, are cut into row tiles; a tile and a KV
 // head are a segment. A segment meets its context in units: steps of 16 to 64 tokens of exact rows, then
 // of pages. All units of all segments follow each other and are dealt out in equal runs to the blocks of
-// a grid that just fills the device (as in attend.cuh, where warps are the workers); partial results are
+// a grid that just fills the device, whose blocks are the workers; partial results are
 // merged behind (merge_rows.cuh).
 //
 // Packed pages are met unpacked (unpack_pages.cuh), in memory that has room for some of them at a time:
@@ -155,7 +155,9 @@ __host__ __device__ constexpr std::size_t row_sum_floats(int head_dim, int tile_
   return static_cast<std::size_t>(tile_rows) * (static_cast<std::size_t>(head_dim) + 1);
 }
 
-/// The slot of a worker and segment (slot_of() of merge.cuh says why that is one).
+/// The slot of a worker and segment. A worker's units follow each other, and so do workers: of two
+/// neighbours one at most shares a segment with the other, so that the sum of both indices names a slot
+/// that nobody else has.
 template <int HeadDim, class S>
 __device__ inline std::uint8_t *row_slot(const RowCall<S> &rows, int tile_rows, int segment, int worker,
                                          bool packed) {

@@ -4,17 +4,18 @@
 // 2t and 2t + 1 of each tile of eight. Weights of tokens in rows become B of the sums by a
 // transposition.
 //
-// The reference follows a maximum only when a score exceeds it by `slack`, as in RunningSoftmax: few
+// The reference follows a maximum only when a score exceeds it by `slack`: few
 // steps need a maximum across lanes, and few rescale sums.
 
 #include <cuda_fp16.h>
 
-#include "squat/cuda/kernels/running_softmax.cuh"
-#include "squat/cuda/kernels/sum_values.cuh"
+#include "squat/cuda/kernels/row_sums.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/fragments.cuh"
 
 namespace squat::cuda {
+
+inline constexpr Word two_ones = 0x3c003c00u;  // of float16
 
 /// RowTiles: of 16 query rows.
 template <int RowTiles>
@@ -25,7 +26,7 @@ class RowSoftmax {
 
   __device__ void clear() {
 #pragma unroll
-    for (int i = 0; i < rows; ++i) reference_[i] = RunningSoftmax::nothing;
+    for (int i = 0; i < rows; ++i) reference_[i] = no_reference;
 #pragma unroll
     for (int m = 0; m < RowTiles; ++m)
       weights_[m][0] = weights_[m][1] = weights_[m][2] = weights_[m][3] = 0;
@@ -87,9 +88,9 @@ class RowSoftmax {
 
   /// The sum of a row's weights, relative to its reference.
   __device__ float weight(int i) const { return weights_[i / 4][i % 4]; }
-  /// The logarithm to base 2 of the sum of 2^score; RunningSoftmax::nothing where no score was seen.
+  /// The logarithm to base 2 of the sum of 2^score; no_reference where no score was seen.
   __device__ float logarithm(int i) const {
-    return weight(i) > 0 ? reference_[i] + log2f(weight(i)) : RunningSoftmax::nothing;
+    return weight(i) > 0 ? reference_[i] + log2f(weight(i)) : no_reference;
   }
 
  private:

@@ -127,9 +127,12 @@ struct UnpackWarp {
       const std::uint8_t *unit = page + Layout::value_codes + tile * Layout::value_step_bytes;
       auto *out =
           reinterpret_cast<uint4 *>(to + Exact::value_codes) + tile * steps * warp_lanes + lane_index();
+      const int place = value_element(16 * tile) + t * value_element(2);  // of tokens 2t and 2t + 8
       const auto pair = [&](int offset, int group) {
-        return reinterpret_cast<const uint2 *>(
-            page + offset + group * Layout::Group * 2)[t * Layout::token_tiles + tile];
+        const auto *numbers =
+            reinterpret_cast<const std::uint16_t *>(page + offset) + group * Layout::Group + place;
+        return column_pairs(*reinterpret_cast<const Word *>(numbers),
+                            *reinterpret_cast<const Word *>(numbers + value_element(1)));
       };
 #pragma unroll 4
       for (int step = 0; step < steps; ++step) {
@@ -138,7 +141,7 @@ struct UnpackWarp {
           out[step * warp_lanes] = from[step * warp_lanes].halves();
         } else {
           Word codes[4];
-          read_codes<Layout::ValueBits, 16>(unit, Layout::channel_tiles, step, codes);
+          read_value_codes<Layout::ValueBits, Layout::channel_tiles>(unit, step, codes);
           if constexpr (Values == ValueCoding::plain) {
             const uint2 scale = pair(Layout::value_scales, step / 2),
                         zero = pair(Layout::value_zeros(Values), step / 2);
@@ -207,15 +210,19 @@ struct UnpackWarp {
   __device__ void read_unit(const std::uint8_t *unit, int part, Word (&codes)[tiles][4]) const {
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
-      read_codes<Bits, Layout::unit>(unit, Layout::token_tiles, first + i,
-                                     codes[i] + (Layout::unit == 8 ? 2 * part : 0));
+      read_key_codes<Bits, Layout::unit, Layout::Group>(unit, first + i,
+                                                        codes[i] + (Layout::unit == 8 ? 2 * part : 0));
     }
   }
   __device__ static void scale_codes(const std::uint8_t *page, int step, const Word (&codes)[tiles][4],
                                      uint4 (&a)[tiles]) {
-    const int at = lane_index() % 4 * steps + step;
-    const uint2 scale = reinterpret_cast<const uint2 *>(page + Layout::key_scales)[at];
-    const uint2 zero = reinterpret_cast<const uint2 *>(page + Layout::key_zeros)[at];
+    const int at = key_element(step * 16) + lane_index() % 4 * key_element(2);
+    const auto pair = [&](int offset) {
+      const auto numbers =
+          *reinterpret_cast<const uint2 *>(reinterpret_cast<const std::uint16_t *>(page + offset) + at);
+      return column_pairs(numbers.x, numbers.y);
+    };
+    const uint2 scale = pair(Layout::key_scales), zero = pair(Layout::key_zeros);
     const Word first = scale.x & 0x7fff7fffu, second = scale.y & 0x7fff7fffu;
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
@@ -227,7 +234,7 @@ struct UnpackWarp {
   __device__ void add_coordinates(const std::uint8_t *page, Sums &c) const {
     const int eight = head.eight_bit_units, four = eight + head.four_bit_units,
               two = four + head.two_bit_units;
-    const std::uint8_t *unit = page;
+    const std::uint8_t *unit = page + Layout::key_codes;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       Word codes[tiles][4] = {};
@@ -258,7 +265,8 @@ struct UnpackWarp {
 #pragma unroll
       for (int part = 0; part < 16 / Layout::unit; ++part) {
         const int index = step * (16 / Layout::unit) + part;
-        read_unit<Layout::KeyBits>(page + index * Layout::key_unit_bytes(Layout::KeyBits), part, codes);
+        read_unit<Layout::KeyBits>(
+            page + Layout::key_codes + index * Layout::key_unit_bytes(Layout::KeyBits), part, codes);
       }
       uint4 a[tiles];
       scale_codes(page, step, codes, a);

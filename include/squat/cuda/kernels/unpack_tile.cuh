@@ -1,7 +1,7 @@
 #pragma once
 
-// Codes of a unit as the registers of A that they are (fragments.cuh), turned into float16 numbers: for
-// who multiplies them by something else than a few columns.
+// Codes of a page (code_places.cuh) as registers of A of float16 (fragments.cuh), turned into numbers:
+// for who multiplies them by something else than a few columns.
 //
 // A pair of codes takes a shift, a bit operation (the code under the exponent of 1024), a subtraction
 // that is exact, and a multiply-add with scale and zero: one rounding to float16.
@@ -10,40 +10,97 @@
 
 #include <cstdint>
 
+#include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
 
 namespace squat::cuda {
 
-/// The codes of tile `tile` of a unit of `tiles` tiles, as pairs of integers: a0 and a1, and for units
-/// of 16 columns a2 and a3.
+/// Bytes 0 and 1 of a word as columns 2t and 2t + 1: its bytes 0 and 2.
+__device__ inline Word spread_bytes(Word word) { return __byte_perm(word, 0, 0x4140); }
+
+/// The codes of tokens g, `upper`, and g + 8, `lower`, of 16, each at the first place of a byte a
+/// column; `at`: the lane's bytes.
 template <int Bits, int Columns>
-__device__ inline void read_codes(const std::uint8_t *unit, int tiles, int tile, Word *codes) {
-  const int lane = lane_index();
+__device__ inline void read_key_rows(const std::uint8_t *at, int shift, Word &upper, Word &lower) {
+  if constexpr (Bits >= 4 && Columns == 16) {
+    const uint2 rows = *reinterpret_cast<const uint2 *>(at);
+    upper = rows.x >> shift, lower = rows.y >> shift;
+  } else if constexpr (Bits >= 4) {
+    const Word rows = *reinterpret_cast<const Word *>(at);
+    upper = spread_bytes(rows) >> shift, lower = spread_bytes(rows >> 16) >> shift;
+  } else {
+    if constexpr (Bits == 2 && Columns == 16) {
+      upper = *reinterpret_cast<const Word *>(at);
+    } else if constexpr (Bits == 2) {
+      upper = spread_bytes(*reinterpret_cast<const std::uint16_t *>(at));
+    } else if constexpr (Columns == 16) {
+      const Word nibbles = spread_bytes(*reinterpret_cast<const std::uint16_t *>(at));
+      upper = nibbles | nibbles << 4;
+    } else {
+      const Word nibbles = *at;
+      upper = nibbles | nibbles << 12;
+    }
+    upper >>= shift;
+    lower = upper >> Bits;
+  }
+}
+
+/// The codes of tokens 16 tile to 16 tile + 15 of a unit of keys of `Tokens` tokens, as pairs of
+/// integers: a0 to a3, of units of 8 channels a0 and a1.
+template <int Bits, int Columns, int Tokens>
+__device__ inline void read_key_codes(const std::uint8_t *unit, int tile, Word *codes) {
   if constexpr (Bits == 3) {
     constexpr int registers = Columns / 4;
     Word high[registers];
-    read_codes<2, Columns>(unit, tiles, tile, codes);
-    read_codes<1, Columns>(unit + unit_words(2, tiles, Columns) * 4 * warp_lanes, tiles, tile, high);
+    read_key_codes<2, Columns, Tokens>(unit, tile, codes);
+    read_key_codes<1, Columns, Tokens>(unit + Tokens * Columns / 4, tile, high);
 #pragma unroll
     for (int i = 0; i < registers; ++i) codes[i] |= high[i] << 2;
   } else {
-    const auto *words = reinterpret_cast<const Word *>(unit);
-    const int count = unit_words(Bits, tiles, Columns);
-    constexpr int places = tile_places(Bits, Columns);
     constexpr Word mask = ((1u << Bits) - 1) * 0x10001u;
-    if constexpr (Columns == 16 && Bits == 8) {
-      const Word low = words[unit_word(count, lane, 2 * tile)];
-      const Word high = words[unit_word(count, lane, 2 * tile + 1)];
-      codes[0] = low & mask, codes[1] = high & mask;
-      codes[2] = low >> 8 & mask, codes[3] = high >> 8 & mask;
-    } else {
-      const Word word = words[unit_word(count, lane, tile / places)] >> (tile % places * Bits);
-      codes[0] = word & mask, codes[1] = word >> 8 & mask;
-      if constexpr (Columns == 16) {
-        codes[2] = word >> (places * Bits) & mask, codes[3] = word >> (8 + places * Bits) & mask;
-      }
-    }
+    constexpr CodePlace odd = key_place(Bits, Columns, 16, 0);  // where an odd tile begins in its slice
+    constexpr int bytes = key_lane_bytes(Bits, Columns);
+    const std::uint8_t *at = unit + (tile / 2 * warp_lanes + lane_index()) * bytes;
+    const int is_odd = tile & 1;  // takes a register less than tile % 2
+    Word upper, lower;
+    read_key_rows<Bits, Columns>(at + is_odd * odd.byte, is_odd * odd.bit, upper, lower);
+    codes[0] = upper & mask, codes[1] = lower & mask;
+    if constexpr (Columns == 16) codes[2] = upper >> 8 & mask, codes[3] = lower >> 8 & mask;
   }
+}
+
+/// The codes of channels 16 tile to 16 tile + 15 of a step of values, as pairs of integers: a0 to a3.
+template <int Bits, int Tiles>
+__device__ inline void read_value_codes(const std::uint8_t *step, int tile, Word (&codes)[4]) {
+  if constexpr (Bits == 3) {
+    Word high[4];
+    read_value_codes<2, Tiles>(step, tile, codes);
+    read_value_codes<1, Tiles>(step + value_plane_bytes(2, Tiles), tile, high);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) codes[i] |= high[i] << 2;
+  } else {
+    constexpr Word mask = ((1u << Bits) - 1) * 0x10001u;
+    constexpr int count = value_words(Bits, Tiles);
+    const auto *words = reinterpret_cast<const Word *>(step);
+    const ValuePlace upper = value_word_place(Bits, Tiles, tile, 0);
+    const ValuePlace lower = value_word_place(Bits, Tiles, tile, 1);
+    uint2 rows;
+    if constexpr (count % 2 == 0) {  // no halves share a word: two of a tile follow each other
+      rows = *reinterpret_cast<const uint2 *>(words + lane_word(count, lane_index(), upper.word));
+    } else {
+      rows = {words[lane_word(count, lane_index(), upper.word)],
+              words[lane_word(count, lane_index(), lower.word)]};
+    }
+    rows = {rows.x >> (upper.place * Bits), rows.y >> (lower.place * Bits)};
+    codes[0] = rows.x & mask, codes[1] = rows.y & mask;
+    codes[2] = rows.x >> 8 & mask, codes[3] = rows.y >> 8 & mask;
+  }
+}
+
+/// Scales (or zeros) of columns 2t, 2t + 1, then of 2t + 8, 2t + 9, of words that hold those of 2t and
+/// 2t + 8, and of 2t + 1 and 2t + 9.
+__device__ inline uint2 column_pairs(Word first, Word second) {
+  return {__byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632)};
 }
 
 /// Integers below 1024 as float16.

@@ -47,7 +47,7 @@ struct ExactTiles {
 /// The same in registers, read from the device's memory.
 template <class T, int Count>
 struct FetchedTiles {
-  ExactTile<T> tiles[Count];
+  ExactTile<T> tiles[Count > 0 ? Count : 1];
 
   __device__ explicit FetchedTiles(const ExactTile<T> *from) {
 #pragma unroll

@@ -3,19 +3,18 @@
 // The bytes of a page on the GPU: what the kernels read fastest, in the order of matrix fragments
 // (fragments.cuh).
 //
-// A page holds `Group` tokens of one layer. Its heads follow each other, each a multiple of 128 bytes:
+// A page holds `Group` tokens of one layer. Its heads follow each other, each a multiple of 32 bytes:
 //
-//   key codes    units of `unit` channels (or coordinates) in their order, each a matrix of rows =
-//   tokens
-//                and columns = channels; a unit of 3 bits is its low two bits, then its high bit
 //   key scales   float16 [HeadDim], in the order of key_element(); the sign of that of channel 0 names
 //   the
 //                KeySpace
 //   key zeros    likewise
-//   value codes  units of 16 tokens in their order, each a matrix of rows = channels and columns =
-//   tokens value scales float16 [value_scales, Group], in the order of value_element(); plain values: as
-//   many zeros
-//                behind them
+//   key codes    units of `unit` channels (or coordinates) in their order; a unit of 3 bits is its low
+//   two
+//                bits, then its high bit
+//   value codes  steps of 16 tokens in their order; one of 3 bits likewise
+//   value scales float16 [value_scales, Group], in the order of value_element(); plain values: as many
+//                zeros behind them
 //
 // 16-bit keys are tiles of A, rows = tokens: [token tile, channel tile]; 16-bit values tiles with rows =
 // channels: [token tile, channel tile]. Neither has zeros or scales.
@@ -24,24 +23,19 @@
 #include <cstdint>
 
 #include "squat/coding/coding.hpp"
+#include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
 
 namespace squat::cuda {
 
-/// Where the scale (and zero) of column `i` of B stands among `count`: a lane reads those of its own in
-/// one piece, {2t, 2t+1, 2t+8, 2t+9} of every 16.
-__host__ __device__ constexpr int column_element(int count, int i) {
-  return (i % 8 / 2 * (count / 16) + i / 16) * 4 + i % 16 / 8 * 2 + i % 2;
-}
-/// Of a channel of the keys.
-template <int HeadDim>
+/// Where the scale and zero of a channel of the keys stand: a lane's own, of channels g and g + 8 of 16,
+/// follow each other.
 __host__ __device__ constexpr int key_element(int channel) {
-  return column_element(HeadDim, channel);
+  return channel / 16 * 16 + channel % 8 * 2 + channel % 16 / 8;
 }
-/// Of a token of the values.
-template <int Group>
+/// Those of a token of the values: g, g + 8, g + 16, g + 24 of 32 follow each other.
 __host__ __device__ constexpr int value_element(int token) {
-  return column_element(Group, token);
+  return token / 32 * 32 + token % 8 * 4 + token % 32 / 8;
 }
 
 template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount>
@@ -59,26 +53,18 @@ struct PageLayout {
   /// Channels of a group of plain values.
   static constexpr int value_group = 32;
 
-  __host__ __device__ static constexpr int plane_bytes(int bits, int tiles, int columns) {
-    return unit_words(bits, tiles, columns) * 4 * warp_lanes;
-  }
-  __host__ __device__ static constexpr int unit_bytes(int bits, int tiles, int columns) {
-    return bits == 3 ? plane_bytes(2, tiles, columns) + plane_bytes(1, tiles, columns)
-                     : plane_bytes(bits, tiles, columns);
-  }
   /// Bytes of a unit of keys of that width; 0 for none.
-  __host__ __device__ static constexpr int key_unit_bytes(int bits) {
-    return bits == 0 ? 0 : unit_bytes(bits, token_tiles, unit);
-  }
+  __host__ __device__ static constexpr int key_unit_bytes(int bits) { return Group * unit * bits / 8; }
   /// Bytes of the values of 16 tokens.
   static constexpr int value_step_bytes =
-      ValueBits == 16 ? HeadDim * 32 : unit_bytes(ValueBits, channel_tiles, 16);
+      ValueBits == 16  ? HeadDim * 32
+      : ValueBits == 3 ? value_plane_bytes(2, channel_tiles) + value_plane_bytes(1, channel_tiles)
+                       : value_plane_bytes(ValueBits, channel_tiles);
 
-  static constexpr int key_code_bytes =
-      KeyBits == 16 ? Group * HeadDim * 2 : key_units * key_unit_bytes(KeyBits);
-  static constexpr int key_scales = key_code_bytes;
-  static constexpr int key_zeros = key_scales + (KeyBits == 16 ? 0 : HeadDim * 2);
-  static constexpr int value_codes = key_zeros + (KeyBits == 16 ? 0 : HeadDim * 2);
+  static constexpr int key_scales = 0;
+  static constexpr int key_zeros = HeadDim * 2;
+  static constexpr int key_codes = KeyBits == 16 ? 0 : key_zeros + HeadDim * 2;
+  static constexpr int value_codes = key_codes + key_units * key_unit_bytes(KeyBits);
   static constexpr int value_scales = value_codes + token_tiles * value_step_bytes;
 
   /// Scales a token has.
@@ -91,7 +77,7 @@ struct PageLayout {
   __host__ __device__ static constexpr int head_bytes(ValueCoding coding) {
     const int end =
         value_zeros(coding) + (coding == ValueCoding::plain ? scales_of_a_value(coding) * Group * 2 : 0);
-    return (end + 127) / 128 * 128;
+    return (end + 31) / 32 * 32;
   }
 };
 

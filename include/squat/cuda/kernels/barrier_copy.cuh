@@ -1,0 +1,99 @@
+#pragma once
+
+// Copies into shared memory that barriers count: in bulk from compute capability 9.0 on, else 16 bytes a
+// lane. Who waits for the barrier finds the bytes there.
+
+#include <cstdint>
+
+#include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/page/fragments.cuh"
+
+namespace squat::cuda {
+
+/// A barrier in shared memory. Its phases follow each other, and a phase ends when the copy that was
+/// begun in it has arrived; their parities are 0, 1, 0, ...
+using CopyBarrier = std::uint64_t;
+
+__device__ inline Word shared_address(const void *shared) {
+  return static_cast<Word>(__cvta_generic_to_shared(shared));
+}
+
+/// By one thread, before fence_barriers() and a barrier of the block.
+__device__ inline void init_barrier(CopyBarrier *barrier) {
+#if __CUDA_ARCH__ >= 900
+  constexpr int arrivals = 1;
+#else
+  constexpr int arrivals = warp_lanes;
+#endif
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals));
+}
+
+/// By the thread that initialised barriers.
+__device__ inline void fence_barriers() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+
+/// Waits for the end of the phase of that parity.
+__device__ inline void wait_for(const CopyBarrier *barrier, unsigned parity) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred p;\nwait_%=:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra "
+      "done_%=;\nbra wait_%=;\ndone_%=:\n}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#else
+  asm volatile(
+      "{\n.reg .pred p;\nwait_%=:\nmbarrier.test_wait.parity.shared.b64 p, [%0], %1;\n@p bra "
+      "done_%=;\nbra wait_%=;\ndone_%=:\n}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#endif
+}
+
+/// A phase's copies, of `bytes` bytes together, by all lanes of a warp: add() each, then end(). Pieces
+/// are multiples of 16 bytes, at such addresses.
+class BarrierCopy {
+ public:
+  __device__ BarrierCopy(CopyBarrier *barrier, int bytes) : barrier_(shared_address(barrier)) {
+#if __CUDA_ARCH__ >= 900
+    if (lane_index() == 0) {
+      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier_), "r"(bytes)
+                   : "memory");
+    }
+#else
+    (void)bytes;
+#endif
+  }
+
+  __device__ void add(void *to, const void *from, int bytes) const {
+#if __CUDA_ARCH__ >= 900
+    if (lane_index() == 0) {
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+              "r"(shared_address(to)),
+          "l"(from), "r"(bytes), "r"(barrier_)
+          : "memory");
+    }
+#else
+    copy_async(to, from, bytes);
+#endif
+  }
+
+  __device__ void end() const {
+#if __CUDA_ARCH__ < 900
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier_) : "memory");
+#endif
+  }
+
+ private:
+  Word barrier_;
+};
+
+/// Waits for the other warps of a team of 128 threads; `barrier` is its name among the block's, from 1.
+__device__ inline void sync_threads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+}  // namespace squat::cuda

@@ -1,0 +1,305 @@
+#pragma once
+
+// How a decode call's work is counted and dealt out.
+//
+// A segment is what some query rows of a sequence and KV head have to meet: its exact rows, in units of
+// 64 tokens, then its pages, in units of 128. All segments stand in a line, head by head, each as long
+// as its work takes. Neighbours with the same tables, those of a head and a coding, are a stretch.
+// Blocks are dealt out to stretches by their length, so that a block has one as long as there are enough
+// blocks; the groups of warps of a stretch's blocks are its workers, and share it evenly, if possible so
+// that cuts fall between segments. What a worker does of a segment is a piece.
+
+#include <cstdint>
+
+#include "squat/cuda/kernels/attend_call.cuh"
+#include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/state/device_state.cuh"
+
+namespace squat::cuda {
+
+/// Warps that share queries, each with a quarter of the tokens; and their query rows.
+inline constexpr int team_warps = 4, team_threads = team_warps * warp_lanes, team_rows = 4;
+
+/// Tokens of a unit of pages, and of one of exact rows.
+inline constexpr int unit_tokens = 128, exact_unit_tokens = 64;
+
+/// How a launch uses a block.
+struct DecodePlan {
+  std::int32_t teams;           ///< of a block
+  std::int32_t teams_of_group;  ///< that read the same pages, each for rows of its own
+  std::int32_t slots;           ///< units of pages that a group has room for
+  std::int32_t row_bytes;       ///< room for the rows of the mean's modes
+  std::int32_t exact_cost;      ///< of a unit of exact rows, in units of pages
+
+  __host__ __device__ int groups() const { return teams / teams_of_group; }
+  __host__ __device__ int rows() const { return teams_of_group * team_rows; }
+};
+
+/// Where an entry begins in the line of one head, and its coding. Behind the last: all of them, and what
+/// all segments cost alike, or 0.
+struct EntryWork {
+  std::int32_t cost;
+  std::int32_t segment;
+  std::int32_t stretch;
+  std::int32_t stretch_first;  ///< entry
+  std::int32_t coding;
+};
+
+/// An entry's segments.
+struct DecodeShape {
+  std::int32_t tiles;  ///< segments of a head
+  std::int32_t exact_blocks;
+  std::int32_t exact_units;
+  std::int32_t exact_cost;
+  std::int32_t page_units;
+
+  template <class S>
+  __device__ DecodeShape(const AttendCall<S> &call, const DecodePlan &plan, const BatchEntry &entry,
+                         int group) {
+    const int rows = entry.tokens < call.many_tokens ? call.rows(entry) : 0;
+    const int all = (rows + plan.rows() - 1) / plan.rows() - call.first_tile;
+    tiles = max(0, min(all, call.most_tiles));
+    const LayerState &state = *entry.state;
+    exact_blocks = (state.sinks + 15) / 16 + (state.tail + 15) / 16;
+    exact_units = (exact_blocks * 16 + exact_unit_tokens - 1) / exact_unit_tokens;
+    exact_cost = exact_units * plan.exact_cost;
+    page_units = (state.page_count * group + unit_tokens - 1) / unit_tokens;
+  }
+  __device__ int cost() const { return exact_cost + page_units; }
+};
+
+/// Fills works, [entries + 1], by all threads of a block.
+template <class S>
+__device__ inline void find_works(const AttendCall<S> &call, const DecodePlan &plan, int group,
+                                  EntryWork *works) {
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  for (int i = thread; i < call.entries; i += threads) {
+    const BatchEntry entry = call.batch[i];
+    const DecodeShape shape(call, plan, entry, group);
+    works[i + 1].cost = shape.tiles * shape.cost();
+    works[i + 1].segment = shape.tiles;
+    works[i].coding = entry.state->coding;
+  }
+  if (thread == 0) works[0].cost = works[0].segment = 0;
+  __syncthreads();
+  if (thread < warp_lanes) {
+    EntryWork carry{.cost = 0, .segment = 0, .stretch = -1, .stretch_first = 0, .coding = -1};
+    int least = 0x7fffffff, most = 0;  // costs of segments
+    for (int first = 0; first < call.entries; first += warp_lanes) {
+      const int i = first + thread;
+      const bool is = i < call.entries;
+      const std::int32_t coding = is ? works[i].coding : -1;
+      const std::int32_t before = __shfl_up_sync(0xffffffffu, coding, 1);
+      const bool begins = is && coding != (thread == 0 ? carry.coding : before);
+      const int cost = sum_of_lanes_before(is ? works[i + 1].cost : 0) + carry.cost;
+      const int segment = sum_of_lanes_before(is ? works[i + 1].segment : 0) + carry.segment;
+      if (is && works[i + 1].segment > 0) {
+        const int own = works[i + 1].cost / works[i + 1].segment;
+        least = min(least, own), most = max(most, own);
+      }
+      const unsigned begun = __ballot_sync(0xffffffffu, begins) & (2u << thread) - 1;
+      const int stretch = carry.stretch + __popc(begun);
+      const int stretch_first = begun != 0 ? first + 31 - __clz(begun) : carry.stretch_first;
+      __syncwarp();
+      if (is) {
+        works[i + 1].cost = cost;
+        works[i + 1].segment = segment;
+        works[i].stretch = stretch;
+        works[i].stretch_first = stretch_first;
+      }
+      const auto last = [](std::int32_t x) { return __shfl_sync(0xffffffffu, x, warp_lanes - 1); };
+      carry = {last(cost), last(segment), last(stretch), last(stretch_first), last(coding)};
+      __syncwarp();
+    }
+    least = __reduce_min_sync(0xffffffffu, least);
+    most = __reduce_max_sync(0xffffffffu, most);
+    if (thread == 0) {  // behind the last
+      works[call.entries].coding = least == most ? most : 0;
+      works[call.entries].stretch = carry.stretch + 1;
+      works[call.entries].stretch_first = call.entries;
+    }
+  }
+  __syncthreads();
+}
+
+/// Part of the line.
+struct Run {
+  std::int32_t begin, end;
+
+  __device__ bool empty() const { return begin >= end; }
+  __device__ Run and_also(Run other) const { return {max(begin, other.begin), min(end, other.end)}; }
+  /// The length of one of `count` equal parts; the last may be shorter, or empty.
+  __device__ int each_of(int count) const { return (end - begin + count - 1) / count; }
+  __device__ Run part(int index, int count) const {
+    const int each = each_of(count);
+    return Run{begin + index * each, begin + (index + 1) * each}.and_also(*this);
+  }
+};
+
+/// Segments that have the same tables.
+struct Stretch {
+  Run run;
+  std::int32_t first_block, blocks;
+  std::int32_t segments;
+};
+
+/// The line of all segments of a call.
+class WorkLine {
+ public:
+  template <class S>
+  __device__ WorkLine(const AttendCall<S> &call, const DecodePlan &plan, const EntryWork *works,
+                      int blocks)
+      : works_(works),
+        entries_(call.entries),
+        groups_(plan.groups()),
+        blocks_(blocks),
+        of_head_(works[call.entries].cost),
+        all_(of_head_ * call.kv_heads),
+        segment_cost_(works[call.entries].coding) {}
+
+  /// Where a block looks for stretches that it has a part in.
+  __device__ Run of_block(int block) const {
+    return {product_over(block, all_, blocks_, 0), product_over(block + 1, all_, blocks_, blocks_ - 1)};
+  }
+  __device__ int head(int at) const { return at / of_head_; }
+  __device__ int entry(int at) const {
+    return find_entry(works_, entries_, at % of_head_, &EntryWork::cost);
+  }
+  __device__ int start(int head, int entry) const { return head * of_head_ + works_[entry].cost; }
+  __device__ int coding(int entry) const { return works_[entry].coding; }
+  __device__ int segment(int head, int entry) const {
+    return head * works_[entries_].segment + works_[entry].segment;
+  }
+  /// The stretch of an entry.
+  __device__ Stretch stretch(int head, int entry) const {
+    const int first = works_[entry].stretch_first;
+    int last = entry + 1;  // the first entry behind it: between those of this name and `end`
+    for (int end = entries_; last < end;) {
+      const int middle = (last + end) / 2;
+      if (works_[middle].stretch_first == first) {
+        last = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    const Run run{start(head, first), start(head, last)};
+    const int first_block = product_over(run.begin, blocks_, all_, 0);
+    const int end_block = product_over(run.end, blocks_, all_, 0);
+    return {run, first_block, max(1, end_block - first_block),
+            works_[last].segment - works_[first].segment};
+  }
+
+  /// Part of the line that a worker of a stretch takes.
+  __device__ Run of_worker(const Stretch &stretch, int worker) const {
+    const Share share(*this, stretch);
+    if (worker >= share.workers) return {0, 0};
+    if (share.workers_of_segment == 0 && share.segments_of_worker == 0) {
+      return stretch.run.part(worker, share.workers);
+    }
+    if (share.workers_of_segment > 0) {
+      const int begin = stretch.run.begin + worker / share.workers_of_segment * segment_cost_;
+      return Run{begin, begin + segment_cost_}.part(worker % share.workers_of_segment,
+                                                    share.workers_of_segment);
+    }
+    const int each = share.segments_of_worker * segment_cost_;
+    const int begin = stretch.run.begin + worker * each;
+    return Run{begin, begin + each}.and_also(stretch.run);
+  }
+  /// The workers that have a part of a segment.
+  __device__ Run workers_of(const Stretch &stretch, Run segment) const {
+    const Share share(*this, stretch);
+    const int begin = segment.begin - stretch.run.begin, end = segment.end - stretch.run.begin;
+    if (share.workers_of_segment > 0) {
+      const int first = begin / segment_cost_ * share.workers_of_segment;
+      const int each = segment.each_of(share.workers_of_segment);
+      return {first, first + (segment_cost_ - 1) / each + 1};  // the last may have nothing
+    }
+    const int each = share.segments_of_worker > 0 ? share.segments_of_worker * segment_cost_
+                                                  : stretch.run.each_of(share.workers);
+    return {begin / each, (end - 1) / each + 1};
+  }
+  __device__ int groups() const { return groups_; }
+
+  /// The name of a piece, below most_pieces(): segments, stretches and blocks only rise along the line,
+  /// so that no two pieces have the same sum. Those of a segment follow each other as their workers do.
+  __device__ int piece(int segment, int head, int entry, const Stretch &stretch, int worker) const {
+    const int stretches = works_[entries_].stretch;
+    return segment + (head * stretches + works_[entry].stretch + stretch.first_block) * groups_ + worker;
+  }
+
+ private:
+  /// (a b + more) / c; in 32 bits where they hold it.
+  __device__ static int product_over(int a, int b, int c, int more) {
+    const long long product = static_cast<long long>(a) * b + more;
+    if (product <= 0xffffffffll) {
+      return static_cast<int>(static_cast<unsigned>(product) / static_cast<unsigned>(c));
+    }
+    return static_cast<int>(product / c);
+  }
+
+  /// How a stretch is shared: where all segments cost alike, whole numbers of workers a segment or of
+  /// segments a worker, unless that leaves more than a sixteenth of the workers out.
+  struct Share {
+    std::int32_t workers, workers_of_segment = 0, segments_of_worker = 0;
+
+    __device__ Share(const WorkLine &line, const Stretch &stretch)
+        : workers(stretch.blocks * line.groups_) {
+      if (line.segment_cost_ == 0) return;
+      const int each = workers / stretch.segments;  // workers of a segment
+      const int rounds = (stretch.segments + workers - 1) / workers;
+      const int even = each > 0 ? each * stretch.segments : (stretch.segments + rounds - 1) / rounds;
+      if (16 * even < 15 * workers || each > line.segment_cost_) return;
+      workers = even;
+      (each > 0 ? workers_of_segment : segments_of_worker) = each > 0 ? each : rounds;
+    }
+  };
+
+  const EntryWork *works_;
+  int entries_, groups_, blocks_;
+  int of_head_, all_, segment_cost_;
+};
+
+/// What a group does of a segment.
+struct DecodePiece {
+  std::int32_t entry, tile, segment;     ///< segment: of the launch
+  std::int32_t exact_first, exact_last;  ///< blocks of 16 tokens
+  std::int32_t page_first, page_last;
+  Run all, own;  ///< of the segment, and of the piece, in the line
+};
+
+/// The piece that begins at `at` of a group's run.
+template <class S>
+__device__ inline DecodePiece piece_at(const AttendCall<S> &call, const DecodePlan &plan,
+                                       const WorkLine &line, int group_tokens, int head, Run run,
+                                       int at) {
+  const int entry = line.entry(at);
+  const BatchEntry &of = call.batch[entry];
+  const DecodeShape shape(call, plan, of, group_tokens);
+  const int start = line.start(head, entry), tile = (at - start) / shape.cost();
+  DecodePiece piece{.entry = entry, .tile = tile, .segment = line.segment(head, entry) + tile};
+  piece.all.begin = start + tile * shape.cost();
+  piece.all.end = piece.all.begin + shape.cost();
+  piece.own = piece.all.and_also({at, run.end});
+  // A unit of exact rows belongs to the piece that it begins in.
+  const int begin = piece.own.begin - piece.all.begin, end = piece.own.end - piece.all.begin;
+  constexpr int unit_blocks = exact_unit_tokens / 16;
+  const auto block = [&](int cost) {
+    const int units = (min(cost, shape.exact_cost) + plan.exact_cost - 1) / plan.exact_cost;
+    return min(units * unit_blocks, shape.exact_blocks);
+  };
+  piece.exact_first = block(begin), piece.exact_last = block(end);
+  const int pages = of.state->page_count;
+  const auto page = [&](int cost) {
+    return min(max(cost - shape.exact_cost, 0) * unit_tokens / group_tokens, pages);
+  };
+  piece.page_first = page(begin), piece.page_last = page(end);
+  return piece;
+}
+
+/// Pieces of a launch at most.
+inline std::int64_t most_pieces(std::int64_t segments, std::int64_t entries, int kv_heads, int blocks,
+                                int groups) {
+  return segments + (entries * kv_heads + blocks) * groups;
+}
+
+}  // namespace squat::cuda

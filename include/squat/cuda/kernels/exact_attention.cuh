@@ -1,0 +1,188 @@
+#pragma once
+
+// Attention of a team over exact rows: sinks and tail, and pages where these are exact. Tiles go from
+// the device's memory to registers: while a warp meets a block of 16 tokens, its values and the keys of
+// the next are on their way.
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "squat/cuda/kernels/decode_team.cuh"
+#include "squat/cuda/kernels/row_sums.cuh"
+#include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/page/exact_tiles.cuh"
+#include "squat/cuda/page/fragments.cuh"
+#include "squat/cuda/state/device_state.cuh"
+#include "squat/cuda/state/exact_slots.cuh"
+
+namespace squat::cuda {
+
+/// What a warp's exact rows come to. A lane's row is t: columns 2t and 2t + 1 of the scores are alike,
+/// those of the values the sums and nothing.
+template <int HeadDim>
+struct ExactSums {
+  static constexpr int steps = HeadDim / 16;
+
+  float o[steps][4];
+  float reference, weight;
+
+  __device__ void clear() {
+#pragma unroll
+    for (int s = 0; s < steps; ++s) o[s][0] = o[s][1] = o[s][2] = o[s][3] = 0;
+    reference = no_reference;
+    weight = 0;
+  }
+  __device__ void raise(float to) {
+    const float factor = power_of_two(reference - to);
+    reference = to;
+    weight *= factor;
+#pragma unroll
+    for (int s = 0; s < steps; ++s) o[s][0] *= factor, o[s][2] *= factor;
+  }
+  /// The B of weights 2^(x - reference).
+  __device__ Word column(float x) {
+    const __half p = __float2half_rn(power_of_two(x - reference));
+    weight += __half2float(p);
+    return transpose(as_word(__halves2half2(p, __ushort_as_half(0))));
+  }
+};
+
+template <class Layout, ValueCoding Values, class T, class S>
+class ExactAttention : public DecodeTeam<Layout, Values, S> {
+ public:
+  using Team = DecodeTeam<Layout, Values, S>;
+  using Team::Team;
+  using typename Team::Memory, Team::task, Team::sync_team, Team::add_up, Team::limit;
+  static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
+  static constexpr bool exact = Memory::exact;
+
+  /// The blocks of exact rows of the piece, and then those of its pages, where these are exact.
+  __device__ void attend() const {
+    const typename Team::Facing facing = this->facing();
+    facing.put_row();
+    sync_team();
+    ExactSums<HeadDim> sums;
+    sums.clear();
+    int i = task().piece.exact_first + warp_;
+    const int last = task().piece.exact_last;
+    if (i < last) {
+      ExactBlock block = find_block(i);
+      Tiles keys(block.keys);
+#pragma unroll 1
+      for (; i < last; i += team_warps) {
+        const bool more = i + team_warps < last;
+        const ExactBlock next = more ? find_block(i + team_warps) : block;
+        add_block(block, keys, more ? next.keys : nullptr, sums);
+        block = next;
+      }
+    }
+    if constexpr (exact) {
+      long long base = 0;
+      const int pages = task().pages;
+      const PageEntry *entries = task().state->pages + task().first_page;
+      const auto block_of = [&](const PageEntry &page, int tile) -> ExactBlock {
+        const std::uint8_t *tiles = page.data +
+                                    static_cast<std::size_t>(task().head) * Layout::head_bytes(Values) +
+                                    tile * HeadDim * 32;
+        return {reinterpret_cast<const ExactTile<T> *>(tiles),
+                reinterpret_cast<const ExactTile<T> *>(tiles + Layout::value_codes),
+                page.before - page.first + 16 * tile, page.before, page.before + page.tokens};
+      };
+      // A warp has every fourth tile; pages of two have none for half of the warps.
+      constexpr int tiles = Layout::token_tiles;
+      if (pages > 0) {
+        PageEntry page = entries[0];
+        Tiles keys(block_of(page, warp_ % tiles).keys);
+#pragma unroll 1
+        for (int p = 0; p < pages; ++p) {
+          const PageEntry next = entries[min(p + 1, pages - 1)];
+          if (page.base != base) {
+            base = page.base;
+            sync_team();
+            facing.turn(base, base, Memory::frequencies);
+            sync_team();
+          }
+#pragma unroll 1
+          for (int tile = warp_; tile < tiles; tile += team_warps) {
+            const bool more = tile + team_warps < tiles;
+            const ExactTile<T> *next_keys = more            ? block_of(page, tile + team_warps).keys
+                                            : p + 1 < pages ? block_of(next, warp_).keys
+                                                            : nullptr;
+            add_block(block_of(page, tile), keys, next_keys, sums);
+          }
+          page = next;
+        }
+      }
+    }
+    add_up(sums.reference, sums.weight, task().slot,
+           [&](int j, int half) { return sums.o[j][2 * half]; });
+  }
+
+ private:
+  using Team::memory_, Team::warp_, Team::call_;
+
+  /// 16 exact rows, of which those at positions from `begin` to before `end` count.
+  struct ExactBlock {
+    const ExactTile<T> *keys, *values;
+    int position, begin, end;
+  };
+  __device__ ExactBlock find_block(int block) const {
+    const LayerState &state = *task().state;
+    const int sink_blocks = (state.sinks + 15) / 16;
+    const bool sink = block < sink_blocks;
+    const int token = 16 * (sink ? block : block - sink_blocks);
+    const ExactSlots slots =
+        sink ? sink_slots<HeadDim>(state, call_.kv_heads) : tail_slots<HeadDim>(state, call_.kv_heads);
+    const auto *tiles =
+        reinterpret_cast<const ExactTile<T> *>(slots.template block<HeadDim>(task().head, token));
+    const int position = token + (sink ? 0 : state.sinks + state.paged_tokens);
+    return {tiles, tiles + steps * warp_lanes, position, 0, sink ? state.sinks : state.length()};
+  }
+
+  using Tiles = FetchedTiles<T, steps>;
+
+  /// Adds a block whose keys are on their way, and asks for those of the next.
+  __device__ void add_block(const ExactBlock &block, Tiles &keys, const ExactTile<T> *next_keys,
+                            ExactSums<HeadDim> &sums) const {
+    const int lane = opaque(lane_index()), turned = memory_ + Memory::turned + lane * 8;
+    constexpr int early =
+        HeadDim > 128 ? 0 : steps;  // tiles of values that are on their way with the keys
+    const FetchedTiles<T, early> values(block.values);
+    float c[4] = {};
+#pragma unroll
+    for (int s = 0; s < steps; ++s) {
+      const uint4 a = keys.halves(s);
+      const uint2 b = shared_at<const uint2>(turned + s * Memory::turned_step);
+      multiply_add(c, a.x, a.y, a.z, a.w, b.x, b.y);
+    }
+    const FetchedTiles<T, steps - early> late(block.values + early * warp_lanes);
+    if (next_keys != nullptr) keys = Tiles(next_keys);
+    const float norm = this->norm();
+    float x[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int at = block.position + (lane >> 2) + 8 * j;
+      x[j] = at >= block.begin && at < min(block.end, limit()) ? c[2 * j] * norm : -INFINITY;
+    }
+    constexpr float slack = 8;
+    const float most = fmaxf(x[0], x[1]);
+    if (__any_sync(0xffffffffu, most > sums.reference + slack)) {
+      sums.raise(fmaxf(sums.reference, largest_row(most)));
+    }
+    const uint2 b = {sums.column(x[0]), sums.column(x[1])};
+#pragma unroll
+    for (int s = 0; s < steps; ++s) {
+      uint4 a;
+      if constexpr (early > 0) {
+        a = values.halves(s);
+      } else {
+        a = late.halves(s);
+      }
+      multiply_add(sums.o[s], a.x, a.y, a.z, a.w, b.x, b.y);
+    }
+  }
+};
+
+}  // namespace squat::cuda

@@ -1,0 +1,138 @@
+#pragma once
+
+// The copies of a team's pages to shared memory: which pages come next, when scales and zeros of a batch
+// and when the codes of a unit are asked for.
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "squat/cuda/kernels/barrier_copy.cuh"
+#include "squat/cuda/kernels/decode_team.cuh"
+#include "squat/cuda/kernels/face_pages.cuh"
+#include "squat/cuda/page/page_layout.cuh"
+#include "squat/cuda/state/device_state.cuh"
+
+namespace squat::cuda {
+
+template <class Layout, ValueCoding Values, class S>
+class PageCopies : public DecodeTeam<Layout, Values, S> {
+ public:
+  using Team = DecodeTeam<Layout, Values, S>;
+  using Team::Team;
+  using typename Team::Memory, Team::task, Team::copies, Team::team_in_group, Team::thread_of_team;
+  static constexpr int Group = Layout::Group, pages_of_unit = Memory::pages_of_unit;
+
+  __device__ DecodePage &page_at(int i) const {
+    constexpr unsigned ring = Memory::page_ring;
+    return shared_at<DecodePage>(memory_ + Memory::pages +
+                                 static_cast<int>(static_cast<unsigned>(i) % ring * sizeof(DecodePage)));
+  }
+
+  /// When page `i` of the piece is met. Of four pages of two tiles the rows of the one are met with
+  /// those of the other, for which the modes of the mean are the same: 0, 2, 1, 3.
+  __device__ int order(int i, int first_batch) const {
+    const int in_batch = i - first_batch & (batch_pages - 1), first = i - in_batch;
+    if (i < first_batch || first + batch_pages > task().pages) return i;
+    return first + (in_batch >> 1 | (in_batch & 1) << 1);
+  }
+
+  /// Looks up the next pages of the piece behind `begin`, whole batches, by the team's threads. Returns
+  /// how many are known then.
+  __device__ int stage_pages(int begin) const {
+    const DecodeTask &task = this->task();
+    const PageEntry *entries = task.state->pages + task.first_page;
+    // So many that the next batch begins a tile where tiles have two or four pages.
+    const int first_batch =
+        min(batch_pages - (pages_of_unit == 1 ? entries[0].tile_page % batch_pages : 0), task.pages);
+    const int count = begin == 0 ? first_batch + Memory::page_ring - batch_pages : Memory::page_ring / 2;
+    const int end = min(begin + count, task.pages), i = begin + thread_of_team();
+    if (thread_of_team() == 0) this->task().first_batch = first_batch;
+    const int at = order(i, first_batch);
+    if (i < end) {
+      const PageEntry entry = entries[i];
+      const int first = entry.first, last = first + entry.tokens;
+      page_at(at) = {
+          .data = entry.data + static_cast<std::size_t>(task.head) * Layout::head_bytes(Values),
+          .base = entry.base,
+          .before = entry.before - first,
+          .mode_row = entry.row / 16 * 512,
+          .first = static_cast<std::int16_t>(first),
+          .last = static_cast<std::int16_t>(last),
+          .masked = first > 0 || last < Group || entry.before + entry.tokens > task.limits[0],
+          .batch = 0,
+          .tile = i - entry.tile_page,
+          .unused = 0};
+    }
+    __syncwarp();  // batches do not cross warps
+    if (i < end && at == i && (i == 0 || (i >= first_batch && (i - first_batch) % batch_pages == 0))) {
+      page_at(i).batch = PageBatch::parts(
+          min(i == 0 ? first_batch : batch_pages, task.pages - i),
+          [&](int k) { return page_at(i + k).tile; }, [&](int k) { return page_at(i + k).mode_row; });
+    }
+    return end;
+  }
+  __device__ int first_batch() const { return task().first_batch; }
+
+  __device__ void begin_copies() const {
+    if (team_in_group() == 0 && warp_ == 0) {
+      int slot = copies().slot;
+      for (int i = 0; i < plan_.slots && i * pages_of_unit < task().pages; ++i) {
+        fill_slot(i, slot);
+        slot = next_slot(slot);
+      }
+    }
+    if (warp_ == 0) fill_parts(0, first_batch());
+  }
+
+  /// Copies the scales and zeros of the pages of a batch; by a warp.
+  __device__ void fill_parts(int first, int count) const {
+    const BarrierCopy copy(&shared_at<CopyBarrier>(memory_ + Memory::barrier),
+                           count * Memory::part_bytes);
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      copy.add(&shared_at<std::uint8_t>(memory_ + Memory::parts + i * Memory::part_bytes),
+               page_at(first + i).data, Memory::part_bytes);
+    }
+    copy.end();
+  }
+
+  /// Copies a unit's codes and its values' scales; by a warp.
+  __device__ void fill_slot(int unit, int slot) const {
+    const int first = unit * pages_of_unit, count = min(pages_of_unit, task().pages - first);
+    const BarrierCopy copy(&shared_at<CopyBarrier>(slot + Memory::slot_barrier),
+                           count * Memory::page_bytes);
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      copy.add(&shared_at<std::uint8_t>(slot + i * Memory::page_bytes),
+               page_at(first + i).data + Layout::key_codes, Memory::page_bytes);
+    }
+    copy.end();
+  }
+  __device__ int next_slot(int slot) const {
+    slot += Memory::slot_bytes;
+    return slot == slots_ + plan_.slots * Memory::slot_bytes ? slots_ : slot;
+  }
+
+  /// Says that the warp is done with a slot; the last asks for the unit that comes into its place.
+  __device__ void leave_slot(int slot, int unit) const {
+    __syncwarp();
+    const int next = unit + plan_.slots;
+    if (next * pages_of_unit >= task().pages) return;
+    bool last = false;
+    if (lane_index() == 0) {
+      const auto most = static_cast<unsigned>(plan_.teams_of_group * team_warps - 1);
+      last = atomicInc(&shared_at<unsigned>(slot + Memory::slot_count), most) == most;
+    }
+#if __CUDA_ARCH__ < 900
+    last = __shfl_sync(0xffffffffu, last, 0);
+#endif
+    if (last) fill_slot(next, slot);
+  }
+
+ protected:
+  using Team::memory_, Team::slots_, Team::warp_, Team::plan_;
+};
+
+}  // namespace squat::cuda

@@ -1,0 +1,325 @@
+#pragma once
+
+// Scores of a team's rows against a warp's 32 tokens of a page, and sums of its values, on codes as they
+// lie in shared memory (code_places.cuh).
+//
+// Of keys, a register of A has codes of one token tile, tile 0 as they are, tile 1 times 16: places that
+// a mask alone takes out. Codes of 8 bits are two of 4, the high ones met by queries 16 times as large.
+// Of values, places of a byte are channel tiles, each with a sum of its own; the last place is not
+// masked and the others are taken off it at the end.
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "squat/coding/coding.hpp"
+#include "squat/cuda/kernels/byte_products.cuh"
+#include "squat/cuda/kernels/decode_memory.cuh"
+#include "squat/cuda/page/code_places.cuh"
+#include "squat/cuda/page/fragments.cuh"
+
+namespace squat::cuda {
+
+/// Codes of a unit of keys as registers of A: [token tile][half of it].
+struct KeyRegisters {
+  Word a[2][2];
+};
+
+template <class Layout>
+class KeyScores {
+ public:
+  static constexpr int unit = Layout::unit, steps = Layout::HeadDim / 16;
+  /// Whether sums stay so small that they read as floats without conversion.
+  static constexpr bool reads_as_float = Layout::HeadDim <= 128 && Layout::KeyBits < 8;
+
+  /// Offsets in shared memory: of the page's codes of keys, and of the bytes of its queries. slice: of
+  /// 32 tokens.
+  __device__ KeyScores(int codes, int bytes, int lane, int slice)
+      : codes_(codes), bytes_(bytes + lane * 4), lane_(slice * warp_lanes + lane) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) c_[i][j] = reads_as_float ? int_start : 0;
+    }
+  }
+
+  /// Adds the scores of the page's units: of the basis, or all of one width.
+  __device__ void add(bool basis, const DecodeTables &tables) {
+    if (basis) {
+      add_wide(tables.eight);
+      add_run<4>(tables.eight, tables.four);
+      add_run<2>(tables.eight + tables.four, tables.two);
+    } else if constexpr (Layout::KeyBits == 8) {
+      add_wide(Layout::key_units);
+    } else {
+      add_run<Layout::KeyBits>(0, Layout::key_units);
+    }
+  }
+
+  /// 256 high + low of token g + 8 i of the slice and of row t.
+  __device__ float high(int i) const { return number(c_[i / 2][i % 2 * 2]); }
+  __device__ float low(int i) const { return number(c_[i / 2][i % 2 * 2 + 1]); }
+
+ private:
+  __device__ static float number(int c) {
+    if constexpr (reads_as_float) return __int_as_float(c) - float_start;
+    return static_cast<float>(c);
+  }
+
+  /// The lane's bytes of a plane of 1, 2, 4 or 8 bits, as words whose bytes are columns; of units of 8
+  /// channels those that a unit of its parity has.
+  template <int Bits>
+  __device__ void load(int plane, int index, Word (&words)[Bits / 2]) const {
+    const int from = plane + lane_ * key_lane_bytes(Bits, unit);
+    if constexpr (unit == 16) {
+      if constexpr (Bits == 2) words[0] = shared_at<const Word>(from);
+      if constexpr (Bits == 4) {
+        const uint2 two = shared_at<const uint2>(from);
+        words[0] = two.x, words[1] = two.y;
+      }
+      if constexpr (Bits == 8) {
+        const uint4 four = shared_at<const uint4>(from);
+        words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
+      }
+    } else {
+      // Columns 2t and 2t + 1 are bytes 0 and 2 of an even unit, 1 and 3 of an odd one.
+      const int select = index % 2 == 0 ? 0x4140 : 0x1404,
+                select_high = index % 2 == 0 ? 0x4342 : 0x3424;
+      if constexpr (Bits == 2) {
+        words[0] = __byte_perm(shared_at<const std::uint16_t>(from), 0, select);
+      } else {
+#pragma unroll
+        for (int i = 0; i < Bits / 4; ++i) {
+          const Word two = shared_at<const Word>(from + 4 * i);
+          words[2 * i] = __byte_perm(two, 0, select);
+          words[2 * i + 1] = __byte_perm(two, 0, select_high);
+        }
+      }
+    }
+  }
+
+  /// The high bits of codes of 3, as nibbles of columns, on bit 0 to 3 of the columns' bytes.
+  __device__ Word load_nibbles(int plane, int index) const {
+    const int from = plane + lane_ * key_lane_bytes(1, unit);
+    if constexpr (unit == 16) {
+      Word x = shared_at<const std::uint16_t>(from);
+      x = (x | x << 8) & 0x00ff00ffu;
+      return (x | x << 4) & 0x0f0f0f0fu;
+    }
+    const Word x = shared_at<const std::uint8_t>(from);
+    return ((x | x << 12) & 0x000f000fu) << (index % 2 * 8);
+  }
+
+  template <int Bits>
+  __device__ KeyRegisters registers(int codes, int index) const {
+    if constexpr (Bits == 4) {
+      constexpr Word low = 0x0f0f0f0fu, high = low << 4;
+      Word w[2];
+      load<4>(codes, index, w);
+      return {{{w[0] & low, w[1] & low}, {w[0] & high, w[1] & high}}};
+    } else {
+      constexpr Word low = 0x03030303u, high = low << 4;
+      Word w[1];
+      load<2>(codes, index, w);
+      const Word next = w[0] >> 2;
+      KeyRegisters own{{{w[0] & low, next & low}, {w[0] & high, next & high}}};
+      if constexpr (Bits == 3) {
+        const Word n = load_nibbles(codes + Layout::key_unit_bytes(2), index);
+        constexpr Word bit = 0x04040404u;
+        own.a[0][0] |= n << 2 & bit;
+        own.a[0][1] |= n << 1 & bit;
+        own.a[1][0] |= n << 4 & bit << 4;
+        own.a[1][1] |= n << 3 & bit << 4;
+      }
+      return own;
+    }
+  }
+
+  /// Queries as B, of a step of 16 channels.
+  __device__ Word step(int index) const { return shared_at<const Word>(bytes_ + index * 128); }
+  __device__ Word queries(int index) const { return step(unit == 16 ? index : index / 2); }
+
+  /// `count` units of one width, from `first` on, whose codes are the next. Unrolled: addresses are one
+  /// register and constants then.
+  template <int Bits>
+  __device__ void add_run(int first, int count) {
+    constexpr int bytes = Layout::key_unit_bytes(Bits);
+    if constexpr (unit == 16) {
+      const int b = bytes_ + first * 128;
+#pragma unroll
+      for (int i = 0; i < Layout::key_units; i += 2) {
+        if (i + 1 >= count) break;
+        const KeyRegisters x = registers<Bits>(codes_ + i * bytes, i);
+        const KeyRegisters y = registers<Bits>(codes_ + (i + 1) * bytes, i + 1);
+        const Word b0 = shared_at<const Word>(b + i * 128),
+                   b1 = shared_at<const Word>(b + (i + 1) * 128);
+        multiply(x, y, b0, b1);
+      }
+      if (count % 2 != 0) {
+        multiply(registers<Bits>(codes_ + (count - 1) * bytes, count - 1),
+                 shared_at<const Word>(b + (count - 1) * 128));
+      }
+    } else {
+      int i = 0;
+#pragma unroll 1
+      for (; i + 1 < count; i += 2) {
+        const KeyRegisters x = registers<Bits>(codes_ + i * bytes, first + i);
+        const KeyRegisters y = registers<Bits>(codes_ + (i + 1) * bytes, first + i + 1);
+        multiply(x, y, queries(first + i), queries(first + i + 1));
+      }
+      if (i < count) multiply(registers<Bits>(codes_ + i * bytes, first + i), queries(first + i));
+    }
+    codes_ += count * bytes;
+  }
+  __device__ void multiply(const KeyRegisters &x, const KeyRegisters &y, Word b0, Word b1) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      multiply_add_signed(c_[i], x.a[i][0], x.a[i][1], y.a[i][0], y.a[i][1], b0, b1);
+    }
+  }
+  __device__ void multiply(const KeyRegisters &x, Word b) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) multiply_add_signed(c_[i], x.a[i][0], x.a[i][1], b);
+  }
+
+  /// The first `count` units, of 8 bits.
+  __device__ void add_wide(int count) {
+#pragma unroll 1
+    for (int index = 0; index < count; ++index) {
+      Word w[4];
+      load<8>(codes_, index, w);
+      const Word high = step(steps + (unit == 16 ? index : index / 2)), low = queries(index);
+      codes_ += Layout::key_unit_bytes(8);
+      constexpr Word first = 0x0f0f0f0fu, second = first << 4;
+      multiply_add_signed(c_[0], w[0] >> 4 & first, w[1] >> 4 & first, w[0] & first, w[1] & first, high,
+                          low);
+      multiply_add_signed(c_[1], w[2] & second, w[3] & second, w[2] << 4 & second, w[3] << 4 & second,
+                          high, low);
+    }
+  }
+
+  int codes_, bytes_;
+  int lane_;  // of the page
+  int c_[2][4];
+};
+
+/// Sums of values' codes, weighted by integers of 16 bits: of channels 16 j + g (and + 8) in rows of C.
+template <class Layout, ValueCoding Values>
+class ValueSums {
+ public:
+  static constexpr int Bits = Layout::ValueBits, tiles = Layout::channel_tiles;
+  /// Of 3 bits, tiles that share a word do not share the factor of their sums as others do.
+  static constexpr int places = Bits == 3 ? 1 : 8 / Bits;
+
+  int c[tiles][4];
+
+  __device__ void clear() {
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0;
+  }
+  /// Divides by 2^by, rounding.
+  __device__ void shift(int by) {
+    const int half = (1 << by) >> 1;
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c[j][i] = (c[j][i] + half) >> by;
+    }
+  }
+
+  /// c += the codes of two steps of 16 tokens, from offset `step` on; b(j): the weights of tile j's, as
+  /// B.
+  template <class B>
+  __device__ void add(int step, B &&b) {
+    constexpr int main_bits = Bits == 3 ? 2 : Bits, words = value_words(main_bits, tiles);
+    Word low[words], high[words];
+    load<words>(step, low);
+    load<words>(step + Layout::value_step_bytes, high);
+    if constexpr (Bits == 3) {
+      constexpr int bit_words = value_words(1, tiles), plane = value_plane_bytes(2, tiles);
+      Word low_bits[bit_words], high_bits[bit_words];
+      load<bit_words>(step + plane, low_bits);
+      load<bit_words>(step + plane + Layout::value_step_bytes, high_bits);
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) {
+        const uint2 own = b(j);
+        multiply_add_unsigned(c[j], three(low, low_bits, j, 0), three(low, low_bits, j, 1),
+                              three(high, high_bits, j, 0), three(high, high_bits, j, 1), own.x, own.y);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) {
+        const uint2 own = b(j);
+        multiply_add_unsigned(c[j], masked(low, j, 0), masked(low, j, 1), masked(high, j, 0),
+                              masked(high, j, 1), own.x, own.y);
+      }
+    }
+  }
+
+  /// Sums of masked places, where add() left them together.
+  __device__ void take_apart() {
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) {
+      if (!is_whole(j)) continue;
+#pragma unroll
+      for (int k = j / places * places; k < j; ++k) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) c[j][i] -= c[k][i];
+      }
+    }
+  }
+  /// What a tile's sums have to be multiplied by.
+  __device__ static constexpr float factor(int j) {
+    return 1.0f / static_cast<float>(1 << (places > 1 ? j % places * Bits : 0));
+  }
+
+ private:
+  /// Whether a tile's words are taken as they are: those whose place is the last, where all tiles of a
+  /// word have the same weights, as those of 32 channels have in plain values.
+  __device__ static constexpr bool is_whole(int j) {
+    constexpr bool alike = Values == ValueCoding::symmetric || places * 16 <= Layout::value_group;
+    return alike && places > 1 && j % places == places - 1;
+  }
+
+  template <int Words>
+  __device__ static void load(int step, Word (&words)[Words]) {
+    const int lane = opaque(lane_index());
+    if constexpr (Words % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < Words; i += 4) {
+        const uint4 four = shared_at<const uint4>(step + (i / 4 * warp_lanes + lane) * 16);
+        words[i] = four.x, words[i + 1] = four.y, words[i + 2] = four.z, words[i + 3] = four.w;
+      }
+    } else if constexpr (Words == 2) {
+      const uint2 two = shared_at<const uint2>(step + lane * 8);
+      words[0] = two.x, words[1] = two.y;
+    } else {
+#pragma unroll
+      for (int i = 0; i < Words; ++i) words[i] = shared_at<const Word>(step + (lane * Words + i) * 4);
+    }
+  }
+
+  template <int Words>
+  __device__ static Word masked(const Word (&words)[Words], int j, int half) {
+    const ValuePlace at = value_word_place(Bits, tiles, j, half);
+    const Word word = words[at.word];
+    if (is_whole(j)) return word;
+    if constexpr (Bits == 8) return word;
+    constexpr Word mask = ((1u << Bits) - 1) * 0x01010101u;
+    // Halves that share a word come to the same place.
+    const int own = j % places, by = (at.place - own) * Bits;
+    return word >> by & mask << own * Bits;
+  }
+
+  template <int Words, int BitWords>
+  __device__ static Word three(const Word (&words)[Words], const Word (&bits)[BitWords], int j,
+                               int half) {
+    const ValuePlace at = value_word_place(2, tiles, j, half),
+                     high = value_word_place(1, tiles, j, half);
+    const Word bit =
+        high.place > 2 ? bits[high.word] >> (high.place - 2) : bits[high.word] << (2 - high.place);
+    return (words[at.word] >> 2 * at.place & 0x03030303u) | (bit & 0x04040404u);
+  }
+};
+
+}  // namespace squat::cuda
