@@ -23,6 +23,7 @@
 
 namespace squat::cuda {
 
+/// S: what queries and outputs are.
 template <class Layout, ValueCoding Values, class S>
 class DecodeTeam {
  public:

@@ -49,6 +49,7 @@ struct ExactSums {
   }
 };
 
+/// T: what exact rows are.
 template <class Layout, ValueCoding Values, class T, class S>
 class ExactAttention : public DecodeTeam<Layout, Values, S> {
  public:

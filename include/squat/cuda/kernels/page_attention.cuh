@@ -4,8 +4,7 @@
 //
 //   batch of 4 pages   the team makes the queries that they see (face_pages.cuh): three barriers
 //   page               no barrier: scores and values of 32 tokens a warp (score_codes.cuh); the last
-//   warp
-//                      that is done with a slot asks for the unit that comes into its place
+//                      warp that is done with a slot asks for the unit that comes into its place
 //
 // Weights of the softmax times values' scales are integers of 16 bits, of a reference that rises when
 // they would not fit: sums are shifted then.
@@ -57,6 +56,7 @@ struct PageSums {
   }
 };
 
+/// A team that meets its pages.
 template <class Layout, ValueCoding Values, class S>
 class PageAttention : public PageCopies<Layout, Values, S> {
  public:

@@ -16,6 +16,8 @@
 
 namespace squat::cuda {
 
+/// A team that asks for pages. Of a group, the first team asks first, then whichever warp is the last to
+/// be done with a slot.
 template <class Layout, ValueCoding Values, class S>
 class PageCopies : public DecodeTeam<Layout, Values, S> {
  public:
@@ -24,6 +26,7 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
   using typename Team::Memory, Team::task, Team::copies, Team::team_in_group, Team::thread_of_team;
   static constexpr int Group = Layout::Group, pages_of_unit = Memory::pages_of_unit;
 
+  /// The page that is the i-th to be met; a ring of those that are looked up.
   __device__ DecodePage &page_at(int i) const {
     constexpr unsigned ring = Memory::page_ring;
     return shared_at<DecodePage>(memory_ + Memory::pages +
@@ -73,8 +76,10 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
     }
     return end;
   }
+  /// Pages of the first batch.
   __device__ int first_batch() const { return task().first_batch; }
 
+  /// Asks for the first pages of a piece.
   __device__ void begin_copies() const {
     if (team_in_group() == 0 && warp_ == 0) {
       int slot = copies().slot;

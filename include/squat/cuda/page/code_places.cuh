@@ -7,10 +7,9 @@
 // share a byte, each is a row of its own, at its place.
 //
 //   keys    rows = tokens, columns = channels. A unit of 16 channels is slices of 32 tokens; of each,
-//   lane
-//           (g, t) has rows g + 8 r, r = 0 to 3. Place r for codes of 2 bits; places r / 2 of word r % 2
-//           for 4 bits; word r for 8 bits. A plane of 1 bit is a nibble a column, place r. Units of 8
-//           channels (heads of fewer than 128) have only the columns 2t and 2t + 1.
+//           lane (g, t) has rows g + 8 r, r = 0 to 3. Place r for codes of 2 bits; places r / 2 of
+//           word r % 2 for 4 bits; word r for 8 bits. A plane of 1 bit is a nibble a column, place r.
+//           Units of 8 channels (heads of fewer than 128) have only the columns 2t and 2t + 1.
 //   values  rows = channels, columns = tokens. A step of 16 tokens is all tiles of 16 channels; of each,
 //           lane (g, t) has rows g and g + 8, `half` 0 and 1. A word is one half of several tiles, each
 //           at its place; halves share a word where too few tiles are left.

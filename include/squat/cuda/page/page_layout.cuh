@@ -1,17 +1,15 @@
 #pragma once
 
 // The bytes of a page on the GPU: what the kernels read fastest, in the order of matrix fragments
-// (fragments.cuh).
+// (code_places.cuh, fragments.cuh).
 //
 // A page holds `Group` tokens of one layer. Its heads follow each other, each a multiple of 32 bytes:
 //
-//   key scales   float16 [HeadDim], in the order of key_element(); the sign of that of channel 0 names
-//   the
-//                KeySpace
+//   key scales   float16 [HeadDim], in the order of key_element(); the sign of that of channel 0
+//                names the KeySpace
 //   key zeros    likewise
-//   key codes    units of `unit` channels (or coordinates) in their order; a unit of 3 bits is its low
-//   two
-//                bits, then its high bit
+//   key codes    units of `unit` channels (or coordinates) in their order; a unit of 3 bits is its
+//                low two bits, then its high bit
 //   value codes  steps of 16 tokens in their order; one of 3 bits likewise
 //   value scales float16 [value_scales, Group], in the order of value_element(); plain values: as many
 //                zeros behind them
