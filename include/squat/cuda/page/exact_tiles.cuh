@@ -36,15 +36,7 @@ struct ExactTile<bfloat16> {
   }
 };
 
-/// A lane's part of 16 exact rows, in shared memory: of the tiles of all channels.
-template <class T>
-struct ExactTiles {
-  const uint4 *words;  // a warp's follow each other
-
-  __device__ uint4 halves(int tile) const { return ExactTile<T>{words[tile * warp_lanes]}.halves(); }
-};
-
-/// The same in registers, read from the device's memory.
+/// A lane's part of the first `Count` tiles of 16 exact rows, in registers.
 template <class T, int Count>
 struct FetchedTiles {
   ExactTile<T> tiles[Count > 0 ? Count : 1];

@@ -2,8 +2,8 @@
 
 // Matrix fragments of a warp.
 //
-// mma.sync multiplies a 16 x 16 (or 16 x 8) matrix A of float16 by a 16 x 8 (or 8 x 8) matrix B and adds
-// to a 16 x 8 matrix C of float. Lane l of the warp, g = l / 4, t = l % 4, holds
+// mma.sync multiplies a 16 x 16 matrix A of float16 by a 16 x 8 matrix B and adds to a 16 x 8 matrix C
+// of float. Lane l of the warp, g = l / 4, t = l % 4, holds
 //
 //   A: a0 = (row g, columns 2t, 2t+1), a1 = (row g+8, same), a2, a3 = the same rows, columns 2t+8, 2t+9
 //   B: b0 = (rows 2t, 2t+1, column g), b1 = (rows 2t+8, 2t+9, column g)
@@ -20,17 +20,11 @@ namespace squat::cuda {
 
 inline constexpr int warp_lanes = 32;
 
-/// Query rows of a column tile: the columns of B and C.
-inline constexpr int column_count = 8;
-
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % warp_lanes; }
 
 __device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / warp_lanes; }
 
 using Word = std::uint32_t;
-
-/// Probabilities of 16 tokens: of rows g and of rows g + 8, columns 2t and 2t + 1.
-using TokenWeights = uint2;
 
 /// C += A B, A 16 x 16.
 __device__ inline void multiply_add(float (&c)[4], Word a0, Word a1, Word a2, Word a3, Word b0,
@@ -51,14 +45,6 @@ __device__ inline void multiply(float (&c)[4], Word a0, Word a1, Word a2, Word a
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
-/// C += A B, A 16 x 8.
-__device__ inline void multiply_add(float (&c)[4], Word a0, Word a1, Word b0) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(b0));
-}
-
 /// An 8 x 8 matrix of float16, lane l holding (row g, columns 2t, 2t+1), transposed.
 __device__ inline Word transpose(Word x) {
   Word y;
@@ -69,10 +55,6 @@ __device__ inline Word transpose(Word x) {
 __device__ inline Word as_word(__half2 x) { return *reinterpret_cast<Word *>(&x); }
 __device__ inline __half2 as_halves(Word x) { return *reinterpret_cast<__half2 *>(&x); }
 __device__ inline Word halves(float low, float high) { return as_word(__floats2half2_rn(low, high)); }
-__device__ inline Word multiply(Word a, Word b) { return as_word(__hmul2(as_halves(a), as_halves(b))); }
-__device__ inline Word multiply(Word a, float factor) {
-  return as_word(__hmul2(as_halves(a), __float2half2_rn(factor)));
-}
 
 /// Where element (row, column) of a 16 x 16 tile of A lies among the tile's 256: a lane's four registers
 /// follow each other.
