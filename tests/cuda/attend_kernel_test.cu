@@ -469,8 +469,7 @@ class World {
     const int many = border_rows == 0 ? 0 : std::max(2, (border_rows + of_a_kv_head - 1) / of_a_kv_head);
     const std::size_t bytes =
         attend_workspace_bytes(d, static_cast<int>(batch.size()), heads, case_.kv_heads, most,
-                               table_pages, Layout::KeyBits < 16 || Layout::ValueBits < 16,
-                               is_mixed(Layout::KeyBits, Layout::ValueBits) ? 1 : many);
+                               table_pages, Layout::KeyBits, Layout::ValueBits, many);
     std::vector<std::uint8_t> poison(bytes, 0xff);
     std::fill_n(poison.begin(), counter_bytes, std::uint8_t{0});
     auto *workspace = keep(poison);

@@ -454,8 +454,7 @@ class Operations {
     }
     const std::size_t bytes =
         attend_workspace_bytes(options_->head_dim, static_cast<int>(calls.size()), options_->query_heads,
-                               kv_heads(), most_tokens_, table_pages_, KeyBits < 16 || ValueBits < 16,
-                               is_mixed(KeyBits, ValueBits) ? 1 : 0);
+                               kv_heads(), most_tokens_, table_pages_, KeyBits, ValueBits);
     if (bytes <= attend_.bytes()) return;
     if (captured_) retired_.push_back(std::exchange(attend_, {}));
     grow(attend_, bytes, stream);

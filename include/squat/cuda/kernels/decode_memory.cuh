@@ -84,11 +84,7 @@ struct DecodeMemory {
   // A slot has the codes of a unit's pages, and the values' scales; then a barrier, and a count of the
   // warps that are done with it.
   static constexpr int pages_of_unit = unit_tokens / Layout::Group;
-  static constexpr int page_bytes = rounded(
-      Layout::value_zeros(Values) +
-          (Values == ValueCoding::plain ? Layout::scales_of_a_value(Values) * Layout::Group * 2 : 0) -
-          Layout::key_codes,
-      16);
+  static constexpr int page_bytes = rounded(Layout::value_end(Values) - Layout::key_codes, 16);
   static constexpr int slot_barrier = pages_of_unit * page_bytes;
   static constexpr int slot_count = slot_barrier + 8;
   static constexpr int slot_bytes = slot_barrier + 16;
@@ -130,7 +126,6 @@ struct DecodeMemory {
   static constexpr bool shares_matrices = HeadDim <= 128 && Layout::KeyBits < 8;
   static constexpr int basis_bytes = shares_matrices ? steps * steps * 512 : 0;
   static constexpr int projection_bytes = shares_matrices ? most_mode_tiles * steps * 512 : 0;
-  static constexpr int matrix_bytes = basis_bytes + projection_bytes;
   /// At 48 modes and 256 rows of a tile.
   static constexpr int wanted_row_bytes = Layout::KeyBits < 8 ? 16 * 3 * 512 : 0;
 

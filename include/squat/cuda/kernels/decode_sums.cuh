@@ -12,7 +12,6 @@
 #include "squat/cuda/kernels/barrier_copy.cuh"
 #include "squat/cuda/kernels/decode_memory.cuh"
 #include "squat/cuda/kernels/decode_work.cuh"
-#include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/row_sums.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/fragments.cuh"
@@ -36,8 +35,7 @@ template <int HeadDim, class Value>
 __device__ inline void add_warps(int sums, int row_floats, int references, int barrier, int warp,
                                  float reference, float weight, float *part, Value &&value) {
   const int lane = volatile_lane(), g = lane >> 2, t = lane & 3;
-#pragma unroll
-  for (int step = 4; step < warp_lanes; step *= 2) weight += __shfl_xor_sync(0xffffffffu, weight, step);
+  weight = sum_lanes<4>(weight);
   const auto reference_of = [&](int k, int row) -> float & {
     return shared_at<float>(references + (k * 2 * team_rows + row) * 4);
   };
@@ -111,8 +109,7 @@ __device__ inline void add_decode_slots(RowSums<HeadDim> &sums, int row, const f
       weights[part] = __ldcg(own + part * Slot::part + Slot::weights + row);
       if (first + lane >= count) references[part] = -INFINITY;
     }
-    sums.raise(reduce_lanes<1>(fmaxf(references[0], references[1]),
-                               [](float a, float b) { return fmaxf(a, b); }));
+    sums.raise(largest_lane<1>(fmaxf(references[0], references[1])));
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       const bool is = references[part] != -INFINITY;  // else what is there may be no number

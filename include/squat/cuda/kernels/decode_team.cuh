@@ -16,7 +16,7 @@
 #include "squat/cuda/kernels/decode_sums.cuh"
 #include "squat/cuda/kernels/decode_work.cuh"
 #include "squat/cuda/kernels/face_pages.cuh"
-#include "squat/cuda/kernels/quantize_affine.cuh"
+#include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"

@@ -49,7 +49,6 @@ struct EntryWork {
 struct DecodeShape {
   std::int32_t tiles;  ///< segments of a head
   std::int32_t exact_blocks;
-  std::int32_t exact_units;
   std::int32_t exact_cost;
   std::int32_t page_units;
 
@@ -61,7 +60,7 @@ struct DecodeShape {
     tiles = max(0, min(all, call.most_tiles));
     const LayerState &state = *entry.state;
     exact_blocks = (state.sinks + 15) / 16 + (state.tail + 15) / 16;
-    exact_units = (exact_blocks * 16 + exact_unit_tokens - 1) / exact_unit_tokens;
+    const int exact_units = (exact_blocks * 16 + exact_unit_tokens - 1) / exact_unit_tokens;
     exact_cost = exact_units * plan.exact_cost;
     page_units = (state.page_count * group + unit_tokens - 1) / unit_tokens;
   }

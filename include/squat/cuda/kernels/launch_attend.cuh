@@ -54,9 +54,6 @@ inline std::size_t decode_workspace_bytes(int head_dim, int entries, int query_h
   return counter_bytes + static_cast<std::size_t>(pieces * share.teams) * 2 * part * sizeof(float);
 }
 
-/// Whether keys or values alone are exact: attend_rows.cuh attends then, however few tokens.
-constexpr bool is_mixed(int key_bits, int value_bits) { return (key_bits == 16) != (value_bits == 16); }
-
 /// Tokens of the entries that decode.cuh attends for, where an entry has at most so many.
 inline int few_tokens(int many_tokens, int most_tokens) {
   return std::min(most_tokens, many_tokens - 1);
@@ -64,11 +61,12 @@ inline int few_tokens(int many_tokens, int most_tokens) {
 
 /// Bytes of the workspace of an attention of `entries` sequences of at most `most_tokens` tokens each;
 /// the first counter_bytes of it are 0 before the first launch. table_pages: entries of the page tables
-/// of these sequences together, used or not. packed: pages are of less than 16 bits. many:
-/// AttendCall::many_tokens, 1 where is_mixed().
+/// of these sequences together, used or not. asked: AttendCall::many_tokens.
 inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_heads, int kv_heads,
-                                          int most_tokens, int table_pages, bool packed, int many = 0) {
-  if (many == 0) many = many_tokens(query_heads / kv_heads, packed);
+                                          int most_tokens, int table_pages, int key_bits, int value_bits,
+                                          int asked = 0) {
+  const bool packed = key_bits < 16 || value_bits < 16;
+  const int many = many_tokens(query_heads / kv_heads, key_bits, value_bits, asked);
   std::size_t bytes = decode_workspace_bytes(head_dim, entries, query_heads, kv_heads,
                                              std::max(1, few_tokens(many, most_tokens)));
   if (most_tokens >= many) {
@@ -146,12 +144,9 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
 template <class Layout, ValueCoding Values, class T, class S>
 void launch_attend_valued(AttendCall<S> call, int most_tokens, void *workspace, cudaStream_t stream) {
   call.scale *= log2_e;
-  constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
-  constexpr bool mixed = is_mixed(Layout::KeyBits, Layout::ValueBits);
-  if (call.many_tokens == 0) call.many_tokens = many_tokens(call.query_heads / call.kv_heads, packed);
-  if constexpr (mixed) {
-    call.many_tokens = 1;
-  } else {
+  call.many_tokens = many_tokens(call.query_heads / call.kv_heads, Layout::KeyBits, Layout::ValueBits,
+                                 call.many_tokens);
+  if constexpr (!is_mixed(Layout::KeyBits, Layout::ValueBits)) {
     const int few = few_tokens(call.many_tokens, most_tokens);
     if (few == most_tokens || call.entries > 1) {
       launch_decode<Layout, Values, T>(call, few, workspace, stream);

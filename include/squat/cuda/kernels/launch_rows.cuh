@@ -24,9 +24,14 @@ namespace squat::cuda {
 /// Query rows of an entry and KV head from which on it is one of many tokens. Measured (H100, 32/8/128):
 /// unpacking pays from some 30 tokens on, meeting exact pages with many rows from 3.
 constexpr int many_rows(bool packed) { return packed ? 128 : 12; }
-/// The same in tokens.
-inline int many_tokens(int heads_per_kv_head, bool packed) {
-  return std::max(2, (many_rows(packed) + heads_per_kv_head - 1) / heads_per_kv_head);
+/// Whether keys or values alone are exact: decode.cuh has no kernel for such pages.
+constexpr bool is_mixed(int key_bits, int value_bits) { return (key_bits == 16) != (value_bits == 16); }
+
+/// many_rows() in tokens, or `asked` where that is not 0; 1 where pages are mixed.
+inline int many_tokens(int heads_per_kv_head, int key_bits, int value_bits, int asked) {
+  if (is_mixed(key_bits, value_bits)) return 1;
+  if (asked != 0) return asked;
+  return std::max(2, (many_rows(key_bits < 16) + heads_per_kv_head - 1) / heads_per_kv_head);
 }
 
 /// Memory for unpacked pages: 32,768 tokens of 8 KV heads of 128 channels. Half as much takes 6 % longer

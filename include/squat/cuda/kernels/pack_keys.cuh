@@ -27,6 +27,7 @@
 #include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/kernels/round_orthogonal.cuh"
 #include "squat/cuda/kernels/store_codes.cuh"
+#include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
 #include "squat/cuda/state/exact_slots.cuh"

@@ -21,6 +21,7 @@
 #include "squat/cuda/kernels/pack_call.cuh"
 #include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/store_codes.cuh"
+#include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
 #include "squat/cuda/state/exact_slots.cuh"

@@ -6,24 +6,9 @@
 #include <cuda_fp16.h>
 
 #include "squat/coding/coding.hpp"
-#include "squat/cuda/page/fragments.cuh"
+#include "squat/cuda/kernels/warp.cuh"
 
 namespace squat::cuda {
-
-/// Over the lanes whose numbers differ in the bits from FirstStep on: 4 for those of equal t, 1 for all.
-/// Every lane gets the same bits.
-template <int FirstStep, class Operation>
-__device__ inline float reduce_lanes(float x, Operation operation) {
-#pragma unroll
-  for (int step = FirstStep; step < warp_lanes; step *= 2) {
-    x = operation(x, __shfl_xor_sync(0xffffffffu, x, step));
-  }
-  return x;
-}
-template <int FirstStep>
-__device__ inline float sum_lanes(float x) {
-  return reduce_lanes<FirstStep>(x, [](float a, float b) { return a + b; });
-}
 
 __device__ inline __half saturated_half(float x) {
   constexpr float largest = 65504.0f;

@@ -8,14 +8,27 @@
 
 namespace squat::cuda {
 
-/// The largest over the lanes of equal t (lane % 4): rows of a C fragment.
-__device__ inline float largest_row(float x) {
+/// Over the lanes whose numbers differ in the bits from FirstStep on: 4 for those of equal t (lane % 4),
+/// 1 for all. Every lane gets the same bits.
+template <int FirstStep, class Value, class Operation>
+__device__ inline Value reduce_lanes(Value x, Operation operation) {
 #pragma unroll
-  for (int step = 4; step < warp_lanes; step *= 2) {
-    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+  for (int step = FirstStep; step < warp_lanes; step *= 2) {
+    x = operation(x, __shfl_xor_sync(0xffffffffu, x, step));
   }
   return x;
 }
+template <int FirstStep, class Value>
+__device__ inline Value sum_lanes(Value x) {
+  return reduce_lanes<FirstStep>(x, [](Value a, Value b) { return a + b; });
+}
+template <int FirstStep>
+__device__ inline float largest_lane(float x) {
+  return reduce_lanes<FirstStep>(x, [](float a, float b) { return fmaxf(a, b); });
+}
+
+/// The largest over the lanes of equal t: rows of a C fragment.
+__device__ inline float largest_row(float x) { return largest_lane<4>(x); }
 
 /// The least power of two above x, 1 for 0: what x / unit < 1 needs. It stays so far inside float's
 /// range that its inverse is one too.

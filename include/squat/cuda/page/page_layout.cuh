@@ -72,10 +72,13 @@ struct PageLayout {
   __host__ __device__ static constexpr int value_zeros(ValueCoding coding) {
     return value_scales + scales_of_a_value(coding) * Group * 2;
   }
+  /// Where the values' scales and zeros end.
+  __host__ __device__ static constexpr int value_end(ValueCoding coding) {
+    return value_zeros(coding) +
+           (coding == ValueCoding::plain ? scales_of_a_value(coding) * Group * 2 : 0);
+  }
   __host__ __device__ static constexpr int head_bytes(ValueCoding coding) {
-    const int end =
-        value_zeros(coding) + (coding == ValueCoding::plain ? scales_of_a_value(coding) * Group * 2 : 0);
-    return (end + 31) / 32 * 32;
+    return (value_end(coding) + 31) / 32 * 32;
   }
 };
 
