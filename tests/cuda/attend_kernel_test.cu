@@ -171,7 +171,10 @@ class World {
     }
     CodingTables tables{};
     tables.heads = keep(heads);
+    std::vector<std::uint64_t> turns(frequencies_.size() + 1);
+    std::transform(frequencies_.begin(), frequencies_.end(), turns.begin(), turns_of);
     tables.tiles = {.inverse_frequencies = keep(frequencies_),
+                    .turns = keep(turns),
                     .pairs = pairs(),
                     .interleaved = case_.interleaved,
                     .frame = frame,
@@ -476,7 +479,7 @@ class World {
     AttendCall<half> call{};
     call.batch = keep(batch);
     call.entries = static_cast<int>(batch.size());
-    call.query_heads = heads;
+    call.heads_per_kv_head = of_a_kv_head;
     call.kv_heads = case_.kv_heads;
     call.scale = 1 / std::sqrt(static_cast<float>(d));
     call.codings = codings_;

@@ -467,7 +467,7 @@ class Operations {
     AttendCall<S> call{};
     call.batch = batch;
     call.entries = static_cast<std::int32_t>(calls.size());
-    call.query_heads = options_->query_heads;
+    call.heads_per_kv_head = options_->query_heads / kv_heads();
     call.kv_heads = kv_heads();
     call.scale = options_->attention_scale;
     call.codings = codings_.tables();

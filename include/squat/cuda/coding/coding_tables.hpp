@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -125,6 +126,10 @@ class DeviceTiles {
   TileTables build(TableImage &image, const RotaryTable &table) const {
     TileTables tables{};
     tables.inverse_frequencies = image.add(table.inverse_frequencies.data(), table.pair_count());
+    std::vector<std::uint64_t> turns(static_cast<std::size_t>((table.pair_count() + 1) / 2 * 2));
+    std::transform(table.inverse_frequencies.begin(), table.inverse_frequencies.end(), turns.begin(),
+                   turns_of);
+    tables.turns = image.add(turns.data(), static_cast<Index>(turns.size()));
     tables.pairs = static_cast<std::int32_t>(table.pair_count());
     tables.interleaved = table.pairs == RotaryPairs::interleaved;
     if (!frame_) return tables;

@@ -18,7 +18,7 @@ template <class S>
 struct AttendCall {
   const BatchEntry *batch;
   std::int32_t entries;
-  std::int32_t query_heads;
+  std::int32_t heads_per_kv_head;  // of queries
   std::int32_t kv_heads;
   float scale;                  // of the scores, times log2 e
   const CodingTables *codings;  // indexed by LayerState::coding
@@ -33,7 +33,7 @@ struct AttendCall {
 
   /// Query rows that meet a KV head of an entry.
   __host__ __device__ int rows(const BatchEntry &entry) const {
-    return entry.tokens * (query_heads / kv_heads);
+    return entry.tokens * heads_per_kv_head;
   }
 };
 

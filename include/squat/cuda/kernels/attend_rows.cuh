@@ -66,7 +66,7 @@ class RowBlock {
         head_(head),
         first_row_(tile * RowBlock::rows),
         memory_(memory) {
-    const int heads = rows.call.query_heads / rows.call.kv_heads, all = rows.call.rows(entry);
+    const int heads = rows.call.heads_per_kv_head, all = rows.call.rows(entry);
     const int past = state_.length() - entry.tokens;
     const int first = first_row_ + warp_index() * warp_rows;
     __syncwarp();
@@ -331,7 +331,7 @@ class RowBlock {
   __device__ void face(long long base) const {
     using Element = DeviceElementOf<S>;
     const AttendCall<S> &call = call_.call;
-    const int heads = call.query_heads / call.kv_heads;
+    const int heads = call.heads_per_kv_head;
     const QueryRows<Element> queries{
         reinterpret_cast<const Element *>(call.q.row(entry_.first_row, head_ * heads)),
         call.q.token_stride,

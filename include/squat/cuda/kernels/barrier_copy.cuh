@@ -10,6 +10,12 @@
 
 namespace squat::cuda {
 
+/// Where a piece of a copy goes to, and where it comes from.
+struct CopyPlace {
+  void *to;
+  const void *from;
+};
+
 /// A barrier in shared memory. Its phases follow each other, and a phase ends when the copy that was
 /// begun in it has arrived; their parities are 0, 1, 0, ...
 using CopyBarrier = std::uint64_t;
@@ -69,15 +75,26 @@ class BarrierCopy {
 
   __device__ void add(void *to, const void *from, int bytes) const {
 #if __CUDA_ARCH__ >= 900
-    if (lane_index() == 0) {
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-              "r"(shared_address(to)),
-          "l"(from), "r"(bytes), "r"(barrier_)
-          : "memory");
-    }
+    if (lane_index() == 0) copy_bulk(to, from, bytes);
 #else
     copy_async(to, from, bytes);
+#endif
+  }
+
+  /// `count` pieces, of a lane each: place(i) is where the i-th goes to and comes from.
+  template <class Place>
+  __device__ void add_each(int count, int bytes, Place &&place) const {
+#if __CUDA_ARCH__ >= 900
+    const int lane = lane_index();
+    if (lane >= count) return;
+    const auto [to, from] = place(lane);
+    copy_bulk(to, from, bytes);
+#else
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      const auto [to, from] = place(i);
+      copy_async(to, from, bytes);
+    }
 #endif
   }
 
@@ -88,6 +105,16 @@ class BarrierCopy {
   }
 
  private:
+#if __CUDA_ARCH__ >= 900
+  __device__ void copy_bulk(void *to, const void *from, int bytes) const {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+            shared_address(to)),
+        "l"(from), "r"(bytes), "r"(barrier_)
+        : "memory");
+  }
+#endif
+
   Word barrier_;
 };
 

@@ -26,6 +26,10 @@ __device__ inline int opaque(int x) {
   return x;
 }
 
+/// A row of what a team has found out, or of a slot of the workspace: sums of the row's channels, then what
+/// they are relative to, a power of two, or -infinity where there is nothing, then the sum of the weights.
+__host__ __device__ constexpr int found_row_floats(int head_dim) { return head_dim + 4; }
+
 /// Pages whose queries are made at a time.
 inline constexpr int batch_pages = 4;
 
@@ -56,14 +60,21 @@ struct DecodeTables {
 
 /// What a team does.
 struct DecodeTask {
-  const BatchEntry *entry;
   const LayerState *state;
+  const PageEntry *pages;
   float *slot;  ///< of the workspace
-  std::int32_t head;
-  std::int32_t first_row, rows, heads;  ///< rows of the entry; heads a KV head
-  std::int32_t first_page, pages, first_batch;
+  std::int32_t token;            ///< of the call's tensors, the entry's first
+  std::int32_t first_row, rows;  ///< of the entry
+  std::int32_t page_count, first_batch;
   std::int32_t limits[team_rows];  ///< rows see the positions below
   DecodePiece piece;
+  WorkerRun left;  ///< from the piece on
+};
+
+/// What a block does.
+struct DecodeBlock {
+  WorkLine line;
+  Stretch stretch;
 };
 
 /// Where a team is in its copies.
@@ -76,6 +87,7 @@ template <class Layout, ValueCoding Values>
 struct DecodeMemory {
   static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
   static constexpr bool exact = Layout::KeyBits == 16;  // pages are: they need no slots and no tables
+  static constexpr bool rotates = !exact && Values == ValueCoding::symmetric;  // packed values
 
   __host__ __device__ static constexpr int rounded(int bytes, int to) {
     return (bytes + to - 1) / to * to;
@@ -113,7 +125,8 @@ struct DecodeMemory {
   static constexpr int queries = units + batch_pages * team_rows * 4;          // [row][HeadDim] half
   static constexpr int norms = queries + team_rows * HeadDim * 2;              // [row] float
   static constexpr int references = norms + 16;                                // [warp][2][row] float
-  static constexpr int task = references + team_warps * 2 * team_rows * 4;
+  static constexpr int found = references + team_warps * 2 * team_rows * 4;    // [row] FoundRow
+  static constexpr int task = found + team_rows * found_row_floats(HeadDim) * 4;
   static constexpr int copies = task + static_cast<int>(sizeof(DecodeTask));
   static constexpr int pages = rounded(copies + static_cast<int>(sizeof(DecodeCopies)), 16);
   static constexpr int page_ring = exact ? 1 : 32 * pages_of_unit;  // DecodePage
@@ -134,10 +147,9 @@ struct DecodeMemory {
 
   // A block: what is of one size, then tables, works, teams, slots.
   static constexpr int head_tables = 0;  // DecodeTables
-  static constexpr int line = rounded(static_cast<int>(sizeof(DecodeTables)), 16);
-  static constexpr int stretch = rounded(line + static_cast<int>(sizeof(WorkLine)), 8);  // of the block
-  static constexpr int frequencies = rounded(stretch + static_cast<int>(sizeof(Stretch)), 8);
-  static constexpr int table_barrier = frequencies + HeadDim / 2 * 8;
+  static constexpr int block = rounded(static_cast<int>(sizeof(DecodeTables)), 16);  // DecodeBlock
+  static constexpr int turns = rounded(block + static_cast<int>(sizeof(DecodeBlock)), 16);
+  static constexpr int table_barrier = turns + HeadDim / 2 * 8;
   static constexpr int basis = rounded(table_barrier + 8, 128);
   static constexpr int projection = basis + basis_bytes;
   static constexpr int mode_rows = projection + projection_bytes;

@@ -29,7 +29,6 @@ class DecodeTeam {
  public:
   using Memory = DecodeMemory<Layout, Values>;
   using Facing = PageFacing<Layout, Values>;
-  using Slot = DecodeSlot<Layout::HeadDim>;
   static constexpr int HeadDim = Layout::HeadDim;
 
   __device__ DecodeTeam(const AttendCall<S> &call, const DecodePlan &plan)
@@ -43,42 +42,43 @@ class DecodeTeam {
   __device__ DecodeTask &task() const { return shared_at<DecodeTask>(memory_ + Memory::task); }
   __device__ DecodeCopies &copies() const { return shared_at<DecodeCopies>(memory_ + Memory::copies); }
   __device__ const DecodeTables &tables() const { return shared_at<DecodeTables>(Memory::head_tables); }
-  __device__ const WorkLine &line() const { return shared_at<WorkLine>(Memory::line); }
+  __device__ const WorkLine &line() const { return shared_at<DecodeBlock>(Memory::block).line; }
+  __device__ const Stretch &stretch() const { return shared_at<DecodeBlock>(Memory::block).stretch; }
   __device__ Facing facing() const { return Facing(tables(), memory_, 1 + team_, warp_); }
   /// The group's place in the block, and the team's in the group.
-  __device__ int group() const { return team_ / plan_.teams_of_group; }
-  __device__ int team_in_group() const { return team_ % plan_.teams_of_group; }
+  __device__ int group() const { return team_ >> plan_.group_bits; }
+  __device__ int team_in_group() const { return team_ & (plan_.teams_of_group() - 1); }
   __device__ void sync_team() const { sync_threads(1 + team_, team_threads); }
   __device__ void sync_group() const {
-    if (plan_.teams_of_group == 1) return sync_team();
-    sync_threads(1 + plan_.teams + group(), plan_.teams_of_group * team_threads);
+    if (plan_.group_bits == 0) return sync_team();
+    sync_threads(1 + plan_.teams + group(), team_threads << plan_.group_bits);
   }
   __device__ static int thread_of_team() { return static_cast<int>(threadIdx.x) % team_threads; }
+  /// The warp that finds out what the team has to do: teams' are on different schedulers.
+  __device__ bool leads() const { return warp_ == (team_ & (team_warps - 1)); }
 
-  /// Begins a piece of that name.
-  __device__ void set_task(const DecodePiece &piece, int head, int name) const {
-    const BatchEntry &entry = call_.batch[piece.entry];
-    const LayerState *state = entry.state;
-    const int heads = call_.query_heads / call_.kv_heads, rows = entry.tokens * heads;
-    const int first_row = (piece.tile + call_.first_tile) * plan_.rows() + team_in_group() * team_rows;
-    const int past = state->length() - entry.tokens;
-    const auto limit = [&](int row) { return past + min(row, rows - 1) / heads + 1; };
+  /// Begins with the part of a stretch that is the group's, by the leading warp.
+  __device__ void begin_stretch() const {
+    const int block = static_cast<int>(blockIdx.x) - stretch().first_block;
+    const WorkerRun run = line().of_worker(stretch(), block, group());
+    if (lane_index() == 0) task().left = run;
+    __syncwarp();
+  }
+
+  /// Goes on to what the group has left, and says whether that is anything. By all of the team; begins and
+  /// ends with barriers.
+  __device__ bool next_piece() const {
     sync_team();  // nobody reads the task before
-    if (thread_of_team() == 0) {
-      task() = {
-          .entry = &entry,
-          .state = state,
-          .slot = slot_of(name),
-          .head = head,
-          .first_row = first_row,
-          .rows = rows,
-          .heads = heads,
-          .first_page = piece.page_first,
-          .pages = piece.page_last - piece.page_first,
-          .limits = {limit(first_row), limit(first_row + 1), limit(first_row + 2), limit(first_row + 3)},
-          .piece = piece};
-    }
+    if (leads()) find_piece();
     sync_team();
+    return !task().piece.own.empty();
+  }
+
+  /// The name of the team's slot, of a worker.
+  __device__ float *slot_of(int segment, int worker) const {
+    const auto piece = static_cast<std::size_t>(line().piece(segment, stretch(), worker));
+    const std::size_t index = (piece << plan_.group_bits) + static_cast<std::size_t>(team_in_group());
+    return call_.slots + index * slot_floats;
   }
 
   /// The warp's row: channels lane, lane + 32, ...
@@ -92,8 +92,8 @@ class DecodeTeam {
     const int index = task.first_row + warp_;
     Row row{};
     if (index < task.rows) {
-      const auto *from = reinterpret_cast<const Element *>(call_.q.row(
-          task.entry->first_row + index / task.heads, task.head * task.heads + index % task.heads));
+      const auto *from =
+          reinterpret_cast<const Element *>(call_.q.row(token_of(index), head_of(index)));
 #pragma unroll
       for (int i = 0; i < Row::count; ++i) {
         row.x[i] = static_cast<float>(from[i * warp_lanes + lane_index()]) * call_.scale;
@@ -124,19 +124,30 @@ class DecodeTeam {
   /// Row t sees the positions below.
   __device__ int limit() const { return task().limits[lane_index() % 4]; }
 
-  /// Adds up what the warps have and writes it to a part of a slot, see add_warps().
-  template <class Value>
-  __device__ void add_up(float reference, float weight, float *part, Value &&value) const {
-    add_warps<HeadDim>(memory_, Memory::sums_row, memory_ + Memory::references, 1 + team_, warp_,
-                       reference, weight, part, value);
+  /// Of a row of the entry: the row of the call's tensors, and the query head.
+  __device__ int token_of(int row) const {
+    return static_cast<int>(task().token + row / call_.heads_per_kv_head);
+  }
+  __device__ int head_of(int row) const {
+    const int heads = call_.heads_per_kv_head;
+    return stretch().head * heads + row % heads;
   }
 
-  /// The team's slot of a piece.
-  __device__ float *slot_of(int piece) const {
-    const std::size_t index =
-        static_cast<std::size_t>(piece) * static_cast<std::size_t>(plan_.teams_of_group) +
-        static_cast<std::size_t>(team_in_group());
-    return call_.slots + index * Slot::floats;
+  /// What the warp's row has come to, of a team.
+  __device__ float *found(int team) const {
+    return &shared_at<float>(memory_ + (team - team_) * Memory::team_bytes + Memory::found +
+                             warp_ * found_row_floats(HeadDim) * 4);
+  }
+  /// Adds up what the warps have, see add_warps(). exact: of values that are not packed.
+  template <class Value>
+  __device__ void add_up(bool exact, float reference, float weight, Value &&value) const {
+    FoundRow<HeadDim> row =
+        add_warps<HeadDim>(memory_, Memory::sums_row, memory_ + Memory::references, 1 + team_, warp_,
+                           reference, weight, value);
+    if (Memory::rotates && exact) rotate_quads<HeadDim>(row.sum);
+    row.add(FoundRow<HeadDim>::read(found(team_)));
+    row.write(found(team_));
+    __syncwarp();
   }
 
  protected:
@@ -146,7 +157,39 @@ class DecodeTeam {
   int memory_;       // offset of the team's
   int slots_;        // of the group's slots
 
+  static constexpr int slot_floats = team_rows * found_row_floats(HeadDim);
+
  private:
+  __device__ void find_piece() const {
+    WorkerRun left = task().left;
+    if (left.piece.empty()) {
+      if (lane_index() == 0) task().piece.own = left.piece;
+      return;
+    }
+    const DecodePiece piece =
+        piece_at(call_, plan_, line(), Layout::Group, stretch().head, left);
+    const BatchEntry &entry = call_.batch[piece.entry];
+    const LayerState *state = entry.state;
+    const int rows = call_.rows(entry), past = state->length() - entry.tokens;
+    const int first_row = (piece.tile + call_.first_tile) * plan_.rows() + team_in_group() * team_rows;
+    left.own.begin = left.piece.begin = piece.own.end;
+    const int lane = lane_index();
+    if (lane < team_rows) {
+      task().limits[lane] = past + min(first_row + lane, rows - 1) / call_.heads_per_kv_head + 1;
+    }
+    if (lane == 0) {
+      DecodeTask &task = this->task();
+      task.state = state;
+      task.pages = state->pages + piece.page_first;
+      task.token = entry.first_row;
+      task.first_row = first_row;
+      task.rows = rows;
+      task.page_count = piece.page_last - piece.page_first;
+      task.piece = piece;
+      task.left = left;
+    }
+  }
+
   __device__ DecodeTeam(const AttendCall<S> &call, const DecodePlan &plan,
                         const typename Memory::Block &block)
       : call_(call),

@@ -7,7 +7,8 @@
 // as its work takes. Neighbours with the same tables, those of a head and a coding, are a stretch.
 // Blocks are dealt out to stretches by their length, so that a block has one as long as there are enough
 // blocks; the groups of warps of a stretch's blocks are its workers, and share it evenly, if possible so
-// that cuts fall between segments. What a worker does of a segment is a piece.
+// that cuts fall between segments. What a worker does of a segment is a piece. Where all workers of a
+// block have parts of one segment, theirs together are a piece.
 
 #include <cstdint>
 
@@ -18,21 +19,30 @@
 namespace squat::cuda {
 
 /// Warps that share queries, each with a quarter of the tokens; and their query rows.
-inline constexpr int team_warps = 4, team_threads = team_warps * warp_lanes, team_rows = 4;
+inline constexpr int team_warps = 4, team_threads = team_warps * warp_lanes;
+inline constexpr int team_row_bits = 2, team_rows = 1 << team_row_bits;
 
 /// Tokens of a unit of pages, and of one of exact rows.
 inline constexpr int unit_tokens = 128, exact_unit_tokens = 64;
 
 /// How a launch uses a block.
 struct DecodePlan {
-  std::int32_t teams;           ///< of a block
-  std::int32_t teams_of_group;  ///< that read the same pages, each for rows of its own
-  std::int32_t slots;           ///< units of pages that a group has room for
-  std::int32_t row_bytes;       ///< room for the rows of the mean's modes
-  std::int32_t exact_cost;      ///< of a unit of exact rows, in units of pages
+  std::int32_t teams;       ///< of a block
+  std::int32_t group_bits;  ///< 2^group_bits teams read the same pages, each for rows of its own: a group
+  std::int32_t slots;       ///< units of pages that a group has room for
+  std::int32_t row_bytes;   ///< room for the rows of the mean's modes
+  std::int32_t exact_bits;  ///< a unit of exact rows costs as much as 2^exact_bits units of pages
 
-  __host__ __device__ int groups() const { return teams / teams_of_group; }
-  __host__ __device__ int rows() const { return teams_of_group * team_rows; }
+  __host__ __device__ int teams_of_group() const { return 1 << group_bits; }
+  __host__ __device__ int groups() const { return teams >> group_bits; }
+  __host__ __device__ int rows() const { return team_rows << group_bits; }
+  /// Groups that have so many rows, or units of exact rows that cost so much, rounded up.
+  __host__ __device__ int tiles(int row_count) const {
+    return (row_count + rows() - 1) >> (team_row_bits + group_bits);
+  }
+  __host__ __device__ int exact_units(int cost) const {
+    return (cost + (1 << exact_bits) - 1) >> exact_bits;
+  }
 };
 
 /// Where an entry begins in the line of one head, and its coding. Behind the last: all of them, and what
@@ -56,18 +66,18 @@ struct DecodeShape {
   __device__ DecodeShape(const AttendCall<S> &call, const DecodePlan &plan, const BatchEntry &entry,
                          int group) {
     const int rows = entry.tokens < call.many_tokens ? call.rows(entry) : 0;
-    const int all = (rows + plan.rows() - 1) / plan.rows() - call.first_tile;
-    tiles = max(0, min(all, call.most_tiles));
+    tiles = max(0, min(plan.tiles(rows) - call.first_tile, call.most_tiles));
     const LayerState &state = *entry.state;
     exact_blocks = (state.sinks + 15) / 16 + (state.tail + 15) / 16;
     const int exact_units = (exact_blocks * 16 + exact_unit_tokens - 1) / exact_unit_tokens;
-    exact_cost = exact_units * plan.exact_cost;
+    exact_cost = exact_units << plan.exact_bits;
     page_units = (state.page_count * group + unit_tokens - 1) / unit_tokens;
   }
   __device__ int cost() const { return exact_cost + page_units; }
 };
 
-/// Fills works, [entries + 1], by all threads of a block.
+/// Fills works, [entries + 1], by all threads of a block. Its first warp has them then, the others behind
+/// a barrier.
 template <class S>
 __device__ inline void find_works(const AttendCall<S> &call, const DecodePlan &plan, int group,
                                   EntryWork *works) {
@@ -117,8 +127,8 @@ __device__ inline void find_works(const AttendCall<S> &call, const DecodePlan &p
       works[call.entries].stretch = carry.stretch + 1;
       works[call.entries].stretch_first = call.entries;
     }
+    __syncwarp();
   }
-  __syncthreads();
 }
 
 /// Part of the line.
@@ -140,6 +150,14 @@ struct Stretch {
   Run run;
   std::int32_t first_block, blocks;
   std::int32_t segments;
+  std::int32_t head, coding;
+  std::int32_t name;  ///< rises along the line
+};
+
+/// What a block or one of its groups has to do of a stretch.
+struct WorkerRun {
+  Run own;    ///< of the group
+  Run piece;  ///< of the block, where that is the piece; else the same
 };
 
 /// The line of all segments of a call.
@@ -156,21 +174,97 @@ class WorkLine {
         all_(of_head_ * call.kv_heads),
         segment_cost_(works[call.entries].coding) {}
 
-  /// Where a block looks for stretches that it has a part in.
-  __device__ Run of_block(int block) const {
-    return {product_over(block, all_, blocks_, 0), product_over(block + 1, all_, blocks_, blocks_ - 1)};
+  /// The stretch of a block that comes behind `at` in the line, or one of no blocks. at: 0 at first.
+  __device__ Stretch next_stretch(int block, int at) const {
+    at = max(at, product_over(block, all_, blocks_, 0));
+    const int end = product_over(block + 1, all_, blocks_, blocks_ - 1);
+#pragma unroll 1
+    while (at < end) {
+      const Stretch found = stretch(at);
+      if (block >= found.first_block && block < found.first_block + found.blocks) return found;
+      at = found.run.end;
+    }
+    return {};
   }
-  __device__ int head(int at) const { return at / of_head_; }
-  __device__ int entry(int at) const {
-    return find_entry(works_, entries_, at % of_head_, &EntryWork::cost);
+
+  /// The entry that stands at `at`, of a head.
+  __device__ int entry(int head, int at) const {
+    return find_entry(works_, entries_, at - head * of_head_, &EntryWork::cost);
   }
   __device__ int start(int head, int entry) const { return head * of_head_ + works_[entry].cost; }
-  __device__ int coding(int entry) const { return works_[entry].coding; }
   __device__ int segment(int head, int entry) const {
     return head * works_[entries_].segment + works_[entry].segment;
   }
-  /// The stretch of an entry.
-  __device__ Stretch stretch(int head, int entry) const {
+
+  /// What group `group` of the stretch's block number `block` has to do.
+  __device__ WorkerRun of_worker(const Stretch &stretch, int block, int group) const {
+    const Share share(*this, stretch);
+    if (share.blocks_of_segment > 0) {
+      const int segment = block / share.blocks_of_segment;
+      const int begin = stretch.run.begin + segment * segment_cost_;
+      const Run all = Run{begin, begin + segment_cost_}.and_also(stretch.run);
+      const Run piece = all.part(block - segment * share.blocks_of_segment, share.blocks_of_segment);
+      return {piece.part(group, groups_), piece};
+    }
+    const int worker = block * groups_ + group;
+    Run own{0, 0};
+    if (worker < share.workers) {
+      own = stretch.run.part(worker, share.workers);
+      if (share.workers_of_segment > 0) {
+        const int segment = worker / share.workers_of_segment;
+        const int begin = stretch.run.begin + segment * segment_cost_;
+        own = Run{begin, begin + segment_cost_}.part(worker - segment * share.workers_of_segment,
+                                                     share.workers_of_segment);
+      } else if (share.segments_of_worker > 0) {
+        const int each = share.segments_of_worker * segment_cost_;
+        const int begin = stretch.run.begin + worker * each;
+        own = Run{begin, begin + each}.and_also(stretch.run);
+      }
+    }
+    return {own, own};
+  }
+
+  /// Who left pieces of a segment: workers, `step` from one to the next.
+  struct Workers {
+    std::int32_t first, count, step;
+  };
+  __device__ Workers workers_of(const Stretch &stretch, Run segment) const {
+    const Share share(*this, stretch);
+    const int begin = segment.begin - stretch.run.begin, end = segment.end - stretch.run.begin;
+    const int parts = max(share.blocks_of_segment, share.workers_of_segment);
+    if (parts > 0) {
+      const int step = share.blocks_of_segment > 0 ? groups_ : 1, each = segment.each_of(parts);
+      return {begin / segment_cost_ * parts * step, (segment_cost_ - 1) / each + 1, step};
+    }
+    const int each = share.segments_of_worker > 0 ? share.segments_of_worker * segment_cost_
+                                                  : stretch.run.each_of(share.workers);
+    const int first = begin / each;
+    return {first, (end - 1) / each + 1 - first, 1};
+  }
+  /// Whether the groups of a block share pieces.
+  __device__ bool shares_pieces(const Stretch &stretch) const {
+    return Share(*this, stretch).blocks_of_segment > 0;
+  }
+
+  /// The name of a piece, below most_pieces(): segments, stretches and blocks only rise along the line,
+  /// so that no two pieces have the same sum. Those of a segment follow each other as their workers do.
+  __device__ int piece(int segment, const Stretch &stretch, int worker) const {
+    return segment + (stretch.name + stretch.first_block) * groups_ + worker;
+  }
+
+ private:
+  /// (a b + more) / c; in 32 bits where they hold it.
+  __device__ static int product_over(int a, int b, int c, int more) {
+    const long long product = static_cast<long long>(a) * b + more;
+    if (product <= 0xffffffffll) {
+      return static_cast<int>(static_cast<unsigned>(product) / static_cast<unsigned>(c));
+    }
+    return static_cast<int>(product / c);
+  }
+
+  /// The stretch that stands at `at`.
+  __device__ Stretch stretch(int at) const {
+    const int head = at / of_head_, entry = this->entry(head, at);
     const int first = works_[entry].stretch_first;
     int last = entry + 1;  // the first entry behind it: between those of this name and `end`
     for (int end = entries_; last < end;) {
@@ -184,66 +278,28 @@ class WorkLine {
     const Run run{start(head, first), start(head, last)};
     const int first_block = product_over(run.begin, blocks_, all_, 0);
     const int end_block = product_over(run.end, blocks_, all_, 0);
-    return {run, first_block, max(1, end_block - first_block),
-            works_[last].segment - works_[first].segment};
+    return {.run = run,
+            .first_block = first_block,
+            .blocks = max(1, end_block - first_block),
+            .segments = works_[last].segment - works_[first].segment,
+            .head = head,
+            .coding = works_[entry].coding,
+            .name = head * works_[entries_].stretch + works_[entry].stretch};
   }
 
-  /// Part of the line that a worker of a stretch takes.
-  __device__ Run of_worker(const Stretch &stretch, int worker) const {
-    const Share share(*this, stretch);
-    if (worker >= share.workers) return {0, 0};
-    if (share.workers_of_segment == 0 && share.segments_of_worker == 0) {
-      return stretch.run.part(worker, share.workers);
-    }
-    if (share.workers_of_segment > 0) {
-      const int begin = stretch.run.begin + worker / share.workers_of_segment * segment_cost_;
-      return Run{begin, begin + segment_cost_}.part(worker % share.workers_of_segment,
-                                                    share.workers_of_segment);
-    }
-    const int each = share.segments_of_worker * segment_cost_;
-    const int begin = stretch.run.begin + worker * each;
-    return Run{begin, begin + each}.and_also(stretch.run);
-  }
-  /// The workers that have a part of a segment.
-  __device__ Run workers_of(const Stretch &stretch, Run segment) const {
-    const Share share(*this, stretch);
-    const int begin = segment.begin - stretch.run.begin, end = segment.end - stretch.run.begin;
-    if (share.workers_of_segment > 0) {
-      const int first = begin / segment_cost_ * share.workers_of_segment;
-      const int each = segment.each_of(share.workers_of_segment);
-      return {first, first + (segment_cost_ - 1) / each + 1};  // the last may have nothing
-    }
-    const int each = share.segments_of_worker > 0 ? share.segments_of_worker * segment_cost_
-                                                  : stretch.run.each_of(share.workers);
-    return {begin / each, (end - 1) / each + 1};
-  }
-  __device__ int groups() const { return groups_; }
-
-  /// The name of a piece, below most_pieces(): segments, stretches and blocks only rise along the line,
-  /// so that no two pieces have the same sum. Those of a segment follow each other as their workers do.
-  __device__ int piece(int segment, int head, int entry, const Stretch &stretch, int worker) const {
-    const int stretches = works_[entries_].stretch;
-    return segment + (head * stretches + works_[entry].stretch + stretch.first_block) * groups_ + worker;
-  }
-
- private:
-  /// (a b + more) / c; in 32 bits where they hold it.
-  __device__ static int product_over(int a, int b, int c, int more) {
-    const long long product = static_cast<long long>(a) * b + more;
-    if (product <= 0xffffffffll) {
-      return static_cast<int>(static_cast<unsigned>(product) / static_cast<unsigned>(c));
-    }
-    return static_cast<int>(product / c);
-  }
-
-  /// How a stretch is shared: where all segments cost alike, whole numbers of workers a segment or of
-  /// segments a worker, unless that leaves more than a sixteenth of the workers out.
+  /// How a stretch is shared: where all segments cost alike, whole numbers of blocks a segment, or of
+  /// workers a segment, or of segments a worker, unless that leaves more than a sixteenth of them out.
   struct Share {
-    std::int32_t workers, workers_of_segment = 0, segments_of_worker = 0;
+    std::int32_t workers, blocks_of_segment = 0, workers_of_segment = 0, segments_of_worker = 0;
 
     __device__ Share(const WorkLine &line, const Stretch &stretch)
         : workers(stretch.blocks * line.groups_) {
       if (line.segment_cost_ == 0) return;
+      const int blocks = stretch.blocks / stretch.segments;
+      if (16 * blocks * stretch.segments >= 15 * stretch.blocks && blocks <= line.segment_cost_) {
+        blocks_of_segment = blocks;
+        return;
+      }
       const int each = workers / stretch.segments;  // workers of a segment
       const int rounds = (stretch.segments + workers - 1) / workers;
       const int even = each > 0 ? each * stretch.segments : (stretch.segments + rounds - 1) / rounds;
@@ -264,27 +320,29 @@ struct DecodePiece {
   std::int32_t exact_first, exact_last;  ///< blocks of 16 tokens
   std::int32_t page_first, page_last;
   Run all, own;  ///< of the segment, and of the piece, in the line
+
+  __device__ bool is_whole() const { return own.begin == all.begin && own.end == all.end; }
 };
 
-/// The piece that begins at `at` of a group's run.
+/// The piece at the beginning of what a group has left.
 template <class S>
 __device__ inline DecodePiece piece_at(const AttendCall<S> &call, const DecodePlan &plan,
-                                       const WorkLine &line, int group_tokens, int head, Run run,
-                                       int at) {
-  const int entry = line.entry(at);
+                                       const WorkLine &line, int group_tokens, int head,
+                                       const WorkerRun &left) {
+  const int entry = line.entry(head, left.piece.begin);
   const BatchEntry &of = call.batch[entry];
   const DecodeShape shape(call, plan, of, group_tokens);
-  const int start = line.start(head, entry), tile = (at - start) / shape.cost();
+  const int start = line.start(head, entry), tile = (left.piece.begin - start) / shape.cost();
   DecodePiece piece{.entry = entry, .tile = tile, .segment = line.segment(head, entry) + tile};
   piece.all.begin = start + tile * shape.cost();
   piece.all.end = piece.all.begin + shape.cost();
-  piece.own = piece.all.and_also({at, run.end});
+  piece.own = piece.all.and_also(left.piece);
   // A unit of exact rows belongs to the piece that it begins in.
-  const int begin = piece.own.begin - piece.all.begin, end = piece.own.end - piece.all.begin;
-  constexpr int unit_blocks = exact_unit_tokens / 16;
+  const Run own = piece.all.and_also(left.own);
+  const int begin = own.begin - piece.all.begin, end = max(begin, own.end - piece.all.begin);
   const auto block = [&](int cost) {
-    const int units = (min(cost, shape.exact_cost) + plan.exact_cost - 1) / plan.exact_cost;
-    return min(units * unit_blocks, shape.exact_blocks);
+    constexpr int unit_blocks = exact_unit_tokens / 16;
+    return min(plan.exact_units(min(cost, shape.exact_cost)) * unit_blocks, shape.exact_blocks);
   };
   piece.exact_first = block(begin), piece.exact_last = block(end);
   const int pages = of.state->page_count;

@@ -81,11 +81,11 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
     }
     if constexpr (exact) {
       long long base = 0;
-      const int pages = task().pages;
-      const PageEntry *entries = task().state->pages + task().first_page;
+      const int pages = task().page_count;
+      const PageEntry *entries = task().pages;
       const auto block_of = [&](const PageEntry &page, int tile) -> ExactBlock {
         const std::uint8_t *tiles = page.data +
-                                    static_cast<std::size_t>(task().head) * Layout::head_bytes(Values) +
+                                    static_cast<std::size_t>(this->stretch().head) * Layout::head_bytes(Values) +
                                     tile * HeadDim * 32;
         return {reinterpret_cast<const ExactTile<T> *>(tiles),
                 reinterpret_cast<const ExactTile<T> *>(tiles + Layout::value_codes),
@@ -102,7 +102,7 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
           if (page.base != base) {
             base = page.base;
             sync_team();
-            facing.turn(base, base, Memory::frequencies);
+            facing.turn(base, base, Memory::turns);
             sync_team();
           }
 #pragma unroll 1
@@ -117,8 +117,7 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
         }
       }
     }
-    add_up(sums.reference, sums.weight, task().slot,
-           [&](int j, int half) { return sums.o[j][2 * half]; });
+    add_up(true, sums.reference, sums.weight, [&](int j, int half) { return sums.o[j][2 * half]; });
   }
 
  private:
@@ -137,7 +136,7 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
     const ExactSlots slots =
         sink ? sink_slots<HeadDim>(state, call_.kv_heads) : tail_slots<HeadDim>(state, call_.kv_heads);
     const auto *tiles =
-        reinterpret_cast<const ExactTile<T> *>(slots.template block<HeadDim>(task().head, token));
+        reinterpret_cast<const ExactTile<T> *>(slots.template block<HeadDim>(this->stretch().head, token));
     const int position = token + (sink ? 0 : state.sinks + state.paged_tokens);
     return {tiles, tiles + steps * warp_lanes, position, 0, sink ? state.sinks : state.length()};
   }

@@ -22,13 +22,6 @@
 
 namespace squat::cuda {
 
-/// Turns a position of an inverse frequency, radians, in 2^-64; whole turns are lost.
-__device__ inline unsigned long long turns_of(float frequency) {
-  constexpr double inverse_turn = 0.15915494309189535;  // 1 / 2 pi
-  const double turns = static_cast<double>(frequency) * inverse_turn;
-  return static_cast<unsigned long long>((turns - floor(turns)) * 18446744073709551616.0);
-}
-
 /// Pages whose queries are made together.
 struct PageBatch {
   std::int32_t first = 0, count = 0;  ///< of the piece's pages
@@ -113,14 +106,14 @@ class PageFacing {
     }
   }
 
-  /// Turns the warp's row back by two bases. frequencies: offset of the turns a position.
-  __device__ void turn(long long first, long long second, int frequencies) const {
+  /// Turns the warp's row back by two bases. turns: offset of TileTables::turns.
+  __device__ void turn(long long first, long long second, int turns) const {
     constexpr int indices = HeadDim / 2;
     const int lane = opaque(lane_index());
 #pragma unroll
     for (int i = 0; i < (indices + warp_lanes - 1) / warp_lanes; ++i) {
       const int index = i * warp_lanes + lane;
-      if (indices % warp_lanes == 0 || index < indices) turn_pair_of(index, first, second, frequencies);
+      if (indices % warp_lanes == 0 || index < indices) turn_pair_of(index, first, second, turns);
     }
   }
 
@@ -198,14 +191,14 @@ class PageFacing {
   }
 
   /// Turns pair `index`, or copies the two channels that have that index among those that do not turn.
-  __device__ void turn_pair_of(int index, long long first, long long second, int frequencies) const {
+  __device__ void turn_pair_of(int index, long long first, long long second, int turns) const {
     const int pairs = tables_.pairs, row = team_ + Memory::queries + warp_ * HeadDim * 2;
-    const bool turns = index < pairs, apart = turns && tables_.interleaved == 0;
+    const bool does = index < pairs, apart = does && tables_.interleaved == 0;
     const int low = apart ? index : 2 * index, high = apart ? index + pairs : 2 * index + 1;
     const float x = __half2float(shared_at<const __half>(row + low * 2));
     const float y = __half2float(shared_at<const __half>(row + high * 2));
     const unsigned long long frequency =
-        turns ? shared_at<const unsigned long long>(frequencies + index * 8) : 0;
+        does ? shared_at<const unsigned long long>(turns + index * 8) : 0;
     const int to_low = place(low, 2 * warp_), to_high = place(high, 2 * warp_);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -34,8 +35,8 @@ constexpr int most_entries = 1024;
 struct DecodeShare {
   int teams, tiles, entries;
 
-  DecodeShare(int all_entries, int query_heads, int kv_heads, int most_tokens) {
-    const int rows = most_tokens * (query_heads / kv_heads);
+  DecodeShare(int all_entries, int heads_per_kv_head, int kv_heads, int most_tokens) {
+    const int rows = most_tokens * heads_per_kv_head;
     teams = teams_for(rows);
     const int all_tiles = (rows + teams * team_rows - 1) / (teams * team_rows);
     const int counters = most_counters / (kv_heads * teams);
@@ -46,12 +47,12 @@ struct DecodeShare {
 
 inline std::size_t decode_workspace_bytes(int head_dim, int entries, int query_heads, int kv_heads,
                                           int most_tokens) {
-  const DecodeShare share(entries, query_heads, kv_heads, most_tokens);
+  const DecodeShare share(entries, query_heads / kv_heads, kv_heads, most_tokens);
   const std::int64_t segments = std::int64_t{share.entries} * kv_heads * share.tiles;
   const std::int64_t pieces =
       most_pieces(segments, share.entries, kv_heads, most_blocks, 4 / share.teams);
-  const auto part = static_cast<std::size_t>(team_rows * (head_dim + 2));
-  return counter_bytes + static_cast<std::size_t>(pieces * share.teams) * 2 * part * sizeof(float);
+  const auto slot = static_cast<std::size_t>(team_rows * found_row_floats(head_dim));
+  return counter_bytes + static_cast<std::size_t>(pieces * share.teams) * slot * sizeof(float);
 }
 
 /// Tokens of the entries that decode.cuh attends for, where an entry has at most so many.
@@ -79,15 +80,17 @@ inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_h
 
 /// How a block uses its shared memory: as many teams as fit beside tables, then as many slots.
 template <class Memory>
-DecodePlan decode_plan(int teams_of_group, int entries, int room, int exact_cost) {
+DecodePlan decode_plan(int teams_of_group, int entries, int room) {
   const auto fits = [&](const DecodePlan &plan) {
     return typename Memory::Block(plan, entries).bytes <= room;
   };
   DecodePlan plan{.teams = Memory::most_teams / teams_of_group * teams_of_group,
-                  .teams_of_group = teams_of_group,
+                  .group_bits = std::countr_zero(static_cast<unsigned>(teams_of_group)),
                   .slots = 0,
                   .row_bytes = 0,
-                  .exact_cost = exact_cost};
+                  // Measured: 64 exact rows take as long as two pages of codes, half as long as a page of
+                  // exact rows.
+                  .exact_bits = Memory::exact ? 0 : 1};
   if constexpr (Memory::exact) {
     if (fits(plan)) return plan;
   } else {
@@ -111,12 +114,9 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
   using Memory = DecodeMemory<Layout, Values>;
   const auto kernel = decode<Layout, Values, T, S>;
   const DeviceLimits &limits = device_limits();
-  DecodeShare share(call.entries, call.query_heads, call.kv_heads, most_tokens);
+  DecodeShare share(call.entries, call.heads_per_kv_head, call.kv_heads, most_tokens);
   share.teams = std::min(share.teams, Memory::most_teams / 2 * 2);
-  // Measured: 64 exact rows take as long as two pages of codes, half as long as a page of exact rows.
-  constexpr int exact_cost = Memory::exact ? 1 : 2;
-  const DecodePlan plan =
-      decode_plan<Memory>(share.teams, share.entries, limits.shared_bytes, exact_cost);
+  const DecodePlan plan = decode_plan<Memory>(share.teams, share.entries, limits.shared_bytes);
   const auto shared = static_cast<std::size_t>(typename Memory::Block(plan, share.entries).bytes);
   thread_local KernelFit fit;
   if (!fit.holds(limits, shared)) {
@@ -128,8 +128,7 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
   call.counters = reinterpret_cast<std::int32_t *>(bytes);
   call.slots = reinterpret_cast<float *>(bytes + counter_bytes);
   call.most_tiles = share.tiles;
-  const int rows = most_tokens * (call.query_heads / call.kv_heads);
-  const int tiles = (rows + plan.rows() - 1) / plan.rows();
+  const int tiles = plan.tiles(most_tokens * call.heads_per_kv_head);
   const int entries = call.entries, blocks = std::min(limits.processors, most_blocks);
   for (int first = 0; first < entries; first += share.entries) {
     call.entries = std::min(share.entries, entries - first);
@@ -144,7 +143,7 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
 template <class Layout, ValueCoding Values, class T, class S>
 void launch_attend_valued(AttendCall<S> call, int most_tokens, void *workspace, cudaStream_t stream) {
   call.scale *= log2_e;
-  call.many_tokens = many_tokens(call.query_heads / call.kv_heads, Layout::KeyBits, Layout::ValueBits,
+  call.many_tokens = many_tokens(call.heads_per_kv_head, Layout::KeyBits, Layout::ValueBits,
                                  call.many_tokens);
   if constexpr (!is_mixed(Layout::KeyBits, Layout::ValueBits)) {
     const int few = few_tokens(call.many_tokens, most_tokens);

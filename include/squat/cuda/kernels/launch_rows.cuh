@@ -110,7 +110,7 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
     fit.find(attend, row_threads, shared, limits);
   }
   const int blocks = std::min(fit.blocks, most_row_blocks);
-  const int row_count = most_tokens * (call.query_heads / call.kv_heads);
+  const int row_count = most_tokens * call.heads_per_kv_head;
   const int tiles = (row_count + Work::rows - 1) / Work::rows;
   const int merged = call.entries * call.kv_heads * parts.tiles * Work::rows;
   const MergeShape merging = MergeShape::of(merged, processors);
@@ -141,7 +141,7 @@ void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *worksp
                         cudaStream_t stream) {
   constexpr int head_dim = Layout::HeadDim;
   constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
-  const RowWorkspace parts(head_dim, call.entries, call.query_heads, call.kv_heads, most_tokens,
+  const RowWorkspace parts(head_dim, call.entries, call.heads_per_kv_head * call.kv_heads, call.kv_heads, most_tokens,
                            call.table_pages, packed);
   auto *bytes = static_cast<std::uint8_t *>(workspace);
   RowCall<S> rows{};
@@ -157,7 +157,7 @@ void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *worksp
         static_cast<std::size_t>(call.kv_heads) * Exact::head_bytes(ValueCoding::symmetric);
     rows.pages = std::max(1, static_cast<std::int32_t>((parts.end - parts.unpacked) / page));
   }
-  const int row_count = most_tokens * (call.query_heads / call.kv_heads);
+  const int row_count = most_tokens * call.heads_per_kv_head;
   if constexpr (head_dim <= 128) {
     if (row_tiles_of(head_dim, row_count) == 2) {
       launch_attend_row_tiles<Layout, Values, 2, T>(rows, most_tokens, parts, stream);

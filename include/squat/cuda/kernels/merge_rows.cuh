@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(merge_threads)
   }
   __syncthreads();
   wait_for_launches();
-  const int heads = call.query_heads / call.kv_heads, all = call.rows(merged.entry);
+  const int heads = call.heads_per_kv_head, all = call.rows(merged.entry);
   const int rank = warp_index() % shape.team;
   float *own = rows.sums + static_cast<std::size_t>(segment) * row_sum_floats(HeadDim, tile_rows);
 #pragma unroll 1

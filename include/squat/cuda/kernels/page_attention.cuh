@@ -63,7 +63,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
   using Copies = PageCopies<Layout, Values, S>;
   using Copies::Copies, Copies::page_at, Copies::first_batch, Copies::stage_pages, Copies::fill_parts,
       Copies::leave_slot, Copies::next_slot, Copies::pages_of_unit;
-  using typename Copies::Memory, typename Copies::Slot, Copies::task, Copies::tables, Copies::copies,
+  using typename Copies::Memory, Copies::task, Copies::tables, Copies::copies,
       Copies::facing, Copies::sync_team, Copies::add_up, Copies::limit, Copies::thread_of_team;
   static constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group;
   static constexpr bool plain = Values == ValueCoding::plain;
@@ -73,12 +73,12 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     sums.clear();
     DecodeCopies at = copies();
     PageBatch batch{.first = 0, .count = first_batch()};
-    int staged = min(first_batch() + Memory::page_ring - batch_pages, task().pages);
+    int staged = min(first_batch() + Memory::page_ring - batch_pages, task().page_count);
 #pragma unroll 1
     for (; batch.count > 0;
-         batch.first += batch.count, batch.count = min(batch_pages, task().pages - batch.first)) {
+         batch.first += batch.count, batch.count = min(batch_pages, task().page_count - batch.first)) {
       constexpr int ahead = Memory::page_ring / 2 - batch_pages;
-      if (staged < task().pages && staged - batch.first <= ahead) staged = stage_pages(staged);
+      if (staged < task().page_count && staged - batch.first <= ahead) staged = stage_pages(staged);
       wait_for(&shared_at<CopyBarrier>(memory_ + Memory::barrier), at.parts_parity);
       at.parts_parity ^= 1;
       make_queries(batch);
@@ -109,7 +109,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     }
     constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
     const float of_all = -middle * static_cast<float>(constant);
-    add_up(sums.reference, sums.weight, task().slot + Slot::part, [&](int j, int half) {
+    add_up(false, sums.reference, sums.weight, [&](int j, int half) {
       const auto high = static_cast<float>(sums.codes.c[j][2 * half]);
       const auto low = static_cast<float>(sums.codes.c[j][2 * half + 1]);
       return fmaf(fmaf(high, 256, low), sums.codes.factor(j),
@@ -138,7 +138,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
       if (pass > 0) sync_team();
       const auto base = [&](unsigned name) { return page_at(first + batch.page_named(name)).base; };
       const auto name = static_cast<unsigned>(2 * pass);
-      facing().turn(base(name), base(name + 1), Memory::frequencies);
+      facing().turn(base(name), base(name + 1), Memory::turns);
       sync_team();
       facing().make(batch, pass, zeros);
     }
@@ -151,7 +151,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     }
     sync_team();
     const int next = first + batch.count;
-    if (warp_ == 0 && next < task().pages) fill_parts(next, min(batch_pages, task().pages - next));
+    if (warp_ == 0 && next < task().page_count) fill_parts(next, min(batch_pages, task().page_count - next));
   }
 
   /// Adds page `index` of the batch, which the slot holds. rises: the reference does, at least by 1.

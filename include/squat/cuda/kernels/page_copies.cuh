@@ -37,7 +37,7 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
   /// those of the other, for which the modes of the mean are the same: 0, 2, 1, 3.
   __device__ int order(int i, int first_batch) const {
     const int in_batch = i - first_batch & (batch_pages - 1), first = i - in_batch;
-    if (i < first_batch || first + batch_pages > task().pages) return i;
+    if (i < first_batch || first + batch_pages > task().page_count) return i;
     return first + (in_batch >> 1 | (in_batch & 1) << 1);
   }
 
@@ -45,19 +45,19 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
   /// how many are known then.
   __device__ int stage_pages(int begin) const {
     const DecodeTask &task = this->task();
-    const PageEntry *entries = task.state->pages + task.first_page;
+    const PageEntry *entries = task.pages;
     // So many that the next batch begins a tile where tiles have two or four pages.
     const int first_batch =
-        min(batch_pages - (pages_of_unit == 1 ? entries[0].tile_page % batch_pages : 0), task.pages);
+        min(batch_pages - (pages_of_unit == 1 ? entries[0].tile_page % batch_pages : 0), task.page_count);
     const int count = begin == 0 ? first_batch + Memory::page_ring - batch_pages : Memory::page_ring / 2;
-    const int end = min(begin + count, task.pages), i = begin + thread_of_team();
+    const int end = min(begin + count, task.page_count), i = begin + thread_of_team();
     if (thread_of_team() == 0) this->task().first_batch = first_batch;
     const int at = order(i, first_batch);
     if (i < end) {
       const PageEntry entry = entries[i];
       const int first = entry.first, last = first + entry.tokens;
       page_at(at) = {
-          .data = entry.data + static_cast<std::size_t>(task.head) * Layout::head_bytes(Values),
+          .data = entry.data + static_cast<std::size_t>(this->stretch().head) * Layout::head_bytes(Values),
           .base = entry.base,
           .before = entry.before - first,
           .mode_row = entry.row / 16 * 512,
@@ -71,7 +71,7 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
     __syncwarp();  // batches do not cross warps
     if (i < end && at == i && (i == 0 || (i >= first_batch && (i - first_batch) % batch_pages == 0))) {
       page_at(i).batch = PageBatch::parts(
-          min(i == 0 ? first_batch : batch_pages, task.pages - i),
+          min(i == 0 ? first_batch : batch_pages, task.page_count - i),
           [&](int k) { return page_at(i + k).tile; }, [&](int k) { return page_at(i + k).mode_row; });
     }
     return end;
@@ -83,7 +83,7 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
   __device__ void begin_copies() const {
     if (team_in_group() == 0 && warp_ == 0) {
       int slot = copies().slot;
-      for (int i = 0; i < plan_.slots && i * pages_of_unit < task().pages; ++i) {
+      for (int i = 0; i < plan_.slots && i * pages_of_unit < task().page_count; ++i) {
         fill_slot(i, slot);
         slot = next_slot(slot);
       }
@@ -95,24 +95,22 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
   __device__ void fill_parts(int first, int count) const {
     const BarrierCopy copy(&shared_at<CopyBarrier>(memory_ + Memory::barrier),
                            count * Memory::part_bytes);
-#pragma unroll 1
-    for (int i = 0; i < count; ++i) {
-      copy.add(&shared_at<std::uint8_t>(memory_ + Memory::parts + i * Memory::part_bytes),
-               page_at(first + i).data, Memory::part_bytes);
-    }
+    copy.add_each(count, Memory::part_bytes, [&](int i) -> CopyPlace {
+      return {&shared_at<std::uint8_t>(memory_ + Memory::parts + i * Memory::part_bytes),
+              page_at(first + i).data};
+    });
     copy.end();
   }
 
   /// Copies a unit's codes and its values' scales; by a warp.
   __device__ void fill_slot(int unit, int slot) const {
-    const int first = unit * pages_of_unit, count = min(pages_of_unit, task().pages - first);
+    const int first = unit * pages_of_unit, count = min(pages_of_unit, task().page_count - first);
     const BarrierCopy copy(&shared_at<CopyBarrier>(slot + Memory::slot_barrier),
                            count * Memory::page_bytes);
-#pragma unroll 1
-    for (int i = 0; i < count; ++i) {
-      copy.add(&shared_at<std::uint8_t>(slot + i * Memory::page_bytes),
-               page_at(first + i).data + Layout::key_codes, Memory::page_bytes);
-    }
+    copy.add_each(count, Memory::page_bytes, [&](int i) -> CopyPlace {
+      return {&shared_at<std::uint8_t>(slot + i * Memory::page_bytes),
+              page_at(first + i).data + Layout::key_codes};
+    });
     copy.end();
   }
   __device__ int next_slot(int slot) const {
@@ -124,10 +122,10 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
   __device__ void leave_slot(int slot, int unit) const {
     __syncwarp();
     const int next = unit + plan_.slots;
-    if (next * pages_of_unit >= task().pages) return;
+    if (next * pages_of_unit >= task().page_count) return;
     bool last = false;
     if (lane_index() == 0) {
-      const auto most = static_cast<unsigned>(plan_.teams_of_group * team_warps - 1);
+      const auto most = static_cast<unsigned>(plan_.teams_of_group() * team_warps - 1);
       last = atomicInc(&shared_at<unsigned>(slot + Memory::slot_count), most) == most;
     }
 #if __CUDA_ARCH__ < 900

@@ -6,6 +6,7 @@
 
 #include <cuda_fp16.h>
 
+#include <cmath>
 #include <cstdint>
 
 namespace squat::cuda {
@@ -89,9 +90,18 @@ struct HeadTables {
   std::int32_t block;         ///< channels rounded together
 };
 
+/// Turns a position of an inverse frequency, radians, in 2^-64; whole turns are lost.
+inline std::uint64_t turns_of(float inverse_frequency) {
+  constexpr double inverse_turn = 0.15915494309189535;  // 1 / 2 pi
+  const double turns = static_cast<double>(inverse_frequency) * inverse_turn;
+  return static_cast<std::uint64_t>((turns - std::floor(turns)) * 0x1p64);
+}
+
 /// What all heads of a layer share: the rotary embedding and the tile frame.
 struct TileTables {
   const float *inverse_frequencies;  ///< [pairs]
+  const std::uint64_t *turns;        ///< the same in 2^-64 of a turn a position, see turns_of(); [pairs], and
+                                     ///< memory up to an even number
   std::int32_t pairs;
   std::int32_t interleaved;  ///< channels 2 i and 2 i + 1 turn together, else i and i + pairs
   std::int32_t frame;        ///< rows of a tile; 0: keys stay in the frame they come in
