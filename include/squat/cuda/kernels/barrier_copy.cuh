@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/fragments.cuh"
 
@@ -19,10 +20,6 @@ struct CopyPlace {
 /// A barrier in shared memory. Its phases follow each other, and a phase ends when the copy that was
 /// begun in it has arrived; their parities are 0, 1, 0, ...
 using CopyBarrier = std::uint64_t;
-
-__device__ inline Word shared_address(const void *shared) {
-  return static_cast<Word>(__cvta_generic_to_shared(shared));
-}
 
 /// By one thread, before fence_barriers() and a barrier of the block.
 __device__ inline void init_barrier(CopyBarrier *barrier) {
@@ -57,6 +54,13 @@ __device__ inline void wait_for(const CopyBarrier *barrier, unsigned parity) {
       : "memory");
 #endif
 }
+
+/// Whether a lane alone copies a piece.
+#if __CUDA_ARCH__ >= 900
+inline constexpr bool bulk_copies = true;
+#else
+inline constexpr bool bulk_copies = false;
+#endif
 
 /// A phase's copies, of `bytes` bytes together, by all lanes of a warp: add() each, then end(). Pieces
 /// are multiples of 16 bytes, at such addresses.

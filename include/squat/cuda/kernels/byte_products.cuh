@@ -39,9 +39,7 @@ __device__ inline void multiply_add_unsigned(int (&c)[4], Word a0, Word a1, Word
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-/// Integers of up to 22 bits and a sign that are counted from here read as floats, less `float_start`,
-/// without conversion.
-inline constexpr int int_start = 0x4B400000;
+/// A float this far from zero, 1.5 2^23, has an integer of up to 22 bits and a sign in its low bits.
 inline constexpr float float_start = 12582912.0f;
 
 /// The bytes of two 16-bit integers: high of both, then low of both; the integers are low bits of floats

@@ -26,6 +26,7 @@
 #include "squat/cuda/kernels/exact_attention.cuh"
 #include "squat/cuda/kernels/page_attention.cuh"
 #include "squat/cuda/kernels/row_sums.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/page_layout.cuh"
@@ -58,28 +59,18 @@ class DecodeWarp : public PageAttention<Layout, Values, S> {
     if constexpr (!exact) {
       if (task().page_count > 0) this->begin_copies();
     }
-    // Half of the groups begin with exact rows, which wait for memory, half with pages, which do not.
-    const bool exact_first = exact || group() % 2 == 0;
-#pragma unroll 1
-    for (int step = 0; step < 2; ++step) {
-      if ((step == 0) == exact_first) {
-        const DecodePiece &piece = task().piece;
-        if (piece.exact_first < piece.exact_last || (exact && task().page_count > 0)) {
-          if (exact) wait_for(&shared_at<CopyBarrier>(Memory::table_barrier), table_parity);
-          ExactAttention<Layout, Values, T, S>(call_, plan_).attend();
-        }
-      } else if constexpr (!exact) {
-        if (task().page_count > 0) {
-          wait_for(&shared_at<CopyBarrier>(Memory::table_barrier), table_parity);
-          Pages::attend();
-        }
-      }
+    if (task().page_count > 0) {
+      wait_for(&shared_at<CopyBarrier>(block_ + Memory::table_barrier), table_parity);
+      if constexpr (!exact) Pages::attend();
+    }
+    if (task().piece.has_exact_rows() || (exact && task().page_count > 0)) {
+      ExactAttention<Layout, Values, T, S>(call_, plan_).attend();
     }
     finish_apart(call_, plan_);
   }
 
  private:
-  using Pages::call_, Pages::plan_, Pages::memory_, Pages::warp_, Pages::slot_floats;
+  using Pages::call_, Pages::plan_, Pages::block_, Pages::memory_, Pages::warp_, Pages::slot_floats;
 
   /// A function of its own, so that it takes no registers of the pages.
   static __device__ __noinline__ void finish_apart(const AttendCall<S> &call, const DecodePlan &plan) {
@@ -150,9 +141,9 @@ class DecodeWarp : public PageAttention<Layout, Values, S> {
   }
 };
 
-/// Takes the tables of a head and a coding to shared memory; by a warp.
+/// Takes the tables of a head and a coding to the memory of a block; by a warp.
 template <class Memory>
-__device__ inline void copy_tables(const CodingTables &coding, int head, int row_room) {
+__device__ inline void copy_tables(const CodingTables &coding, int head, int row_room, int block) {
   const HeadTables &from = coding.heads[head];
   const bool has_mean = from.projection != nullptr && !Memory::exact;
   const int modes = has_mean ? coding.tiles.mode_tiles : 0, row_tiles = coding.tiles.frame / 16;
@@ -161,7 +152,7 @@ __device__ inline void copy_tables(const CodingTables &coding, int head, int row
   const int projection = Memory::shares_matrices ? modes * Memory::steps * 512 : 0;
   const int turns = (coding.tiles.pairs + 1) / 2 * 16;
   if (lane_index() == 0) {  // before the barrier: who waits for it finds them
-    shared_at<DecodeTables>(Memory::head_tables) = {
+    shared_at<DecodeTables>(block + Memory::head_tables) = {
         .basis = from.basis,
         .projection = from.projection,
         .mode_rows = rows == row_bytes ? nullptr : coding.tiles.mode_rows,
@@ -175,28 +166,35 @@ __device__ inline void copy_tables(const CodingTables &coding, int head, int row
         .projection_unit = has_mean ? from.projection_unit : 0.0f};
   }
   __syncwarp();
-  const BarrierCopy copy(&shared_at<CopyBarrier>(Memory::table_barrier),
+  const BarrierCopy copy(&shared_at<CopyBarrier>(block + Memory::table_barrier),
                          turns + rows + basis + projection);
-  if (turns > 0) copy.add(decode_bytes + Memory::turns, coding.tiles.turns, turns);
-  if (basis > 0) copy.add(decode_bytes + Memory::basis, from.basis, basis);
-  if (projection > 0) copy.add(decode_bytes + Memory::projection, from.projection, projection);
-  if (rows > 0) copy.add(decode_bytes + Memory::mode_rows, coding.tiles.mode_rows, rows);
+  const auto add = [&](int to, const void *table, int bytes) {
+    if (bytes > 0) copy.add(&shared_at<std::uint8_t>(block + to), table, bytes);
+  };
+  add(Memory::turns, coding.tiles.turns, turns);
+  add(Memory::basis, from.basis, basis);
+  add(Memory::projection, from.projection, projection);
+  add(Memory::mode_rows, coding.tiles.mode_rows, rows);
   copy.end();
 }
 
 /// Initialises a block's barriers and counts, by all of its threads.
 template <class Memory>
-__device__ inline void init_barriers(const DecodePlan &plan, const typename Memory::Block &block) {
+__device__ inline void init_barriers(const DecodePlan &plan, const typename Memory::Parts &parts,
+                                     int block) {
   const int slots = plan.groups() * plan.slots, count = 1 + plan.teams + slots;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
     if (i == 0) {
-      init_barrier(&shared_at<CopyBarrier>(Memory::table_barrier));
+      init_barrier(&shared_at<CopyBarrier>(block + Memory::table_barrier));
     } else if (i <= plan.teams) {
-      init_barrier(&shared_at<CopyBarrier>(block.teams + (i - 1) * Memory::team_bytes + Memory::barrier));
+      const int team = block + parts.teams + (i - 1) * Memory::team_bytes;
+      init_barrier(&shared_at<CopyBarrier>(team + Memory::barrier));
     } else {
-      const int slot = block.slots + (i - 1 - plan.teams) * Memory::slot_bytes;
-      init_barrier(&shared_at<CopyBarrier>(slot + Memory::slot_barrier));
-      shared_at<unsigned>(slot + Memory::slot_count) = 0;
+      const int slot = block + parts.slots + (i - 1 - plan.teams) * Memory::slot_bytes;
+      for (int part = 0; part < Memory::slot_parts; ++part) {
+        init_barrier(&shared_at<CopyBarrier>(Memory::slot_barrier(slot, part)));
+        shared_at<unsigned>(Memory::slot_count(slot, part)) = 0;
+      }
     }
     fence_barriers();
   }
@@ -206,12 +204,13 @@ template <class Layout, ValueCoding Values, class T, class S>
 __global__ void __launch_bounds__(DecodeMemory<Layout, Values>::most_teams *team_threads, 1)
     decode(const __grid_constant__ AttendCall<S> call, const __grid_constant__ DecodePlan plan) {
   using Memory = DecodeMemory<Layout, Values>;
-  const typename Memory::Block memory(plan, call.entries);
-  auto *works = &shared_at<EntryWork>(memory.works);
-  DecodeBlock &block = shared_at<DecodeBlock>(Memory::block);
+  const typename Memory::Parts parts(plan, call.entries);
+  const int base = shared_base();
+  const EntryWorks works(base + parts.works, call.entries);
+  DecodeBlock &block = shared_at<DecodeBlock>(base + Memory::block);
   const DecodeWarp<Layout, Values, T, S> warp(call, plan);
   allow_next_launch();
-  init_barriers<Memory>(plan, memory);
+  init_barriers<Memory>(plan, parts, base);
   warp.clear();
   wait_for_launches();
   find_works(call, plan, Layout::Group, works);
@@ -219,16 +218,21 @@ __global__ void __launch_bounds__(DecodeMemory<Layout, Values>::most_teams *team
   unsigned parity = 0;
 #pragma unroll 1
   for (int at = 0;; at = block.stretch.run.end, parity ^= 1) {
-    if (threadIdx.x == 0) block.stretch = block.line.next_stretch(static_cast<int>(blockIdx.x), at);
+    if (warp_index() == 0) {
+      __syncwarp();
+      const Stretch next = block.line.next_stretch(static_cast<int>(blockIdx.x), at);
+      __syncwarp();
+      if (lane_index() == 0) block.stretch = next;
+    }
     __syncthreads();
     if (block.stretch.blocks == 0) break;
     if (warp_index() == 1) {  // which leads no team that has as many
-      copy_tables<Memory>(call.codings[block.stretch.coding], block.stretch.head, plan.row_bytes);
+      copy_tables<Memory>(call.codings[block.stretch.coding], block.stretch.head, plan.row_bytes, base);
     }
     if (warp.leads()) warp.begin_stretch();
 #pragma unroll 1
     while (warp.next_piece()) warp.attend(parity);
-    wait_for(&shared_at<CopyBarrier>(Memory::table_barrier), parity);
+    wait_for(&shared_at<CopyBarrier>(base + Memory::table_barrier), parity);
     __syncthreads();  // nobody reads the tables any more
   }
 }

@@ -1,7 +1,6 @@
 #pragma once
 
-// What a decode block keeps in shared memory, by offsets in bytes: addresses are a register and a
-// constant then, and what is the same for all threads of a team takes no registers.
+// What a decode block keeps in shared memory, and where.
 
 #include <cstdint>
 
@@ -11,20 +10,6 @@
 #include "squat/cuda/page/page_layout.cuh"
 
 namespace squat::cuda {
-
-extern __shared__ __align__(128) std::uint8_t decode_bytes[];
-
-template <class Item>
-__device__ inline Item &shared_at(int offset) {
-  return *reinterpret_cast<Item *>(decode_bytes + offset);
-}
-
-/// x, of which the compiler knows nothing: what is computed of it is computed where it is used, and not
-/// kept in registers across a loop.
-__device__ inline int opaque(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 
 /// A row of what a team has found out, or of a slot of the workspace: sums of the row's channels, then what
 /// they are relative to, a power of two, or -infinity where there is nothing, then the sum of the weights.
@@ -38,12 +23,12 @@ struct DecodePage {
   const std::uint8_t *data;  ///< of the head
   long long base;
   std::int32_t before;       ///< the position of its first token, had all counted
-  std::int32_t mode_row;     ///< offset of its first row's modes, in bytes
   std::int16_t first, last;  ///< of its tokens, those that count
   std::int16_t masked;       ///< not all of its tokens are seen by all rows
-  std::uint16_t batch;       ///< of the batch that begins here, see PageBatch::parts()
+  std::uint16_t batch;       ///< of the batch that begins here, see PageBatch
   std::int32_t tile;         ///< of the piece: pages of one have one base
-  std::int32_t unused;
+  std::int32_t mode_row;     ///< offset of its first row's modes, in bytes
+  long long named_base;      ///< of the i-th of the batch, the i-th base of its pages, or any
 };
 
 /// The tables of a head: offsets in shared memory, or where they lie in the device's.
@@ -93,13 +78,21 @@ struct DecodeMemory {
     return (bytes + to - 1) / to * to;
   }
 
-  // A slot has the codes of a unit's pages, and the values' scales; then a barrier, and a count of the
-  // warps that are done with it.
+  // A slot has the codes of a unit's pages, and the values' scales; then barriers, and counts of the warps
+  // that are done with it. Large ones have room once for a group: keys and values come apart then, so that
+  // the next keys come while a page's values are met.
   static constexpr int pages_of_unit = unit_tokens / Layout::Group;
   static constexpr int page_bytes = rounded(Layout::value_end(Values) - Layout::key_codes, 16);
-  static constexpr int slot_barrier = pages_of_unit * page_bytes;
-  static constexpr int slot_count = slot_barrier + 8;
-  static constexpr int slot_bytes = slot_barrier + 16;
+  static constexpr int slot_parts = page_bytes * pages_of_unit > 12 * 1024 ? 2 : 1;
+  static constexpr int slot_end = pages_of_unit * page_bytes, slot_bytes = slot_end + 16 * slot_parts;
+  __device__ static constexpr int slot_barrier(int slot, int part) { return slot + slot_end + 8 * part; }
+  __device__ static constexpr int slot_count(int slot, int part) {
+    return slot + slot_end + 8 * slot_parts + 4 * part;
+  }
+  /// Where a part's bytes begin in a page's; part slot_parts: where they end.
+  __device__ static constexpr int part_offset(int part) {
+    return part == 0 ? 0 : part == slot_parts ? page_bytes : Layout::value_codes - Layout::key_codes;
+  }
 
   // Queries as bytes: of 16 channels each, and once more, 16 times as large, of those whose codes have 8
   // bits, for these are taken apart into two of 4.
@@ -154,10 +147,10 @@ struct DecodeMemory {
   static constexpr int projection = basis + basis_bytes;
   static constexpr int mode_rows = projection + projection_bytes;
 
-  struct Block {
+  struct Parts {
     int works, teams, slots, bytes;
 
-    __host__ __device__ Block(const DecodePlan &plan, int entries)
+    __host__ __device__ Parts(const DecodePlan &plan, int entries)
         : works(mode_rows + plan.row_bytes),
           teams(rounded(works + (entries + 1) * static_cast<int>(sizeof(EntryWork)), 128)),
           slots(teams + plan.teams * team_bytes),

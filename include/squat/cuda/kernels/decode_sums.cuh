@@ -13,6 +13,7 @@
 #include "squat/cuda/kernels/decode_memory.cuh"
 #include "squat/cuda/kernels/decode_work.cuh"
 #include "squat/cuda/kernels/row_sums.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/fragments.cuh"
 

@@ -16,6 +16,7 @@
 #include "squat/cuda/kernels/decode_sums.cuh"
 #include "squat/cuda/kernels/decode_work.cuh"
 #include "squat/cuda/kernels/face_pages.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/page_layout.cuh"
@@ -32,7 +33,7 @@ class DecodeTeam {
   static constexpr int HeadDim = Layout::HeadDim;
 
   __device__ DecodeTeam(const AttendCall<S> &call, const DecodePlan &plan)
-      : DecodeTeam(call, plan, typename Memory::Block(plan, call.entries)) {}
+      : DecodeTeam(call, plan, typename Memory::Parts(plan, call.entries)) {}
 
   /// Before the first task; a barrier follows.
   __device__ void clear() const {
@@ -41,10 +42,11 @@ class DecodeTeam {
 
   __device__ DecodeTask &task() const { return shared_at<DecodeTask>(memory_ + Memory::task); }
   __device__ DecodeCopies &copies() const { return shared_at<DecodeCopies>(memory_ + Memory::copies); }
-  __device__ const DecodeTables &tables() const { return shared_at<DecodeTables>(Memory::head_tables); }
-  __device__ const WorkLine &line() const { return shared_at<DecodeBlock>(Memory::block).line; }
-  __device__ const Stretch &stretch() const { return shared_at<DecodeBlock>(Memory::block).stretch; }
-  __device__ Facing facing() const { return Facing(tables(), memory_, 1 + team_, warp_); }
+  __device__ const DecodeTables &tables() const { return shared_at<DecodeTables>(block_ + Memory::head_tables); }
+  __device__ const DecodeBlock &block() const { return shared_at<DecodeBlock>(block_ + Memory::block); }
+  __device__ const WorkLine &line() const { return block().line; }
+  __device__ const Stretch &stretch() const { return block().stretch; }
+  __device__ Facing facing() const { return Facing(tables(), block_, memory_, 1 + team_, warp_); }
   /// The group's place in the block, and the team's in the group.
   __device__ int group() const { return team_ >> plan_.group_bits; }
   __device__ int team_in_group() const { return team_ & (plan_.teams_of_group() - 1); }
@@ -59,8 +61,8 @@ class DecodeTeam {
 
   /// Begins with the part of a stretch that is the group's, by the leading warp.
   __device__ void begin_stretch() const {
-    const int block = static_cast<int>(blockIdx.x) - stretch().first_block;
-    const WorkerRun run = line().of_worker(stretch(), block, group());
+    const int place = static_cast<int>(blockIdx.x) - stretch().first_block;
+    const WorkerRun run = line().of_worker(stretch(), place, group());
     if (lane_index() == 0) task().left = run;
     __syncwarp();
   }
@@ -153,9 +155,10 @@ class DecodeTeam {
  protected:
   const AttendCall<S> &call_;
   const DecodePlan &plan_;
+  int block_;        // its memory
   int team_, warp_;  // of the block, of the team
-  int memory_;       // offset of the team's
-  int slots_;        // of the group's slots
+  int memory_;       // the team's
+  int slots_;        // the group's
 
   static constexpr int slot_floats = team_rows * found_row_floats(HeadDim);
 
@@ -191,13 +194,14 @@ class DecodeTeam {
   }
 
   __device__ DecodeTeam(const AttendCall<S> &call, const DecodePlan &plan,
-                        const typename Memory::Block &block)
+                        const typename Memory::Parts &parts)
       : call_(call),
         plan_(plan),
+        block_(shared_base()),
         team_(opaque(warp_index() / team_warps)),
         warp_(opaque(warp_index() % team_warps)),
-        memory_(opaque(block.teams + team_ * Memory::team_bytes)),
-        slots_(opaque(block.slots + group() * plan.slots * Memory::slot_bytes)) {}
+        memory_(opaque(block_ + parts.teams + team_ * Memory::team_bytes)),
+        slots_(opaque(block_ + parts.slots + group() * plan.slots * Memory::slot_bytes)) {}
 };
 
 }  // namespace squat::cuda

@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "squat/cuda/kernels/attend_call.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
@@ -76,11 +77,41 @@ struct DecodeShape {
   __device__ int cost() const { return exact_cost + page_units; }
 };
 
+/// Entries that a launch takes at most.
+inline constexpr int most_entries = warp_lanes * warp_lanes;
+
+/// The works of a launch's entries, in shared memory.
+class EntryWorks {
+ public:
+  __device__ EntryWorks(int address, int entries) : address_(address), entries_(entries) {}
+
+  __device__ EntryWork &operator[](int entry) const {
+    return shared_at<EntryWork>(address_ + entry * static_cast<int>(sizeof(EntryWork)));
+  }
+  __device__ int entries() const { return entries_; }
+  __device__ const EntryWork &all() const { return (*this)[entries_]; }
+
+  /// The last entry whose `member`, which rises from one to the next, is at most `value`, as that of the
+  /// first is. By a warp.
+  __device__ int last_at_most(int value, std::int32_t EntryWork::*member) const {
+    const int lane = lane_index();
+    const auto last = [&](int from, int step) {
+      const int entry = from + lane * step;
+      const bool is = entry < entries_ && (*this)[entry].*member <= value;
+      return from + (__popc(__ballot_sync(0xffffffffu, is)) - 1) * step;
+    };
+    return last(entries_ > warp_lanes ? last(0, warp_lanes) : 0, 1);
+  }
+
+ private:
+  std::int32_t address_, entries_;
+};
+
 /// Fills works, [entries + 1], by all threads of a block. Its first warp has them then, the others behind
 /// a barrier.
 template <class S>
 __device__ inline void find_works(const AttendCall<S> &call, const DecodePlan &plan, int group,
-                                  EntryWork *works) {
+                                  const EntryWorks &works) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   for (int i = thread; i < call.entries; i += threads) {
     const BatchEntry entry = call.batch[i];
@@ -131,6 +162,11 @@ __device__ inline void find_works(const AttendCall<S> &call, const DecodePlan &p
   }
 }
 
+/// a / b of numbers that are not negative.
+__device__ inline int quotient(int a, int b) {
+  return static_cast<int>(static_cast<unsigned>(a) / static_cast<unsigned>(b));
+}
+
 /// Part of the line.
 struct Run {
   std::int32_t begin, end;
@@ -138,7 +174,7 @@ struct Run {
   __device__ bool empty() const { return begin >= end; }
   __device__ Run and_also(Run other) const { return {max(begin, other.begin), min(end, other.end)}; }
   /// The length of one of `count` equal parts; the last may be shorter, or empty.
-  __device__ int each_of(int count) const { return (end - begin + count - 1) / count; }
+  __device__ int each_of(int count) const { return quotient(max(end - begin, 0) + count - 1, count); }
   __device__ Run part(int index, int count) const {
     const int each = each_of(count);
     return Run{begin + index * each, begin + (index + 1) * each}.and_also(*this);
@@ -164,17 +200,17 @@ struct WorkerRun {
 class WorkLine {
  public:
   template <class S>
-  __device__ WorkLine(const AttendCall<S> &call, const DecodePlan &plan, const EntryWork *works,
+  __device__ WorkLine(const AttendCall<S> &call, const DecodePlan &plan, const EntryWorks &works,
                       int blocks)
       : works_(works),
-        entries_(call.entries),
         groups_(plan.groups()),
         blocks_(blocks),
-        of_head_(works[call.entries].cost),
+        of_head_(works.all().cost),
         all_(of_head_ * call.kv_heads),
-        segment_cost_(works[call.entries].coding) {}
+        segment_cost_(works.all().coding) {}
 
-  /// The stretch of a block that comes behind `at` in the line, or one of no blocks. at: 0 at first.
+  /// The stretch of a block that comes behind `at` in the line, or one of no blocks. at: 0 at first. By a
+  /// warp.
   __device__ Stretch next_stretch(int block, int at) const {
     at = max(at, product_over(block, all_, blocks_, 0));
     const int end = product_over(block + 1, all_, blocks_, blocks_ - 1);
@@ -187,20 +223,20 @@ class WorkLine {
     return {};
   }
 
-  /// The entry that stands at `at`, of a head.
+  /// The entry that stands at `at`, of a head. By a warp.
   __device__ int entry(int head, int at) const {
-    return find_entry(works_, entries_, at - head * of_head_, &EntryWork::cost);
+    return works_.last_at_most(at - head * of_head_, &EntryWork::cost);
   }
   __device__ int start(int head, int entry) const { return head * of_head_ + works_[entry].cost; }
   __device__ int segment(int head, int entry) const {
-    return head * works_[entries_].segment + works_[entry].segment;
+    return head * works_.all().segment + works_[entry].segment;
   }
 
   /// What group `group` of the stretch's block number `block` has to do.
   __device__ WorkerRun of_worker(const Stretch &stretch, int block, int group) const {
     const Share share(*this, stretch);
     if (share.blocks_of_segment > 0) {
-      const int segment = block / share.blocks_of_segment;
+      const int segment = quotient(block, share.blocks_of_segment);
       const int begin = stretch.run.begin + segment * segment_cost_;
       const Run all = Run{begin, begin + segment_cost_}.and_also(stretch.run);
       const Run piece = all.part(block - segment * share.blocks_of_segment, share.blocks_of_segment);
@@ -211,7 +247,7 @@ class WorkLine {
     if (worker < share.workers) {
       own = stretch.run.part(worker, share.workers);
       if (share.workers_of_segment > 0) {
-        const int segment = worker / share.workers_of_segment;
+        const int segment = quotient(worker, share.workers_of_segment);
         const int begin = stretch.run.begin + segment * segment_cost_;
         own = Run{begin, begin + segment_cost_}.part(worker - segment * share.workers_of_segment,
                                                      share.workers_of_segment);
@@ -234,12 +270,12 @@ class WorkLine {
     const int parts = max(share.blocks_of_segment, share.workers_of_segment);
     if (parts > 0) {
       const int step = share.blocks_of_segment > 0 ? groups_ : 1, each = segment.each_of(parts);
-      return {begin / segment_cost_ * parts * step, (segment_cost_ - 1) / each + 1, step};
+      return {quotient(begin, segment_cost_) * parts * step, quotient(segment_cost_ - 1, each) + 1, step};
     }
     const int each = share.segments_of_worker > 0 ? share.segments_of_worker * segment_cost_
                                                   : stretch.run.each_of(share.workers);
-    const int first = begin / each;
-    return {first, (end - 1) / each + 1 - first, 1};
+    const int first = quotient(begin, each);
+    return {first, quotient(end - 1, each) + 1 - first, 1};
   }
   /// Whether the groups of a block share pieces.
   __device__ bool shares_pieces(const Stretch &stretch) const {
@@ -264,17 +300,9 @@ class WorkLine {
 
   /// The stretch that stands at `at`.
   __device__ Stretch stretch(int at) const {
-    const int head = at / of_head_, entry = this->entry(head, at);
+    const int head = quotient(at, of_head_), entry = this->entry(head, at);
     const int first = works_[entry].stretch_first;
-    int last = entry + 1;  // the first entry behind it: between those of this name and `end`
-    for (int end = entries_; last < end;) {
-      const int middle = (last + end) / 2;
-      if (works_[middle].stretch_first == first) {
-        last = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
+    const int last = works_.last_at_most(works_[entry].stretch, &EntryWork::stretch) + 1;
     const Run run{start(head, first), start(head, last)};
     const int first_block = product_over(run.begin, blocks_, all_, 0);
     const int end_block = product_over(run.end, blocks_, all_, 0);
@@ -284,7 +312,7 @@ class WorkLine {
             .segments = works_[last].segment - works_[first].segment,
             .head = head,
             .coding = works_[entry].coding,
-            .name = head * works_[entries_].stretch + works_[entry].stretch};
+            .name = head * works_.all().stretch + works_[entry].stretch};
   }
 
   /// How a stretch is shared: where all segments cost alike, whole numbers of blocks a segment, or of
@@ -295,22 +323,23 @@ class WorkLine {
     __device__ Share(const WorkLine &line, const Stretch &stretch)
         : workers(stretch.blocks * line.groups_) {
       if (line.segment_cost_ == 0) return;
-      const int blocks = stretch.blocks / stretch.segments;
+      const int blocks = quotient(stretch.blocks, stretch.segments);
       if (16 * blocks * stretch.segments >= 15 * stretch.blocks && blocks <= line.segment_cost_) {
         blocks_of_segment = blocks;
         return;
       }
-      const int each = workers / stretch.segments;  // workers of a segment
-      const int rounds = (stretch.segments + workers - 1) / workers;
-      const int even = each > 0 ? each * stretch.segments : (stretch.segments + rounds - 1) / rounds;
+      const int each = quotient(workers, stretch.segments);  // workers of a segment
+      const int rounds = quotient(stretch.segments + workers - 1, workers);
+      const int even =
+          each > 0 ? each * stretch.segments : quotient(stretch.segments + rounds - 1, rounds);
       if (16 * even < 15 * workers || each > line.segment_cost_) return;
       workers = even;
       (each > 0 ? workers_of_segment : segments_of_worker) = each > 0 ? each : rounds;
     }
   };
 
-  const EntryWork *works_;
-  int entries_, groups_, blocks_;
+  EntryWorks works_;
+  int groups_, blocks_;
   int of_head_, all_, segment_cost_;
 };
 
@@ -321,10 +350,11 @@ struct DecodePiece {
   std::int32_t page_first, page_last;
   Run all, own;  ///< of the segment, and of the piece, in the line
 
+  __device__ bool has_exact_rows() const { return exact_first < exact_last; }
   __device__ bool is_whole() const { return own.begin == all.begin && own.end == all.end; }
 };
 
-/// The piece at the beginning of what a group has left.
+/// The piece at the beginning of what a group has left. By a warp.
 template <class S>
 __device__ inline DecodePiece piece_at(const AttendCall<S> &call, const DecodePlan &plan,
                                        const WorkLine &line, int group_tokens, int head,
@@ -332,7 +362,7 @@ __device__ inline DecodePiece piece_at(const AttendCall<S> &call, const DecodePl
   const int entry = line.entry(head, left.piece.begin);
   const BatchEntry &of = call.batch[entry];
   const DecodeShape shape(call, plan, of, group_tokens);
-  const int start = line.start(head, entry), tile = (left.piece.begin - start) / shape.cost();
+  const int start = line.start(head, entry), tile = quotient(left.piece.begin - start, shape.cost());
   DecodePiece piece{.entry = entry, .tile = tile, .segment = line.segment(head, entry) + tile};
   piece.all.begin = start + tile * shape.cost();
   piece.all.end = piece.all.begin + shape.cost();

@@ -11,6 +11,7 @@
 
 #include "squat/cuda/kernels/decode_team.cuh"
 #include "squat/cuda/kernels/row_sums.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/fragments.cuh"
@@ -102,7 +103,7 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
           if (page.base != base) {
             base = page.base;
             sync_team();
-            facing.turn(base, base, Memory::turns);
+            facing.turn(base);
             sync_team();
           }
 #pragma unroll 1

@@ -16,57 +16,42 @@
 
 #include "squat/cuda/kernels/byte_products.cuh"
 #include "squat/cuda/kernels/decode_memory.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
 namespace squat::cuda {
 
-/// Pages whose queries are made together.
+/// Pages whose queries are made together. Their bases have names: 0 for that of the first page, then 1, ...
 struct PageBatch {
   std::int32_t first = 0, count = 0;  ///< of the piece's pages
-  unsigned names = 0;                 ///< two bits a page: 0 for pages of the first's base, then 1, ...
-  unsigned reuse = 0;  ///< pages that see the modes of the page before from the other base of its pass
-  unsigned in_basis = 0;  ///< pages coded there
-  std::int32_t bases = 1;
+  // Sets of pages:
+  unsigned odd = 0, later = 0;  ///< the bits of their bases' names
+  unsigned reuse = 0;           ///< that see the modes of the page before, from the other base of its pass
+  unsigned in_basis = 0;        ///< that are coded there
+  std::int32_t passes = 1;      ///< of two bases each
 
-  __device__ unsigned name(int page) const { return names >> 2 * page & 3; }
-  /// The first page of a base; page 0 where there is none.
-  __device__ int page_named(unsigned name) const {
-    int found = 0;
-#pragma unroll
-    for (int page = batch_pages - 1; page >= 0; --page) {
-      if (this->name(page) == name) found = page;
-    }
-    return found;
+  __device__ int name(int page) const {
+    return static_cast<int>((odd >> page & 1) | (later >> page & 1) << 1);
+  }
+  /// Those whose base is one of the pass.
+  __device__ unsigned of_pass(int pass) const {
+    return (pass == 0 ? ~later : later) & ((1u << count) - 1);
+  }
+  __device__ void add(int page, int name, bool reuses) {
+    odd |= (static_cast<unsigned>(name) & 1) << page;
+    later |= static_cast<unsigned>(name) / 2 << page;
+    reuse |= (reuses ? 1u : 0u) << page;
   }
 
-  /// What is known when pages are looked up, in 15 bits. tile(i): what pages of one base have in common.
-  template <class Tile, class Row>
-  __device__ static std::uint16_t parts(int count, Tile &&tile, Row &&row) {
-    PageBatch batch;
-    int tiles[batch_pages], rows[batch_pages];
-#pragma unroll
-    for (int i = 0; i < batch_pages; ++i) {
-      const int page = min(i, count - 1);
-      tiles[i] = tile(page), rows[i] = row(page);
-      unsigned name = i == 0 ? 0 : static_cast<unsigned>(batch.bases);
-#pragma unroll
-      for (int j = 0; j < i; ++j) {
-        if (tiles[j] == tiles[i]) name = batch.name(j);
-      }
-      batch.names |= name << 2 * i;
-      batch.bases = max(batch.bases, static_cast<int>(name) + 1);
-      if (i % 2 != 0 && rows[i] == rows[i - 1] && (batch.name(i - 1) ^ name) == 1)
-        batch.reuse |= 1u << i;
-    }
-    return static_cast<std::uint16_t>(batch.names | batch.reuse << 8 |
-                                      static_cast<unsigned>(batch.bases) << 12);
+  /// What is known when pages are looked up.
+  __device__ std::uint16_t known() const {
+    return static_cast<std::uint16_t>(odd | later << 4 | reuse << 8);
   }
-  __device__ void set_parts(unsigned parts) {
-    names = parts & 255;
-    reuse = parts >> 8 & 15;
-    bases = static_cast<int>(parts >> 12);
+  __device__ void set(unsigned known) {
+    odd = known & 15, later = known >> 4 & 15, reuse = known >> 8;
+    passes = later != 0 ? 2 : 1;
   }
 };
 
@@ -83,7 +68,7 @@ __device__ inline float combine_by_page(const float (&x)[batch_pages], Operation
   return meet(both, both, 4);
 }
 
-/// One warp's part of that. team: offset of the team's shared memory.
+/// One warp's part of that. block, team: their memory.
 template <class Layout, ValueCoding Values>
 class PageFacing {
  public:
@@ -91,8 +76,8 @@ class PageFacing {
   static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
   static constexpr int most_tiles = (steps + team_warps - 1) / team_warps;  // of a warp
 
-  __device__ PageFacing(const DecodeTables &tables, int team, int barrier, int warp)
-      : tables_(tables), team_(opaque(team)), barrier_(barrier), warp_(opaque(warp)) {}
+  __device__ PageFacing(const DecodeTables &tables, int block, int team, int barrier, int warp)
+      : tables_(tables), block_(block), team_(opaque(team)), barrier_(barrier), warp_(opaque(warp)) {}
 
   /// The warp's row as it is, for exact rows.
   __device__ void put_row() const {
@@ -106,25 +91,21 @@ class PageFacing {
     }
   }
 
-  /// Turns the warp's row back by two bases. turns: offset of TileTables::turns.
-  __device__ void turn(long long first, long long second, int turns) const {
-    constexpr int indices = HeadDim / 2;
+  /// Turns the team's rows back by the two bases of a pass. base: the first for even warps, the second for
+  /// odd ones, which have half of the rows each.
+  __device__ void turn(long long base) const {
     const int lane = opaque(lane_index());
 #pragma unroll
-    for (int i = 0; i < (indices + warp_lanes - 1) / warp_lanes; ++i) {
-      const int index = i * warp_lanes + lane;
-      if (indices % warp_lanes == 0 || index < indices) turn_pair_of(index, first, second, turns);
+    for (int index = 0; index < HeadDim / 2; index += 2 * warp_lanes) {
+      const int own = index + 2 * lane;
+      if (HeadDim / 2 % (2 * warp_lanes) == 0 || own < HeadDim / 2) turn_pairs(own, base);
     }
   }
 
   /// Makes the modes and bytes of the pages that see one of the pass's bases, and adds their zeros'
   /// scores to `zeros`. All of the team come here, after turn() and a barrier.
   __device__ void make(const PageBatch &batch, int pass, float (&zeros)[batch_pages]) const {
-    unsigned seen = 0;  // pages of the pass
-#pragma unroll
-    for (int page = 0; page < batch_pages; ++page) {
-      if (page < batch.count && static_cast<int>(batch.name(page)) / 2 == pass) seen |= 1u << page;
-    }
+    const unsigned seen = batch.of_pass(pass);
     const int lane = opaque(lane_index()), turned = team_ + Memory::turned + lane * 8;
     const auto b_of = [&](int s) { return shared_at<const uint2>(turned + s * Memory::turned_step); };
     if (warp_ < tables_.mode_tiles) {
@@ -132,7 +113,7 @@ class PageFacing {
 #pragma unroll 4
       for (int s = 0; s < steps; ++s) {
         const uint2 b = b_of(s);
-        const uint4 p = matrix_tile(Memory::projection, tables_.projection, warp_ * steps + s, lane);
+        const uint4 p = matrix_tile(block_ + Memory::projection, tables_.projection, warp_ * steps + s, lane);
         multiply_add(m, p.x, p.y, p.z, p.w, b.x, b.y);
       }
       shared_at<uint2>(team_ + Memory::modes + pass * Memory::modes_of_pass + warp_ * 256 + lane * 8) = {
@@ -148,7 +129,7 @@ class PageFacing {
 #pragma unroll
         for (int i = 0; i < most_tiles; ++i) {
           if (!has(i)) continue;
-          const uint4 x = matrix_tile(Memory::basis, tables_.basis, tile(i) * steps + s, lane);
+          const uint4 x = matrix_tile(block_ + Memory::basis, tables_.basis, tile(i) * steps + s, lane);
           multiply_add(d[i], x.x, x.y, x.z, x.w, b.x, b.y);
         }
       }
@@ -190,25 +171,61 @@ class PageFacing {
            (channel >> 3 & 1) * 4 + (channel & 1) * 2 + column * column_bytes;
   }
 
-  /// Turns pair `index`, or copies the two channels that have that index among those that do not turn.
-  __device__ void turn_pair_of(int index, long long first, long long second, int turns) const {
-    const int pairs = tables_.pairs, row = team_ + Memory::queries + warp_ * HeadDim * 2;
-    const bool does = index < pairs, apart = does && tables_.interleaved == 0;
-    const int low = apart ? index : 2 * index, high = apart ? index + pairs : 2 * index + 1;
-    const float x = __half2float(shared_at<const __half>(row + low * 2));
-    const float y = __half2float(shared_at<const __half>(row + high * 2));
-    const unsigned long long frequency =
-        does ? shared_at<const unsigned long long>(turns + index * 8) : 0;
-    const int to_low = place(low, 2 * warp_), to_high = place(high, 2 * warp_);
+  /// Turns pairs `index` and `index + 1`, where index is even, or copies the four channels that have that
+  /// place among those that do not turn.
+  __device__ void turn_pairs(int index, long long base) const {
+    const int pairs = tables_.pairs, column = warp_ / 2 * 4 + warp_ % 2;
+    float sine[2] = {0, 0}, cosine[2] = {1, 1};
+    const bool turns = index < pairs, apart = turns && tables_.interleaved == 0;
+    if (turns) {
+      // The fraction of a turn back, in 2^-32, whole turns lost.
+      const auto of_pairs = shared_at<const ulonglong2>(block_ + Memory::turns + index * 8);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const auto turned =
+            static_cast<int>(static_cast<unsigned long long>(base) * (i == 0 ? of_pairs.x : of_pairs.y) >>
+                             32);
+        const float angle = static_cast<float>(turned) * (-6.2831853f / 4294967296.0f);
+        sine[i] = __sinf(angle), cosine[i] = __cosf(angle);
+      }
+    }
+    if (pairs % 2 != 0 && apart) return turn_odd_pairs(index, sine, cosine);
+    const int a = apart ? index : 2 * index, b = apart ? index + pairs : 2 * index + 2;
+    const int to_a = place(a, column), to_b = place(b, column);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      // The fraction of a turn back, in 2^-32, whole turns lost.
-      const auto base = static_cast<unsigned long long>(i == 0 ? first : second);
-      const auto turned = static_cast<int>(base * frequency >> 32);
-      const float angle = static_cast<float>(turned) * (-6.2831853f / 4294967296.0f);
-      const float s = __sinf(angle), c = __cosf(angle);
-      shared_at<__half>(to_low + i * column_bytes) = __float2half_rn(x * c - y * s);
-      shared_at<__half>(to_high + i * column_bytes) = __float2half_rn(y * c + x * s);
+      const int row = team_ + Memory::queries + (warp_ / 2 * 2 + i) * HeadDim * 2;
+      const float2 x = __half22float2(shared_at<const __half2>(row + a * 2)),
+                   y = __half22float2(shared_at<const __half2>(row + b * 2));
+      __half2 from_a, from_b;
+      if (apart) {
+        from_a = __floats2half2_rn(x.x * cosine[0] - y.x * sine[0], x.y * cosine[1] - y.y * sine[1]);
+        from_b = __floats2half2_rn(y.x * cosine[0] + x.x * sine[0], y.y * cosine[1] + x.y * sine[1]);
+      } else {
+        from_a = __floats2half2_rn(x.x * cosine[0] - x.y * sine[0], x.y * cosine[0] + x.x * sine[0]);
+        from_b = __floats2half2_rn(y.x * cosine[1] - y.y * sine[1], y.y * cosine[1] + y.x * sine[1]);
+      }
+      shared_at<__half2>(to_a + i * 2 * column_bytes) = from_a;
+      shared_at<__half2>(to_b + i * 2 * column_bytes) = from_b;
+    }
+  }
+
+  /// The same where channels index and index + pairs turn together and pairs is odd, so that no two lie
+  /// in a word.
+  __device__ void turn_odd_pairs(int index, const float (&sine)[2], const float (&cosine)[2]) const {
+    const int pairs = tables_.pairs, column = warp_ / 2 * 4 + warp_ % 2;
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i) {
+      const int pair = index + i % 2, first = warp_ / 2 * 2;
+      // Behind the last pair one of the channels that do not turn.
+      const int row = team_ + Memory::queries + (first + i / 2) * HeadDim * 2;
+      const int a = pair < pairs ? pair : 2 * pair, b = pair < pairs ? pair + pairs : 2 * pair + 1;
+      const float s = pair < pairs ? sine[i % 2] : 0.0f, c = pair < pairs ? cosine[i % 2] : 1.0f;
+      const float x = __half2float(shared_at<const __half>(row + a * 2)),
+                  y = __half2float(shared_at<const __half>(row + b * 2));
+      const int to = i / 2 * 2 * column_bytes;
+      shared_at<__half>(place(a, column) + to) = __float2half_rn(x * c - y * s);
+      shared_at<__half>(place(b, column) + to) = __float2half_rn(y * c + x * s);
     }
   }
 
@@ -222,7 +239,7 @@ class PageFacing {
 #pragma unroll
     for (int page = 0; page < batch_pages; ++page) {
       if ((pages >> page & 1) == 0) continue;
-      const bool second = (batch.name(page) & 1) != 0;
+      const bool odd = (batch.odd >> page & 1) != 0;
 #pragma unroll
       for (int i = 0; i < most_tiles; ++i) {
         if (!has(i)) continue;
@@ -232,12 +249,15 @@ class PageFacing {
         };
         const float2 scale = __half22float2(__habs2(pair(Layout::key_scales)));
         const float2 zero = __half22float2(pair(Layout::key_zeros));
-        const float low = second ? d[i][1] : d[i][0], high = second ? d[i][3] : d[i][2];
+        const float low = odd ? d[i][1] : d[i][0], high = odd ? d[i][3] : d[i][2];
         zeros[page] = fmaf(low, zero.x, fmaf(high, zero.y, zeros[page]));
+        x[page][i][0] = low * scale.x;
+        x[page][i][1] = high * scale.y;
+        // What no code meets may be anything.
         const int channel = tile(i) * 16;
-        x[page][i][0] = channel < coded ? low * scale.x : 0.0f;
-        x[page][i][1] = channel + 8 < coded ? high * scale.y : 0.0f;
-        float most = fmaxf(fabsf(x[page][i][0]), fabsf(x[page][i][1]));
+        float most = 0;
+        if (channel < coded) most = fabsf(x[page][i][0]);
+        if (channel + 8 < coded) most = fmaxf(most, fabsf(x[page][i][1]));
         if (channel < wide) most *= 16;
         largest[page] = fmaxf(largest[page], most);
       }
@@ -249,7 +269,7 @@ class PageFacing {
                        (t * team_warps + warp_) * 4) = all;
     }
     sync_threads(barrier_, team_threads);
-    const int to = team_ + Memory::bytes + warp_ * Memory::step_bytes + t * 32 + g * 2;
+    const int to = team_ + Memory::bytes + warp_ * Memory::step_bytes + lane * 4;
 #pragma unroll
     for (int page = 0; page < batch_pages; ++page) {
       if ((pages >> page & 1) == 0) continue;
@@ -260,11 +280,10 @@ class PageFacing {
         shared_at<float>(team_ + Memory::units + (page * team_rows + t) * 4) = most * (1 / query_range);
       }
       const float factor = __fdividef(query_range, most);
+      // C has two channels of a row in a lane, and so have the bytes' halves: transposed, they are B.
       const auto store = [&](int i, int step, float by) {
-        const Word four = query_bytes(x[page][i][0], x[page][i][1], by);
-        const int at = to + page * Memory::query_bytes_of_page + step * Memory::step_bytes;
-        shared_at<std::uint16_t>(at) = static_cast<std::uint16_t>(four);
-        shared_at<std::uint16_t>(at + 16) = static_cast<std::uint16_t>(four >> 16);
+        shared_at<Word>(to + page * Memory::query_bytes_of_page + step * Memory::step_bytes) =
+            transpose(query_bytes(x[page][i][0], x[page][i][1], by));
       };
 #pragma unroll
       for (int i = 0; i < most_tiles; ++i) {
@@ -279,7 +298,7 @@ class PageFacing {
   }
 
   const DecodeTables &tables_;
-  int team_, barrier_, warp_;
+  int block_, team_, barrier_, warp_;
 };
 
 }  // namespace squat::cuda

@@ -28,9 +28,6 @@ inline constexpr int most_blocks = 256;
 /// Teams of a block that share pages, for so many query rows.
 constexpr int teams_for(int rows) { return rows <= team_rows ? 1 : rows <= 2 * team_rows ? 2 : 4; }
 
-/// Entries that a launch takes at most.
-constexpr int most_entries = 1024;
-
 /// What a launch of decode takes at a time.
 struct DecodeShare {
   int teams, tiles, entries;
@@ -82,7 +79,7 @@ inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_h
 template <class Memory>
 DecodePlan decode_plan(int teams_of_group, int entries, int room) {
   const auto fits = [&](const DecodePlan &plan) {
-    return typename Memory::Block(plan, entries).bytes <= room;
+    return typename Memory::Parts(plan, entries).bytes <= room;
   };
   DecodePlan plan{.teams = Memory::most_teams / teams_of_group * teams_of_group,
                   .group_bits = std::countr_zero(static_cast<unsigned>(teams_of_group)),
@@ -94,13 +91,12 @@ DecodePlan decode_plan(int teams_of_group, int entries, int room) {
   if constexpr (Memory::exact) {
     if (fits(plan)) return plan;
   } else {
-    // Of large pages one is enough, for other groups compute while it comes.
-    constexpr int least_slots = Memory::slot_bytes > 24 * 1024 ? 1 : 2;
+    // One slot is enough, for other groups compute while it comes: teams are worth more.
     const int most = plan.teams;
     for (const int row_bytes : {Memory::wanted_row_bytes, 0}) {
       plan.row_bytes = row_bytes;
       for (plan.teams = most; plan.teams > 0; plan.teams -= teams_of_group) {
-        for (plan.slots = std::min(8, 3 * teams_of_group); plan.slots >= least_slots; --plan.slots) {
+        for (plan.slots = std::min(8, 3 * teams_of_group); plan.slots > 0; --plan.slots) {
           if (fits(plan)) return plan;
         }
       }
@@ -117,7 +113,7 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
   DecodeShare share(call.entries, call.heads_per_kv_head, call.kv_heads, most_tokens);
   share.teams = std::min(share.teams, Memory::most_teams / 2 * 2);
   const DecodePlan plan = decode_plan<Memory>(share.teams, share.entries, limits.shared_bytes);
-  const auto shared = static_cast<std::size_t>(typename Memory::Block(plan, share.entries).bytes);
+  const auto shared = static_cast<std::size_t>(typename Memory::Parts(plan, share.entries).bytes);
   thread_local KernelFit fit;
   if (!fit.holds(limits, shared)) {
     static SharedMemoryLimit<decltype(kernel)> limit;

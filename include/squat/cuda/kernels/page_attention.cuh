@@ -20,6 +20,7 @@
 #include "squat/cuda/kernels/page_copies.cuh"
 #include "squat/cuda/kernels/row_sums.cuh"
 #include "squat/cuda/kernels/score_codes.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
@@ -88,9 +89,22 @@ class PageAttention : public PageCopies<Layout, Values, S> {
 #pragma unroll 1
       for (int i = 0; i < batch.count; i += pages_of_unit) {
         const int own = i + (pages_of_unit == 1 ? 0 : warp_ * 32 / Group);
-        wait_for(&shared_at<CopyBarrier>(at.slot + Memory::slot_barrier), at.slot_parity);
-        if (own < batch.count) add_page(batch, own, at.slot, rises && i == 0, spare, sums);
-        leave_slot(at.slot, (batch.first + i) / pages_of_unit);
+        const int unit = (batch.first + i) / pages_of_unit;
+        const auto wait_for_part = [&](int part) {
+          wait_for(&shared_at<CopyBarrier>(Memory::slot_barrier(at.slot, part)), at.slot_parity);
+        };
+        const auto go_on_to_values = [&] {
+          if constexpr (Memory::slot_parts == 1) return;
+          leave_slot(unit, at.slot, 0);
+          wait_for_part(1);
+        };
+        wait_for_part(0);
+        if (own < batch.count) {
+          add_page(batch, own, at.slot, rises && i == 0, spare, sums, go_on_to_values);
+        } else {
+          go_on_to_values();
+        }
+        leave_slot(unit, at.slot, Memory::slot_parts - 1);
         at.slot = next_slot(at.slot);
         if (at.slot == slots_) at.slot_parity ^= 1;
       }
@@ -118,13 +132,13 @@ class PageAttention : public PageCopies<Layout, Values, S> {
   }
 
  protected:
-  using Copies::memory_, Copies::slots_, Copies::warp_;
+  using Copies::block_, Copies::memory_, Copies::slots_, Copies::warp_;
 
  private:
   /// The queries of a batch, and then the copies for the next.
   __device__ void make_queries(PageBatch &batch) const {
     const int first = batch.first;
-    batch.set_parts(page_at(first).batch);
+    batch.set(page_at(first).batch);
     batch.in_basis = 0;
 #pragma unroll
     for (int i = 0; i < batch_pages; ++i) {
@@ -134,11 +148,9 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     }
     float zeros[batch_pages] = {};
 #pragma unroll 1
-    for (int pass = 0; 2 * pass < batch.bases; ++pass) {
+    for (int pass = 0; pass < batch.passes; ++pass) {
       if (pass > 0) sync_team();
-      const auto base = [&](unsigned name) { return page_at(first + batch.page_named(name)).base; };
-      const auto name = static_cast<unsigned>(2 * pass);
-      facing().turn(base(name), base(name + 1), Memory::turns);
+      facing().turn(page_at(first + 2 * pass + warp_ % 2).named_base);
       sync_team();
       facing().make(batch, pass, zeros);
     }
@@ -155,9 +167,11 @@ class PageAttention : public PageCopies<Layout, Values, S> {
   }
 
   /// Adds page `index` of the batch, which the slot holds. rises: the reference does, at least by 1.
-  /// spare: the mean's scores from the other base of the pass.
+  /// spare: the mean's scores from the other base of the pass. between() is called between the codes of
+  /// keys and those of values.
+  template <class Between>
   __device__ void add_page(const PageBatch &batch, int index, int slot, bool rises, float (&spare)[4],
-                           PageSums<Layout, Values> &sums) const {
+                           PageSums<Layout, Values> &sums, Between &&between) const {
     const int memory = opaque(memory_), lane = opaque(lane_index()), g = lane >> 2, t = lane & 3;
     const int slice = opaque(warp_) & (Group / 32 - 1);
     const int bytes = slot + index % pages_of_unit * Memory::page_bytes;
@@ -167,16 +181,17 @@ class PageAttention : public PageCopies<Layout, Values, S> {
 #pragma unroll
       for (int i = 0; i < 4; ++i) mean[i] = spare[i];
     } else {
-      add_means(page.mode_row + slice * 1024, batch.name(index), memory, lane, mean, spare);
+      add_means(page.mode_row + slice * 1024, static_cast<unsigned>(batch.name(index)), memory, lane, mean, spare);
     }
     KeyScores<Layout> scores(bytes, memory + Memory::bytes + index * Memory::query_bytes_of_page, lane,
                              slice);
     scores.add((batch.in_basis >> index & 1) != 0, tables());
+    between();
     const float4 zeros =
         shared_at<const float4>(memory + Memory::zeros + index * Memory::of_rows + t * team_warps * 4);
     const float norm = shared_at<const float>(memory + Memory::norms + t * 4),
                 zero = norm * ((zeros.x + zeros.y) + (zeros.z + zeros.w));
-    const float low =
+    const float unit =
         norm * shared_at<const float>(memory + Memory::units + (index * team_rows + t) * 4);
     const float mean_unit = norm * tables().projection_unit;
     const bool masked = page.masked != 0;
@@ -185,9 +200,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
       const float from = zero - reference;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float unit = i < 2 ? low : low * 0.0625f;
-        x[i] =
-            fmaf(scores.high(i), 256 * unit, fmaf(scores.low(i), unit, fmaf(mean[i], mean_unit, from)));
+        x[i] = fmaf(scores[i], i < 2 ? unit : unit * 0.0625f, fmaf(mean[i], mean_unit, from));
       }
       if (masked) {
         const int first = page.first, last = page.last, seen = limit() - page.before;
@@ -284,21 +297,22 @@ class PageAttention : public PageCopies<Layout, Values, S> {
         memory + Memory::modes + static_cast<int>(name >> 1) * Memory::modes_of_pass + lane * 8;
     row += lane * 16;
     const int stride = tables.mode_stride;
-    const auto add = [&](const uint4 &first, const uint4 &second) {
+    const auto add = [&](uint4 first, uint4 second) {
       const uint2 b = shared_at<const uint2>(weights);
       multiply_add(c[0], first.x, first.y, first.z, first.w, b.x, b.y);
       multiply_add(c[1], second.x, second.y, second.z, second.w, b.x, b.y);
       row += stride, weights += 256;
     };
+    const int tiles = tables.mode_tiles;
     if (tables.mode_rows == nullptr) {
 #pragma unroll 1
-      for (int left = tables.mode_tiles; left > 0; --left) {
-        add(shared_at<const uint4>(Memory::mode_rows + row),
-            shared_at<const uint4>(Memory::mode_rows + row + 512));
+      for (int i = 0; i < tiles; ++i) {
+        add(shared_at<const uint4>(block_ + Memory::mode_rows + row),
+            shared_at<const uint4>(block_ + Memory::mode_rows + row + 512));
       }
     } else {
 #pragma unroll 1
-      for (int left = tables.mode_tiles; left > 0; --left) {
+      for (int i = 0; i < tiles; ++i) {
         const uint4 *from = tables.mode_rows + row / 16;
         add(__ldg(from), __ldg(from + warp_lanes));
       }

@@ -11,6 +11,7 @@
 #include "squat/cuda/kernels/barrier_copy.cuh"
 #include "squat/cuda/kernels/decode_team.cuh"
 #include "squat/cuda/kernels/face_pages.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
@@ -60,35 +61,55 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
           .data = entry.data + static_cast<std::size_t>(this->stretch().head) * Layout::head_bytes(Values),
           .base = entry.base,
           .before = entry.before - first,
-          .mode_row = entry.row / 16 * 512,
           .first = static_cast<std::int16_t>(first),
           .last = static_cast<std::int16_t>(last),
           .masked = first > 0 || last < Group || entry.before + entry.tokens > task.limits[0],
           .batch = 0,
           .tile = i - entry.tile_page,
-          .unused = 0};
+          .mode_row = entry.row / 16 * 512,
+          .named_base = entry.base};
     }
     __syncwarp();  // batches do not cross warps
     if (i < end && at == i && (i == 0 || (i >= first_batch && (i - first_batch) % batch_pages == 0))) {
-      page_at(i).batch = PageBatch::parts(
-          min(i == 0 ? first_batch : batch_pages, task.page_count - i),
-          [&](int k) { return page_at(i + k).tile; }, [&](int k) { return page_at(i + k).mode_row; });
+      name_bases(i, min(i == 0 ? first_batch : batch_pages, task.page_count - i));
     }
     return end;
+  }
+  /// Of the batch that begins at page `first`, by one thread.
+  __device__ void name_bases(int first, int count) const {
+    int tiles[batch_pages], rows[batch_pages];
+#pragma unroll
+    for (int i = 0; i < batch_pages; ++i) {
+      const DecodePage &page = page_at(first + min(i, count - 1));
+      tiles[i] = page.tile, rows[i] = page.mode_row;
+    }
+    PageBatch batch;
+    int found = 0;
+#pragma unroll
+    for (int i = 0; i < batch_pages; ++i) {
+      int name = found;
+#pragma unroll
+      for (int j = 0; j < i; ++j) {
+        if (tiles[j] == tiles[i]) name = batch.name(j);
+      }
+      if (name == found && i < count) page_at(first + found++).named_base = page_at(first + i).base;
+      batch.add(i, name, i % 2 != 0 && rows[i] == rows[i - 1] && (batch.name(i - 1) ^ name) == 1);
+    }
+    page_at(first).batch = batch.known();
   }
   /// Pages of the first batch.
   __device__ int first_batch() const { return task().first_batch; }
 
   /// Asks for the first pages of a piece.
   __device__ void begin_copies() const {
-    if (team_in_group() == 0 && warp_ == 0) {
-      int slot = copies().slot;
-      for (int i = 0; i < plan_.slots && i * pages_of_unit < task().page_count; ++i) {
-        fill_slot(i, slot);
-        slot = next_slot(slot);
-      }
+    if (warp_ != 0) return;
+    fill_parts(0, first_batch());  // needed first
+    if (team_in_group() > 0) return;
+    int slot = copies().slot;
+    for (int i = 0; i < plan_.slots && i * pages_of_unit < task().page_count; ++i) {
+      for (int part = 0; part < Memory::slot_parts; ++part) fill_slot(i, slot, part);
+      slot = next_slot(slot);
     }
-    if (warp_ == 0) fill_parts(0, first_batch());
   }
 
   /// Copies the scales and zeros of the pages of a batch; by a warp.
@@ -102,14 +123,14 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
     copy.end();
   }
 
-  /// Copies a unit's codes and its values' scales; by a warp.
-  __device__ void fill_slot(int unit, int slot) const {
+  /// Copies a part of a unit's codes and values' scales; by a warp.
+  __device__ void fill_slot(int unit, int slot, int part) const {
     const int first = unit * pages_of_unit, count = min(pages_of_unit, task().page_count - first);
-    const BarrierCopy copy(&shared_at<CopyBarrier>(slot + Memory::slot_barrier),
-                           count * Memory::page_bytes);
-    copy.add_each(count, Memory::page_bytes, [&](int i) -> CopyPlace {
-      return {&shared_at<std::uint8_t>(slot + i * Memory::page_bytes),
-              page_at(first + i).data + Layout::key_codes};
+    const int begin = Memory::part_offset(part), bytes = Memory::part_offset(part + 1) - begin;
+    const BarrierCopy copy(&shared_at<CopyBarrier>(Memory::slot_barrier(slot, part)), count * bytes);
+    copy.add_each(count, bytes, [&](int i) -> CopyPlace {
+      return {&shared_at<std::uint8_t>(slot + i * Memory::page_bytes + begin),
+              page_at(first + i).data + Layout::key_codes + begin};
     });
     copy.end();
   }
@@ -118,24 +139,22 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
     return slot == slots_ + plan_.slots * Memory::slot_bytes ? slots_ : slot;
   }
 
-  /// Says that the warp is done with a slot; the last asks for the unit that comes into its place.
-  __device__ void leave_slot(int slot, int unit) const {
+  /// Says that the warp is done with a part of a slot; the last asks for that of the unit that comes next.
+  __device__ void leave_slot(int unit, int slot, int part) const {
     __syncwarp();
     const int next = unit + plan_.slots;
     if (next * pages_of_unit >= task().page_count) return;
     bool last = false;
     if (lane_index() == 0) {
       const auto most = static_cast<unsigned>(plan_.teams_of_group() * team_warps - 1);
-      last = atomicInc(&shared_at<unsigned>(slot + Memory::slot_count), most) == most;
+      last = atomicInc(&shared_at<unsigned>(Memory::slot_count(slot, part)), most) == most;
     }
-#if __CUDA_ARCH__ < 900
-    last = __shfl_sync(0xffffffffu, last, 0);
-#endif
-    if (last) fill_slot(next, slot);
+    if (!bulk_copies || pages_of_unit > 1) last = __shfl_sync(0xffffffffu, last, 0);
+    if (last) fill_slot(next, slot, part);
   }
 
  protected:
-  using Team::memory_, Team::slots_, Team::warp_, Team::plan_;
+  using Team::block_, Team::memory_, Team::slots_, Team::warp_, Team::plan_;
 };
 
 }  // namespace squat::cuda

@@ -15,6 +15,7 @@
 #include "squat/coding/coding.hpp"
 #include "squat/cuda/kernels/byte_products.cuh"
 #include "squat/cuda/kernels/decode_memory.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
 
@@ -29,19 +30,11 @@ template <class Layout>
 class KeyScores {
  public:
   static constexpr int unit = Layout::unit, steps = Layout::HeadDim / 16;
-  /// Whether sums stay so small that they read as floats without conversion.
-  static constexpr bool reads_as_float = Layout::HeadDim <= 128 && Layout::KeyBits < 8;
 
   /// Offsets in shared memory: of the page's codes of keys, and of the bytes of its queries. slice: of
   /// 32 tokens.
   __device__ KeyScores(int codes, int bytes, int lane, int slice)
-      : codes_(codes), bytes_(bytes + lane * 4), lane_(slice * warp_lanes + lane) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) c_[i][j] = reads_as_float ? int_start : 0;
-    }
-  }
+      : codes_(codes), bytes_(bytes + lane * 4), lane_(slice * warp_lanes + lane) {}
 
   /// Adds the scores of the page's units: of the basis, or all of one width.
   __device__ void add(bool basis, const DecodeTables &tables) {
@@ -56,16 +49,14 @@ class KeyScores {
     }
   }
 
-  /// 256 high + low of token g + 8 i of the slice and of row t.
-  __device__ float high(int i) const { return number(c_[i / 2][i % 2 * 2]); }
-  __device__ float low(int i) const { return number(c_[i / 2][i % 2 * 2 + 1]); }
-
- private:
-  __device__ static float number(int c) {
-    if constexpr (reads_as_float) return __int_as_float(c) - float_start;
-    return static_cast<float>(c);
+  /// The sum of token g + 8 i of the slice and of row t; times 16 for i > 1. Codes are 15 at most, 240
+  /// times 16, or half of them bytes of 8 whose low half meets queries a 16th as large: 256 channels stay
+  /// within 32 bits.
+  __device__ float operator[](int i) const {
+    return static_cast<float>(256 * c_[i / 2][i % 2 * 2] + c_[i / 2][i % 2 * 2 + 1]);
   }
 
+ private:
   /// The lane's bytes of a plane of 1, 2, 4 or 8 bits, as words whose bytes are columns; of units of 8
   /// channels those that a unit of its parity has.
   template <int Bits>
@@ -200,7 +191,7 @@ class KeyScores {
 
   int codes_, bytes_;
   int lane_;  // of the page
-  int c_[2][4];
+  int c_[2][4] = {};
 };
 
 /// Sums of values' codes, weighted by integers of 16 bits: of channels 16 j + g (and + 8) in rows of C.
