@@ -593,6 +593,14 @@ TEST(AttendKernel, KeysAndValuesOfDifferentWidths) {
   expect_near<PageLayout<128, 128, 4, 16>>({.lengths = {600}});
 }
 
+TEST(AttendKernel, SomeChannelsTurn) {
+  for (int pairs : {16, 31}) {
+    expect_near<PageLayout<128, 128, 4, 4>>({.lengths = {600}, .base_step = 256, .pairs = pairs});
+    expect_near<PageLayout<128, 128, 2, 2>>(
+        {.lengths = {600}, .interleaved = true, .base_step = 256, .pairs = pairs});
+  }
+}
+
 // Many query rows of a sequence: the kernels of attend_rows.cuh. 4 query heads a KV head unless said.
 
 /// They begin at 32 rows here, whatever pages hold.

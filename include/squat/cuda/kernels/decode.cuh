@@ -178,12 +178,13 @@ __device__ inline void copy_tables(const CodingTables &coding, int head, int row
   copy.end();
 }
 
-/// Initialises a block's barriers and counts, by all of its threads.
+/// Initialises a block's barriers and counts, by its second warp: the first looks up the batch meanwhile.
 template <class Memory>
 __device__ inline void init_barriers(const DecodePlan &plan, const typename Memory::Parts &parts,
                                      int block) {
+  if (warp_index() != 1) return;
   const int slots = plan.groups() * plan.slots, count = 1 + plan.teams + slots;
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+  for (int i = lane_index(); i < count; i += warp_lanes) {
     if (i == 0) {
       init_barrier(&shared_at<CopyBarrier>(block + Memory::table_barrier));
     } else if (i <= plan.teams) {

@@ -31,6 +31,7 @@ struct FoundRow {
   float4 sum[count] = {};
 
   __device__ void raise(float to) {
+    if (to == -INFINITY) return;
     const float factor = power_of_two(reference - to);
     reference = to;
     weight *= factor;
@@ -114,41 +115,38 @@ __device__ inline FoundRow<HeadDim> add_warps(int sums, int row_floats, int refe
   return found;
 }
 
-/// Adds up a row of `count` slots, `stride` floats apart, by a warp. What they are relative to is read of
-/// 32 slots at once, then their sums, many on their way.
+/// Adds up a row of `count` slots, `stride` floats apart, by a warp, many on their way at a time: as many
+/// as there are where a head has 132 / 8 blocks.
 template <int HeadDim>
 __device__ inline FoundRow<HeadDim> add_slots(const float *rows, std::size_t stride, int count) {
   using Quads = RowSums<HeadDim>;
-  constexpr int together = 16 / Quads::count;
+  constexpr int together = 17 / Quads::count;
   FoundRow<HeadDim> found;
 #pragma unroll 1
-  for (int first = 0; first < count; first += warp_lanes, rows += warp_lanes * stride) {
-    const int lane = lane_index(), left = min(count - first, warp_lanes);
-    const float *own = rows + static_cast<std::size_t>(min(lane, left - 1)) * stride;
-    const float2 of_slot = __ldcg(reinterpret_cast<const float2 *>(own + HeadDim));
-    found.raise(fmaxf(found.reference, largest_lane<1>(of_slot.x)));
-    const float factor = lane < left ? power_of_two(of_slot.x - found.reference) : 0.0f;
-    found.weight += sum_lanes<1>(of_slot.y * factor);
-    const float *from = rows;
-#pragma unroll 1
-    for (int i = 0; i < left; i += together, from += together * stride) {
-      float4 quads[together][Quads::count];
+  for (int first = 0; first < count; first += together, rows += together * stride) {
+    const int lane = lane_index(), left = min(count - first, together);
+    const float2 of_slot = __ldcg(reinterpret_cast<const float2 *>(
+        rows + static_cast<std::size_t>(min(lane, left - 1)) * stride + HeadDim));
+    float4 quads[together][Quads::count];
 #pragma unroll
-      for (int j = 0; j < together; ++j) {
+    for (int j = 0; j < together; ++j) {
 #pragma unroll
-        for (int k = 0; k < Quads::count; ++k) {
-          quads[j][k] = {0, 0, 0, 0};
-          if (i + j < left && Quads::has(k)) {
-            quads[j][k] = __ldcg(reinterpret_cast<const float4 *>(from + j * stride) + Quads::quad(k));
-          }
+      for (int k = 0; k < Quads::count; ++k) {
+        quads[j][k] = {0, 0, 0, 0};
+        if (j < left && Quads::has(k)) {
+          quads[j][k] = __ldcg(reinterpret_cast<const float4 *>(rows + j * stride) + Quads::quad(k));
         }
       }
+    }
+    found.raise(fmaxf(found.reference, largest_lane<1>(of_slot.x)));
+    const bool is = lane < left && of_slot.x != -INFINITY;
+    const float factor = is ? power_of_two(of_slot.x - found.reference) : 0.0f;
+    found.weight += sum_lanes<1>(of_slot.y * factor);
 #pragma unroll
-      for (int j = 0; j < together; ++j) {
-        const float own_factor = __shfl_sync(0xffffffffu, factor, i + j);
+    for (int j = 0; j < together; ++j) {
+      const float own_factor = __shfl_sync(0xffffffffu, factor, j);
 #pragma unroll
-        for (int k = 0; k < Quads::count; ++k) Quads::add(found.sum[k], quads[j][k], own_factor);
-      }
+      for (int k = 0; k < Quads::count; ++k) Quads::add(found.sum[k], quads[j][k], own_factor);
     }
   }
   return found;
