@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <random>
 #include <vector>
 
@@ -94,8 +96,13 @@ class Observed {
   std::vector<QueryStatistics> on_device() const {
     const RotaryTable table = rotary();
     DeviceArray<float> frequencies(table.inverse_frequencies);
+    std::vector<std::uint64_t> all_turns(table.inverse_frequencies.size());
+    std::transform(table.inverse_frequencies.begin(), table.inverse_frequencies.end(), all_turns.begin(),
+                   cuda::turns_of);
+    DeviceArray<std::uint64_t> turns(all_turns);
     cuda::TileTables tables{};
     tables.inverse_frequencies = frequencies.data();
+    tables.turns = turns.data();
     tables.pairs = static_cast<int>(table.pair_count());
     tables.interleaved = table.pairs == RotaryPairs::interleaved;
     tables.frame = case_.frame;

@@ -106,6 +106,12 @@ class DeviceStatistics {
       of_head[layout_.queries.first] = queries_;
       of_head[layout_.groups.first] = groups_;
       std::copy(row_counts_.begin(), row_counts_.end(), of_head + layout_.row_counts.first);
+      if (layout_.rows == 1) {  // the sums of the one row are those of all
+        const double *sums = of_head + layout_.key_sum.first;
+        std::transform(sums, sums + layout_.head_dim,
+                       floats.data() + head * layout_.floats + layout_.row_sums.first,
+                       [](double sum) { return static_cast<float>(sum); });
+      }
       statistics.emplace_back(layout_.head_dim, group_, layout_.rows)
           .add_sums(of_head, floats.data() + head * layout_.floats);
     }
@@ -179,18 +185,19 @@ class DeviceStatistics {
       raw_moments<HeadDim, S><<<moments, Shape::threads, 0, stream>>>(
           part, rows.q, rows.k, rows_aligned(rows.q), rows_aligned(rows.k), rows.heads_per_kv_head,
           tables, raw, angles);
-      const dim3 turns((Shape::unit_pairs + 255) / 256, heads, 2);
-      turned_moments<HeadDim><<<turns, 256, 0, stream>>>(part, tables, raw, angles, layout_,
-                                                         doubles_.data(), floats_.data());
+      const dim3 turns((Shape::unit_pairs + Shape::turn_pairs - 1) / Shape::turn_pairs, heads, 2);
+      turned_moments<HeadDim><<<turns, Shape::turn_threads, 0, stream>>>(
+          part, tables, raw, angles, layout_, doubles_.data(), floats_.data());
     }
   }
 
   template <int HeadDim, class S>
   void add_keys(const DeviceTensor<const S> &k, const ObservedKeys &keys, const TileTables &tables,
                 cudaStream_t stream) {
-    constexpr unsigned units = HeadDim / 2;
+    using Shape = RowSumShape<HeadDim>;
     const auto heads = static_cast<unsigned>(kv_heads_);
-    const dim3 rows(static_cast<unsigned>(layout_.rows), heads), threads(units, 512 / units);
+    const int blocks = tables.frame > 0 ? (tables.frame + Shape::rows - 1) / Shape::rows : Shape::slices;
+    const dim3 rows(static_cast<unsigned>(blocks), heads), threads(Shape::units, Shape::rows);
     add_row_sums<HeadDim, S>
         <<<rows, threads, 0, stream>>>(k, keys, tables, layout_, doubles_.data(), floats_.data());
     if (tables.frame > 0) return;  // ranges are not asked for then

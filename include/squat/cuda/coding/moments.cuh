@@ -28,7 +28,7 @@ namespace squat::cuda {
 inline constexpr int query_bases = Observation::query_bases;
 
 /// Runs of one launch, and rows of a run.
-inline constexpr int most_runs = 64, most_run_rows = 1024;
+inline constexpr int most_runs = 96, most_run_rows = 512;
 
 /// Neighbouring tokens whose queries, or keys, are turned back by the same positions.
 struct MomentRun {
@@ -67,6 +67,11 @@ struct MomentShape {
   static constexpr int pairs = 16, stride = HeadDim + 8;
   /// Pieces of eight channels of a pair of rows that a thread brings.
   static constexpr int pieces = (pairs * (HeadDim / 8) + threads - 1) / threads;
+  /// How many times so many rows are on their way.
+  template <class S>
+  static constexpr int ahead = HeadDim > 128 || sizeof(S) > 2 ? 2 : 4;
+  /// Of turned_moments(): threads that share the runs of one pair of units.
+  static constexpr int turn_threads = 256, turn_slices = 4, turn_pairs = turn_threads / turn_slices;
 };
 
 /// Grid: run, KV head. raw [runs, kv_heads, HeadDim, HeadDim], of which the regions on and below the
@@ -91,23 +96,26 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
   const DeviceTensor<const S> x = run.of_queries ? q : k;
   const bool aligned = run.of_queries ? q_aligned : k_aligned;
   const int shared = run.of_queries ? heads_per_kv_head : 1, rows = run.tokens * shared;
-  uint4 next[Shape::pieces][2];
+  using Piece = EightElements<S>[2];  // of two rows
+  using Chunk = Piece[Shape::pieces];
+  constexpr int ahead = Shape::template ahead<S>;
+  Chunk next[ahead];
   const auto load_row = [&](int row, int channel) {
-    if (row >= rows) return uint4{0, 0, 0, 0};
+    if (row >= rows) return EightElements<S>();
     const S *from = x.row(run.first + row / shared, head * shared + row % shared) + channel;
-    return EightElements<S>(from, aligned).halves();
+    return EightElements<S>(from, aligned);
   };
-  const auto fetch = [&](int first_row) {
+  const auto fetch = [&](int first_row, Chunk &chunk) {
 #pragma unroll
     for (int i = 0; i < Shape::pieces; ++i) {
       const int piece = i * Shape::threads + thread, pair = piece / (HeadDim / 8),
                 channel = piece % (HeadDim / 8) * 8;
       if (pair >= Shape::pairs) break;
-      next[i][0] = load_row(first_row + 2 * pair, channel);
-      next[i][1] = load_row(first_row + 2 * pair + 1, channel);
+      chunk[i][0] = load_row(first_row + 2 * pair, channel);
+      chunk[i][1] = load_row(first_row + 2 * pair + 1, channel);
     }
   };
-  const auto put = [&](int buffer) {
+  const auto put = [&](const Chunk &chunk, int buffer) {
 #pragma unroll
     for (int i = 0; i < Shape::pieces; ++i) {
       const int piece = i * Shape::threads + thread, pair = piece / (HeadDim / 8),
@@ -115,7 +123,7 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
       if (pair >= Shape::pairs) break;
       const auto low = [](Word a, Word b) { return (a & 0xffffu) | b << 16; };
       const auto high = [](Word a, Word b) { return a >> 16 | (b & 0xffff0000u); };
-      const uint4 a = next[i][0], b = next[i][1];
+      const uint4 a = chunk[i][0].halves(), b = chunk[i][1].halves();
       auto *to = reinterpret_cast<uint4 *>(&words[buffer][pair][channel]);
       to[0] = {low(a.x, b.x), high(a.x, b.x), low(a.y, b.y), high(a.y, b.y)};
       to[1] = {low(a.z, b.z), high(a.z, b.z), low(a.w, b.w), high(a.w, b.w)};
@@ -131,12 +139,7 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
     region[i] = {row, index};
   }
   float sums[Shape::in_warp][2][4][4] = {};
-  fetch(0);
-  put(0);
-  __syncthreads();
-  for (int first_row = 0, buffer = 0; first_row < rows; first_row += 2 * Shape::pairs, buffer ^= 1) {
-    const bool more = first_row + 2 * Shape::pairs < rows;
-    if (more) fetch(first_row + 2 * Shape::pairs);
+  const auto multiply = [&](int buffer) {
 #pragma unroll
     for (int pair = 0; pair < Shape::pairs; pair += 8) {
       const Word *first = words[buffer][pair + t] + g, *second = words[buffer][pair + t + 4] + g;
@@ -154,8 +157,21 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
         }
       }
     }
-    if (more) put(buffer ^ 1);
-    __syncthreads();
+  };
+  constexpr int chunk_rows = 2 * Shape::pairs;
+#pragma unroll
+  for (int i = 0; i < ahead; ++i) fetch(i * chunk_rows, next[i]);
+  for (int first_row = 0; first_row < rows;) {
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) {
+      if (first_row >= rows) break;
+      const int buffer = first_row / chunk_rows % 2;
+      put(next[i], buffer);
+      if (first_row + ahead * chunk_rows < rows) fetch(first_row + ahead * chunk_rows, next[i]);
+      __syncthreads();  // and nobody reads the other buffer, which is written next
+      multiply(buffer);
+      first_row += chunk_rows;
+    }
   }
   float *to = raw + (static_cast<long long>(blockIdx.x) * gridDim.y + head) * (HeadDim * HeadDim);
 #pragma unroll
@@ -174,20 +190,22 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
 }
 
 /// Adds the runs' moments to the sums of their heads, each turned back by every base of its run. Grid:
-/// pairs of units / 256, KV head, queries or keys; a thread has the two channels of one unit by those of
-/// another (or the same), and so elements of the triangle that no other thread has.
+/// pairs of units / turn_pairs, KV head, queries or keys; turn_slices threads share the two channels of
+/// one unit by those of another (or the same), and so elements of the triangle that no others have.
 ///
 /// Unit i meets the i + 1 units up to itself, and unit units - 1 - i the units - i up to itself:
 /// together units + 1, which are the rows that the threads are counted in.
 template <int HeadDim>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(MomentShape<HeadDim>::turn_threads)
     turned_moments(MomentRuns runs, TileTables tables, const float *raw, const float2 *angles,
                    HeadSums layout, double *doubles, float *floats) {
   using Shape = MomentShape<HeadDim>;
   static_assert(Shape::units % 2 == 0);
-  const int index = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x),
-            head = static_cast<int>(blockIdx.y);
-  if (index >= Shape::unit_pairs) return;
+  __shared__ double partial[Shape::turn_slices][4][Shape::turn_pairs];
+  const int thread = static_cast<int>(threadIdx.x), own = thread % Shape::turn_pairs,
+            slice = thread / Shape::turn_pairs, head = static_cast<int>(blockIdx.y);
+  const int index = static_cast<int>(blockIdx.x) * Shape::turn_pairs + own;
+  const bool is = index < Shape::unit_pairs;
   const int fold = index / (Shape::units + 1), place = index % (Shape::units + 1);
   const bool of_long = place < Shape::units - fold;
   const int i = of_long ? Shape::units - 1 - fold : fold,
@@ -199,7 +217,7 @@ __global__ void __launch_bounds__(256)
   double total[4] = {};
   const bool of_queries = blockIdx.z == 0;
 #pragma unroll 2
-  for (int n = 0; n < runs.count; ++n) {
+  for (int n = slice; is && n < runs.count; n += Shape::turn_slices) {
     const MomentRun &run = runs.run[n];
     if ((run.of_queries != 0) != of_queries) continue;
     const float *m = raw + (static_cast<long long>(n) * gridDim.y + head) * (HeadDim * HeadDim);
@@ -215,6 +233,15 @@ __global__ void __launch_bounds__(256)
       total[2] += bottom.x;
       total[3] += bottom.y;
     }
+  }
+#pragma unroll
+  for (int k = 0; k < 4; ++k) partial[slice][k][own] = total[k];
+  __syncthreads();
+  if (slice > 0 || !is) return;
+#pragma unroll
+  for (int other = 1; other < Shape::turn_slices; ++other) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) total[k] += partial[other][k][own];
   }
   const auto add = [&](auto *to) {
     const auto add_to = [&](int a, int b, double sum) {
@@ -241,38 +268,52 @@ struct ObservedKeys {
   long long position;
 };
 
+/// How add_row_sums() is launched: threads of two channels each, by rows of the tile frame.
+template <int HeadDim>
+struct RowSumShape {
+  static constexpr int units = HeadDim / 2, rows = 512 / units;
+  /// Blocks that share the keys where there is no frame.
+  static constexpr int slices = 32;
+};
+
 /// Adds each row's keys, turned back by their tiles' bases, to the sums of their row and of all rows.
-/// Grid: row, KV head; a thread has two channels and every so-manieth tile. Rows meet in the sum of all:
-/// doubles, which hold sums of floats to their last bits in any order.
+/// Grid: rows / RowSumShape::rows, KV head. Without a frame all keys are of one row, whose sum is that
+/// of all: threads have every so-manieth then. Rows meet in the sum of all: doubles, which hold sums of
+/// floats to their last bits in any order.
 template <int HeadDim, class S>
 __global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTables tables,
                              HeadSums layout, double *doubles, float *floats) {
-  constexpr int units = HeadDim / 2, lanes = 512 / units;
-  __shared__ double2 partial[lanes][units];
-  const int unit = static_cast<int>(threadIdx.x), lane = static_cast<int>(threadIdx.y);
-  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
-            rows = static_cast<int>(layout.rows);
-  const int first = (row - keys.row + rows) % rows;
-  if (first >= keys.tokens) return;
+  using Shape = RowSumShape<HeadDim>;
+  __shared__ double2 partial[Shape::rows][Shape::units];
+  const int unit = static_cast<int>(threadIdx.x), own = static_cast<int>(threadIdx.y);
+  const int row = static_cast<int>(blockIdx.x) * Shape::rows + own, head = static_cast<int>(blockIdx.y);
+  const bool framed = tables.frame > 0;
+  const int step = framed ? tables.frame : static_cast<int>(gridDim.x) * Shape::rows;
+  const int first = framed ? (row - keys.row + step) % step : row;
   const int2 channels = unit_channels(tables, unit);
-  const bool turns = tables.frame > 0 && unit < tables.pairs;
+  const bool turns = framed && unit < tables.pairs;
+  const std::uint64_t turn = turns ? tables.turns[unit] : 0;
   double2 sum = {0, 0};
-#pragma unroll 4
-  for (int token = first + lane * rows; token < keys.tokens; token += lanes * rows) {
-    const S *from = k.row(keys.first + token, head);
-    float2 x = {load_element(from + channels.x), load_element(from + channels.y)};
-    if (turns) x = turn_pair(turn_angle(tables, unit, row - keys.position - token), x);
-    sum = {sum.x + x.x, sum.y + x.y};
+  if (!framed || row < step) {
+#pragma unroll 8
+    for (int token = first; token < keys.tokens; token += step) {
+      const S *from = k.row(keys.first + token, head);
+      float2 x = {load_element(from + channels.x), load_element(from + channels.y)};
+      if (turns) x = turn_pair(turn_back(turn, keys.position + token - row), x);
+      sum = {sum.x + x.x, sum.y + x.y};
+    }
+    if (framed) {
+      float *to = floats + head * layout.floats + layout.row_sums.first + row * HeadDim;
+      to[channels.x] = static_cast<float>(to[channels.x] + sum.x);
+      to[channels.y] = static_cast<float>(to[channels.y] + sum.y);
+    }
   }
-  partial[lane][unit] = sum;
+  partial[own][unit] = sum;
   __syncthreads();
-  if (lane != 0) return;
-  for (int other = 1; other < lanes; ++other) {
+  if (own != 0) return;
+  for (int other = 1; other < Shape::rows; ++other) {
     sum = {sum.x + partial[other][unit].x, sum.y + partial[other][unit].y};
   }
-  float *to = floats + head * layout.floats + layout.row_sums.first + row * HeadDim;
-  to[channels.x] = static_cast<float>(to[channels.x] + sum.x);
-  to[channels.y] = static_cast<float>(to[channels.y] + sum.y);
   double *to_all = doubles + head * layout.doubles + layout.key_sum.first;
   atomicAdd(to_all + channels.x, sum.x);
   atomicAdd(to_all + channels.y, sum.y);

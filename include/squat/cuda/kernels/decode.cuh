@@ -77,8 +77,8 @@ class DecodeWarp : public PageAttention<Layout, Values, S> {
     DecodeWarp(call, plan).finish();
   }
 
-  /// Adds up the warp's row over the groups that share the piece, and over the pieces of the segment where
-  /// this was the last, and writes it then.
+  /// Adds up the warp's row over the groups that share the piece, and over the pieces of the segment
+  /// where this was the last, and writes it then.
   __device__ void finish() const {
     const DecodePiece &piece = task().piece;
     FoundRow<HeadDim> row = FoundRow<HeadDim>::read(found(this->team_));
@@ -92,15 +92,16 @@ class DecodeWarp : public PageAttention<Layout, Values, S> {
       }
     }
     if (!piece.is_whole()) {
-      const int worker = (static_cast<int>(blockIdx.x) - stretch().first_block) * plan_.groups() + group();
+      const int worker =
+          (static_cast<int>(blockIdx.x) - stretch().first_block) * plan_.groups() + group();
       const int of_row = warp_ * found_row_floats(HeadDim);
       row.write(slot_of(piece.segment, worker) + of_row);
       if (!arrive(piece)) return;
       const WorkLine::Workers workers = line().workers_of(stretch(), piece.all);
       // Names of neighbours follow each other.
-      row = add_slots<HeadDim>(slot_of(piece.segment, workers.first) + of_row,
-                               static_cast<std::size_t>((workers.step << plan_.group_bits) * slot_floats),
-                               workers.count);
+      row = add_slots<HeadDim>(
+          slot_of(piece.segment, workers.first) + of_row,
+          static_cast<std::size_t>((workers.step << plan_.group_bits) * slot_floats), workers.count);
     }
     const int index = task().first_row + warp_;
     if (index < task().rows) write_row(index, row);
@@ -125,8 +126,7 @@ class DecodeWarp : public PageAttention<Layout, Values, S> {
 
   __device__ void write_row(int index, FoundRow<HeadDim> &row) const {
     if constexpr (Memory::rotates) rotate_quads<HeadDim>(row.sum);
-    auto *out =
-        reinterpret_cast<DeviceElementOf<S> *>(call_.out.row(token_of(index), head_of(index)));
+    auto *out = reinterpret_cast<DeviceElementOf<S> *>(call_.out.row(token_of(index), head_of(index)));
     const float inverse = 1 / row.weight;
     using Quads = RowSums<HeadDim>;
 #pragma unroll
@@ -178,7 +178,8 @@ __device__ inline void copy_tables(const CodingTables &coding, int head, int row
   copy.end();
 }
 
-/// Initialises a block's barriers and counts, by its second warp: the first looks up the batch meanwhile.
+/// Initialises a block's barriers and counts, by its second warp: the first looks up the batch
+/// meanwhile.
 template <class Memory>
 __device__ inline void init_barriers(const DecodePlan &plan, const typename Memory::Parts &parts,
                                      int block) {

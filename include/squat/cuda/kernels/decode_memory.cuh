@@ -11,8 +11,9 @@
 
 namespace squat::cuda {
 
-/// A row of what a team has found out, or of a slot of the workspace: sums of the row's channels, then what
-/// they are relative to, a power of two, or -infinity where there is nothing, then the sum of the weights.
+/// A row of what a team has found out, or of a slot of the workspace: sums of the row's channels, then
+/// what they are relative to, a power of two, or -infinity where there is nothing, then the sum of the
+/// weights.
 __host__ __device__ constexpr int found_row_floats(int head_dim) { return head_dim + 4; }
 
 /// Pages whose queries are made at a time.
@@ -47,7 +48,7 @@ struct DecodeTables {
 struct DecodeTask {
   const LayerState *state;
   const PageEntry *pages;
-  float *slot;  ///< of the workspace
+  float *slot;                   ///< of the workspace
   std::int32_t token;            ///< of the call's tensors, the entry's first
   std::int32_t first_row, rows;  ///< of the entry
   std::int32_t page_count, first_batch;
@@ -78,9 +79,9 @@ struct DecodeMemory {
     return (bytes + to - 1) / to * to;
   }
 
-  // A slot has the codes of a unit's pages, and the values' scales; then barriers, and counts of the warps
-  // that are done with it. Large ones have room once for a group: keys and values come apart then, so that
-  // the next keys come while a page's values are met.
+  // A slot has the codes of a unit's pages, and the values' scales; then barriers, and counts of the
+  // warps that are done with it. Large ones have room once for a group: keys and values come apart then,
+  // so that the next keys come while a page's values are met.
   static constexpr int pages_of_unit = unit_tokens / Layout::Group;
   static constexpr int page_bytes = rounded(Layout::value_end(Values) - Layout::key_codes, 16);
   static constexpr int slot_parts = page_bytes * pages_of_unit > 12 * 1024 ? 2 : 1;
@@ -139,7 +140,7 @@ struct DecodeMemory {
   static constexpr int most_teams = HeadDim > 128 ? 2 : Values == ValueCoding::symmetric ? 4 : 3;
 
   // A block: what is of one size, then tables, works, teams, slots.
-  static constexpr int head_tables = 0;  // DecodeTables
+  static constexpr int head_tables = 0;                                              // DecodeTables
   static constexpr int block = rounded(static_cast<int>(sizeof(DecodeTables)), 16);  // DecodeBlock
   static constexpr int turns = rounded(block + static_cast<int>(sizeof(DecodeBlock)), 16);
   static constexpr int table_barrier = turns + HeadDim / 2 * 8;

@@ -115,8 +115,8 @@ __device__ inline FoundRow<HeadDim> add_warps(int sums, int row_floats, int refe
   return found;
 }
 
-/// Adds up a row of `count` slots, `stride` floats apart, by a warp, many on their way at a time: as many
-/// as there are where a head has 132 / 8 blocks.
+/// Adds up a row of `count` slots, `stride` floats apart, by a warp, many on their way at a time: as
+/// many as there are where a head has 132 / 8 blocks.
 template <int HeadDim>
 __device__ inline FoundRow<HeadDim> add_slots(const float *rows, std::size_t stride, int count) {
   using Quads = RowSums<HeadDim>;

@@ -42,7 +42,9 @@ class DecodeTeam {
 
   __device__ DecodeTask &task() const { return shared_at<DecodeTask>(memory_ + Memory::task); }
   __device__ DecodeCopies &copies() const { return shared_at<DecodeCopies>(memory_ + Memory::copies); }
-  __device__ const DecodeTables &tables() const { return shared_at<DecodeTables>(block_ + Memory::head_tables); }
+  __device__ const DecodeTables &tables() const {
+    return shared_at<DecodeTables>(block_ + Memory::head_tables);
+  }
   __device__ const DecodeBlock &block() const { return shared_at<DecodeBlock>(block_ + Memory::block); }
   __device__ const WorkLine &line() const { return block().line; }
   __device__ const Stretch &stretch() const { return block().stretch; }
@@ -67,8 +69,8 @@ class DecodeTeam {
     __syncwarp();
   }
 
-  /// Goes on to what the group has left, and says whether that is anything. By all of the team; begins and
-  /// ends with barriers.
+  /// Goes on to what the group has left, and says whether that is anything. By all of the team; begins
+  /// and ends with barriers.
   __device__ bool next_piece() const {
     sync_team();  // nobody reads the task before
     if (leads()) find_piece();
@@ -94,8 +96,7 @@ class DecodeTeam {
     const int index = task.first_row + warp_;
     Row row{};
     if (index < task.rows) {
-      const auto *from =
-          reinterpret_cast<const Element *>(call_.q.row(token_of(index), head_of(index)));
+      const auto *from = reinterpret_cast<const Element *>(call_.q.row(token_of(index), head_of(index)));
 #pragma unroll
       for (int i = 0; i < Row::count; ++i) {
         row.x[i] = static_cast<float>(from[i * warp_lanes + lane_index()]) * call_.scale;
@@ -143,9 +144,8 @@ class DecodeTeam {
   /// Adds up what the warps have, see add_warps(). exact: of values that are not packed.
   template <class Value>
   __device__ void add_up(bool exact, float reference, float weight, Value &&value) const {
-    FoundRow<HeadDim> row =
-        add_warps<HeadDim>(memory_, Memory::sums_row, memory_ + Memory::references, 1 + team_, warp_,
-                           reference, weight, value);
+    FoundRow<HeadDim> row = add_warps<HeadDim>(memory_, Memory::sums_row, memory_ + Memory::references,
+                                               1 + team_, warp_, reference, weight, value);
     if (Memory::rotates && exact) rotate_quads<HeadDim>(row.sum);
     row.add(FoundRow<HeadDim>::read(found(team_)));
     row.write(found(team_));
@@ -169,8 +169,7 @@ class DecodeTeam {
       if (lane_index() == 0) task().piece.own = left.piece;
       return;
     }
-    const DecodePiece piece =
-        piece_at(call_, plan_, line(), Layout::Group, stretch().head, left);
+    const DecodePiece piece = piece_at(call_, plan_, line(), Layout::Group, stretch().head, left);
     const BatchEntry &entry = call_.batch[piece.entry];
     const LayerState *state = entry.state;
     const int rows = call_.rows(entry), past = state->length() - entry.tokens;

@@ -28,10 +28,11 @@ inline constexpr int unit_tokens = 128, exact_unit_tokens = 64;
 
 /// How a launch uses a block.
 struct DecodePlan {
-  std::int32_t teams;       ///< of a block
-  std::int32_t group_bits;  ///< 2^group_bits teams read the same pages, each for rows of its own: a group
-  std::int32_t slots;       ///< units of pages that a group has room for
-  std::int32_t row_bytes;   ///< room for the rows of the mean's modes
+  std::int32_t teams;  ///< of a block
+  std::int32_t
+      group_bits;          ///< 2^group_bits teams read the same pages, each for rows of its own: a group
+  std::int32_t slots;      ///< units of pages that a group has room for
+  std::int32_t row_bytes;  ///< room for the rows of the mean's modes
   std::int32_t exact_bits;  ///< a unit of exact rows costs as much as 2^exact_bits units of pages
 
   __host__ __device__ int teams_of_group() const { return 1 << group_bits; }
@@ -107,8 +108,8 @@ class EntryWorks {
   std::int32_t address_, entries_;
 };
 
-/// Fills works, [entries + 1], by all threads of a block. Its first warp has them then, the others behind
-/// a barrier.
+/// Fills works, [entries + 1], by all threads of a block. Its first warp has them then, the others
+/// behind a barrier.
 template <class S>
 __device__ inline void find_works(const AttendCall<S> &call, const DecodePlan &plan, int group,
                                   const EntryWorks &works) {
@@ -209,8 +210,8 @@ class WorkLine {
         all_(of_head_ * call.kv_heads),
         segment_cost_(works.all().coding) {}
 
-  /// The stretch of a block that comes behind `at` in the line, or one of no blocks. at: 0 at first. By a
-  /// warp.
+  /// The stretch of a block that comes behind `at` in the line, or one of no blocks. at: 0 at first. By
+  /// a warp.
   __device__ Stretch next_stretch(int block, int at) const {
     at = max(at, product_over(block, all_, blocks_, 0));
     const int end = product_over(block + 1, all_, blocks_, blocks_ - 1);
@@ -270,7 +271,8 @@ class WorkLine {
     const int parts = max(share.blocks_of_segment, share.workers_of_segment);
     if (parts > 0) {
       const int step = share.blocks_of_segment > 0 ? groups_ : 1, each = segment.each_of(parts);
-      return {quotient(begin, segment_cost_) * parts * step, quotient(segment_cost_ - 1, each) + 1, step};
+      return {quotient(begin, segment_cost_) * parts * step, quotient(segment_cost_ - 1, each) + 1,
+              step};
     }
     const int each = share.segments_of_worker > 0 ? share.segments_of_worker * segment_cost_
                                                   : stretch.run.each_of(share.workers);

@@ -76,6 +76,8 @@ __device__ inline Word word_of(float low, float high) {
 template <class S>
 class EightElements {
  public:
+  /// Zeros.
+  __device__ EightElements() : parts_{} {}
   __device__ EightElements(const S *from, bool aligned) {
     if (aligned) {
 #pragma unroll

@@ -85,9 +85,9 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
       const int pages = task().page_count;
       const PageEntry *entries = task().pages;
       const auto block_of = [&](const PageEntry &page, int tile) -> ExactBlock {
-        const std::uint8_t *tiles = page.data +
-                                    static_cast<std::size_t>(this->stretch().head) * Layout::head_bytes(Values) +
-                                    tile * HeadDim * 32;
+        const std::uint8_t *tiles =
+            page.data + static_cast<std::size_t>(this->stretch().head) * Layout::head_bytes(Values) +
+            tile * HeadDim * 32;
         return {reinterpret_cast<const ExactTile<T> *>(tiles),
                 reinterpret_cast<const ExactTile<T> *>(tiles + Layout::value_codes),
                 page.before - page.first + 16 * tile, page.before, page.before + page.tokens};
@@ -136,8 +136,8 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
     const int token = 16 * (sink ? block : block - sink_blocks);
     const ExactSlots slots =
         sink ? sink_slots<HeadDim>(state, call_.kv_heads) : tail_slots<HeadDim>(state, call_.kv_heads);
-    const auto *tiles =
-        reinterpret_cast<const ExactTile<T> *>(slots.template block<HeadDim>(this->stretch().head, token));
+    const auto *tiles = reinterpret_cast<const ExactTile<T> *>(
+        slots.template block<HeadDim>(this->stretch().head, token));
     const int position = token + (sink ? 0 : state.sinks + state.paged_tokens);
     return {tiles, tiles + steps * warp_lanes, position, 0, sink ? state.sinks : state.length()};
   }

@@ -16,6 +16,7 @@
 
 #include "squat/cuda/kernels/byte_products.cuh"
 #include "squat/cuda/kernels/decode_memory.cuh"
+#include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/fragments.cuh"
@@ -23,14 +24,15 @@
 
 namespace squat::cuda {
 
-/// Pages whose queries are made together. Their bases have names: 0 for that of the first page, then 1, ...
+/// Pages whose queries are made together. Their bases have names: 0 for that of the first page, then 1,
+/// ...
 struct PageBatch {
   std::int32_t first = 0, count = 0;  ///< of the piece's pages
   // Sets of pages:
   unsigned odd = 0, later = 0;  ///< the bits of their bases' names
-  unsigned reuse = 0;           ///< that see the modes of the page before, from the other base of its pass
-  unsigned in_basis = 0;        ///< that are coded there
-  std::int32_t passes = 1;      ///< of two bases each
+  unsigned reuse = 0;       ///< that see the modes of the page before, from the other base of its pass
+  unsigned in_basis = 0;    ///< that are coded there
+  std::int32_t passes = 1;  ///< of two bases each
 
   __device__ int name(int page) const {
     return static_cast<int>((odd >> page & 1) | (later >> page & 1) << 1);
@@ -91,8 +93,8 @@ class PageFacing {
     }
   }
 
-  /// Turns the team's rows back by the two bases of a pass. base: the first for even warps, the second for
-  /// odd ones, which have half of the rows each.
+  /// Turns the team's rows back by the two bases of a pass. base: the first for even warps, the second
+  /// for odd ones, which have half of the rows each.
   __device__ void turn(long long base) const {
     const int lane = opaque(lane_index());
 #pragma unroll
@@ -113,7 +115,8 @@ class PageFacing {
 #pragma unroll 4
       for (int s = 0; s < steps; ++s) {
         const uint2 b = b_of(s);
-        const uint4 p = matrix_tile(block_ + Memory::projection, tables_.projection, warp_ * steps + s, lane);
+        const uint4 p =
+            matrix_tile(block_ + Memory::projection, tables_.projection, warp_ * steps + s, lane);
         multiply_add(m, p.x, p.y, p.z, p.w, b.x, b.y);
       }
       shared_at<uint2>(team_ + Memory::modes + pass * Memory::modes_of_pass + warp_ * 256 + lane * 8) = {
@@ -171,22 +174,18 @@ class PageFacing {
            (channel >> 3 & 1) * 4 + (channel & 1) * 2 + column * column_bytes;
   }
 
-  /// Turns pairs `index` and `index + 1`, where index is even, or copies the four channels that have that
-  /// place among those that do not turn.
+  /// Turns pairs `index` and `index + 1`, where index is even, or copies the four channels that have
+  /// that place among those that do not turn.
   __device__ void turn_pairs(int index, long long base) const {
     const int pairs = tables_.pairs, column = warp_ / 2 * 4 + warp_ % 2;
     float sine[2] = {0, 0}, cosine[2] = {1, 1};
     const bool turns = index < pairs, apart = turns && tables_.interleaved == 0;
     if (turns) {
-      // The fraction of a turn back, in 2^-32, whole turns lost.
       const auto of_pairs = shared_at<const ulonglong2>(block_ + Memory::turns + index * 8);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const auto turned =
-            static_cast<int>(static_cast<unsigned long long>(base) * (i == 0 ? of_pairs.x : of_pairs.y) >>
-                             32);
-        const float angle = static_cast<float>(turned) * (-6.2831853f / 4294967296.0f);
-        sine[i] = __sinf(angle), cosine[i] = __cosf(angle);
+        const float2 back = turn_back(i == 0 ? of_pairs.x : of_pairs.y, base);
+        cosine[i] = back.x, sine[i] = back.y;
       }
     }
     if (pairs % 2 != 0 && apart) return turn_odd_pairs(index, sine, cosine);

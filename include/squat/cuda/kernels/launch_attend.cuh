@@ -85,8 +85,8 @@ DecodePlan decode_plan(int teams_of_group, int entries, int room) {
                   .group_bits = std::countr_zero(static_cast<unsigned>(teams_of_group)),
                   .slots = 0,
                   .row_bytes = 0,
-                  // Measured: 64 exact rows take as long as two pages of codes, half as long as a page of
-                  // exact rows.
+                  // Measured: 64 exact rows take as long as two pages of codes, half as long as a page
+                  // of exact rows.
                   .exact_bits = Memory::exact ? 0 : 1};
   if constexpr (Memory::exact) {
     if (fits(plan)) return plan;
@@ -141,8 +141,8 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
 template <class Layout, ValueCoding Values, class T, class S>
 void launch_attend_valued(AttendCall<S> call, int most_tokens, void *workspace, cudaStream_t stream) {
   call.scale *= log2_e;
-  call.many_tokens = many_tokens(call.heads_per_kv_head, Layout::KeyBits, Layout::ValueBits,
-                                 call.many_tokens);
+  call.many_tokens =
+      many_tokens(call.heads_per_kv_head, Layout::KeyBits, Layout::ValueBits, call.many_tokens);
   if constexpr (!is_mixed(Layout::KeyBits, Layout::ValueBits)) {
     const int few = few_tokens(call.many_tokens, most_tokens);
     if (few == most_tokens || call.entries > 1) {

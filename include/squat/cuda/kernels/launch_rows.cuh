@@ -141,8 +141,8 @@ void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *worksp
                         cudaStream_t stream) {
   constexpr int head_dim = Layout::HeadDim;
   constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
-  const RowWorkspace parts(head_dim, call.entries, call.heads_per_kv_head * call.kv_heads, call.kv_heads, most_tokens,
-                           call.table_pages, packed);
+  const RowWorkspace parts(head_dim, call.entries, call.heads_per_kv_head * call.kv_heads, call.kv_heads,
+                           most_tokens, call.table_pages, packed);
   auto *bytes = static_cast<std::uint8_t *>(workspace);
   RowCall<S> rows{};
   rows.call = call;

@@ -64,8 +64,8 @@ class PageAttention : public PageCopies<Layout, Values, S> {
   using Copies = PageCopies<Layout, Values, S>;
   using Copies::Copies, Copies::page_at, Copies::first_batch, Copies::stage_pages, Copies::fill_parts,
       Copies::leave_slot, Copies::next_slot, Copies::pages_of_unit;
-  using typename Copies::Memory, Copies::task, Copies::tables, Copies::copies,
-      Copies::facing, Copies::sync_team, Copies::add_up, Copies::limit, Copies::thread_of_team;
+  using typename Copies::Memory, Copies::task, Copies::tables, Copies::copies, Copies::facing,
+      Copies::sync_team, Copies::add_up, Copies::limit, Copies::thread_of_team;
   static constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group;
   static constexpr bool plain = Values == ValueCoding::plain;
 
@@ -163,7 +163,8 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     }
     sync_team();
     const int next = first + batch.count;
-    if (warp_ == 0 && next < task().page_count) fill_parts(next, min(batch_pages, task().page_count - next));
+    if (warp_ == 0 && next < task().page_count)
+      fill_parts(next, min(batch_pages, task().page_count - next));
   }
 
   /// Adds page `index` of the batch, which the slot holds. rises: the reference does, at least by 1.
@@ -181,7 +182,8 @@ class PageAttention : public PageCopies<Layout, Values, S> {
 #pragma unroll
       for (int i = 0; i < 4; ++i) mean[i] = spare[i];
     } else {
-      add_means(page.mode_row + slice * 1024, static_cast<unsigned>(batch.name(index)), memory, lane, mean, spare);
+      add_means(page.mode_row + slice * 1024, static_cast<unsigned>(batch.name(index)), memory, lane,
+                mean, spare);
     }
     KeyScores<Layout> scores(bytes, memory + Memory::bytes + index * Memory::query_bytes_of_page, lane,
                              slice);

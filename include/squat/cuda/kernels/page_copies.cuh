@@ -48,8 +48,8 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
     const DecodeTask &task = this->task();
     const PageEntry *entries = task.pages;
     // So many that the next batch begins a tile where tiles have two or four pages.
-    const int first_batch =
-        min(batch_pages - (pages_of_unit == 1 ? entries[0].tile_page % batch_pages : 0), task.page_count);
+    const int first_batch = min(
+        batch_pages - (pages_of_unit == 1 ? entries[0].tile_page % batch_pages : 0), task.page_count);
     const int count = begin == 0 ? first_batch + Memory::page_ring - batch_pages : Memory::page_ring / 2;
     const int end = min(begin + count, task.page_count), i = begin + thread_of_team();
     if (thread_of_team() == 0) this->task().first_batch = first_batch;
@@ -57,17 +57,17 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
     if (i < end) {
       const PageEntry entry = entries[i];
       const int first = entry.first, last = first + entry.tokens;
-      page_at(at) = {
-          .data = entry.data + static_cast<std::size_t>(this->stretch().head) * Layout::head_bytes(Values),
-          .base = entry.base,
-          .before = entry.before - first,
-          .first = static_cast<std::int16_t>(first),
-          .last = static_cast<std::int16_t>(last),
-          .masked = first > 0 || last < Group || entry.before + entry.tokens > task.limits[0],
-          .batch = 0,
-          .tile = i - entry.tile_page,
-          .mode_row = entry.row / 16 * 512,
-          .named_base = entry.base};
+      page_at(at) = {.data = entry.data +
+                             static_cast<std::size_t>(this->stretch().head) * Layout::head_bytes(Values),
+                     .base = entry.base,
+                     .before = entry.before - first,
+                     .first = static_cast<std::int16_t>(first),
+                     .last = static_cast<std::int16_t>(last),
+                     .masked = first > 0 || last < Group || entry.before + entry.tokens > task.limits[0],
+                     .batch = 0,
+                     .tile = i - entry.tile_page,
+                     .mode_row = entry.row / 16 * 512,
+                     .named_base = entry.base};
     }
     __syncwarp();  // batches do not cross warps
     if (i < end && at == i && (i == 0 || (i >= first_batch && (i - first_batch) % batch_pages == 0))) {
@@ -139,7 +139,8 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
     return slot == slots_ + plan_.slots * Memory::slot_bytes ? slots_ : slot;
   }
 
-  /// Says that the warp is done with a part of a slot; the last asks for that of the unit that comes next.
+  /// Says that the warp is done with a part of a slot; the last asks for that of the unit that comes
+  /// next.
   __device__ void leave_slot(int unit, int slot, int part) const {
     __syncwarp();
     const int next = unit + plan_.slots;

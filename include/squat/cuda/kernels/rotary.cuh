@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 #include "squat/cuda/state/device_state.cuh"
 
 namespace squat::cuda {
@@ -23,6 +25,13 @@ __device__ inline float2 turn_angle(const TileTables &tables, int pair, long lon
   float2 angle;
   sincospif(half_turns, &angle.y, &angle.x);
   return angle;
+}
+
+/// Cosine and sine of R(-base), of TileTables::turns; whole turns are lost. Off by 2^-21 at most.
+__device__ inline float2 turn_back(std::uint64_t turns, long long base) {
+  const auto turned = static_cast<int>(static_cast<std::uint64_t>(base) * turns >> 32);  // 2^-32 of one
+  const float angle = static_cast<float>(turned) * (-6.2831853f / 4294967296.0f);
+  return {__cosf(angle), __sinf(angle)};
 }
 
 /// R(position) of all pairs, by all threads of a block.

@@ -1,7 +1,7 @@
 #pragma once
 
-// Shared memory by addresses of 32 bits: these are a register and a constant, so that what is the same for
-// all threads of a team need take no registers.
+// Shared memory by addresses of 32 bits: these are a register and a constant, so that what is the same
+// for all threads of a team need take no registers.
 
 #include <cstddef>
 #include <cstdint>

@@ -100,8 +100,8 @@ inline std::uint64_t turns_of(float inverse_frequency) {
 /// What all heads of a layer share: the rotary embedding and the tile frame.
 struct TileTables {
   const float *inverse_frequencies;  ///< [pairs]
-  const std::uint64_t *turns;        ///< the same in 2^-64 of a turn a position, see turns_of(); [pairs], and
-                                     ///< memory up to an even number
+  const std::uint64_t *turns;  ///< the same in 2^-64 of a turn a position, see turns_of(); [pairs], and
+                               ///< memory up to an even number
   std::int32_t pairs;
   std::int32_t interleaved;  ///< channels 2 i and 2 i + 1 turn together, else i and i + pairs
   std::int32_t frame;        ///< rows of a tile; 0: keys stay in the frame they come in
