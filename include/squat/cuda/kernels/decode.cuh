@@ -83,7 +83,7 @@ class DecodeWarp : public PageAttention<Layout, Values, S> {
     const DecodePiece &piece = task().piece;
     FoundRow<HeadDim> row = FoundRow<HeadDim>::read(found(this->team_));
     if (line().shares_pieces(stretch())) {
-      sync_threads(0, plan_.teams * team_threads);
+      sync_block();  // each group has one piece of such a stretch
       if (group() > 0) return;
 #pragma unroll 1
       for (int team = this->team_ + plan_.teams_of_group(); team < plan_.teams;
@@ -216,19 +216,21 @@ __global__ void __launch_bounds__(DecodeMemory<Layout, Values>::most_teams *team
   warp.clear();
   wait_for_launches();
   find_works(call, plan, Layout::Group, works);
-  if (threadIdx.x == 0) block.line = WorkLine(call, plan, works, static_cast<int>(gridDim.x));
-  unsigned parity = 0;
+  if (threadIdx.x == 0) {
+    block.line = WorkLine(call, plan, works, static_cast<int>(gridDim.x));
+    block.stretch = {};
+  }
 #pragma unroll 1
-  for (int at = 0;; at = block.stretch.run.end, parity ^= 1) {
+  for (unsigned parity = 0;; parity ^= 1) {
     if (warp_index() == 0) {
       __syncwarp();
-      const Stretch next = block.line.next_stretch(static_cast<int>(blockIdx.x), at);
+      const Stretch next = block.line.next_stretch(static_cast<int>(blockIdx.x), block.stretch.run.end);
       __syncwarp();
       if (lane_index() == 0) block.stretch = next;
     }
-    __syncthreads();
+    sync_block();
     if (block.stretch.blocks == 0) break;
-    if (warp_index() == 1) {  // which leads no team that has as many
+    if (warp_index() == 1) {  // which leads no team
       copy_tables<Memory>(call.codings[block.stretch.coding], block.stretch.head, plan.row_bytes, base);
     }
     if (warp.leads()) warp.begin_stretch();

@@ -148,6 +148,7 @@ class DecodeTeam {
                                                1 + team_, warp_, reference, weight, value);
     if (Memory::rotates && exact) rotate_quads<HeadDim>(row.sum);
     row.add(FoundRow<HeadDim>::read(found(team_)));
+    __syncwarp();
     row.write(found(team_));
     __syncwarp();
   }
@@ -165,6 +166,7 @@ class DecodeTeam {
  private:
   __device__ void find_piece() const {
     WorkerRun left = task().left;
+    __syncwarp();
     if (left.piece.empty()) {
       if (lane_index() == 0) task().piece.own = left.piece;
       return;

@@ -112,7 +112,7 @@ class PageFacing {
     const auto b_of = [&](int s) { return shared_at<const uint2>(turned + s * Memory::turned_step); };
     if (warp_ < tables_.mode_tiles) {
       float m[4] = {};
-#pragma unroll 4
+#pragma unroll 8
       for (int s = 0; s < steps; ++s) {
         const uint2 b = b_of(s);
         const uint4 p =
@@ -126,7 +126,7 @@ class PageFacing {
     if ((seen & batch.in_basis) != 0) {
 #pragma unroll
       for (int i = 0; i < most_tiles; ++i) d[i][0] = d[i][1] = d[i][2] = d[i][3] = 0;
-#pragma unroll 4
+#pragma unroll 8
       for (int s = 0; s < steps; ++s) {
         const uint2 b = b_of(s);
 #pragma unroll
