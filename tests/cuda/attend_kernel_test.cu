@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "squat/core/config.hpp"
+#include "squat/cuda/coding/coding_tables.hpp"
 #include "squat/cuda/kernels/launch_attend.cuh"
 
 namespace squat::cuda {
@@ -171,10 +172,8 @@ class World {
     }
     CodingTables tables{};
     tables.heads = keep(heads);
-    std::vector<std::uint64_t> turns(frequencies_.size() + 1);
-    std::transform(frequencies_.begin(), frequencies_.end(), turns.begin(), turns_of);
     tables.tiles = {.inverse_frequencies = keep(frequencies_),
-                    .turns = keep(turns),
+                    .turns = keep(table_turns(frequencies_)),
                     .pairs = pairs(),
                     .interleaved = case_.interleaved,
                     .frame = frame,

@@ -13,6 +13,7 @@
 #include "squat/cache/options.hpp"
 #include "squat/coding/rotary.hpp"
 #include "squat/cpu/layer_coding.hpp"
+#include "squat/cuda/coding/coding_tables.hpp"
 #include "squat/cuda/coding/device_statistics.cuh"
 
 namespace squat::test {
@@ -96,10 +97,7 @@ class Observed {
   std::vector<QueryStatistics> on_device() const {
     const RotaryTable table = rotary();
     DeviceArray<float> frequencies(table.inverse_frequencies);
-    std::vector<std::uint64_t> all_turns(table.inverse_frequencies.size());
-    std::transform(table.inverse_frequencies.begin(), table.inverse_frequencies.end(), all_turns.begin(),
-                   cuda::turns_of);
-    DeviceArray<std::uint64_t> turns(all_turns);
+    DeviceArray<std::uint64_t> turns(cuda::table_turns(table.inverse_frequencies));
     cuda::TileTables tables{};
     tables.inverse_frequencies = frequencies.data();
     tables.turns = turns.data();

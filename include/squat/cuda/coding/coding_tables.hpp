@@ -93,6 +93,13 @@ auto build_tables(DeviceBuffer<std::byte> &memory, cudaStream_t stream, Build &&
   return tables;
 }
 
+/// TileTables::turns.
+inline std::vector<std::uint64_t> table_turns(std::span<const float> inverse_frequencies) {
+  std::vector<std::uint64_t> turns((inverse_frequencies.size() + 1) / 2 * 2);
+  std::transform(inverse_frequencies.begin(), inverse_frequencies.end(), turns.begin(), turns_of);
+  return turns;
+}
+
 /// A rotary embedding and the tile frame of its keys, on the host and on the device.
 class DeviceTiles {
  public:
@@ -126,9 +133,7 @@ class DeviceTiles {
   TileTables build(TableImage &image, const RotaryTable &table) const {
     TileTables tables{};
     tables.inverse_frequencies = image.add(table.inverse_frequencies.data(), table.pair_count());
-    std::vector<std::uint64_t> turns(static_cast<std::size_t>((table.pair_count() + 1) / 2 * 2));
-    std::transform(table.inverse_frequencies.begin(), table.inverse_frequencies.end(), turns.begin(),
-                   turns_of);
+    const std::vector<std::uint64_t> turns = table_turns(table.inverse_frequencies);
     tables.turns = image.add(turns.data(), static_cast<Index>(turns.size()));
     tables.pairs = static_cast<std::int32_t>(table.pair_count());
     tables.interleaved = table.pairs == RotaryPairs::interleaved;

@@ -1,11 +1,9 @@
 #pragma once
 
-// Attention of a batch: its arguments, and how its work is counted and dealt out.
+// Attention of a batch: its arguments.
 
 #include <cstdint>
 
-#include "squat/cuda/kernels/warp.cuh"
-#include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
 namespace squat::cuda {
@@ -36,26 +34,5 @@ struct AttendCall {
     return entry.tokens * heads_per_kv_head;
   }
 };
-
-/// Workers that have units: all whose runs are not empty.
-__device__ inline int busy_workers(std::int64_t units, int workers) {
-  return static_cast<int>(min(units, static_cast<std::int64_t>(workers)));
-}
-
-/// The first of the units of worker `worker` among `workers` busy ones.
-__device__ inline int run_start(std::int64_t units, int worker, int workers) {
-  return static_cast<int>(units * worker / workers);
-}
-
-/// The last entry whose `member` is at most `value`, among those that have any.
-template <class Start, class Member>
-__device__ inline int find_entry(const Start *starts, int entries, int value, Member member) {
-  int low = 0, high = entries;  // starts[low] <= value < starts[high]
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (starts[middle].*member <= value ? low : high) = middle;
-  }
-  return low;
-}
 
 }  // namespace squat::cuda

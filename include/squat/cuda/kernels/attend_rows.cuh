@@ -12,7 +12,7 @@
 // registers: at HeadDim 128 a unit takes a warp of 32 rows 272 products, 80 reads of 16 bytes a lane, 64
 // powers a lane and 32 transpositions.
 //
-// Weights are powers of two of scores less a reference, as in running_softmax.cuh; their sum is a
+// Weights are powers of two of scores less a reference, as in row_softmax.cuh; their sum is a
 // product with ones, so that the rounding of weights to float16 is an error of the values' deviations
 // alone.
 

@@ -78,7 +78,7 @@ class DecodeTeam {
     return !task().piece.own.empty();
   }
 
-  /// The name of the team's slot, of a worker.
+  /// The team's slot of a worker's piece.
   __device__ float *slot_of(int segment, int worker) const {
     const auto piece = static_cast<std::size_t>(line().piece(segment, stretch(), worker));
     const std::size_t index = (piece << plan_.group_bits) + static_cast<std::size_t>(team_in_group());
@@ -128,9 +128,7 @@ class DecodeTeam {
   __device__ int limit() const { return task().limits[lane_index() % 4]; }
 
   /// Of a row of the entry: the row of the call's tensors, and the query head.
-  __device__ int token_of(int row) const {
-    return static_cast<int>(task().token + row / call_.heads_per_kv_head);
-  }
+  __device__ int token_of(int row) const { return task().token + row / call_.heads_per_kv_head; }
   __device__ int head_of(int row) const {
     const int heads = call_.heads_per_kv_head;
     return stretch().head * heads + row % heads;

@@ -42,9 +42,9 @@ struct DecodeShare {
   }
 };
 
-inline std::size_t decode_workspace_bytes(int head_dim, int entries, int query_heads, int kv_heads,
+inline std::size_t decode_workspace_bytes(int head_dim, int entries, int heads_per_kv_head, int kv_heads,
                                           int most_tokens) {
-  const DecodeShare share(entries, query_heads / kv_heads, kv_heads, most_tokens);
+  const DecodeShare share(entries, heads_per_kv_head, kv_heads, most_tokens);
   const std::int64_t segments = std::int64_t{share.entries} * kv_heads * share.tiles;
   const std::int64_t pieces =
       most_pieces(segments, share.entries, kv_heads, most_blocks, 4 / share.teams);
@@ -64,13 +64,15 @@ inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_h
                                           int most_tokens, int table_pages, int key_bits, int value_bits,
                                           int asked = 0) {
   const bool packed = key_bits < 16 || value_bits < 16;
-  const int many = many_tokens(query_heads / kv_heads, key_bits, value_bits, asked);
-  std::size_t bytes = decode_workspace_bytes(head_dim, entries, query_heads, kv_heads,
+  const int heads = query_heads / kv_heads;
+  const int many = many_tokens(heads, key_bits, value_bits, asked);
+  std::size_t bytes = decode_workspace_bytes(head_dim, entries, heads, kv_heads,
                                              std::max(1, few_tokens(many, most_tokens)));
   if (most_tokens >= many) {
-    bytes = std::max(bytes, counter_bytes + RowWorkspace(head_dim, entries, query_heads, kv_heads,
-                                                         most_tokens, table_pages, packed)
-                                                .end);
+    bytes = std::max(
+        bytes,
+        counter_bytes +
+            RowWorkspace(head_dim, entries, heads, kv_heads, most_tokens, table_pages, packed).end);
   }
   return bytes;
 }

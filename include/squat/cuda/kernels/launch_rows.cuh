@@ -52,9 +52,9 @@ struct RowWorkspace {
   int tile_rows, tiles;             // row tiles of an entry that a launch takes
   std::size_t sums, unpacked, end;  // behind the slots
 
-  RowWorkspace(int head_dim, int entries, int query_heads, int kv_heads, int most_tokens,
+  RowWorkspace(int head_dim, int entries, int heads_per_kv_head, int kv_heads, int most_tokens,
                int table_pages, bool packed) {
-    const int rows = most_tokens * (query_heads / kv_heads);
+    const int rows = most_tokens * heads_per_kv_head;
     tile_rows = 16 * row_warps * row_tiles_of(head_dim, rows);
     tiles = std::clamp(most_row_segments / std::max(1, entries * kv_heads), 1,
                        (rows + tile_rows - 1) / tile_rows);
@@ -141,8 +141,8 @@ void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *worksp
                         cudaStream_t stream) {
   constexpr int head_dim = Layout::HeadDim;
   constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
-  const RowWorkspace parts(head_dim, call.entries, call.heads_per_kv_head * call.kv_heads, call.kv_heads,
-                           most_tokens, call.table_pages, packed);
+  const RowWorkspace parts(head_dim, call.entries, call.heads_per_kv_head, call.kv_heads, most_tokens,
+                           call.table_pages, packed);
   auto *bytes = static_cast<std::uint8_t *>(workspace);
   RowCall<S> rows{};
   rows.call = call;

@@ -182,8 +182,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
 #pragma unroll
       for (int i = 0; i < 4; ++i) mean[i] = spare[i];
     } else {
-      add_means(page.mode_row + slice * 1024, static_cast<unsigned>(batch.name(index)), memory, lane,
-                mean, spare);
+      add_means(page.mode_row + slice * 1024, batch.name(index), memory, lane, mean, spare);
     }
     KeyScores<Layout> scores(bytes, memory + Memory::bytes + index * Memory::query_bytes_of_page, lane,
                              slice);
@@ -291,12 +290,11 @@ class PageAttention : public PageCopies<Layout, Values, S> {
 
   /// The mean key's scores at tokens g + 8 i, over the projection's unit. row: offset of the first's
   /// modes; name: of the page's base; other: the same from the other base of its pass.
-  __device__ void add_means(int row, unsigned name, int memory, int lane, float (&mean)[4],
+  __device__ void add_means(int row, int name, int memory, int lane, float (&mean)[4],
                             float (&other)[4]) const {
     const DecodeTables &tables = this->tables();
     float c[2][4] = {};
-    int weights =
-        memory + Memory::modes + static_cast<int>(name >> 1) * Memory::modes_of_pass + lane * 8;
+    int weights = memory + Memory::modes + (name >> 1) * Memory::modes_of_pass + lane * 8;
     row += lane * 16;
     const int stride = tables.mode_stride;
     const auto add = [&](uint4 first, uint4 second) {

@@ -35,6 +35,27 @@ __host__ __device__ constexpr int row_step_tiles(int head_dim, int group) {
   return group / 16 < most ? group / 16 : most;
 }
 
+/// Workers that have units: all whose runs are not empty.
+__device__ inline int busy_workers(std::int64_t units, int workers) {
+  return static_cast<int>(min(units, static_cast<std::int64_t>(workers)));
+}
+
+/// The first of the units of worker `worker` among `workers` busy ones.
+__device__ inline int run_start(std::int64_t units, int worker, int workers) {
+  return static_cast<int>(units * worker / workers);
+}
+
+/// The last entry whose `member` is at most `value`, among those that have any.
+template <class Start, class Member>
+__device__ inline int find_entry(const Start *starts, int entries, int value, Member member) {
+  int low = 0, high = entries;  // starts[low] <= value < starts[high]
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (starts[middle].*member <= value ? low : high) = middle;
+  }
+  return low;
+}
+
 template <class S>
 struct RowCall {
   AttendCall<S> call;       // its scale times log2 e; tiles are row tiles; slots and sets are not read

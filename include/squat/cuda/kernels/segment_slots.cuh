@@ -4,8 +4,6 @@
 
 #include <cstdint>
 
-#include "squat/cuda/kernels/attend_call.cuh"
-
 namespace squat::cuda {
 
 /// The slots of one segment: those of exact rows, then those of pages.
@@ -16,7 +14,7 @@ struct SegmentSlots {
   /// SegmentSlots() are none.
   SegmentSlots() = default;
 
-  /// first: the segment's first unit of `units`, which `all` busy workers share. shape: an EntryShape,
+  /// first: the segment's first unit of `units`, which `all` busy workers share. shape: a RowShape,
   /// or what else knows `units` and `exact_units`.
   template <class Shape>
   __device__ SegmentSlots(std::int64_t units, int all, std::int64_t first, const Shape &shape) {
