@@ -22,7 +22,7 @@ using View = squat::TensorView<const squat::half>;
 constexpr Index tokens = 4096;
 
 squat::Options resolved(Coding coding) {
-  return squat::checks::resolve(options_of(llama3_8b, coding, 2), 2);
+  return squat::checks::resolve(options_of(llama3_8b, coding, 2), 2, 2);
 }
 
 /// Adding `tokens` tokens, all KV heads, to the statistics of a layer.

@@ -50,9 +50,13 @@ bool parse_bits(std::string_view part, CacheSpec &spec) {
          supported(spec.value_bits);
 }
 
-/// "g64", "w80", "s0", "f256"
+/// "g64", "w80", "s0", "f256", "t16", "t8"
 bool parse_option(std::string_view part, CacheSpec &spec) {
   if (part.empty()) return false;
+  if (part == "t16" || part == "t8") {
+    spec.options.tail = part == "t8" ? squat::TailCoding::int8 : squat::TailCoding::exact;
+    return true;
+  }
   if (part[0] == 'f') spec.options.tile_tokens = 0;
   int *const number = part[0] == 'g'   ? &spec.options.page_tokens
                       : part[0] == 'w' ? &spec.options.residual
@@ -113,7 +117,10 @@ std::string cache_spec_help() {
          " and K, V one of 2, 3, 4, 8, 16.\nOptions behind it: :gN tokens of a page, :wN exact window, "
          ":sN "
          "exact sinks, :fN tokens of a tile, whose keys are coded in a rotary frame of their own (0: in "
-         "that of their position; default 256 for subspace, 0 otherwise), :published (orthogonal: the "
+         "that of their position; default 256 for subspace, 0 otherwise), :t8 or :t16 (the exact window "
+         "in 8 "
+         "bits, the default of up to 4 bits but for plain, or exact indeed), :published (orthogonal: "
+         "the "
          "settings of the paper).\nExamples: exact, subspace:k2v2, plain:k2v2:g32:s0, "
          "orthogonal:k2v2:g64:f256.";
 }

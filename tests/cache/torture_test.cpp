@@ -116,6 +116,7 @@ TEST(Torture, StaysFiniteAndIsHardlyWorseThanPlain) {
     options.residual = 16;
     options.page_tokens = 32;
     options.values = ValueCoding::symmetric;
+    options.tail = TailCoding::int8;
     options.statistics_tokens = 60;
     Inputs<> in(options, tokens, 1);
     const bool both = torture.is(both_change), keys = torture.is(keys_change);

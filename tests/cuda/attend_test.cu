@@ -83,12 +83,12 @@ void check_pieces(const Options &options, const std::vector<Index> &pieces, unsi
     EXPECT_EQ(cache.memory_report().packed_tokens, cpu_cache.memory_report().packed_tokens);
   }
   EXPECT_GT(cache.memory_report().packed_tokens, 0);
-  // Numbers near a tie are coded otherwise, a few in a thousand. What is learnt from statistics that
-  // differ in the last digits turns bases within a flat spectrum: then the keys err as much, but not
-  // alike.
+  // Numbers near a tie are coded otherwise, a few in a thousand; more where they come from 8 bits. What
+  // is learnt from statistics that differ in the last digits turns bases within a flat spectrum: then
+  // the keys err as much, but not alike.
   const Contents on_device = device_contents(cache, sequence),
                  on_cpu = contents(cpu_cache, cpu_sequence);
-  EXPECT_LT(distance(on_device.v.elements, on_cpu.v.elements), .02);
+  EXPECT_LT(distance(on_device.v.elements, on_cpu.v.elements), .03);
   if (options.coding == Coding::plain) {
     EXPECT_LT(distance(on_device.k.elements, on_cpu.k.elements), .02);
   }

@@ -95,6 +95,14 @@ def hadamard(n):
     return h / math.sqrt(n)
 
 
+def int8_rows(x):
+    """Rows of a tail: rotated, in steps of their largest magnitude over 127, float16."""
+    H = hadamard(x.shape[1])
+    y = x @ H
+    step = f16(np.abs(y).max(1, keepdims=True) / 127)
+    return np.clip(np.round(y / step), -127, 127) * step @ H.T
+
+
 # ---- keys ----------------------------------------------------------------------------------------------------------
 def feedback(P):
     """F of the rounding order 0..d-1: P = L^T L, L lower (reverse Cholesky); F = diag(L)^-1 strictly_lower(L)."""
@@ -180,9 +188,10 @@ def subspace_basis(C, S, eps=.1):
     return W.T @ L.T, np.linalg.solve(L.T, W), np.maximum(variance[::-1], 0)     # A, A^-1, variance of each coordinate
 
 
-def subspace_keys(k, q, bits, group, eps=.1):
-    """A page that the basis suits less than plain coding (error in the queries' metric) is coded plainly."""
-    prompt, d = k[:PROMPT - SINKS], k.shape[1]
+def subspace_keys(k, q, bits, group, eps=.1, learnt_from=None):
+    """A page that the basis suits less than plain coding (error in the queries' metric) is coded plainly.
+    learnt_from: the keys as they came, where k is what a tail has made of them."""
+    prompt, d = (k if learnt_from is None else learnt_from)[:PROMPT - SINKS], k.shape[1]
     C = q.T @ q
     A, inverse, variance = subspace_basis(C, np.cov(prompt.T, bias=True), eps)
     metric = np.diag(C) / (np.trace(C) / d) + eps
@@ -206,7 +215,7 @@ def subspace_keys(k, q, bits, group, eps=.1):
     return out
 
 
-def in_tile_frame(k_pre, q_pre, coder, frame=256, remove_mean=True):
+def in_tile_frame(k_pre, q_pre, coder, frame=256, remove_mean=True, learnt_from=None):
     """Code keys in the rotary frame of their own tile (a run of pages, `frame` tokens): position within the tile instead of
     absolute position.
 
@@ -215,14 +224,17 @@ def in_tile_frame(k_pre, q_pre, coder, frame=256, remove_mean=True):
     n = len(k_pre)
     row = np.arange(n) % frame
     start = np.arange(n) - row + SINKS
-    mean = k_pre[:PROMPT - SINKS].mean(0, keepdims=True) * remove_mean
+    came = k_pre if learnt_from is None else learnt_from
+    mean = came[:PROMPT - SINKS].mean(0, keepdims=True) * remove_mean
     turned_mean = rotate(np.repeat(mean, n, 0), row)
     qs = []
     for heads in q_pre:                                   # each prompt query as seen from three tiles behind it
         p = np.arange(PROMPT)
         for share in (.1, .5, .9):
             qs.append(rotate(heads[:PROMPT], p - (p * share).astype(int) // frame * frame))
-    coded = coder(rotate(k_pre, row) - turned_mean, np.concatenate(qs))
+    in_frame = lambda k: rotate(k, row) - turned_mean
+    learning = {} if learnt_from is None else dict(learnt_from=in_frame(learnt_from))
+    coded = coder(in_frame(k_pre), np.concatenate(qs), **learning)
     return rotate(coded + turned_mean, start)
 
 
@@ -345,6 +357,7 @@ def table(title, q, k, v):
         H = hadamard(d)
         plain_values = lambda bits: np.concatenate([affine(vv[:, c:c + 32].T, bits).T for c in range(0, d, 32)], 1)
         rotated_values = lambda bits: symmetric(vv @ H, bits) @ H.T
+        k8, v8 = rotate(int8_rows(k_rot), -position)[SINKS:], int8_rows(vv)
         cases = {
             "plain 2 bit, G 32 (KIVI)": (32, plain_keys(k_rot[SINKS:], 2, 32), plain_values(2)),
             "plain 4 bit, G 32 (KIVI)": (32, plain_keys(k_rot[SINKS:], 4, 32), plain_values(4)),
@@ -356,6 +369,8 @@ def table(title, q, k, v):
             "subspace 2 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 2, 128)), rotated_values(2)),
             "subspace 3 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 3, 128)), rotated_values(3)),
             "subspace 4 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 4, 128)), rotated_values(4)),
+            "subspace 2 bit, by way of an int8 tail": (128, in_tile_frame(k8, q_pre, lambda x, y, **l: subspace_keys(x, y, 2, 128, **l), learnt_from=kk), symmetric(v8 @ H, 2) @ H.T),
+            "subspace 4 bit, by way of an int8 tail": (128, in_tile_frame(k8, q_pre, lambda x, y, **l: subspace_keys(x, y, 4, 128, **l), learnt_from=kk), symmetric(v8 @ H, 4) @ H.T),
         }
         for name, (group, k_hat, v_hat) in cases.items():
             full = np.concatenate([k_rot[:SINKS], k_hat])

@@ -112,8 +112,8 @@ inline void check_options(const Options &options) {
   }
 }
 
-/// The options with every default filled in, for keys of `key_bits` bits.
-inline Options resolve(Options options, int key_bits) {
+/// The options with every default filled in, for keys and values of so many bits.
+inline Options resolve(Options options, int key_bits, int value_bits) {
   check_options(options);
   const bool plain_asked = options.coding == Coding::plain;
   if (!options.coding) options.coding = key_bits <= 4 ? Coding::subspace : Coding::plain;
@@ -121,6 +121,13 @@ inline Options resolve(Options options, int key_bits) {
     options.fit = options.coding == Coding::plain ? AffineFit::minmax : AffineFit::clip_and_gain;
   }
   if (!options.values) options.values = plain_asked ? ValueCoding::plain : ValueCoding::symmetric;
+  const int most_bits = std::max(key_bits, value_bits);
+  if (!options.tail) {
+    options.tail = most_bits <= 4 && !plain_asked ? TailCoding::int8 : TailCoding::exact;
+  }
+  if (options.tail == TailCoding::int8 && most_bits == 16) {
+    throw_invalid("tail", "int8", "exact where keys or values have 16 bits");
+  }
   if (!options.tile_tokens) {
     const bool tiles = options.coding == Coding::subspace && !options.rotary.empty();
     options.tile_tokens = tiles ? default_tile_tokens : 0;

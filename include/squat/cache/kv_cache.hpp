@@ -46,9 +46,9 @@ constexpr bool supported_bits(int bits) {
 /// The keys and values of every past token of a set of sequences, packed to
 /// KeyBits and ValueBits bits.
 ///
-/// The first `sinks` tokens of a sequence and at least its newest `residual`
-/// tokens stay exact, as T. Each time `residual + page_tokens` tokens behind the sinks
-/// are exact, the oldest `page_tokens` of them become a page. Codings that learn from
+/// The first `sinks` tokens of a sequence stay exact, as T; at least its newest `residual`
+/// tokens are not packed either, its tail (TailCoding). Each time `residual + page_tokens` tokens are
+/// in it, the oldest `page_tokens` of them become a page. Codings that learn from
 /// queries begin to pack when a layer has seen `statistics_tokens` tokens (and
 /// at least what fills the first page); exactly that many count, so pages do
 /// not depend on the pieces in which tokens arrive.
@@ -91,7 +91,7 @@ class KVCache {
   /// Throws Error for options that do not fit each other, before anything is allocated. Allocates
   /// little: memory for tokens comes with them. On a device, waits for it.
   explicit KVCache(const Options &options)
-      : options_(checks::resolve(options, KeyBits)),
+      : options_(checks::resolve(options, KeyBits, ValueBits)),
         operations_(options_),
         pages_(options_, operations_.page_bytes(), KeyBits == 16 ? 0 : *options_.tile_tokens),
         learning_(options_, KeyBits) {
@@ -257,7 +257,7 @@ class KVCache {
   void check(Stream stream = {}) const requires replayable { operations_.check(stream); }
 
   /// Writes all tokens of a sequence and layer as attention sees them: exact
-  /// rows as they are, packed ones as their codes say. k, v: [length(sequence,
+  /// rows as they are, others as their codes say. k, v: [length(sequence,
   /// layer), kv_heads, head_dim]. On a device it does not wait, unless its workspace grows.
   template <Element S>
   void dequantize(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<TensorView<S>> v,
@@ -284,10 +284,10 @@ class KVCache {
   /// Drops the tokens [first, last) of a sequence in every layer and moves what
   /// follows by `by` positions, as engines do to make room in a full context:
   /// shift(sequence, keep, keep + n, -n). Packed tokens are not coded anew:
-  /// their pages change the position they are turned back by. Exact ones are
-  /// turned. The engine's next token stands `by` positions from where it would
-  /// have stood. by other than 0 needs Options::rotary. Allocates a page table's growth; on a device it
-  /// waits only where its workspace grows.
+  /// their pages change the position they are turned back by. Others are
+  /// turned; in 8 bits, keys are rounded once more then. The engine's next token stands `by` positions
+  /// from where it would have stood. by other than 0 needs Options::rotary. Allocates a page table's
+  /// growth; on a device it waits only where its workspace grows.
   void shift(SequenceId sequence, Index first, Index last, Index by, Stream stream = {}) {
     Sequence &state = find(sequence);
     const Index most = length(sequence);

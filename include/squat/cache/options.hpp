@@ -26,10 +26,12 @@ struct Options {
   std::optional<Coding> coding{};       ///< default: subspace to 4 bits, plain keys above
   std::optional<AffineFit> fit{};       ///< default: minmax for plain, clip_and_gain otherwise
   std::optional<ValueCoding> values{};  ///< default: plain where coding names plain, else symmetric
+  std::optional<TailCoding> tail{};     ///< default: int8 where pages have 2 to 4 bits and coding
+                                        ///< names not plain, else exact
   OrthogonalOptions orthogonal{};
 
   int sinks = 4;          ///< first tokens of a sequence that stay exact for good
-  int residual = 64;      ///< newest tokens that stay exact, at least
+  int residual = 64;      ///< newest tokens that are not packed, at least
   int page_tokens = 128;  ///< tokens of a page; a multiple of 16, at most 1024
 
   /// The rotary embedding that the keys and queries handed over carry: one for
@@ -64,11 +66,12 @@ struct Options {
 };
 
 /// The settings the SQuat paper publishes: rank and block of half a head,
-/// lambda 0.001, pages of 32 tokens, KIVI's ranges and values.
+/// lambda 0.001, pages of 32 tokens, KIVI's ranges and values, an exact tail.
 inline Options published_squat(Options options) {
   options.coding = Coding::orthogonal;
   options.fit = AffineFit::minmax;
   options.values = ValueCoding::plain;
+  options.tail = TailCoding::exact;
   options.orthogonal = {
       .rank = options.head_dim / 2, .lambda = 1e-3f, .block = options.head_dim / 2, .order = false};
   options.page_tokens = 32;

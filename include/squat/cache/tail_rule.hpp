@@ -1,12 +1,12 @@
 #pragma once
 
-// What stays exact behind the sinks, and when a page is due.
+// What is not packed behind the sinks, and when a page is due.
 
 #include "squat/core/config.hpp"
 
 namespace squat {
 
-/// At least the newest `residual` tokens of a sequence stay exact, in its tail. Each time the tail
+/// At least the newest `residual` tokens of a sequence are not packed: its tail. Each time the tail
 /// holds `residual + page_tokens`, the oldest `page_tokens` of them become a page.
 template <class Count = Index>
 struct TailRule {

@@ -22,6 +22,13 @@ enum class ValueCoding {
   symmetric,  ///< Hadamard rotation over the head, one unbiased scale a token
 };
 
+/// How a sequence's newest tokens are kept, behind its sinks and until they are packed.
+enum class TailCoding {
+  exact,  ///< as T
+  int8,   ///< keys and values alike rotated as symmetric values are, then 8 bits an element and one
+          ///< float16 scale a row: the largest magnitude over 127
+};
+
 /// How the zero and the scale of an affine group are found.
 enum class AffineFit {
   minmax,         ///< the group's extremes

@@ -36,14 +36,7 @@ class MeanModes {
   template <class Real = double>
   explicit MeanModes(const TileFrame &frame) : table_(frame.table()) {
     const Index turning = frame.angle_count();
-    Matrix<Real> table(turning + 1, frame.rows());
-    for (Index angle = 0; angle < turning; ++angle) {
-      for (Index row = 0; row < frame.rows(); ++row) {
-        table(angle, row) = static_cast<Real>(frame.angles(row)[angle * frame.rows()]);
-      }
-    }
-    for (Index row = 0; row < frame.rows(); ++row)
-      table(turning, row) = 1;  // of channels that do not turn
+    const Matrix<Real> table = table_of<Real>(frame);
     const auto eigen = symmetric_eigen<Real>(matrix_product<Real>(table, transposed<Real>(table)));
     SQUAT_ASSERT(eigen);  // cosines and sines are finite
     const Real *values = eigen->values.data(), *end = values + turning + 1;  // rising
@@ -52,17 +45,17 @@ class MeanModes {
     angles_.resize(turning + 1, count);
     std::copy_n(eigen->vectors.data() + (turning + 1 - count) * (turning + 1), angles_.size(),
                 angles_.data());
-    const Matrix<Real> angles = transposed<Real>(eigen->vectors).bottomRows(count);
-    rows_ = matrix_product<Real>(angles, table).template cast<double>();
   }
 
   Index count() const { return angles_.cols(); }
-  std::size_t bytes() const {
-    return static_cast<std::size_t>(angles_.size() + rows_.size()) * sizeof(double);
-  }
+  std::size_t bytes() const { return static_cast<std::size_t>(angles_.size()) * sizeof(double); }
 
-  /// mode_k(j), [count, rows of a tile].
-  const Eigen::MatrixXd &rows() const { return rows_; }
+  /// mode_k(j), [count, rows of a tile], of that frame.
+  template <class Real = double>
+  Eigen::MatrixXd rows(const TileFrame &frame) const {
+    const Matrix<Real> angles = angles_.template cast<Real>();
+    return matrix_product<Real>(transposed<Real>(angles), table_of<Real>(frame)).template cast<double>();
+  }
 
   /// What a head's queries are multiplied by, [count, head_dim]. mean: of the
   /// keys before their rotary embedding, [head_dim].
@@ -90,9 +83,22 @@ class MeanModes {
  private:
   static constexpr double tolerance = 1e-5;  // of the largest singular value
 
+  /// Cosines and sines of all rows, and ones of channels that do not turn, [2 * pairs + 1, rows].
+  template <class Real>
+  static Matrix<Real> table_of(const TileFrame &frame) {
+    const Index turning = frame.angle_count();
+    Matrix<Real> table(turning + 1, frame.rows());
+    for (Index row = 0; row < frame.rows(); ++row) {
+      for (Index angle = 0; angle < turning; ++angle) {
+        table(angle, row) = static_cast<Real>(frame.angles(row)[angle * frame.rows()]);
+      }
+      table(turning, row) = 1;
+    }
+    return table;
+  }
+
   RotaryTable table_;
   Eigen::MatrixXd angles_;  // P, [2 * pairs + 1, count]
-  Eigen::MatrixXd rows_;
 };
 
 }  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -21,7 +21,7 @@ struct TileTables {
   /// Tiles of `rows` tokens.
   template <class Real = double>
   TileTables(const RotaryTable &table, Index rows)
-      : frame(table, rows), modes(frame), mode_rows(transposed<Real>(modes.rows())) {}
+      : frame(table, rows), modes(frame), mode_rows(transposed<Real>(modes.rows(frame))) {}
 
   std::size_t bytes() const { return frame.bytes() + modes.bytes() + mode_rows.bytes(); }
 

@@ -18,17 +18,18 @@
 #include "squat/core/tensor.hpp"
 #include "squat/cpu/attend_batch.hpp"
 #include "squat/cpu/buffer.hpp"
-#include "squat/cpu/exact_rows.hpp"
 #include "squat/cpu/exact_store.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/kernels/attend_head.hpp"
 #include "squat/cpu/kernels/check_elements.hpp"
 #include "squat/cpu/kernels/pack_page.hpp"
+#include "squat/cpu/kernels/stored_row.hpp"
 #include "squat/cpu/kernels/unpack_page.hpp"
 #include "squat/cpu/layer_coding.hpp"
 #include "squat/cpu/page_layout.hpp"
 #include "squat/cpu/page_memory.hpp"
 #include "squat/cpu/partial_results.hpp"
+#include "squat/cpu/stored_rows.hpp"
 #include "squat/cpu/stream.hpp"
 #include "squat/cpu/workspace.hpp"
 
@@ -131,7 +132,9 @@ class Operations {
               TensorView<const S> v, TensorView<S> out, Stream) {
     if (out.tokens > 0) attend_reserved(q, k, v, out);
     for (const Call &call : calls) {
-      pack(call.coding, call.due_pages, call.exact->tail_rows(), k, v, call.first_row + call.sinks);
+      call.exact->visit_tail([&](const auto &tail) {
+        pack(call.coding, call.due_pages, tail, k, v, call.first_row + call.sinks);
+      });
       call.exact->append(call, k, v, call.due * options_.page_tokens);
     }
   }
@@ -155,11 +158,11 @@ class Operations {
   }
 
   /// Packs consecutive groups of tokens into `pages`. Tokens come from the tail
-  /// first, then from the rows of k and v from `first` on, rounded to T as the
+  /// first, then from the rows of k and v from `first` on, rounded as the
   /// tail would have.
-  template <Element S>
-  void pack(Index coding, std::span<const PageView> pages, ExactRows<T> tail, TensorView<const S> k,
-            TensorView<const S> v, Index first) {
+  template <Element S, RowElement Kept>
+  void pack(Index coding, std::span<const PageView> pages, const StoredRows<Kept> &tail,
+            TensorView<const S> k, TensorView<const S> v, Index first) {
     const Index d = options_.head_dim, group = options_.page_tokens;
     const Index items = static_cast<Index>(pages.size()) * options_.kv_heads;
     workspace_.for_each(items, [&](Index item, Scratch scratch) {
@@ -173,15 +176,16 @@ class Operations {
           const Index ahead = std::min(first + source - tail.tokens + 8, tensor.tokens - 1);
           if (ahead >= 0) prefetch_row(tensor.row(ahead, head));
           if (source < tail.tokens) {
-            convert_row(tail_row(source), d, row);
+            load_row(tail_row(source), d, row);
           } else {
-            copy_rounded(tensor.row(first + source - tail.tokens, head), row);
+            convert_row(tensor.row(first + source - tail.tokens, head), d, row);
+            if constexpr (!std::is_same_v<S, Kept>) round_row<Kept>(row, d);
           }
         }
       };
-      gather(k, [&](Index token) { return tail.key(head, token, d); });
+      gather(k, [&](Index token) { return tail.key(head, token); });
       pack_keys<T>(layout_, head_coding(coding, head), rows, view, head, scratch);
-      gather(v, [&](Index token) { return tail.value(head, token, d); });
+      gather(v, [&](Index token) { return tail.value(head, token); });
       pack_values<T>(layout_, *options_.fit, rows, view.data, head, scratch);
     });
   }
@@ -210,24 +214,28 @@ class Operations {
   template <Element S>
   void dequantize(const Call &call, TensorView<S> k, TensorView<S> v, Stream) {
     const Index d = options_.head_dim;
-    for_each_kv_head(3 * layout_.group * d * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
+    const Index elements = (3 * layout_.group + 1) * d;
+    for_each_kv_head(elements * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
       const HeadCoding head_keys = head_coding(call.coding, head);
       const SubspaceBasis *basis = head_keys.quantizer->basis();
       const RowMatrix from_basis = basis != nullptr ? basis->from_basis() : RowMatrix();
       Index position = 0;
-      const auto copy_exact = [&](const ExactRows<T> &rows) {
+      auto *row = scratch.take<float>(d);
+      const auto copy_rows = [&](const auto &rows) {
         for (Index token = 0; token < rows.tokens; ++token, ++position) {
-          write_row(rows.key(head, token, d), 1, k.row(position, head));
-          write_row(rows.value(head, token, d), 1, v.row(position, head));
+          load_row(rows.key(head, token), d, row);
+          write_row(row, 1, k.row(position, head));
+          load_row(rows.value(head, token), d, row);
+          write_row(row, 1, v.row(position, head));
         }
       };
-      copy_exact(call.exact->sink_rows());
+      copy_rows(call.exact->sink_rows());
       for (const PageView &page : call.pages) {
         dequantize_page(head_keys, from_basis, page, head, k.slice(position, page.tokens),
                         v.slice(position, page.tokens), scratch);
         position += page.tokens;
       }
-      copy_exact(call.exact->tail_rows());
+      call.exact->visit_tail(copy_rows);
     });
   }
 
@@ -294,32 +302,22 @@ class Operations {
   }
 
   template <Element S>
-  void copy_rounded(const S *from, float *to) const {
-    convert_row(from, options_.head_dim, to);
-    if constexpr (!std::is_same_v<S, T>) round_row_to<T>(to, options_.head_dim);
-  }
-
-  template <Element S>
   void attend_item(const typename Batch::Item &item, TensorView<const S> q, TensorView<const S> k,
                    TensorView<const S> v, TensorView<S> out, Scratch scratch) {
     const Block &block = item.block;
     const Call &call = *block.call;
-    const Index heads = heads_per_kv_head(), d = options_.head_dim, rows = block.tokens * heads;
+    const Index heads = heads_per_kv_head(), rows = block.tokens * heads;
     const auto pages = call.pages;
-    const ExactRows<T> sinks = call.exact->sink_rows(), tail = call.exact->tail_rows();
+    const StoredRows<T> sinks = call.exact->sink_rows();
     Head attention(layout_, kernels_, head_coding(call.coding, block.head), block.head, rows, scratch);
     attention.begin(q, call.first_row + block.first, block.tokens, heads, call.past + block.first,
                     options_.attention_scale);
-    const auto exact = [&](const ExactRows<T> &exact_rows, Index position) {
-      attention.exact(exact_rows.key(block.head, 0, d), d, exact_rows.value(block.head, 0, d), d,
-                      position, exact_rows.tokens);
-    };
     if (item.first_page == 0) {
       if (k.tokens > 0) {
         attention.own(k.row(call.first_row, block.head), k.token_stride,
                       v.row(call.first_row, block.head), v.token_stride, call.past, call.tokens);
       }
-      exact(sinks, 0);
+      attention.exact(sinks, 0);
     }
     const auto last_page = static_cast<std::size_t>(item.last_page);
     for (auto i = static_cast<std::size_t>(item.first_page); i < last_page;) {
@@ -328,7 +326,8 @@ class Operations {
       i += count;
     }
     if (last_page == pages.size()) {
-      exact(tail, tail_begin(sinks.tokens, pages));
+      const Index position = tail_begin(sinks.tokens, pages);
+      call.exact->visit_tail([&](const auto &tail) { attention.exact(tail, position); });
     }
     if (item.partial_row < 0) {
       const RowView<const float> sums = attention.sums();

@@ -1,9 +1,10 @@
 #pragma once
 
-// Rows kept exact: the sinks and the window of one sequence and layer.
+// Rows that are not packed: the sinks and the tail of one sequence and layer.
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <utility>
 
 #include "squat/coding/rotary.hpp"
@@ -11,39 +12,42 @@
 #include "squat/core/instruction_set.hpp"
 #include "squat/core/tensor.hpp"
 #include "squat/cpu/buffer.hpp"
-#include "squat/cpu/exact_rows.hpp"
-#include "squat/cpu/kernels/vector.hpp"
+#include "squat/cpu/kernels/stored_row.hpp"
+#include "squat/cpu/stored_rows.hpp"
 
 namespace squat::cpu::inline SQUAT_API_NAMESPACE {
 
-/// Keys and values as `[kv_heads, capacity, head_dim]` in T, filled from the
-/// front.
-template <class T>
+/// Keys and values as `[kv_heads, capacity, row_elements]`, filled from the front: rows of T, or of
+/// bytes with their scale.
+template <RowElement Scalar>
 class RowStore {
  public:
   RowStore() = default;
   RowStore(Index kv_heads, Index head_dim, Index capacity)
       : kv_heads_(kv_heads),
         head_dim_(head_dim),
+        row_elements_(row_elements<Scalar>(head_dim)),
         capacity_(capacity),
-        rows_(static_cast<std::size_t>(2 * kv_heads * capacity * head_dim)) {}
+        rows_(static_cast<std::size_t>(2 * kv_heads * capacity * row_elements_)) {}
 
   Index tokens() const { return tokens_; }
   Index capacity() const { return capacity_; }
   std::size_t bytes() const { return rows_.bytes(); }
 
-  ExactRows<T> view() const { return {rows_.data(), values(), tokens_, capacity_}; }
+  StoredRows<Scalar> view() const { return {rows_.data(), values(), tokens_, capacity_, row_elements_}; }
 
   /// Adds the rows [first, first + count) of k and v. There must be room.
   template <Element S>
   void append(TensorView<const S> k, TensorView<const S> v, Index first, Index count) {
     SQUAT_ASSERT(tokens_ + count <= capacity_);
     for (Index head = 0; head < kv_heads_; ++head) {
-      T *key = rows_.data() + (head * capacity_ + tokens_) * head_dim_;
-      T *value = values() + (head * capacity_ + tokens_) * head_dim_;
-      for (Index token = first; token < first + count; ++token, key += head_dim_, value += head_dim_) {
-        convert_row(k.row(token, head), head_dim_, key);
-        convert_row(v.row(token, head), head_dim_, value);
+      const Index at = (head * capacity_ + tokens_) * row_elements_;
+      Scalar *key = rows_.data() + at, *value = values() + at;
+      for (Index token = first; token < first + count; ++token) {
+        store_row(k.row(token, head), head_dim_, key);
+        store_row(v.row(token, head), head_dim_, value);
+        key += row_elements_;
+        value += row_elements_;
       }
     }
     tokens_ += count;
@@ -53,22 +57,22 @@ class RowStore {
   void erase(Index first, Index count) {
     if (count == 0) return;
     for (Index block = 0; block < 2 * kv_heads_; ++block) {
-      T *rows = rows_.data() + block * capacity_ * head_dim_;
-      std::copy(rows + (first + count) * head_dim_, rows + tokens_ * head_dim_,
-                rows + first * head_dim_);
+      Scalar *rows = rows_.data() + block * capacity_ * row_elements_;
+      std::copy(rows + (first + count) * row_elements_, rows + tokens_ * row_elements_,
+                rows + first * row_elements_);
     }
     tokens_ -= count;
   }
 
-  /// Turns the keys of the tokens from `first` on.
+  /// Turns the keys of the tokens from `first` on. Rows of bytes are rounded once more.
   void turn(Index first, const Turn &turn) {
     std::array<float, 2 * most_rotary_pairs> row;
     for (Index head = 0; head < kv_heads_; ++head) {
       for (Index token = first; token < tokens_; ++token) {
-        T *key = rows_.data() + (head * capacity_ + token) * head_dim_;
-        convert_row(key, head_dim_, row.data());
+        Scalar *key = rows_.data() + (head * capacity_ + token) * row_elements_;
+        load_row(key, head_dim_, row.data());
         turn.apply(row.data());
-        convert_row(row.data(), head_dim_, key);
+        store_row(row.data(), head_dim_, key);
       }
     }
   }
@@ -81,22 +85,23 @@ class RowStore {
   void move_to(RowStore store, Index count) {
     SQUAT_ASSERT(tokens_ - count <= store.capacity_);
     for (Index block = 0; block < 2 * kv_heads_; ++block) {
-      const T *from = rows_.data() + (block * capacity_ + count) * head_dim_;
-      std::copy(from, from + (tokens_ - count) * head_dim_,
-                store.rows_.data() + block * store.capacity_ * head_dim_);
+      const Scalar *from = rows_.data() + (block * capacity_ + count) * row_elements_;
+      std::copy(from, from + (tokens_ - count) * row_elements_,
+                store.rows_.data() + block * store.capacity_ * row_elements_);
     }
     store.tokens_ = tokens_ - count;
     *this = std::move(store);
   }
 
  private:
-  T *values() const { return rows_.data() + rows_.size() / 2; }
+  Scalar *values() const { return rows_.data() + rows_.size() / 2; }
 
   Index kv_heads_ = 0;
   Index head_dim_ = 0;
+  Index row_elements_ = 0;
   Index capacity_ = 0;
   Index tokens_ = 0;
-  Buffer<T> rows_;
+  Buffer<Scalar> rows_;
 };
 
 }  // namespace squat::cpu::inline SQUAT_API_NAMESPACE

@@ -31,6 +31,7 @@
 #include "squat/cuda/coding/codings.hpp"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/append_step.cuh"
+#include "squat/cuda/kernels/byte_rows.cuh"
 #include "squat/cuda/kernels/check_elements.cuh"
 #include "squat/cuda/kernels/dequantize.cuh"
 #include "squat/cuda/kernels/exact_rows.cuh"
@@ -66,10 +67,14 @@ class Operations {
         errors_(1) {
     PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::check(options.head_dim, options.page_tokens);
     const auto heads = static_cast<std::size_t>(options.kv_heads);
+    const bool bytes = *options.tail == TailCoding::int8;
     with_layout([&]<class Layout>() {
       page_bytes_ = static_cast<std::size_t>(Layout::head_bytes(*options.values)) * heads;
       shape_.block_elements = BlockLayout<Layout::HeadDim>::elements * heads;
+      shape_.tail_block_elements =
+          bytes ? ByteSlots::block_bytes<Layout::HeadDim>() / 2 * heads : shape_.block_elements;
     });
+    shape_.byte_tail = bytes;
     shape_.sink_blocks = token_blocks(options.sinks);
     shape_.full_blocks = token_blocks(TailRule<>{options.residual, options.page_tokens}.full());
     errors_.fill(0, nullptr);
@@ -169,7 +174,7 @@ class Operations {
       exact.reserve_rows(shape_, rest, pages > 0, call.learnt, *arena_);
       const std::int32_t behind = std::max(0, token_blocks(arrived) - exact.next_tail_blocks());
       overflows_.push_back(overflow);
-      overflow += static_cast<std::size_t>(behind) * shape_.block_elements;
+      overflow += shape_.tail_elements(behind);
       most_overflow_ = std::max(most_overflow_, behind);
       if (!call.observed) continue;
       codings_.at(call.coding).reserve_statistics(stream);
@@ -178,7 +183,11 @@ class Operations {
              stream);
       });
     }
-    grow_rows(overflow, stream);
+    if (attends && shape_.byte_tail) {
+      reserve_unpacked(
+          calls, [](const Call &call) { return call.exact->tail() + call.tokens; }, stream);
+    }
+    grow_rows(rows_, overflow, stream);
     grow(call_batch_, calls.size(), stream);
     entries_.reserve(calls.size());
     states_.reserve(calls.size());
@@ -194,7 +203,7 @@ class Operations {
     entries_.clear();
     states_.clear();
     pages_.clear();
-    Index most_tokens = 0, most_pages = 0;
+    Index most_tokens = 0, most_tail = 0, most_pages = 0;
     for (std::size_t i = 0; i < calls.size(); ++i) {
       const Call &call = calls[i];
       Exact &exact = *call.exact;
@@ -206,10 +215,11 @@ class Operations {
       state.position += call.tokens;
       states_.push_back({exact.device_state(), state});
       entries_.push_back({exact.device_state(), static_cast<std::int32_t>(call.first_row),
-                          static_cast<std::int32_t>(call.tokens),
-                          static_cast<std::int32_t>(call.sinks)});
+                          static_cast<std::int32_t>(call.tokens), static_cast<std::int32_t>(call.sinks),
+                          unpacked(i, out.tokens > 0)});
       add_pages(exact, call.pages.size(), call.due_pages, call.ready_page);
       most_tokens = std::max(most_tokens, call.tokens);
+      most_tail = std::max(most_tail, exact.tail());
       most_pages = std::max(most_pages, call.due);
     }
     write_added(stream);
@@ -218,6 +228,14 @@ class Operations {
       launch_append_rows<Layout::HeadDim, T, S>(call_batch_.data(), static_cast<int>(calls.size()),
                                                 static_cast<int>(most_tokens), kv_heads(),
                                                 device_tensor(k), device_tensor(v), stream);
+      if (!shape_.byte_tail) return;
+      launch_append_byte_rows<Layout::HeadDim, S>(call_batch_.data(), static_cast<int>(calls.size()),
+                                                  static_cast<int>(most_tokens), kv_heads(),
+                                                  device_tensor(k), device_tensor(v), stream);
+      if (out.tokens == 0) return;
+      launch_unpack_tail<Layout::HeadDim, T, S>(call_batch_.data(), static_cast<int>(calls.size()),
+                                                static_cast<int>(most_tail), kv_heads(), true,
+                                                device_tensor(k), device_tensor(v), stream);
     });
     cuda::check(cudaGetLastError(), "append");
     if (out.tokens > 0) attend_batch<S>(call_batch_.data(), calls, q, out, stream);
@@ -225,7 +243,9 @@ class Operations {
     const PackCall packing = pack_call(call_batch_.data(), calls.size(), most_pages);
     pack(packing, stream);
     with_layout([&]<class Layout>() {
-      launch_keep_overflow<Layout::HeadDim, Layout::Group>(packing, most_overflow_, stream);
+      with_slots([&]<class Slots>() {
+        launch_keep_overflow<Layout::HeadDim, Layout::Group, Slots>(packing, most_overflow_, stream);
+      });
       launch_finish_call<Layout::Group>(packing, stream);
     });
     cuda::check(cudaGetLastError(), "append");
@@ -236,9 +256,25 @@ class Operations {
   template <Element S>
   void attend(std::span<const Call> calls, TensorView<const S> q, TensorView<S> out,
               cudaStream_t stream) {
-    make_entries(calls);
     reserve_attend(calls, stream);
-    attend_batch<S>(find_batch(reading_, stream), calls, q, out, stream);
+    const bool unpacks = shape_.byte_tail && most_tokens_ > 1;
+    Index most_tail = 0;
+    if (unpacks) {
+      reserve_unpacked(
+          calls, [](const Call &call) { return call.exact->capacity(); }, stream);
+      for (const Call &call : calls) most_tail = std::max(most_tail, call.exact->capacity());
+    }
+    make_entries(calls, unpacks);
+    const BatchEntry *batch = find_batch(reading_, stream);
+    if (unpacks) {
+      with_layout([&]<class Layout>() {
+        launch_unpack_tail<Layout::HeadDim, T, S>(batch, static_cast<int>(calls.size()),
+                                                  static_cast<int>(most_tail), kv_heads(), false, {}, {},
+                                                  stream);
+      });
+      cuda::check(cudaGetLastError(), "tail");
+    }
+    attend_batch<S>(batch, calls, q, out, stream);
   }
 
   // ---- decode steps
@@ -263,9 +299,14 @@ class Operations {
       for (const Call &call : calls) call.exact->note_capture();
     }
     with_layout([&]<class Layout>() {
-      launch_append_step<Layout::HeadDim, T, S>(batch, static_cast<int>(calls.size()), kv_heads(),
-                                                device_tensor(k), device_tensor(v), errors_.data(),
-                                                stream);
+      const int entries = static_cast<int>(calls.size());
+      if (shape_.byte_tail) {
+        launch_append_byte_step<Layout::HeadDim, S>(batch, entries, kv_heads(), device_tensor(k),
+                                                    device_tensor(v), errors_.data(), stream);
+      } else {
+        launch_append_step<Layout::HeadDim, T, S>(batch, entries, kv_heads(), device_tensor(k),
+                                                  device_tensor(v), errors_.data(), stream);
+      }
     });
     cuda::check(cudaGetLastError(), "append of a step");
     if (out.tokens > 0) attend_batch<S>(batch, calls, q, out, stream);
@@ -312,7 +353,7 @@ class Operations {
   }
 
   void reserve_shift(const Exact &exact, cudaStream_t stream) {
-    grow_rows(exact.row_elements(), stream);
+    grow_rows(rows_, exact.row_elements(), stream);
   }
 
   /// Exact tokens without those of `sinks` and `tail`, and what follows them turned by `by` positions.
@@ -325,9 +366,10 @@ class Operations {
     cuda::check(cudaMemcpyAsync(rows_.data(), exact.rows(), exact.row_elements() * 2,
                                 cudaMemcpyDeviceToDevice, stream),
                 "shift");
-    const auto close = [&](ExactSlots to, TokenRange range, Index left) {
-      ExactSlots from = to;
-      from.ring = rows_.data() + (to.ring - exact.rows());
+    const auto close = [&](auto to, TokenRange range, Index left) {
+      auto from = to;
+      from.ring = reinterpret_cast<decltype(to.ring)>(
+          rows_.data() + (reinterpret_cast<const std::uint16_t *>(to.ring) - exact.rows()));
       const Index behind = left - range.first;
       if (range.last > range.first) copy_rows(from, range.last, behind, to, range.first, stream);
       if (by == 0) return;
@@ -338,7 +380,9 @@ class Operations {
       cuda::check(cudaGetLastError(), "shift");
     };
     close(exact.sink_slots(shape_, kv_heads()), sinks, left_sinks);
-    close(exact.tail_slots(shape_, kv_heads()), tail, left_tail);
+    with_slots([&]<class Slots>() {
+      close(exact.template tail_slots<Slots>(shape_, kv_heads()), tail, left_tail);
+    });
     exact.truncate(left_sinks, left_tail);
   }
 
@@ -363,25 +407,29 @@ class Operations {
                                       .k = device_tensor(k),
                                       .v = device_tensor(v)};
     with_layout([&]<class Layout>() {
-      const auto unpack_exact = [&](ExactSlots slots, Index first, Index count) {
+      const auto unpack_rows = [&](auto slots, Index first, Index count) {
         launch_dequantize_rows<Layout::HeadDim, T>(slots, static_cast<int>(count), kv_heads(), unpack.k,
                                                    unpack.v, static_cast<int>(first), stream);
       };
-      unpack_exact(exact.sink_slots(shape_, kv_heads()), 0, exact.sinks());
+      unpack_rows(exact.sink_slots(shape_, kv_heads()), 0, exact.sinks());
       launch_dequantize_pages<Layout, T>(unpack, static_cast<int>(call.pages.size()), kv_heads(),
                                          stream);
-      unpack_exact(exact.tail_slots(shape_, kv_heads()), k.tokens - exact.tail(), exact.tail());
+      with_slots([&]<class Slots>() {
+        unpack_rows(exact.template tail_slots<Slots>(shape_, kv_heads()), k.tokens - exact.tail(),
+                    exact.tail());
+      });
     });
   }
 
   std::size_t statistics_bytes() const { return codings_.statistics_bytes(); }
   std::size_t bases_bytes() const { return codings_.bytes(); }
   std::size_t workspace_bytes() const {
-    std::size_t sum = attend_.bytes() + observing_.bytes() + rows_.bytes() + call_batch_.bytes() +
-                      reading_.bytes() + first_bad_.bytes() + errors_.bytes() + arena_->bytes() -
-                      arena_->used_bytes() + from_bases_.bytes();
+    std::size_t sum = attend_.bytes() + observing_.bytes() + rows_.bytes() + unpacked_.bytes() +
+                      call_batch_.bytes() + reading_.bytes() + first_bad_.bytes() + errors_.bytes() +
+                      arena_->bytes() - arena_->used_bytes() + from_bases_.bytes();
     for (const BatchArrays &batches : batches_) sum += batches.bytes();
     for (const auto &buffer : retired_) sum += buffer.bytes();
+    for (const auto &rows : retired_rows_) sum += rows.bytes();
     return sum;
   }
 
@@ -395,6 +443,16 @@ class Operations {
                                                             run);
   }
 
+  /// Runs run<Slots>() for what tails are kept as.
+  template <class Run>
+  void with_slots(Run &&run) const {
+    if (shape_.byte_tail) {
+      run.template operator()<ByteSlots>();
+    } else {
+      run.template operator()<ExactSlots>();
+    }
+  }
+
   int kv_heads() const { return options_->kv_heads; }
 
   template <class Scalar>
@@ -402,7 +460,8 @@ class Operations {
     return {view.data, view.token_stride, view.head_stride};
   }
 
-  void copy_rows(ExactSlots from, Index first, Index count, ExactSlots to, Index to_first,
+  template <class Slots>
+  void copy_rows(Slots from, Index first, Index count, Slots to, Index to_first,
                  cudaStream_t stream) const {
     with_layout([&]<class Layout>() {
       launch_copy_rows<Layout::HeadDim>(from, static_cast<int>(first), static_cast<int>(count),
@@ -429,12 +488,31 @@ class Operations {
 
   // ---- batches
 
-  void make_entries(std::span<const Call> calls) {
+  void make_entries(std::span<const Call> calls, bool unpacks = false) {
     entries_.clear();
-    for (const Call &call : calls) {
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+      const Call &call = calls[i];
       entries_.push_back({call.exact->device_state(), static_cast<std::int32_t>(call.first_row),
-                          static_cast<std::int32_t>(call.tokens), 0});
+                          static_cast<std::int32_t>(call.tokens), 0, unpacked(i, unpacks)});
     }
+  }
+
+  /// Room for tails of bytes as exact rows, of as many tokens a call as tokens_of says. Captured graphs
+  /// go on with the old one.
+  template <class TokensOf>
+  void reserve_unpacked(std::span<const Call> calls, TokensOf &&tokens_of, cudaStream_t stream) {
+    unpacked_begins_.clear();
+    std::size_t elements = 0;
+    for (const Call &call : calls) {
+      unpacked_begins_.push_back(elements);
+      elements += static_cast<std::size_t>(token_blocks(tokens_of(call))) * shape_.block_elements;
+    }
+    if (elements <= unpacked_.size()) return;
+    if (captured_) retired_rows_.push_back(std::exchange(unpacked_, {}));
+    grow_rows(unpacked_, elements, stream);
+  }
+  std::uint16_t *unpacked(std::size_t call, bool unpacks) const {
+    return unpacks && shape_.byte_tail ? unpacked_.data() + unpacked_begins_[call] : nullptr;
   }
 
   const BatchEntry *find_batch(BatchArrays &batches, cudaStream_t stream) {
@@ -509,12 +587,12 @@ class Operations {
     buffer = DeviceBuffer<Scalar>(size);
   }
 
-  /// The same for rows_, whose elements are numbers at all times: what lies behind the last token of a
+  /// The same for rows, whose elements are numbers at all times: what lies behind the last token of a
   /// block is multiplied by 0.
-  void grow_rows(std::size_t elements, cudaStream_t stream) {
-    if (elements <= rows_.size()) return;
-    grow(rows_, elements, stream);
-    rows_.fill(0, stream);
+  static void grow_rows(DeviceBuffer<std::uint16_t> &rows, std::size_t elements, cudaStream_t stream) {
+    if (elements <= rows.size()) return;
+    grow(rows, elements, stream);
+    rows.fill(0, stream);
   }
 
   std::unique_ptr<const Options> options_;  // codings refer to it
@@ -522,23 +600,26 @@ class Operations {
   Codings codings_;
   std::size_t page_bytes_ = 0;
   ExactShape shape_{};
-  std::vector<BatchArrays> batches_;     // of steps, a layer each
-  BatchArrays reading_;                  // of attend()
-  DeviceBuffer<BatchEntry> call_batch_;  // of a call that the host plans
-  DeviceBuffer<std::byte> attend_;       // workspace
-  DeviceBuffer<std::uint16_t> rows_;     // exact rows while a call lasts
-  DeviceBuffer<std::byte> observing_;    // workspace of statistics
-  DeviceBuffer<float> from_bases_;       // of dequantize()
+  std::vector<BatchArrays> batches_;      // of steps, a layer each
+  BatchArrays reading_;                   // of attend()
+  DeviceBuffer<BatchEntry> call_batch_;   // of a call that the host plans
+  DeviceBuffer<std::byte> attend_;        // workspace
+  DeviceBuffer<std::uint16_t> rows_;      // of a tail, while a call lasts
+  DeviceBuffer<std::uint16_t> unpacked_;  // tails of bytes as exact rows, likewise
+  DeviceBuffer<std::byte> observing_;     // workspace of statistics
+  DeviceBuffer<float> from_bases_;        // of dequantize()
   DeviceBuffer<unsigned long long> first_bad_;
   DeviceBuffer<std::uint32_t> errors_;  // of steps
   bool captured_ = false;               // there are graphs that name buffers
   std::vector<DeviceBuffer<std::byte>> retired_;
+  std::vector<DeviceBuffer<std::uint16_t>> retired_rows_;
 
   // Of the call in progress.
   std::vector<std::size_t> overflows_;  // where the tokens that a tail has no slot for begin, in rows_
-  std::int32_t most_overflow_ = 0;      // blocks of a sequence
-  std::int32_t most_tokens_ = 0;        // of a sequence
-  std::int32_t table_pages_ = 0;        // entries of all page tables, used or not
+  std::vector<std::size_t> unpacked_begins_;  // of the tails in unpacked_
+  std::int32_t most_overflow_ = 0;            // blocks of a sequence
+  std::int32_t most_tokens_ = 0;              // of a sequence
+  std::int32_t table_pages_ = 0;              // entries of all page tables, used or not
   std::vector<BatchEntry> entries_;
   std::vector<Write<LayerState>> states_;
   std::vector<Write<PageEntry>> pages_;

@@ -5,7 +5,7 @@
 //
 // Row r of a block is query head r % heads of token r / heads. Runs of tokens
 // come one after another; each updates the running softmax and two sums: of
-// exact values, and of packed ones in the rotated frame they are coded in.
+// values as they are, and of those that are kept rotated (coding/hadamard.hpp).
 //
 // Few rows (decoding) read codes straight from the page. Many rows (a prompt)
 // share one unpacked page in scratch memory and go through matrix products.
@@ -13,6 +13,7 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstdint>
 #include <span>
 
@@ -26,6 +27,7 @@
 #include "squat/cpu/kernels/row_blocks.hpp"
 #include "squat/cpu/kernels/score_keys.hpp"
 #include "squat/cpu/kernels/softmax.hpp"
+#include "squat/cpu/kernels/stored_row.hpp"
 #include "squat/cpu/kernels/sum_values.hpp"
 #include "squat/cpu/kernels/transform_queries.hpp"
 #include "squat/cpu/kernels/unpack_page.hpp"
@@ -33,6 +35,7 @@
 #include "squat/cpu/kernels/weighted_codes.hpp"
 #include "squat/cpu/page_layout.hpp"
 #include "squat/cpu/softmax_state.hpp"
+#include "squat/cpu/stored_rows.hpp"
 #include "squat/cpu/workspace.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
@@ -66,6 +69,7 @@ class HeadAttention {
         queries_(scratch.take<float>(rows * layout.head_dim)),
         tile_(coding, queries_, rows, layout.head_dim, pages_of(layout, rows), scratch) {
     const Index d = layout.head_dim;
+    rotated_queries_ = scratch.take<float>(rows * d);
     exact_sum_ = scratch.take<float>(rows * d);
     packed_sum_ = scratch.take<float>(rows * d);
     scores_ = scratch.take<float>(rows * stride_);
@@ -87,7 +91,7 @@ class HeadAttention {
   static std::size_t scratch_bytes(const Layout &layout, Index rows) {
     const Index d = layout.head_dim, stride = score_stride(layout, rows);
     return TileQueries<float>::scratch_bytes(rows, d, pages_of(layout, rows)) +
-           3 * Scratch::bytes<float>(rows * d) + Scratch::bytes<float>(rows * stride) +
+           4 * Scratch::bytes<float>(rows * d) + Scratch::bytes<float>(rows * stride) +
            Scratch::bytes<Index>(rows) + Scratch::bytes<SoftmaxState>(rows) +
            2 * Scratch::bytes<T>(run_tokens * d) +
            (rows > few_rows ? 2 * Scratch::bytes<float>(stride * d)
@@ -108,23 +112,36 @@ class HeadAttention {
     }
     std::transform(queries_, queries_ + rows_ * d, queries_, [&](float x) { return x * scale; });
     tile_.reset();
+    rotated_ = false;
     std::fill_n(exact_sum_, rows_ * d, 0.0f);
     std::fill_n(packed_sum_, rows_ * d, 0.0f);
   }
 
-  /// Attends to `tokens` exact rows, the first of which has `position` tokens
+  /// Attends to `tokens` rows that are not packed, the first of which has `position` tokens
   /// before it.
-  template <Element S>
+  template <RowElement S>
   void exact(const S *keys, Index key_stride, const S *values, Index value_stride, Index position,
              Index tokens) {
+    constexpr bool bytes = std::same_as<S, std::int8_t>;
     tokens = std::min(tokens, limits_[rows_ - 1] - position);
+    if (bytes && tokens > 0) rotate_queries();
     for (Index first = 0; first < tokens; first += run_tokens) {
       const Index count = std::min(run_tokens, tokens - first);
       const S *key = keys + first * key_stride, *value = values + first * value_stride;
-      score_exact<S>({key, key_stride}, count, {queries_, layout_.head_dim}, bytes_ahead(key, value));
+      score_exact<S>({key, key_stride}, count, {bytes ? rotated_queries_ : queries_, layout_.head_dim},
+                     bytes_ahead(key, value));
+      if constexpr (bytes) scale_scores({key, key_stride}, count);
       softmax(position + first, 0, count);
-      sum_exact<S>({value, value_stride}, count, 0);
+      if constexpr (bytes) scale_scores({value, value_stride}, count);
+      sum_exact<S>({value, value_stride}, count, 0, bytes ? packed_sum_ : exact_sum_);
     }
+  }
+
+  /// The same for rows of a sequence.
+  template <RowElement S>
+  void exact(const StoredRows<S> &rows, Index position) {
+    exact(rows.key(head_, 0), rows.row_elements, rows.value(head_, 0), rows.row_elements, position,
+          rows.tokens);
   }
 
   /// The same for rows of a call, which count as the cache will keep them: rounded to T.
@@ -196,7 +213,8 @@ class HeadAttention {
     if (layout_.value_bits == 16) {
       sum_exact<Exact16<T>>({layout_.template values<Exact16<T>>(first.data, head_), layout_.head_dim},
                             first.first + tokens,
-                            bytes_ahead(first.data, next.empty() ? nullptr : next.front().data));
+                            bytes_ahead(first.data, next.empty() ? nullptr : next.front().data),
+                            exact_sum_);
     } else {
       sum_packed(for_each_page);
     }
@@ -208,8 +226,7 @@ class HeadAttention {
     const Index d = layout_.head_dim;
     for (Index row = 0; row < rows_; ++row) {
       float *packed = packed_sum_ + row * d;
-      if (layout_.value_bits < 16 && layout_.value_coding == ValueCoding::symmetric)
-        rotate_hadamard(packed, d);
+      if (layout_.value_bits < 16) rotate_hadamard(packed, d);
       for (Index i = 0; i < d; ++i) packed[i] += exact_sum_[row * d + i];
     }
     return {packed_sum_, d};
@@ -234,7 +251,24 @@ class HeadAttention {
   RowView<float> scores() const { return {scores_, stride_}; }
   RowView<const float> probabilities() const { return {scores_, stride_}; }
 
-  template <Element S>
+  /// The queries as rows of bytes meet them, worked out once.
+  void rotate_queries() {
+    if (rotated_) return;
+    rotated_ = true;
+    const Index d = layout_.head_dim;
+    std::copy_n(queries_, rows_ * d, rotated_queries_);
+    for (Index row = 0; row < rows_; ++row) rotate_hadamard(rotated_queries_ + row * d, d);
+  }
+
+  /// Multiplies scores, or what became of them, by the steps of the rows they are of.
+  void scale_scores(RowView<const std::int8_t> stored, Index count) {
+    for (Index token = 0; token < count; ++token) {
+      const float step = row_step(stored[token], layout_.head_dim);
+      for (Index row = 0; row < rows_; ++row) scores_[row * stride_ + token] *= step;
+    }
+  }
+
+  template <RowElement S>
   void score_exact(RowView<const S> keys, Index count, RowView<const float> queries,
                    std::ptrdiff_t ahead) {
     const Index d = layout_.head_dim;
@@ -306,23 +340,24 @@ class HeadAttention {
     }
   }
 
-  template <Element S>
-  void sum_exact(RowView<const S> values, Index count, std::ptrdiff_t ahead) {
+  template <RowElement S>
+  void sum_exact(RowView<const S> values, Index count, std::ptrdiff_t ahead, float *sums) {
     const Index d = layout_.head_dim;
-    if (!many()) return sum_rows(probabilities(), rows_, values, count, d, {exact_sum_, d}, ahead);
+    if (!many()) return sum_rows(probabilities(), rows_, values, count, d, {sums, d}, ahead);
     for (Index token = 0; token < count; ++token) convert_row(values[token], d, values_ + token * d);
     add_product<float>(probability_matrix(count), strided_rows<const float>(values_, count, d),
-                       strided_rows(exact_sum_, rows_, d));
+                       strided_rows(sums, rows_, d));
   }
 
   template <class ForEachPage>
   void sum_packed(const ForEachPage &for_each_page) {
     const Index d = layout_.head_dim, group = layout_.group;
+    float *sums = layout_.value_coding == ValueCoding::symmetric ? packed_sum_ : exact_sum_;
     if (many()) {
       return for_each_page([&](Index, const PageView &page, std::ptrdiff_t) {
         unpack_values(layout_, page.data, head_, values_);
         add_product<float>(probability_matrix(group), strided_rows<const float>(values_, group, d),
-                           strided_rows(packed_sum_, rows_, d));
+                           strided_rows(sums, rows_, d));
       });
     }
     for (Index scale = 0; scale < layout_.scales_of_a_value; ++scale) {
@@ -332,8 +367,8 @@ class HeadAttention {
                      weights_[static_cast<std::size_t>(i)], ahead);
       });
       for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
-        sum_values(layout_, page.data, head_, scale, weights_[static_cast<std::size_t>(i)],
-                   {packed_sum_, d}, ahead);
+        sum_values(layout_, page.data, head_, scale, weights_[static_cast<std::size_t>(i)], {sums, d},
+                   ahead);
       });
     }
   }
@@ -346,8 +381,10 @@ class HeadAttention {
   float *queries_;  // [rows, head_dim], times the attention scale
   TileQueries<float> tile_;
   std::array<CodeWeights, most_pages> weights_;  // of each page, for few rows
+  bool rotated_ = false;                         // rotated_queries_ are there
+  float *rotated_queries_ = nullptr;             // [rows, head_dim]
   float *exact_sum_ = nullptr;                   // [rows, head_dim]
-  float *packed_sum_ = nullptr;                  // [rows, head_dim]
+  float *packed_sum_ = nullptr;                  // [rows, head_dim], of rotated values
   float *scores_ = nullptr;                      // [rows, stride]
   float *keys_ = nullptr;           // [stride, head_dim] or [head_dim, group], for many rows
   float *values_ = nullptr;         // [stride, head_dim], for many rows

@@ -1,7 +1,7 @@
 #pragma once
 
-// Scores and sums of exact rows, in float, half or bfloat16: what attention over
-// the sinks, the window and 16-bit pages is made of, and the baseline that
+// Scores and sums of rows in float, half, bfloat16 or bytes: what attention over
+// the sinks, the tail and 16-bit pages is made of, and the baseline that
 // packed pages are measured against.
 //
 // Each key and value is read and converted once for up to four query rows. At
@@ -16,6 +16,7 @@
 #include "squat/cpu/kernels/float_vector.hpp"
 #include "squat/cpu/kernels/prefetch.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
+#include "squat/cpu/stored_rows.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
@@ -30,7 +31,7 @@ inline constexpr Index rows_near = 8;
 /// scores[r][t] = queries[r] . keys[t]. queries: [rows, head_dim], head_dim a
 /// multiple of 16; keys: `tokens` rows; ahead: see prefetch.hpp. Never inlined: in its caller
 /// GCC 12 makes its loop a seventh slower.
-template <Element Scalar>
+template <RowElement Scalar>
 [[gnu::noinline]] void score_rows(RowView<const float> queries, Index rows, Index head_dim,
                                   RowView<const Scalar> keys, Index tokens, RowView<float> scores,
                                   std::ptrdiff_t ahead = 0) {
@@ -85,7 +86,7 @@ template <Element Scalar>
 
 /// outputs[r] += sum_t weights[r][t] * values[t] over `Vectors` vectors of
 /// channels.
-template <int RowCount, int Vectors, Element Scalar>
+template <int RowCount, int Vectors, RowElement Scalar>
 void sum_channels(RowView<const float> weights, RowView<const Scalar> values, Index tokens,
                   RowView<float> outputs, std::ptrdiff_t ahead) {
   FloatVector sums[RowCount][Vectors];
@@ -120,7 +121,7 @@ void sum_channels(RowView<const float> weights, RowView<const Scalar> values, In
 
 /// outputs[r] += sum_t weights[r][t] * values[t]. values: `tokens` rows of
 /// `channels` elements, a multiple of 16. Never inlined, like score_rows().
-template <Element Scalar>
+template <RowElement Scalar>
 [[gnu::noinline]] void sum_rows(RowView<const float> weights, Index rows, RowView<const Scalar> values,
                                 Index tokens, Index channels, RowView<float> outputs,
                                 std::ptrdiff_t ahead = 0) {

@@ -29,6 +29,10 @@ inline FloatVector load_floats(const bfloat16 *from) {
   const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
 }
+inline FloatVector load_floats(const std::int8_t *from) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+}
 inline void store_floats(float *to, FloatVector x) { _mm512_storeu_ps(to, x); }
 inline void store_floats(half *to, FloatVector x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
@@ -50,6 +54,10 @@ inline FloatVector load_floats(const bfloat16 *from) {
   const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
 }
+inline FloatVector load_floats(const std::int8_t *from) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))));
+}
 inline void store_floats(float *to, FloatVector x) { _mm256_storeu_ps(to, x); }
 inline void store_floats(half *to, FloatVector x) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
@@ -70,6 +78,12 @@ inline FloatVector load_floats(const half *from) {
 inline FloatVector load_floats(const bfloat16 *from) {
   const uint16x4_t words = vld1_u16(reinterpret_cast<const std::uint16_t *>(from));
   return vreinterpretq_f32_u32(vshll_n_u16(words, 16));
+}
+inline FloatVector load_floats(const std::int8_t *from) {
+  std::int32_t bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  const int16x8_t words = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)));
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
 }
 inline void store_floats(float *to, FloatVector x) { vst1q_f32(to, x); }
 inline void store_floats(half *to, FloatVector x) {
@@ -113,6 +127,12 @@ inline FloatVector load_floats(const half *from) {
 }
 /// bfloat16 is the upper half of a float.
 inline FloatVector load_floats(const bfloat16 *from) { return words_to_floats(load_words(from) << 16); }
+inline FloatVector load_floats(const std::int8_t *from) {
+  typedef std::int8_t Bytes __attribute__((vector_size(4)));
+  Bytes bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, FloatVector);
+}
 inline void store_floats(float *to, FloatVector x) { std::memcpy(to, &x, sizeof x); }
 inline void store_floats(half *to, FloatVector x) {
   for (int lane = 0; lane < 4; ++lane) to[lane] = static_cast<half>(x[lane]);

@@ -13,6 +13,7 @@
 #include "squat/core/config.hpp"
 #include "squat/core/instruction_set.hpp"
 #include "squat/cpu/kernels/float_vector.hpp"
+#include "squat/cpu/stored_rows.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
@@ -36,23 +37,12 @@ inline void extract_codes(const WordLanes &words, int shift, FloatLanes &codes) 
 }
 
 /// `count` elements, a multiple of 16, of one type as another's.
-template <Element From, Element To>
+template <RowElement From, Element To>
 inline void convert_row(const From *from, Index count, To *to) {
   if constexpr (std::is_same_v<From, To>) {
     std::copy_n(from, count, to);
   } else {
     for (Index i = 0; i < count; i += float_lanes) store_floats(to + i, load_floats(from + i));
-  }
-}
-
-/// Rounds floats to what T can hold, in place.
-template <Element T>
-inline void round_row_to(float *row, Index count) {
-  if constexpr (std::is_same_v<T, float>) return;
-  T rounded[float_lanes];
-  for (Index i = 0; i < count; i += float_lanes) {
-    store_floats(rounded, load_floats(row + i));
-    store_floats(row + i, load_floats(rounded));
   }
 }
 

@@ -140,7 +140,8 @@ class DeviceTiles {
     if (!frame_) return tables;
     tables.frame = static_cast<std::int32_t>(frame_->rows());
     tables.angles = image.add(frame_->angles(0), frame_->angle_count() * frame_->rows());
-    const std::vector<half> rows = matrix_tiles(modes_->rows().transpose(), 1, TileOrder::columns);
+    const std::vector<half> rows =
+        matrix_tiles(modes_->rows(*frame_).transpose(), 1, TileOrder::columns);
     tables.mode_rows = image.add<uint4>(std::span<const half>(rows));
     tables.mode_tiles = static_cast<std::int32_t>((modes_->count() + 15) / 16);
     return tables;

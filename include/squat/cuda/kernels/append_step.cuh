@@ -20,6 +20,16 @@ enum StepError : std::uint32_t {
   tail_full = 2,    ///< a token had no slot: dropped
 };
 
+/// Counts a token that a step appended; by one thread, when nobody reads the counts any more.
+__device__ inline void count_step(LayerState &state, bool room, std::uint32_t *errors) {
+  if (room) {
+    ++state.tail;
+    ++state.position;
+  } else {
+    atomicOr(errors, tail_full);
+  }
+}
+
 /// Appends row `first_row` of k and v to the tail of every entry, and counts it. One block an entry, two
 /// channels a thread at a time; 2 kv_heads HeadDim elements read once, written once as T. All threads
 /// read the counts before the barrier behind which one changes them.
@@ -53,13 +63,7 @@ __global__ void append_step(const BatchEntry *batch, int kv_heads, DeviceTensor<
   }
   if (bad) atomicOr(errors, bad_element);
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  if (room) {
-    ++state.tail;
-    ++state.position;
-  } else {
-    atomicOr(errors, tail_full);
-  }
+  if (threadIdx.x == 0) count_step(state, room, errors);
 }
 
 template <int HeadDim, class T, class S>

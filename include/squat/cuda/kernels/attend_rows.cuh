@@ -302,8 +302,9 @@ class RowBlock {
   __device__ const std::uint16_t *exact_block(int block) const {
     const int sinks = sink_blocks(), heads = call_.call.kv_heads;
     const bool sink = block < sinks;
-    const ExactSlots slots =
-        sink ? sink_slots<HeadDim>(state_, heads) : tail_slots<HeadDim>(state_, heads);
+    const ExactSlots slots = sink                         ? sink_slots<HeadDim>(state_, heads)
+                             : entry_.unpacked != nullptr ? unpacked_slots(entry_.unpacked, heads)
+                                                          : tail_slots<HeadDim>(state_, heads);
     return slots.template block<HeadDim>(head_, 16 * (sink ? block : block - sinks));
   }
 

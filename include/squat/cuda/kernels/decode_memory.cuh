@@ -48,7 +48,7 @@ struct DecodeTables {
 struct DecodeTask {
   const LayerState *state;
   const PageEntry *pages;
-  float *slot;                   ///< of the workspace
+  std::uint16_t *unpacked;       ///< see BatchEntry
   std::int32_t token;            ///< of the call's tensors, the entry's first
   std::int32_t first_row, rows;  ///< of the entry
   std::int32_t page_count, first_batch;

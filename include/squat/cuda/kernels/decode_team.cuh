@@ -183,6 +183,7 @@ class DecodeTeam {
       DecodeTask &task = this->task();
       task.state = state;
       task.pages = state->pages + piece.page_first;
+      task.unpacked = entry.unpacked;
       task.token = entry.first_row;
       task.first_row = first_row;
       task.rows = rows;

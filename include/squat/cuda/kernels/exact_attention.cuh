@@ -1,8 +1,8 @@
 #pragma once
 
-// Attention of a team over exact rows: sinks and tail, and pages where these are exact. Tiles go from
-// the device's memory to registers: while a warp meets a block of 16 tokens, its values and the keys of
-// the next are on their way.
+// Attention of a team over rows that are not packed: sinks and tail, and pages where these are exact.
+// Tiles go from the device's memory to registers: while a warp meets a block of 16 tokens, its values
+// and the keys of the next are on their way.
 
 #include <cuda_runtime.h>
 
@@ -13,6 +13,7 @@
 #include "squat/cuda/kernels/row_sums.cuh"
 #include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/page/byte_block.cuh"
 #include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/state/device_state.cuh"
@@ -35,10 +36,17 @@ struct ExactSums {
     reference = no_reference;
     weight = 0;
   }
-  __device__ void raise(float to) {
-    const float factor = power_of_two(reference - to);
+  /// Makes the reference such that 2^(x - reference) is at most 2^8.
+  __device__ void see(const float (&x)[2]) {
+    constexpr float slack = 8;
+    const float most = fmaxf(x[0], x[1]);
+    if (!__any_sync(0xffffffffu, most > reference + slack)) return;
+    const float to = fmaxf(reference, largest_row(most)), factor = power_of_two(reference - to);
     reference = to;
     weight *= factor;
+    scale(factor);
+  }
+  __device__ void scale(float factor) {
 #pragma unroll
     for (int s = 0; s < steps; ++s) o[s][0] *= factor, o[s][2] *= factor;
   }
@@ -60,15 +68,30 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
   static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
   static constexpr bool exact = Memory::exact;
 
-  /// The blocks of exact rows of the piece, and then those of its pages, where these are exact.
+  /// The blocks of rows of the piece, and then those of its pages, where these are exact.
   __device__ void attend() const {
+    const int first = task().piece.exact_first, last = task().piece.exact_last;
+    const bool bytes = task().state->byte_tail != 0 && task().unpacked == nullptr;
+    const int exact_last = bytes ? min(max(sink_blocks(), first), last) : last;
+    if (exact || first < exact_last) attend_exact(first, exact_last);
+    if constexpr (!exact) {
+      if (exact_last < last) attend_bytes(exact_last, last);
+    }
+  }
+
+ private:
+  using Team::memory_, Team::warp_, Team::call_;
+
+  __device__ int sink_blocks() const { return (task().state->sinks + 15) / 16; }
+
+  /// The blocks [first, last), and pages.
+  __device__ void attend_exact(int first, int last) const {
     const typename Team::Facing facing = this->facing();
     facing.put_row();
     sync_team();
     ExactSums<HeadDim> sums;
     sums.clear();
-    int i = task().piece.exact_first + warp_;
-    const int last = task().piece.exact_last;
+    int i = first + warp_;
     if (i < last) {
       ExactBlock block = find_block(i);
       Tiles keys(block.keys);
@@ -121,8 +144,75 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
     add_up(true, sums.reference, sums.weight, [&](int j, int half) { return sums.o[j][2 * half]; });
   }
 
- private:
-  using Team::memory_, Team::warp_, Team::call_;
+  /// The blocks [first, last) of a tail of bytes. Values are summed in steps of `unit`, the largest so
+  /// far, so that float16 holds a weight times its step over it.
+  __device__ void attend_bytes(int first, int last) const {
+    this->facing().put_rotated_row();
+    sync_team();
+    ExactSums<HeadDim> sums;
+    sums.clear();
+    float unit = 1e-20f;
+#pragma unroll 1
+    for (int i = first + warp_; i < last; i += team_warps) add_byte_block(i, sums, unit);
+    add_up(!Memory::rotates, sums.reference, sums.weight,
+           [&](int j, int half) { return sums.o[j][2 * half] * unit; });
+  }
+
+  __device__ void add_byte_block(int index, ExactSums<HeadDim> &sums, float &unit) const {
+    using Block = ByteBlock<HeadDim>;
+    const LayerState &state = *task().state;
+    const int lane = opaque(lane_index()), g = lane >> 2, token = 16 * (index - sink_blocks());
+    const std::uint8_t *block = tail_slots<HeadDim, ByteSlots>(state, call_.kv_heads)
+                                    .template block<HeadDim>(this->stretch().head, token);
+    const auto *tiles = reinterpret_cast<const uint2 *>(block) + lane;
+    uint2 keys[steps], values[steps];
+#pragma unroll
+    for (int s = 0; s < steps; ++s) keys[s] = read_once(tiles + s * warp_lanes);
+    float key_steps[2], value_steps[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const auto step = [&](int at) {
+        return __half2float(*reinterpret_cast<const __half *>(block + at));
+      };
+      key_steps[j] = step(Block::key_step(g + 8 * j));
+      value_steps[j] = step(Block::value_step(g + 8 * j));
+    }
+#pragma unroll
+    for (int s = 0; s < steps; ++s) values[s] = read_once(tiles + (steps + s) * warp_lanes);
+    float c[4] = {};
+    const int turned = memory_ + Memory::turned + lane * 8;
+#pragma unroll
+    for (int s = 0; s < steps; ++s) {
+      const uint4 a = byte_halves(keys[s]);
+      const uint2 b = shared_at<const uint2>(turned + s * Memory::turned_step);
+      multiply_add(c, a.x, a.y, a.z, a.w, b.x, b.y);
+    }
+    float x[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int row = token + g + 8 * j, at = state.sinks + state.paged_tokens + row;
+      x[j] = row < state.tail && at < limit() ? c[2 * j] * (this->norm() * key_steps[j]) : -INFINITY;
+    }
+    sums.see(x);
+    const float most_step = largest_row(fmaxf(value_steps[0], value_steps[1]));
+    if (most_step > unit) {
+      sums.scale(unit / most_step);
+      unit = most_step;
+    }
+    const float per_unit = 1 / unit;
+    Word columns[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float p = power_of_two(x[j] - sums.reference);
+      sums.weight += p;
+      columns[j] = transpose(halves(p * (value_steps[j] * per_unit), 0));
+    }
+#pragma unroll
+    for (int s = 0; s < steps; ++s) {
+      const uint4 a = byte_halves(values[s]);
+      multiply_add(sums.o[s], a.x, a.y, a.z, a.w, columns[0], columns[1]);
+    }
+  }
 
   /// 16 exact rows, of which those at positions from `begin` to before `end` count.
   struct ExactBlock {
@@ -131,11 +221,13 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
   };
   __device__ ExactBlock find_block(int block) const {
     const LayerState &state = *task().state;
-    const int sink_blocks = (state.sinks + 15) / 16;
-    const bool sink = block < sink_blocks;
-    const int token = 16 * (sink ? block : block - sink_blocks);
-    const ExactSlots slots =
-        sink ? sink_slots<HeadDim>(state, call_.kv_heads) : tail_slots<HeadDim>(state, call_.kv_heads);
+    const int sinks = sink_blocks(), heads = call_.kv_heads;
+    const bool sink = block < sinks;
+    const int token = 16 * (sink ? block : block - sinks);
+    std::uint16_t *const unpacked = task().unpacked;
+    const ExactSlots slots = sink                  ? sink_slots<HeadDim>(state, heads)
+                             : unpacked != nullptr ? unpacked_slots(unpacked, heads)
+                                                   : tail_slots<HeadDim>(state, heads);
     const auto *tiles = reinterpret_cast<const ExactTile<T> *>(
         slots.template block<HeadDim>(this->stretch().head, token));
     const int position = token + (sink ? 0 : state.sinks + state.paged_tokens);
@@ -167,11 +259,7 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
       const int at = block.position + (lane >> 2) + 8 * j;
       x[j] = at >= block.begin && at < min(block.end, limit()) ? c[2 * j] * norm : -INFINITY;
     }
-    constexpr float slack = 8;
-    const float most = fmaxf(x[0], x[1]);
-    if (__any_sync(0xffffffffu, most > sums.reference + slack)) {
-      sums.raise(fmaxf(sums.reference, largest_row(most)));
-    }
+    sums.see(x);
     const uint2 b = {sums.column(x[0]), sums.column(x[1])};
 #pragma unroll
     for (int s = 0; s < steps; ++s) {

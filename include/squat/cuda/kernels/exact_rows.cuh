@@ -88,8 +88,9 @@ __device__ void write_tile(const Rows &rows, int count, ExactSlots to, int first
   }
 }
 
-/// Writes the rows of every entry to its sinks and its tail, as T; the state counts them already. Grid:
-/// blocks of 16 tokens that an entry touches, KV heads, entries; a warp a tile of channels.
+/// Writes the rows of every entry to its sinks and, where it is exact, to its tail, as T; the state
+/// counts them already. Grid: blocks of 16 tokens that an entry touches, KV heads, entries; a warp a
+/// tile of channels.
 template <int HeadDim, class T, class S>
 __global__ void append_rows(const BatchEntry *batch, DeviceTensor<const S> k, DeviceTensor<const S> v) {
   const BatchEntry entry = batch[blockIdx.z];
@@ -106,6 +107,7 @@ __global__ void append_rows(const BatchEntry *batch, DeviceTensor<const S> k, De
   };
   const int behind = entry.tokens - entry.sinks;  // sinks
   write(sink_slots<HeadDim>(state, heads), state.sinks - entry.sinks, 0, entry.sinks);
+  if (state.byte_tail != 0) return;
   write(tail_slots<HeadDim>(state, heads), state.tail - behind, entry.sinks, behind);
 }
 
@@ -122,25 +124,26 @@ void launch_append_rows(const BatchEntry *batch, int entries, int most_tokens, i
 
 /// Moves what packing left of the tokens behind the ring into it: whole blocks, to slots whose tokens
 /// are in pages by now. Grid: blocks of 16 tokens behind the ring, entries.
-template <int HeadDim, int Group>
+template <int HeadDim, int Group, class Slots>
 __global__ void keep_overflow(PackCall call) {
   const LayerState &state = *call.batch[blockIdx.y].state;
-  const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
+  const Slots tail = tail_slots<HeadDim, Slots>(state, call.kv_heads);
   const int packed = due_pages(state, call, Group) * Group;
   const int token = tail.capacity + static_cast<int>(blockIdx.x) * 16;
   if (token >= state.tail || token < packed) return;
-  const auto *from = reinterpret_cast<const uint4 *>(tail.block<HeadDim>(0, token));
-  auto *to = reinterpret_cast<uint4 *>(tail.block<HeadDim>(0, token % tail.capacity));
-  const int pieces = call.kv_heads * BlockLayout<HeadDim>::elements / 8;
+  const auto *from = reinterpret_cast<const uint4 *>(tail.template block<HeadDim>(0, token));
+  auto *to = reinterpret_cast<uint4 *>(tail.template block<HeadDim>(0, token % tail.capacity));
+  const int pieces =
+      static_cast<int>(call.kv_heads * Slots::template block_bytes<HeadDim>() / sizeof(uint4));
   for (int i = static_cast<int>(threadIdx.x); i < pieces; i += static_cast<int>(blockDim.x))
     to[i] = from[i];
 }
 
 /// blocks: behind a ring at most.
-template <int HeadDim, int Group>
+template <int HeadDim, int Group, class Slots = ExactSlots>
 void launch_keep_overflow(const PackCall &call, int blocks, cudaStream_t stream) {
   if (call.entries == 0 || blocks == 0) return;
-  keep_overflow<HeadDim, Group>
+  keep_overflow<HeadDim, Group, Slots>
       <<<dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(call.entries)), 256, 0, stream>>>(
           call);
 }

@@ -17,6 +17,7 @@
 #include "squat/cuda/kernels/byte_products.cuh"
 #include "squat/cuda/kernels/decode_memory.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
+#include "squat/cuda/kernels/row_sums.cuh"
 #include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/fragments.cuh"
@@ -90,6 +91,31 @@ class PageFacing {
       const __half x = shared_at<__half>(row + channel * 2);
       shared_at<__half>(at) = x;
       shared_at<__half>(at + column_bytes) = x;
+    }
+  }
+
+  /// The same, rotated (coding/hadamard.hpp), for rows of bytes.
+  __device__ void put_rotated_row() const {
+    using Quads = RowSums<HeadDim>;
+    const int row = team_ + Memory::queries + warp_ * HeadDim * 2;
+    float4 x[Quads::count] = {};
+#pragma unroll
+    for (int i = 0; i < Quads::count; ++i) {
+      if (!Quads::has(i)) continue;
+      const uint2 pairs = shared_at<const uint2>(row + Quads::quad(i) * 8);
+      const float2 low = __half22float2(as_halves(pairs.x)), high = __half22float2(as_halves(pairs.y));
+      x[i] = {low.x, low.y, high.x, high.y};
+    }
+    rotate_quads<HeadDim>(x);
+#pragma unroll
+    for (int i = 0; i < Quads::count; ++i) {
+      if (!Quads::has(i)) continue;
+      const float of_quad[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at = place(Quads::quad(i) * 4 + j, 2 * warp_);
+        shared_at<__half>(at) = shared_at<__half>(at + column_bytes) = __float2half_rn(of_quad[j]);
+      }
     }
   }
 

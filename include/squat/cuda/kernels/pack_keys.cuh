@@ -261,8 +261,8 @@ __global__ void __launch_bounds__(Layout::HeadDim * 2, 256 / Layout::HeadDim) pa
   std::uint8_t *bytes = due_page(state, call, page, Group);
   if (bytes == nullptr) return;
   bytes += static_cast<long long>(head) * Layout::head_bytes(call.values);
-  const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
   if constexpr (Layout::KeyBits == 16) {
+    const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
     const int warp = static_cast<int>(threadIdx.x) / warp_lanes, lane = lane_index();
     for (int tile = 0; tile < Layout::token_tiles; ++tile) {
       const std::uint16_t *block = tail.block<HeadDim>(head, page * Group + tile * 16);
@@ -280,8 +280,12 @@ __global__ void __launch_bounds__(Layout::HeadDim * 2, 256 / Layout::HeadDim) pa
     const typename Coder::Keys keys{reinterpret_cast<float *>(page_memory)};
     const bool turns = entry.base != 0;
     if (turns) make_turn(coding.tiles, -entry.base, turn);
-    keys.template load<T>(tail, head, page * Group);
-    __syncthreads();
+    if (state.byte_tail != 0) {
+      keys.load(tail_slots<HeadDim, ByteSlots>(state, call.kv_heads), head, page * Group);
+    } else {
+      keys.template load<T>(tail_slots<HeadDim>(state, call.kv_heads), head, page * Group);
+      __syncthreads();
+    }
     if (turns || tables.mean != nullptr) {
       keys.enter_frame(coding.tiles, turns ? turn : nullptr, tables.mean, entry.row);
       __syncthreads();

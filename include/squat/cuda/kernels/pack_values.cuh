@@ -22,6 +22,8 @@
 #include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/store_codes.cuh"
 #include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/page/byte_block.cuh"
+#include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
 #include "squat/cuda/state/exact_slots.cuh"
@@ -49,6 +51,29 @@ struct ValueTile {
         const float2 pair = word_values<T>(parts[part]);
         x[tile][part % 2][part / 2 * 2] = pair.x;
         x[tile][part % 2][part / 2 * 2 + 1] = pair.y;
+      }
+    }
+  }
+
+  /// Of a block of a tail of bytes: rotated.
+  __device__ void load_bytes(const std::uint8_t *block) {
+    using Block = ByteBlock<HeadDim>;
+    float steps[tokens];
+#pragma unroll
+    for (int i = 0; i < tokens; ++i) {
+      steps[i] = __half2float(*reinterpret_cast<const __half *>(block + Block::value_step(column(i))));
+    }
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+      const uint4 words = byte_halves(
+          reinterpret_cast<const uint2 *>(block + Block::part_bytes)[tile * warp_lanes + lane_index()]);
+      const Word parts[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {
+        const float2 pair = __half22float2(as_halves(parts[part]));
+        const int i = part / 2 * 2;
+        x[tile][part % 2][i] = pair.x * steps[i];
+        x[tile][part % 2][i + 1] = pair.y * steps[i + 1];
       }
     }
   }
@@ -157,22 +182,31 @@ __global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(P
   if (bytes == nullptr) return;
   bytes += static_cast<long long>(head) * Layout::head_bytes(call.values);
   const int step = static_cast<int>(threadIdx.x) / warp_lanes;
-  const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
-  const std::uint16_t *values =
-      tail.block<HeadDim>(head, page * Group + step * 16) + BlockLayout<HeadDim>::part_elements;
+  const int token = page * Group + step * 16;
+  const auto exact_values = [&] {
+    return tail_slots<HeadDim>(state, call.kv_heads).template block<HeadDim>(head, token) +
+           BlockLayout<HeadDim>::part_elements;
+  };
   std::uint8_t *codes = bytes + Layout::value_codes + step * Layout::value_step_bytes;
   if constexpr (Bits == 16) {
+    const std::uint16_t *values = exact_values();
     for (int i = lane_index(); i < HeadDim * 2; i += warp_lanes) {
       reinterpret_cast<uint4 *>(codes)[i] = reinterpret_cast<const uint4 *>(values)[i];
     }
   } else {
     ValueTile<HeadDim> tile;
-    tile.template load<T>(values);
+    const bool symmetric = call.values == ValueCoding::symmetric, rotated = state.byte_tail != 0;
+    if (rotated) {
+      tile.load_bytes(
+          tail_slots<HeadDim, ByteSlots>(state, call.kv_heads).template block<HeadDim>(head, token));
+    } else {
+      tile.template load<T>(exact_values());
+    }
+    if (symmetric != rotated) tile.rotate();  // back, or into it
     const bool first_lane = lane_index() < 4;
     auto *scales = reinterpret_cast<__half *>(bytes + Layout::value_scales);
     const auto place = [&](int i) { return value_element(step * 16 + tile.column(i)); };
-    if (call.values == ValueCoding::symmetric) {
-      tile.rotate();
+    if (symmetric) {
 #pragma unroll
       for (int i = 0; i < tile.tokens; ++i) {
         const __half scale = tile.template quantize_symmetric<Bits>(i);

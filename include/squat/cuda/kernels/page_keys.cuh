@@ -8,6 +8,8 @@
 
 #include "squat/cuda/kernels/elements.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
+#include "squat/cuda/page/byte_block.cuh"
+#include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
 #include "squat/cuda/state/exact_slots.cuh"
@@ -61,6 +63,55 @@ struct PageKeys {
     }
   }
 
+  /// The same of a tail of bytes. Ends with a barrier.
+  __device__ void load(const ByteSlots &tail, int head, int token) const {
+    using Block = ByteBlock<HeadDim>;
+    const int lane = lane_index(), g = lane / 4, t = lane % 4;
+    const int warp = static_cast<int>(threadIdx.x) / warp_lanes,
+              warps = static_cast<int>(blockDim.x) / warp_lanes;
+    constexpr int tiles = HeadDim / 16, quads = Group / 32;
+#pragma unroll 2
+    for (int i = warp; i < tiles * quads; i += warps) {
+      const int tile = i % tiles, quad = i / tiles;
+      float2 x[2][4];  // [columns 2t and 2t + 8 on][token]
+#pragma unroll
+      for (int half_quad = 0; half_quad < 2; ++half_quad) {
+        const std::uint8_t *block = tail.block<HeadDim>(head, token + quad * 32 + half_quad * 16);
+        const uint4 words =
+            byte_halves(reinterpret_cast<const uint2 *>(block)[tile * warp_lanes + lane]);
+        const Word parts[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+          const float step =
+              __half2float(*reinterpret_cast<const __half *>(block + Block::key_step(g + part % 2 * 8)));
+          const float2 pair = __half22float2(as_halves(parts[part]));
+          x[part / 2][2 * half_quad + part % 2] = {pair.x * step, pair.y * step};
+        }
+      }
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        float *to = channel(tile * 16 + 2 * t + part * 8) + place(g, quad * 4);
+        *reinterpret_cast<float4 *>(to) = {x[part][0].x, x[part][1].x, x[part][2].x, x[part][3].x};
+        *reinterpret_cast<float4 *>(to + stride) = {x[part][0].y, x[part][1].y, x[part][2].y,
+                                                    x[part][3].y};
+      }
+    }
+    __syncthreads();
+    rotate();
+  }
+
+  /// Rotates all tokens, see rotate_hadamard(); by a block, which it ends with a barrier of.
+  __device__ void rotate() const {
+    constexpr int block = HeadDim & -HeadDim;
+    const float unit = rsqrtf(static_cast<float>(block));
+    butterflies<16, 1>(unit);
+    __syncthreads();
+    if constexpr (block > 16) {
+      butterflies<block / 16, 16>(1);
+      __syncthreads();
+    }
+  }
+
   /// Turns them by `turn` (where it is not null), one angle a pair, and takes the mean (where it is not
   /// null) off, turned by each token's row of the tile. row: of the page's first token.
   __device__ void enter_frame(const TileTables &tables, const float2 *turn, const float *mean,
@@ -98,6 +149,32 @@ struct PageKeys {
       x[j + 1] = piece.y;
       x[j + 2] = piece.z;
       x[j + 3] = piece.w;
+    }
+  }
+
+ private:
+  /// Rotates `Count` channels, `step` apart, with one another, times `unit`: a thread those of a token.
+  template <int Count, int step>
+  __device__ void butterflies(float unit) const {
+    constexpr int sets = HeadDim / Count;
+    for (int i = static_cast<int>(threadIdx.x); i < sets * Group; i += static_cast<int>(blockDim.x)) {
+      const int set = i / Group;
+      float *first = channel(set / step * (Count * step) + set % step) + i % Group;
+      float x[Count];
+#pragma unroll
+      for (int j = 0; j < Count; ++j) x[j] = first[j * (step * stride)] * unit;
+#pragma unroll
+      for (int span = 1; span < Count; span *= 2) {
+#pragma unroll
+        for (int j = 0; j < Count; ++j) {
+          if ((j & span) != 0) continue;
+          const float low = x[j], high = x[j + span];
+          x[j] = low + high;
+          x[j + span] = low - high;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < Count; ++j) first[j * (step * stride)] = x[j];
     }
   }
 };

@@ -67,6 +67,12 @@ __device__ inline uint4 read_once(const uint4 *from) {
   return x;
 }
 
+__device__ inline uint2 read_once(const uint2 *from) {
+  uint2 x;
+  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
+  return x;
+}
+
 /// Copies 16 bytes to shared memory, past the first-level cache.
 __device__ inline void copy_async(void *to, const void *from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(

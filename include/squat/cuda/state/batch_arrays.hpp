@@ -27,7 +27,7 @@ class BatchArrays {
       return std::equal(entries.begin(), entries.end(), array.entries.begin(), array.entries.end(),
                         [](const BatchEntry &a, const BatchEntry &b) {
                           return a.state == b.state && a.first_row == b.first_row &&
-                                 a.tokens == b.tokens && a.sinks == b.sinks;
+                                 a.tokens == b.tokens && a.sinks == b.sinks && a.unpacked == b.unpacked;
                         });
     };
     auto found = std::find_if(arrays_.begin(), arrays_.end(), same);

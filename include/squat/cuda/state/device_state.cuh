@@ -25,7 +25,7 @@ struct PageEntry {
 
 /// One sequence's tokens in one layer: sinks, pages, tail.
 struct LayerState {
-  std::uint16_t *exact;     ///< blocks of 16 exact tokens (BlockLayout): [sink_blocks + tail_blocks]
+  std::uint16_t *exact;     ///< blocks of 16 tokens: [sink_blocks] (BlockLayout), then [tail_blocks]
   std::uint16_t *overflow;  ///< further blocks, for tokens of a call that the tail has no slot for
   PageEntry *pages;         ///< of page_capacity entries
   long long position;       ///< rotary position of the next token
@@ -37,7 +37,8 @@ struct LayerState {
   std::int32_t sink_blocks;
   std::int32_t tail_blocks;
   std::int32_t page_capacity;
-  std::int32_t coding;  ///< index into the coding tables
+  std::int32_t coding;     ///< index into the coding tables
+  std::int32_t byte_tail;  ///< blocks of the tail are of bytes (ByteBlock), else exact
 
   __host__ __device__ int length() const { return sinks + paged_tokens + tail; }
 };
@@ -48,6 +49,8 @@ struct BatchEntry {
   std::int32_t first_row;  ///< of the call's tensors
   std::int32_t tokens;
   std::int32_t sinks;  ///< how many of them became sinks, where the call's host appended them
+  std::uint16_t *unpacked = nullptr;  ///< the tail as exact blocks, one behind the other, where
+                                      ///< attention of the call is to meet these instead of bytes
 };
 
 /// A view of [tokens, heads, head_dim] in device memory, strides in elements.

@@ -31,14 +31,23 @@ inline PageEntry page_entry(const PageView &page) {
           .unused = 0};
 }
 
-/// What the exact rows of every sequence and layer have in common.
+/// What the rows of every sequence and layer have in common.
 struct ExactShape {
-  std::int32_t sink_blocks;    ///< of 16 tokens
-  std::int32_t full_blocks;    ///< of a tail when a page is due
-  std::size_t block_elements;  ///< of all KV heads
+  std::int32_t sink_blocks;         ///< of 16 tokens
+  std::int32_t full_blocks;         ///< of a tail when a page is due
+  std::size_t block_elements;       ///< 16-bit elements of a block of sinks, all KV heads
+  std::size_t tail_block_elements;  ///< likewise of the tail
+  bool byte_tail;                   ///< see LayerState
+
+  std::size_t elements(std::int32_t tail_blocks) const {
+    return static_cast<std::size_t>(sink_blocks) * block_elements + tail_elements(tail_blocks);
+  }
+  std::size_t tail_elements(std::int32_t tail_blocks) const {
+    return static_cast<std::size_t>(tail_blocks) * tail_block_elements;
+  }
 };
 
-/// Exact rows of all KV heads, [sink_blocks + tail_blocks] blocks. The tail is a ring. What a call needs
+/// Rows of all KV heads, [sink_blocks + tail_blocks] blocks. The tail is a ring. What a call needs
 /// is made by the reserve functions and taken into use by the adopt functions, so that a call that fails
 /// between the two changes nothing.
 class ExactStore {
@@ -102,8 +111,7 @@ class ExactStore {
     }
     next_rows_ = {};
     if (next_tail_blocks_ == tail_blocks_) return;
-    const auto blocks = static_cast<std::size_t>(shape.sink_blocks + next_tail_blocks_);
-    next_rows_ = ArenaPiece<std::uint16_t>(arena, blocks * shape.block_elements);
+    next_rows_ = ArenaPiece<std::uint16_t>(arena, shape.elements(next_tail_blocks_));
   }
 
   /// Blocks of the tail once adopt() has been called.
@@ -132,15 +140,11 @@ class ExactStore {
     if (next_rows_.size() == 0) return;
     // Zeros: what lies behind the last token of a block is multiplied by 0, and must be finite.
     check(cudaMemsetAsync(next_rows_.data(), 0, next_rows_.bytes(), stream), "exact rows");
-    const auto sinks = static_cast<std::size_t>(shape.sink_blocks) * shape.block_elements;
     const std::int32_t filled = token_blocks(tail_), kept = std::min(filled, next_tail_blocks_);
-    const auto elements = [&](std::int32_t blocks) {
-      return static_cast<std::size_t>(blocks) * shape.block_elements;
-    };
     if (rows_.size() > 0) {
       // No page was packed yet, so that the tail begins in its first slot.
-      copy(rows_.data(), next_rows_.data(), sinks + elements(kept), stream);
-      copy(rows_.data() + sinks + elements(kept), overflow, elements(filled - kept), stream);
+      copy(rows_.data(), next_rows_.data(), shape.elements(kept), stream);
+      copy(rows_.data() + shape.elements(kept), overflow, shape.tail_elements(filled - kept), stream);
     }
     rows_ = std::exchange(next_rows_, {});
     tail_blocks_ = next_tail_blocks_;
@@ -150,9 +154,10 @@ class ExactStore {
   ExactSlots sink_slots(const ExactShape &shape, int kv_heads) const {
     return {rows_.data(), nullptr, kv_heads, 16 * shape.sink_blocks, 0};
   }
-  ExactSlots tail_slots(const ExactShape &shape, int kv_heads) const {
-    return {rows_.data() + static_cast<std::size_t>(shape.sink_blocks) * shape.block_elements, nullptr,
-            kv_heads, 16 * tail_blocks_, tail_first_};
+  template <class Slots>
+  Slots tail_slots(const ExactShape &shape, int kv_heads) const {
+    return {reinterpret_cast<decltype(Slots::ring)>(rows_.data() + shape.elements(0)), nullptr, kv_heads,
+            16 * tail_blocks_, tail_first_};
   }
 
   /// The state as kernels read it.
@@ -169,7 +174,8 @@ class ExactStore {
             .sink_blocks = shape.sink_blocks,
             .tail_blocks = tail_blocks_,
             .page_capacity = static_cast<std::int32_t>(table_.size()),
-            .coding = static_cast<std::int32_t>(call.coding)};
+            .coding = static_cast<std::int32_t>(call.coding),
+            .byte_tail = shape.byte_tail ? 1 : 0};
   }
 
  private:
