@@ -1,7 +1,8 @@
 // Microbenchmarks of one layer of one sequence, packed and exact.
 //
 // Names: OPERATION/CODING/kKvV/qQ_kvH_dD/TOKENS, for example decode/subspace/k2v2/q32_kv8_d128/16384.
-// Exact is k16v16 in half precision, the baseline of every ratio. See README.md beside this file.
+// Exact is k16v16 in half precision, the baseline of every ratio; trellis is subspace with trellis
+// codes. See README.md beside this file.
 
 #include <benchmark/benchmark.h>
 
@@ -62,15 +63,20 @@ struct Inputs {
   Tensor q, k, v, out;
 };
 
-using MaybeCoding = std::optional<Coding>;
+/// The cache's default, or one that is named.
+struct MaybeCoding {
+  std::optional<Coding> coding{};
+  squat::Codes codes = squat::Codes::scalar;
+};
 
-squat::Options options_of(const Shape &shape, MaybeCoding coding) {
+squat::Options options_of(const Shape &shape, const MaybeCoding &coding) {
   squat::Options options{.layers = 1,
                          .query_heads = shape.query_heads,
                          .kv_heads = shape.kv_heads,
                          .head_dim = shape.head_dim,
-                         .coding = coding};
-  if (coding == Coding::plain) options.page_tokens = 32;
+                         .coding = coding.coding,
+                         .codes = coding.codes};
+  if (coding.coding == Coding::plain) options.page_tokens = 32;
   squat::RotaryTable rotary;
   for (int i = 0; i < shape.head_dim; i += 2) {
     rotary.inverse_frequencies.push_back(
@@ -228,9 +234,11 @@ struct Operation {
 template <class Register>
 void for_each_coding(const Operation &operation, Register &&add) {
   add("exact", 16, MaybeCoding(), operation.exact);
-  for (const auto &[name, coding] : {std::pair{"plain", Coding::plain},
-                                     {"orthogonal", Coding::orthogonal},
-                                     {"subspace", Coding::subspace}}) {
+  using Named = std::pair<const char *, MaybeCoding>;
+  for (const auto &[name, coding] : {Named{"plain", {Coding::plain}},
+                                     {"orthogonal", {Coding::orthogonal}},
+                                     {"subspace", {Coding::subspace}},
+                                     {"trellis", {Coding::subspace, squat::Codes::trellis}}}) {
     add(name, 2, coding, operation.two);
     add(name, 3, coding, operation.three);
     add(name, 4, coding, operation.four);

@@ -121,7 +121,9 @@ std::string cache_spec_help() {
          "in 8 "
          "bits, the default of up to 4 bits but for plain, or exact indeed), :published (orthogonal: "
          "the "
-         "settings of the paper).\nExamples: exact, subspace:k2v2, plain:k2v2:g32:s0, "
+         "settings of the paper), :trellis (trellis codes where there are 1 to 3 bits: less error for "
+         "more "
+         "work).\nExamples: exact, subspace:k2v2, subspace:k2v2:trellis, plain:k2v2:g32:s0, "
          "orthogonal:k2v2:g64:f256.";
 }
 
@@ -146,6 +148,8 @@ CacheSpec parse_cache_spec(std::string_view text) {
       spec.published = true;
       const auto names_group = [](std::string_view other) { return other.starts_with('g'); };
       if (std::none_of(parts.begin(), parts.end(), names_group)) spec.options.page_tokens = 32;
+    } else if (part == "trellis" && spec.coding != "exact") {
+      spec.options.codes = squat::Codes::trellis;
     } else if (!parse_option(part, spec)) {
       refuse(text, "no such option: '" + std::string(part) + "'");
     }

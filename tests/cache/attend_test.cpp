@@ -103,6 +103,24 @@ TYPED_TEST(Attend, EqualsAttentionOverDequantizedRows) {
   }
 }
 
+TYPED_TEST(Attend, EqualsAttentionOverDequantizedTrellisRows) {
+  for (const Shape &shape : {Shape{9, 3, 64}, Shape{5, 1, 96}, Shape{8, 2, 128}, Shape{2, 1, 256}}) {
+    for (int page_tokens : {64, 96, 128, 256}) {
+      Options options{.layers = 1,
+                      .query_heads = shape.query_heads,
+                      .kv_heads = shape.kv_heads,
+                      .head_dim = shape.head_dim,
+                      .coding = page_tokens == 96 ? Coding::orthogonal : Coding::subspace,
+                      .codes = Codes::trellis};
+      options.residual = 8;
+      options.page_tokens = page_tokens;
+      options.statistics_tokens = 60;
+      check_pieces<TypeParam>(options, {70, page_tokens + 30, 1, 2, 50},
+                              static_cast<unsigned>(page_tokens));
+    }
+  }
+}
+
 /// Appends `tokens` tokens and checks what the last ones read, so many queries at a time.
 template <class Widths>
 void check_reading(const Options &options, Index tokens, const std::vector<Index> &counts) {

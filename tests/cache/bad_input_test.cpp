@@ -58,6 +58,14 @@ TEST(BadOptions, AreRefused) {
   expect_refused([](Options &o) { o.layers = std::numeric_limits<int>::max(); }, {"layers"});
   expect_refused([](Options &o) { o.page_tokens = 24; }, {"page_tokens", "24", "multiple of 16"});
   expect_refused([](Options &o) { o.page_tokens = 2048; }, {"page_tokens", "2048", "1024"});
+  const auto trellis = [](Options &o) {
+    o.page_tokens = 32;
+    o.codes = Codes::trellis;
+  };
+  expect_refused([&](Options &o) { trellis(o), o.head_dim = 48; },
+                 {"head_dim", "48", "multiple of 32", "trellis"});
+  expect_refused([&](Options &o) { trellis(o), o.page_tokens = 16; },
+                 {"page_tokens", "16", "multiple of 32", "trellis"});
   expect_refused([](Options &o) { o.sinks = -1; }, {"sinks", "-1"});
   expect_refused([](Options &o) { o.residual = -3; }, {"residual", "-3"});
   expect_refused([](Options &o) { o.statistics_tokens = -1; }, {"statistics_tokens", "-1"});

@@ -1,5 +1,6 @@
 // Every coding, through the cache, against the double-precision oracle tests/reference/coding.py: the
-// attention KL it causes is that of the oracle within 2 %. The numbers below are the oracle's, of
+// attention KL it causes is that of the oracle within 2 %, 5 % with trellis codes. The numbers below are
+// the oracle's, of
 //   python3 tests/reference/coding.py                 tensors generated and drawn (reference/inputs.hpp)
 //   python3 tests/reference/coding.py DIRECTORY       a model's own: SmolLM2-135M-Instruct on WikiText-2
 // The model's own tensors are 6 MB and not part of the project. The cases on them exist where
@@ -27,7 +28,8 @@ enum class Setting {
   orthogonal_tile,
   subspace_absolute,
   subspace,
-  subspace_int8_tail
+  subspace_int8_tail,
+  trellis
 };
 
 enum class Source { generated, drawn, model };
@@ -44,7 +46,7 @@ struct Width {
 };
 
 /// The rows of the oracle's tables.
-constexpr std::array<Width, 12> widths = {{{Setting::kivi, 2},
+constexpr std::array<Width, 14> widths = {{{Setting::kivi, 2},
                                            {Setting::kivi, 4},
                                            {Setting::published, 2},
                                            {Setting::orthogonal_minmax, 2},
@@ -55,7 +57,9 @@ constexpr std::array<Width, 12> widths = {{{Setting::kivi, 2},
                                            {Setting::subspace, 3},
                                            {Setting::subspace, 4},
                                            {Setting::subspace_int8_tail, 2},
-                                           {Setting::subspace_int8_tail, 4}}};
+                                           {Setting::subspace_int8_tail, 4},
+                                           {Setting::trellis, 2},
+                                           {Setting::trellis, 3}}};
 
 struct Expectation {
   Tensors tensors;
@@ -126,6 +130,9 @@ Options options_of(Setting setting, const Heads &heads) {
     case Setting::subspace_int8_tail:
       options.tail = TailCoding::int8;
       break;
+    case Setting::trellis:
+      options.codes = Codes::trellis;
+      break;
   }
   return options;
 }
@@ -194,27 +201,32 @@ TEST_P(Oracle, CachedAttentionKlIsTheOracles) {
   const double kl = expected.width.bits == 2   ? cached_kl<2>(heads, setting)
                     : expected.width.bits == 3 ? cached_kl<3>(heads, setting)
                                                : cached_kl<4>(heads, setting);
-  EXPECT_NEAR(kl, expected.kl, .02 * expected.kl);
+  // Of paths that err alike, the product's search and the oracle's take now one, now another.
+  const double tolerance = setting == Setting::trellis ? .05 : .02;
+  EXPECT_NEAR(kl, expected.kl, tolerance * expected.kl);
 }
 
 INSTANTIATE_TEST_SUITE_P(Generated, Oracle,
                          testing::ValuesIn(table({Source::generated},
                                                  {.1283, .00485, .1396, .1513, .1053, .07307, .08122,
-                                                  .04954, .01911, .006925, .049, .007127})));
+                                                  .04954, .01911, .006925, .049, .007127, .0327,
+                                                  .01397})));
 
 INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer2, Oracle,
                          testing::ValuesIn(table({Source::drawn, 2},
                                                  {.02133, .0006775, .02186, .02412, .01295, .003575,
                                                   .006134, .002706, .0009588, .0002756, .002731,
-                                                  .0002942})));
+                                                  .0002942, .002069, .0007437})));
 INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer14, Oracle,
                          testing::ValuesIn(table({Source::drawn, 14},
                                                  {.1108, .004257, .1105, .06033, .03731, .02947, .02787,
-                                                  .01301, .005234, .001279, .01316, .001326})));
+                                                  .01301, .005234, .001279, .01316, .001326, .01127,
+                                                  .003141})));
 INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer27, Oracle,
                          testing::ValuesIn(table({Source::drawn, 27},
                                                  {.08467, .002845, .07578, .05302, .04495, .02635,
-                                                  .01653, .01111, .004541, .0009546, .01129, .001038})));
+                                                  .01653, .01111, .004541, .0009546, .01129, .001038,
+                                                  .009147, .003183})));
 
 /// Empty without the model's tensors.
 std::vector<Expectation> model_tables() {
@@ -222,11 +234,11 @@ std::vector<Expectation> model_tables() {
   if (model_directory() == nullptr) return rows;
   for (const auto &layer :
        {table({Source::model, 2}, {.1005, .003507, .1092, .09526, .06257, .03867, .04665, .02334, .01265,
-                                   .003731, .02328, .003712}),
+                                   .003731, .02328, .003712, .017, .00805}),
         table({Source::model, 14}, {.1275, .004756, .1307, .07401, .04687, .04318, .03573, .01252,
-                                    .00446, .00139, .01273, .001413}),
+                                    .00446, .00139, .01273, .001413, .01107, .003607}),
         table({Source::model, 27}, {.02307, .000777, .02629, .02122, .01211, .007212, .007765, .003722,
-                                    .001698, .0004382, .003749, .0004527})}) {
+                                    .001698, .0004382, .003749, .0004527, .003017, .001267})}) {
     rows.insert(rows.end(), layer.begin(), layer.end());
   }
   return rows;

@@ -108,7 +108,7 @@ double distance(const Options &options, const Inputs<> &in, Index learnt, Index 
                                    part(in.v, 0, count), std::as_const(out).view(), count - 20);
 }
 
-TEST(Torture, StaysFiniteAndIsHardlyWorseThanPlain) {
+void expect_hardly_worse_than_plain(Codes codes) {
   double worst[std::size(kinds)] = {}, sum[std::size(kinds)] = {}, plain_sum[std::size(kinds)] = {};
   for (int seed = 0, caches = cache_count(); seed < caches; ++seed) {
     Torture torture(static_cast<unsigned>(seed));
@@ -118,6 +118,7 @@ TEST(Torture, StaysFiniteAndIsHardlyWorseThanPlain) {
     options.values = ValueCoding::symmetric;
     options.tail = TailCoding::int8;
     options.statistics_tokens = 60;
+    options.codes = codes;
     Inputs<> in(options, tokens, 1);
     const bool both = torture.is(both_change), keys = torture.is(keys_change);
     const Index learnt = both || keys ? learnt_tokens : 0;
@@ -129,6 +130,7 @@ TEST(Torture, StaysFiniteAndIsHardlyWorseThanPlain) {
     const double subspace = distance<2>(options, in, learnt, prompt);
     ASSERT_TRUE(std::isfinite(subspace)) << "seed " << seed << ", " << kinds[torture.kind];
     options.coding = Coding::plain;
+    options.codes = Codes::scalar;
     const double plain = distance<2>(options, in, learnt, prompt);
     const auto k = static_cast<std::size_t>(torture.kind);
     sum[k] += subspace;
@@ -142,6 +144,10 @@ TEST(Torture, StaysFiniteAndIsHardlyWorseThanPlain) {
     EXPECT_LE(sum[k], (k == both_change ? 1.4 : 1.1) * plain_sum[k]) << kinds[k];
   }
 }
+
+TEST(Torture, StaysFiniteAndIsHardlyWorseThanPlain) { expect_hardly_worse_than_plain(Codes::scalar); }
+
+TEST(Torture, WithTrellisCodesToo) { expect_hardly_worse_than_plain(Codes::trellis); }
 
 }  // namespace
 }  // namespace squat::test

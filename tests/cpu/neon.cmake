@@ -20,6 +20,7 @@ foreach(architecture IN ITEMS armv8-a armv8.2-a+dotprod)
   add_custom_command(
     OUTPUT ${program}
     COMMAND ${SQUAT_AARCH64_COMPILER} -std=c++20 -O1 -static -march=${architecture} -I${PROJECT_SOURCE_DIR}/include
+            -I${CMAKE_CURRENT_SOURCE_DIR}
             -isystem ${eigen} -I${SQUAT_GOOGLETEST_SOURCE} -I${SQUAT_GOOGLETEST_SOURCE}/include ${sources}
             ${SQUAT_GOOGLETEST_SOURCE}/src/gtest-all.cc ${SQUAT_GOOGLETEST_SOURCE}/src/gtest_main.cc -o ${program}
     DEPENDS ${sources} ${kernels}

@@ -415,7 +415,7 @@ class PackedTail {
       difference.spaces_off += found != KeySpace::channels;
     } else {
       const KeySpace space =
-          quantizer.quantize(keys.data(), group, scratch.data(), codes.data(), scales.data());
+          quantizer.quantize(keys.data(), group, scratch.data(), codes.data(), scales.data()).space;
       if (space != found) {
         ++difference.spaces_off;
         return;

@@ -88,6 +88,85 @@ def symmetric(x, bits):
     return f16(scale * gain) * level
 
 
+# ---- trellis codes (include/squat/coding/trellis.hpp) -----------------------------------------------------------------
+UNIT, MIDDLE, SEAM = 16, 2, 32
+# Bits of a window that an element moves it on by, the deviation of the levels' Gaussians and their error, levels by index
+TRELLIS = {1: (1, 18.196, .39, [-6, 30, 10, -11, 4, -31, 8, -13, 8, -11, -5, 23, 16, -7, 7, -23]),
+           2: (2, 14.691, .081, [6, 20, -20, -6, 31, 10, 0, -12, -31, 0, -10, 11, -17, 17, 4, -5]),
+           3: (2, 11.94, .0202, [-31, -4, -19, -10, -24, -14, -3, -8, -3, -13, -6, 1, -11, -17, -1, -6,
+                                 0, 14, 4, 8, 0, 4, 16, 9, 19, 6, 11, 31, 7, 3, 24, 12])}
+WINDOWS = np.arange(256)
+PARITY = np.array([bin(i).count("1") % 2 for i in range(16)])
+INDEX = WINDOWS % 16 ^ sum(PARITY[WINDOWS // 16 & mask] << bit for bit, mask in enumerate((8, 14, 3, 1)))
+
+
+def trellis_levels(codes, bits):
+    """The levels of circular rows of codes [rows, n]."""
+    step, _, _, levels = TRELLIS[bits]
+    code, window = codes % 2 ** step, np.zeros_like(codes)
+    for back in range(8 // step):
+        window |= np.roll(code, back, 1) << step * back
+    return np.array(levels)[INDEX[window] + 16 * (codes >> 2)]
+
+
+def trellis_search(x, bits):
+    """Codes [rows, n] of circular rows x of levels: Viterbi's algorithm from the state that a search around the seam says."""
+    step, _, _, levels = TRELLIS[bits]
+    (rows, n), states, levels = x.shape, 256 >> step, np.array(levels, dtype=float)
+    top = np.arange(2 ** step)[:, None] * (states >> step)
+    before, window = top + np.arange(states) // 2 ** step, np.arange(2 ** step)[:, None] * states + np.arange(states)
+
+    def walk(cost, first, steps):
+        decisions = []
+        for i in range(steps):
+            near = ((x[:, (first + i) % n, None] - levels) ** 2).reshape(rows, -1, 16).min(1)
+            sums = cost[:, before] + near[:, INDEX[window]]
+            decisions.append(sums.argmin(1))
+            cost = sums.min(1)
+        return cost, decisions
+
+    def states_before(state, decisions):
+        path = [state]
+        for decided in reversed(decisions):
+            path.append(decided[np.arange(rows), path[-1]] * (states >> step) + path[-1] // 2 ** step)
+        return path[::-1]
+
+    cost, decisions = walk(np.zeros((rows, states)), -SEAM % n, 2 * SEAM)
+    seam = states_before(cost.argmin(1), decisions)[SEAM]
+    _, decisions = walk(np.where(np.arange(states) == seam[:, None], 0, np.inf), 0, n)
+    codes = np.stack(states_before(seam, decisions)[1:], 1) % 2 ** step
+    if bits == 3:
+        low, high = trellis_levels(codes, 3), trellis_levels(codes + 4, 3)
+        codes = codes + 4 * (abs(x - high) < abs(x - low))
+    return codes
+
+
+def trellis(x, bits, about_mean):
+    """Trellis codes along axis 1 of x [rows, n]: x ~ zero + scale * (MIDDLE + level / UNIT), zero 0 and MIDDLE 0 unless about the mean.
+
+    Rows are searched at the scale of Gaussians; those that err a fifth more than these, at others too."""
+    _, deviation, usual, _ = TRELLIS[bits]
+    mean = x.mean(1, keepdims=True) * about_mean
+    dx = x - mean
+    squares = (dx * dx).sum(1, keepdims=True)
+    rms = np.sqrt(squares / x.shape[1]) + 1e-30
+    best = None
+    for factor in 1, .75, 1.35, 2:
+        level = trellis_levels(trellis_search(dx / (factor * rms) * deviation, bits), bits)
+        products = (dx * level).sum(1, keepdims=True)
+        gain = np.where(products > 0, np.minimum(squares / np.maximum(products, 1e-30), 2 * factor * rms / deviation), 0)
+        scale = f16(UNIT * gain)
+        zero = f16(mean - scale * (MIDDLE + level.mean(1, keepdims=True) / UNIT)) + MIDDLE * scale if about_mean else 0
+        coded = zero + scale * level / UNIT
+        error = ((coded - x) ** 2).sum(1, keepdims=True)
+        if best is None:
+            best, odd = [error, coded], error > 1.2 * usual * squares
+        else:
+            w = odd & (error < best[0])
+            best = [np.where(w, error, best[0]), np.where(w, coded, best[1])]
+    return best[1]
+
+
 def hadamard(n):
     h = np.ones((1, 1))
     while len(h) < n:
@@ -188,9 +267,10 @@ def subspace_basis(C, S, eps=.1):
     return W.T @ L.T, np.linalg.solve(L.T, W), np.maximum(variance[::-1], 0)     # A, A^-1, variance of each coordinate
 
 
-def subspace_keys(k, q, bits, group, eps=.1, learnt_from=None):
-    """A page that the basis suits less than plain coding (error in the queries' metric) is coded plainly.
-    learnt_from: the keys as they came, where k is what a tail has made of them."""
+def subspace_keys(k, q, bits, group, eps=.1, codes="scalar", learnt_from=None):
+    """A page that the basis suits less than plain coding (error in the queries' metric) is coded plainly, and with scalar
+    codes in the basis where trellis codes err more. learnt_from: the keys as they came, where k is what a tail has made of
+    them."""
     prompt, d = (k if learnt_from is None else learnt_from)[:PROMPT - SINKS], k.shape[1]
     C = q.T @ q
     A, inverse, variance = subspace_basis(C, np.cov(prompt.T, bias=True), eps)
@@ -209,6 +289,14 @@ def subspace_keys(k, q, bits, group, eps=.1, learnt_from=None):
             else:
                 z[:, c0:c1] = affine(y[:, c0:c1], width, CLIPS if width == 2 else (1.0,), unbiased=True)
             c0 = c1
+        if codes == "trellis":
+            c0, scalar = 0, z.copy()
+            for width, size in sizes.items():
+                if width in TRELLIS and size:
+                    z[:, c0:c0 + size] = trellis(y[:, c0:c0 + size].T, width, True).T
+                c0 += size
+            if ((scalar - y) ** 2).sum() <= ((z - y) ** 2).sum():
+                z = scalar
         plain = affine(page, bits)
         basis_wins = ((z - y) ** 2).sum() <= (((plain - page) ** 2).sum(0) * metric).sum()
         out[t:t + group] = z @ inverse.T if basis_wins else plain
@@ -358,6 +446,7 @@ def table(title, q, k, v):
         plain_values = lambda bits: np.concatenate([affine(vv[:, c:c + 32].T, bits).T for c in range(0, d, 32)], 1)
         rotated_values = lambda bits: symmetric(vv @ H, bits) @ H.T
         k8, v8 = rotate(int8_rows(k_rot), -position)[SINKS:], int8_rows(vv)
+        trellis_values = lambda bits: trellis(vv @ H, bits, False) @ H.T
         cases = {
             "plain 2 bit, G 32 (KIVI)": (32, plain_keys(k_rot[SINKS:], 2, 32), plain_values(2)),
             "plain 4 bit, G 32 (KIVI)": (32, plain_keys(k_rot[SINKS:], 4, 32), plain_values(4)),
@@ -371,6 +460,8 @@ def table(title, q, k, v):
             "subspace 4 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 4, 128)), rotated_values(4)),
             "subspace 2 bit, by way of an int8 tail": (128, in_tile_frame(k8, q_pre, lambda x, y, **l: subspace_keys(x, y, 2, 128, **l), learnt_from=kk), symmetric(v8 @ H, 2) @ H.T),
             "subspace 4 bit, by way of an int8 tail": (128, in_tile_frame(k8, q_pre, lambda x, y, **l: subspace_keys(x, y, 4, 128, **l), learnt_from=kk), symmetric(v8 @ H, 4) @ H.T),
+            "trellis 2 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 2, 128, codes="trellis")), trellis_values(2)),
+            "trellis 3 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 3, 128, codes="trellis")), trellis_values(3)),
         }
         for name, (group, k_hat, v_hat) in cases.items():
             full = np.concatenate([k_rot[:SINKS], k_hat])

@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "squat/cache/options.hpp"
+#include "squat/coding/trellis.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/core/instruction_set.hpp"
@@ -66,6 +67,16 @@ inline void check_rotary(const Options &options) {
   }
 }
 
+inline void check_codes(const Options &options) {
+  if (options.codes != Codes::trellis) return;
+  const auto check_multiple = [](std::string_view argument, int value) {
+    if (value % trellis_row != 0)
+      throw_invalid(argument, value, "a multiple of 32 where codes are trellis");
+  };
+  check_multiple("head_dim", options.head_dim);
+  check_multiple("page_tokens", options.page_tokens);
+}
+
 inline void check_prior(const Options &options) {
   if (!options.prior) return;
   const Prior &prior = *options.prior;
@@ -99,6 +110,7 @@ inline void check_options(const Options &options) {
   if (!std::isfinite(options.attention_scale)) {
     throw_invalid("attention_scale", options.attention_scale, "finite");
   }
+  check_codes(options);
   check_rotary(options);
   const OrthogonalOptions &orthogonal = options.orthogonal;
   check_range("orthogonal.rank", orthogonal.rank, 0, options.head_dim);
@@ -128,6 +140,7 @@ inline Options resolve(Options options, int key_bits, int value_bits) {
   if (options.tail == TailCoding::int8 && most_bits == 16) {
     throw_invalid("tail", "int8", "exact where keys or values have 16 bits");
   }
+  if (!options.codes) options.codes = Codes::scalar;
   if (!options.tile_tokens) {
     const bool tiles = options.coding == Coding::subspace && !options.rotary.empty();
     options.tile_tokens = tiles ? default_tile_tokens : 0;

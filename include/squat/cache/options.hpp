@@ -28,6 +28,11 @@ struct Options {
   std::optional<ValueCoding> values{};  ///< default: plain where coding names plain, else symmetric
   std::optional<TailCoding> tail{};     ///< default: int8 where pages have 2 to 4 bits and coding
                                         ///< names not plain, else exact
+
+  /// What packed codes of 1 to 3 bits are: of symmetric values, and of keys in a subspace basis; all
+  /// others are scalar. Trellis codes ask for a head_dim and page_tokens that are multiples of 32. On
+  /// the CPU alone. Default: scalar.
+  std::optional<Codes> codes{};
   OrthogonalOptions orthogonal{};
 
   int sinks = 4;          ///< first tokens of a sequence that stay exact for good

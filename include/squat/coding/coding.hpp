@@ -29,6 +29,13 @@ enum class TailCoding {
           ///< float16 scale a row: the largest magnitude over 127
 };
 
+/// What the bits of packed keys and values of 1 to 3 bits stand for; wider codes are always scalar.
+enum class Codes {
+  scalar,   ///< a code names its level
+  trellis,  ///< a code and those before it in the row name its level (coding/trellis.hpp): less error at
+            ///< the same bits for more work
+};
+
 /// How the zero and the scale of an affine group are found.
 enum class AffineFit {
   minmax,         ///< the group's extremes

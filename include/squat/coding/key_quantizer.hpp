@@ -19,6 +19,7 @@
 #include "squat/coding/query_statistics.hpp"
 #include "squat/coding/rotary.hpp"
 #include "squat/coding/subspace_basis.hpp"
+#include "squat/coding/trellis_quantizer.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/instruction_set.hpp"
 
@@ -28,6 +29,12 @@ namespace squat::inline SQUAT_CPU_NAMESPACE {
 enum class KeySpace {
   channels,  ///< the head's channels, every one at the same width
   basis,     ///< coordinates in the subspace basis, widths by its allocation
+};
+
+/// What the codes of a page's keys are.
+struct KeyCodes {
+  KeySpace space;
+  Codes kind = Codes::scalar;  ///< of up to 3 bits
 };
 
 /// Codes the keys of one KV head, a page at a time: an affine group a channel
@@ -101,26 +108,34 @@ class KeyQuantizer {
 
   /// Codes a page of keys, their mean taken off. keys, scratch: channel-major
   /// [head_dim, tokens]; codes: likewise, as wide as the allocation of the
-  /// space that is returned says; scales [head_dim].
+  /// space that is returned says; scales [head_dim]. trellis: of coordinates in the basis, where
+  /// that errs less than scalar codes; or null.
   template <class Scalar>
-  KeySpace quantize(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
-                    AffineScale *scales) const {
+  KeyCodes quantize(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
+                    AffineScale *scales, TrellisQuantizer *trellis = nullptr) const {
     if (rounding_) {
       round_orthogonal(*rounding_, keys, tokens, scratch, [&](Index channel, Scalar *row) {
         scales[channel] = quantize_affine(row, tokens, bits_, fit_, codes + channel * tokens, row);
       });
-      return KeySpace::channels;
+      return {KeySpace::channels};
     }
     if (!basis_) {
       quantize_channels(keys, tokens, scratch, fit_, codes, scales);
-      return KeySpace::channels;
+      return {KeySpace::channels};
     }
-    const Scalar error = quantize_in_basis(keys, tokens, scratch, codes, scales);
-    if (error <= channel_error(keys, tokens)) return KeySpace::basis;
+    const BasisErrors scalar = quantize_in_basis(keys, tokens, scratch, codes, scales);
+    const float narrow =
+        trellis == nullptr ? scalar.narrow : quantize_narrow(*trellis, tokens, scratch, codes, scales);
+    const Codes kind = narrow < scalar.narrow ? Codes::trellis : Codes::scalar;
+    if (scalar.wide + std::min(narrow, scalar.narrow) <= channel_error(keys, tokens)) {
+      if (trellis != nullptr && kind == Codes::scalar)
+        quantize_in_basis(keys, tokens, scratch, codes, scales);
+      return {KeySpace::basis, kind};
+    }
     // A page that the basis does not suit (keys unlike those it was learnt
     // from) is coded plainly: never worse than plain.
     quantize_channels(keys, tokens, scratch, AffineFit::minmax, codes, scales);
-    return KeySpace::channels;
+    return {KeySpace::channels};
   }
 
   /// Bytes of what was learnt.
@@ -140,16 +155,21 @@ class KeyQuantizer {
     }
   }
 
-  /// Returns the squared error, in the metric of the queries.
+  /// Squared errors in the metric of the queries: of what trellis codes can stand for, and of the rest.
+  struct BasisErrors {
+    float narrow = 0, wide = 0;
+  };
+
   template <class Scalar>
-  Scalar quantize_in_basis(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
-                           AffineScale *scales) const {
+  BasisErrors quantize_in_basis(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
+                                AffineScale *scales) const {
     std::fill_n(scratch, head_dim_ * tokens, Scalar{0});
     const Scalar *to_basis = basis_->to_basis.data();
     add_product<Scalar>(strided_rows(to_basis, head_dim_, head_dim_),
                         strided_rows(keys, head_dim_, tokens), strided_rows(scratch, head_dim_, tokens));
-    Scalar error = 0;
+    BasisErrors errors;
     for (const CodeRun &run : basis_->allocation.runs()) {
+      float &error = run.bits <= most_trellis_bits ? errors.narrow : errors.wide;
       for (Index i = run.first; i < run.first + run.channels; ++i) {
         const Scalar *y = scratch + i * tokens;
         scales[i] = quantize_affine(y, tokens, run.bits, fit_, codes + i * tokens);
@@ -161,7 +181,21 @@ class KeyQuantizer {
       const Scalar mean = sum_chunks(tokens, [&](Index t) { return load_chunk(y + t); }).sum() /
                           static_cast<Scalar>(tokens);
       scales[i] = {to_half_saturated(mean), half(smallest_scale)};
-      error += constant_error(y, tokens, static_cast<Scalar>(scales[i].zero));
+      errors.wide += constant_error(y, tokens, static_cast<Scalar>(scales[i].zero));
+    }
+    return errors;
+  }
+
+  /// Makes the codes of up to 3 bits that quantize_in_basis() left trellis codes. coordinates: what it
+  /// left in its scratch. Returns their squared error.
+  float quantize_narrow(TrellisQuantizer &trellis, Index tokens, const float *coordinates,
+                        std::uint8_t *codes, AffineScale *scales) const {
+    float error = 0;
+    for (const CodeRun &run : basis_->allocation.runs()) {
+      if (run.bits > most_trellis_bits) continue;
+      const Index first = run.first * tokens;
+      error += trellis.quantize_affine(coordinates + first, run.channels, tokens, run.bits,
+                                       codes + first, scales + run.first);
     }
     return error;
   }

@@ -9,12 +9,14 @@
 //                 are tokens, inner are the run's channels (coding/codes.hpp)
 //                 16 bit: [group, head_dim] rows
 //   key zeros     float16 [head_dim]
-//   key scales    float16 [head_dim]; the sign of the first names the KeySpace
+//   key scales    float16 [head_dim]; the sign of the first names the KeySpace,
+//                 that of the second the kind of codes of up to 3 bits
 //   value codes   lanes are channels, inner are tokens; 16 bit: [group,
 //                 head_dim] rows
 //   value scales  float16 [value_scales, group]; plain values: as many zeros
 //                 behind them
 //
+// Trellis codes (coding/trellis_layout.hpp) have the place of scalar ones.
 // 16-bit keys and values store neither zeros nor scales. Every allocation of
 // bits fits where the same width for all channels fits, so pages have one size.
 
@@ -27,6 +29,7 @@
 #include "squat/cache/options.hpp"
 #include "squat/coding/codes.hpp"
 #include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/trellis.hpp"
 #include "squat/coding/value_quantizer.hpp"
 #include "squat/core/config.hpp"
 
@@ -46,7 +49,10 @@ class PageLayout {
         kv_heads(options.kv_heads),
         head_dim(options.head_dim),
         group(options.page_tokens),
+        codes(*options.codes),
         value_coding(*options.values),
+        value_codes(value_coding == ValueCoding::symmetric ? codes_of_width(codes, value_bits)
+                                                           : Codes::scalar),
         scales_of_a_value(value_bits == 16 ? 0 : value_scales(value_coding, head_dim)) {
     const std::size_t row = static_cast<std::size_t>(head_dim) * sizeof(half);
     const std::size_t column = static_cast<std::size_t>(scales_of_a_value * group) * sizeof(half);
@@ -74,20 +80,28 @@ class PageLayout {
     return (scale & 0x8000u) != 0 ? KeySpace::basis : KeySpace::channels;
   }
 
+  /// What they are where they have up to 3 bits.
+  Codes key_codes(std::byte *page, Index head) const {
+    std::uint16_t scale;
+    std::memcpy(&scale, key_scales(page, head) + 1, sizeof scale);
+    return (scale & 0x8000u) != 0 ? Codes::trellis : Codes::scalar;
+  }
+
   /// The zero and scale of a channel or coordinate.
   AffineScale key_scale(std::byte *page, Index head, Index channel) const {
     const half scale = key_scales(page, head)[channel];
     return {key_zeros(page, head)[channel],
-            channel == 0 ? half(std::abs(static_cast<float>(scale))) : scale};
+            channel < 2 ? half(std::abs(static_cast<float>(scale))) : scale};
   }
 
-  void set_key_scales(std::byte *page, Index head, KeySpace space, const AffineScale *scales) const {
+  void set_key_scales(std::byte *page, Index head, KeyCodes kind, const AffineScale *scales) const {
     half *zeros = key_zeros(page, head), *steps = key_scales(page, head);
     for (Index channel = 0; channel < head_dim; ++channel) {
       zeros[channel] = scales[channel].zero;
       steps[channel] = scales[channel].scale;
     }
-    if (space == KeySpace::basis) steps[0] = -steps[0];
+    if (kind.space == KeySpace::basis) steps[0] = -steps[0];
+    if (kind.kind == Codes::trellis) steps[1] = -steps[1];
   }
 
   template <class Scalar>
@@ -106,7 +120,9 @@ class PageLayout {
   Index kv_heads = 0;
   Index head_dim = 0;
   Index group = 0;
+  Codes codes = Codes::scalar;  ///< that were asked for
   ValueCoding value_coding = ValueCoding::symmetric;
+  Codes value_codes = Codes::scalar;
   Index scales_of_a_value = 0;
 
  private:

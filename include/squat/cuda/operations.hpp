@@ -66,6 +66,7 @@ class Operations {
         first_bad_(most_checked),
         errors_(1) {
     PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::check(options.head_dim, options.page_tokens);
+    if (options.codes == Codes::trellis) throw_invalid("codes", "trellis", "scalar on CUDA");
     const auto heads = static_cast<std::size_t>(options.kv_heads);
     const bool bytes = *options.tail == TailCoding::int8;
     with_layout([&]<class Layout>() {

@@ -21,6 +21,7 @@
 
 #include "squat/coding/codes.hpp"
 #include "squat/core/instruction_set.hpp"
+#include "squat/cpu/kernels/dot_trellis.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
 
 #if defined(SQUAT_CPU_AVX512_VNNI)
@@ -91,12 +92,15 @@ class DotPlanes {
 struct CodeKernels {
   DotPlanes<std::int8_t> signed_weights;
   DotPlanes<std::uint8_t> unsigned_weights;  ///< of values up to 4 bits, see round_weights.hpp
+  DotTrellis<std::int8_t> signed_trellis;
+  DotTrellis<std::uint8_t> unsigned_trellis;
 
   /// Keys of every coding of that width: `subspace` mixes widths (bit_allocation.hpp).
   template <int Bits>
   constexpr void add_keys() {
     if constexpr (Bits < 16) signed_weights.add<8, 4, 2>();
     if constexpr (Bits == 3) signed_weights.add<1>();
+    if constexpr (Bits < 16) signed_trellis.add<2>();
   }
 
   template <int Bits>
@@ -105,6 +109,7 @@ struct CodeKernels {
     if constexpr (Bits == 4) unsigned_weights.add<4>();
     if constexpr (Bits == 3) unsigned_weights.add<2, 1>();
     if constexpr (Bits == 2) unsigned_weights.add<2>();
+    if constexpr (Bits <= most_trellis_bits) unsigned_trellis.add<Bits>();
   }
 };
 
@@ -117,13 +122,14 @@ constexpr CodeKernels code_kernels() {
   return kernels;
 }
 
-/// Packed codes of `rows` lanes times `inner`, of any width.
+/// Packed codes of `rows` lanes times `inner`, of any width and kind.
 struct PackedCodes {
   int bits;
   const std::uint8_t *data;
   Index rows;
   Index inner;
   std::ptrdiff_t ahead = 0;  ///< bytes to the codes that are read next, see prefetch.hpp
+  Codes kind = Codes::scalar;
 };
 
 /// The sum above over the lanes [first, first + count), multiples of 16, for

@@ -4,12 +4,15 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
 #include "squat/cache/call.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/rotary.hpp"
+#include "squat/coding/trellis_layout.hpp"
+#include "squat/coding/trellis_quantizer.hpp"
 #include "squat/coding/value_quantizer.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/kernels/vector.hpp"
@@ -35,6 +38,11 @@ inline void leave_frame(const HeadCoding &coding, const PageView &page, Index he
   if (page.base != 0) Turn(*coding.rotary, page.base).apply_to_channels(keys, group);
 }
 
+/// Of rows of up to `longest` numbers; without memory where it is not asked for.
+inline TrellisQuantizer trellis_quantizer(bool asked, Index longest, Scratch &scratch) {
+  return {asked ? scratch.take<std::byte>(TrellisQuantizer::bytes(longest)) : nullptr, longest};
+}
+
 /// Packs the keys rows [group, head_dim] (floats, row-major) of one head.
 template <class T, class Layout>
 void pack_keys(const Layout &layout, const HeadCoding &coding, float *rows, const PageView &page,
@@ -52,13 +60,31 @@ void pack_keys(const Layout &layout, const HeadCoding &coding, float *rows, cons
       channels[channel * group + token] = rows[token * d + channel];
   }
   enter_frame(coding, page, d, group, channels);
-  const KeySpace space = coding.quantizer->quantize(channels, group, rounded, codes, scales);
+  const bool asked = layout.codes == Codes::trellis;
+  TrellisQuantizer trellis = trellis_quantizer(asked, group, scratch);
+  const KeyCodes found =
+      coding.quantizer->quantize(channels, group, rounded, codes, scales, asked ? &trellis : nullptr);
   auto *packed = layout.template keys<std::uint8_t>(page.data, head);
-  for (const CodeRun &run : coding.quantizer->allocation(space).runs()) {
-    pack_codes(run.bits, codes + run.first * group, group, group, run.channels, packed);
+  for (const CodeRun &run : coding.quantizer->allocation(found.space).runs()) {
+    pack_codes(codes_of_width(found.kind, run.bits), run.bits, codes + run.first * group, group, group,
+               run.channels, packed);
     packed += code_bytes(run.bits, group, run.channels);
   }
-  layout.set_key_scales(page.data, head, space, scales);
+  layout.set_key_scales(page.data, head, found, scales);
+}
+
+/// Packs values as trellis codes, a page of them at a time. codes: memory for [group, head_dim].
+template <class Layout>
+void pack_trellis_values(const Layout &layout, float *rows, std::byte *page, Index head,
+                         std::uint8_t *codes, Scratch scratch) {
+  const Index d = layout.head_dim, group = layout.group;
+  auto *scales = scratch.take<AffineScale>(group);
+  for (Index token = 0; token < group; ++token) rotate_hadamard(rows + token * d, d);
+  trellis_quantizer(true, d, scratch)
+      .quantize_symmetric(rows, group, d, layout.value_bits, codes, scales);
+  half *steps = layout.value_scales_row(page, head, 0);
+  for (Index token = 0; token < group; ++token) steps[token] = scales[token].scale;
+  pack_trellis(layout.value_bits, codes, d, d, group, layout.template values<std::uint8_t>(page, head));
 }
 
 /// Packs the values rows [group, head_dim] (floats, row-major, overwritten) of
@@ -71,6 +97,9 @@ void pack_values(const Layout &layout, AffineFit fit, float *rows, std::byte *pa
     return convert_row(rows, group * d, layout.template values<Exact16<T>>(page, head));
   }
   auto *codes = scratch.take<std::uint8_t>(group * d);
+  if (layout.value_codes == Codes::trellis) {
+    return pack_trellis_values(layout, rows, page, head, codes, scratch);
+  }
   auto *scales = scratch.take<AffineScale>(layout.scales_of_a_value);
   for (Index token = 0; token < group; ++token) {
     quantize_value(layout.value_coding, rows + token * d, d, layout.value_bits, fit, codes + token * d,
@@ -88,8 +117,11 @@ void pack_values(const Layout &layout, AffineFit fit, float *rows, std::byte *pa
 /// Scratch bytes of packing one head.
 inline std::size_t pack_scratch_bytes(const PageLayout &layout) {
   const Index elements = layout.head_dim * layout.group;
+  const Index longest = std::max(layout.head_dim, layout.group);
   return 4 * Scratch::bytes<float>(elements) + Scratch::bytes<std::uint8_t>(elements) +
-         Scratch::bytes<AffineScale>(layout.head_dim);
+         Scratch::bytes<AffineScale>(longest) +
+         (layout.codes == Codes::trellis ? Scratch::bytes<std::byte>(TrellisQuantizer::bytes(longest))
+                                         : 0);
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

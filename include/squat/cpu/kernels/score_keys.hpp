@@ -44,7 +44,7 @@ void weigh_keys(const Layout &layout, const BitAllocation &allocation, std::byte
       for (auto &magnitudes : most) magnitudes = broadcast(0);
       for (Index i = first; i < last; i += float_lanes) {
         const FloatVector zero = load_floats(zeros + i);
-        // The sign of the first scale is the page's key space.
+        // The signs of the first two scales say what the page's codes stand for.
         const FloatVector scale = magnitude(load_floats(scales + i));
         SQUAT_UNROLL(16)
         for (int r = 0; r < RowCount; ++r) {
@@ -67,10 +67,12 @@ void weigh_keys(const Layout &layout, const BitAllocation &allocation, std::byte
     sum_each(zero_scores, constants);
     std::copy_n(constants, RowCount, scratch.constants + row);
   });
+  const Codes kind = layout.key_codes(page, head);
   Index index = 0;
   for (const CodeRun &run : runs) {
     scratch.round<WeightSign::any>(index, run.first, run.bits, run.channels,
-                                   aligned ? scratch.largest[index] : nullptr);
+                                   aligned ? scratch.largest[index] : nullptr,
+                                   codes_of_width(kind, run.bits));
     ++index;
   }
 }
@@ -81,11 +83,13 @@ template <class Layout>
 void score_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
                 CodeWeights &scratch, RowView<float> scores, std::ptrdiff_t ahead = 0) {
   const auto *packed = layout.template keys<std::uint8_t>(page, head);
+  const Codes kind = layout.key_codes(page, head);
   Index index = 0;
   for (const CodeRun &run : allocation.runs()) {
-    scratch.accumulate<WeightSign::any>(index++, run.first,
-                                        {run.bits, packed, layout.group, run.channels, ahead}, 0,
-                                        layout.group, scores);
+    scratch.accumulate<WeightSign::any>(
+        index++, run.first,
+        {run.bits, packed, layout.group, run.channels, ahead, codes_of_width(kind, run.bits)}, 0,
+        layout.group, scores);
     packed += code_bytes(run.bits, layout.group, run.channels);
   }
 }

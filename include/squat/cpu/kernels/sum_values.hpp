@@ -6,7 +6,7 @@
 //            = sum_t (p_t scale_t) code_tc + sum_t p_t zero_t
 //
 // with zero_t = -scale_t * middle for symmetric values, whose output stays in
-// the rotated space.
+// the rotated space; trellis codes count from there.
 
 #include <algorithm>
 #include <cstddef>
@@ -27,6 +27,7 @@ void weigh_values(const Layout &layout, std::byte *page, Index head, Index index
                   RowView<const float> probabilities, CodeWeights &scratch, std::ptrdiff_t ahead = 0) {
   const Index group = layout.group, rows = scratch.row_count;
   const bool plain = layout.value_coding == ValueCoding::plain;
+  const float middle = middle_of(layout.value_codes, layout.value_bits, WeightSign::none);
   const half *scales = layout.value_scales_row(page, head, index);
   const half *zeros = layout.value_zeros_row(page, head, index);
   prefetch_ahead_all(scales, group, ahead);
@@ -52,11 +53,12 @@ void weigh_values(const Layout &layout, std::byte *page, Index head, Index index
     largest_of_each(most, largest);
     std::copy_n(largest, RowCount, scratch.largest[0] + row);
     for (int r = 0; r < RowCount; ++r) {
-      scratch.constants[row + r] = (plain ? 1.0f : -middle_code(layout.value_bits)) * totals[r];
+      scratch.constants[row + r] = (plain ? 1.0f : -middle) * totals[r];
     }
   });
   // Probabilities and the scales of values have no sign.
-  scratch.round<WeightSign::none>(0, 0, layout.value_bits, group, scratch.largest[0]);
+  scratch.round<WeightSign::none>(0, 0, layout.value_bits, group, scratch.largest[0],
+                                  layout.value_codes);
 }
 
 /// outputs[r] += sum over all tokens of a page of probability times value, for the
@@ -66,8 +68,9 @@ void sum_values(const Layout &layout, std::byte *page, Index head, Index index, 
                 RowView<float> outputs, std::ptrdiff_t ahead = 0) {
   const Index d = layout.head_dim, run = d / layout.scales_of_a_value;
   const auto *packed = layout.template values<std::uint8_t>(page, head);
-  scratch.accumulate<WeightSign::none>(0, 0, {layout.value_bits, packed, d, layout.group, ahead},
-                                       index * run, run, {outputs.data + index * run, outputs.stride});
+  scratch.accumulate<WeightSign::none>(
+      0, 0, {layout.value_bits, packed, d, layout.group, ahead, layout.value_codes}, index * run, run,
+      {outputs.data + index * run, outputs.stride});
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "squat/cpu/kernels/dot_codes.hpp"
+#include "squat/cpu/kernels/trellis_levels.hpp"
 #include "squat/cpu/kernels/vector.hpp"
 #include "squat/cpu/page_layout.hpp"
 
@@ -37,6 +39,46 @@ void expand_codes(int bits, const std::uint8_t *packed, Index lane_count, Index 
   });
 }
 
+/// codes[i][row] of trellis codes as the number that belongs to a scale, the middle of scalar codes'
+/// range included.
+template <int Bits>
+void expand_trellis(const TrellisBlock &block, float *codes) {
+  for (Index lane = 0; lane < block.rows / 4; lane += vector_lanes) {
+    TrellisLanes<Bits, -trellis_middle * trellis_unit> lanes(block, lane);
+    const Index count = std::min(vector_lanes, lanes.count());
+    for (Index i = 0; i < block.inner; i += trellis_inner) {
+      const PhaseLevels<4> levels = lanes.template next<0, 1, 2, 3>();
+      std::uint8_t bytes[4][2][vector_lanes][4];  // of phases, of four inner indices and the next four
+      static_assert(sizeof bytes == sizeof levels.phases);
+      std::memcpy(bytes, levels.phases, sizeof bytes);
+      for (Index j = 0; j < trellis_inner; ++j) {
+        const Index quad = j / 4, byte = j % 4;
+        float *to = codes + (i + j) * block.rows + lane * 4;
+        for (Index l = 0; l < count; ++l) {
+          for (const auto &phase : bytes)
+            *to++ = static_cast<float>(phase[quad][l][byte]) / trellis_unit;
+        }
+      }
+    }
+  }
+}
+
+/// The same for either kind of codes.
+inline void expand_codes(const PackedCodes &packed, float *codes) {
+  if (packed.kind == Codes::scalar) {
+    return expand_codes(packed.bits, packed.data, packed.rows, packed.inner, codes);
+  }
+  const TrellisBlock block{packed.data, packed.rows, packed.inner};
+  switch (packed.bits) {
+    case 1:
+      return expand_trellis<1>(block, codes);
+    case 2:
+      return expand_trellis<2>(block, codes);
+    default:
+      return expand_trellis<3>(block, codes);
+  }
+}
+
 /// What the codes of a head's keys stand for, channel-major [head_dim, group]:
 /// channels, or coordinates in the basis, as the page's KeySpace says.
 template <class Layout>
@@ -45,8 +87,10 @@ void unpack_keys(const Layout &layout, const BitAllocation &allocation, std::byt
   SQUAT_ASSERT(layout.key_bits < 16);
   const Index d = layout.head_dim, group = layout.group;
   const auto *packed = layout.template keys<std::uint8_t>(page, head);
+  const Codes kind = layout.key_codes(page, head);
   for (const CodeRun &run : allocation.runs()) {
-    expand_codes(run.bits, packed, group, run.channels, keys + run.first * group);
+    expand_codes({run.bits, packed, group, run.channels, 0, codes_of_width(kind, run.bits)},
+                 keys + run.first * group);
     packed += code_bytes(run.bits, group, run.channels);
     for (Index channel = run.first; channel < run.first + run.channels; ++channel) {
       const AffineScale fit = layout.key_scale(page, head, channel);
@@ -66,16 +110,19 @@ template <class Layout>
 void unpack_values(const Layout &layout, std::byte *page, Index head, float *values) {
   SQUAT_ASSERT(layout.value_bits < 16);
   const Index d = layout.head_dim, group = layout.group;
-  expand_codes(layout.value_bits, layout.template values<std::uint8_t>(page, head), d, group, values);
+  expand_codes({layout.value_bits, layout.template values<std::uint8_t>(page, head), d, group, 0,
+                layout.value_codes},
+               values);
+  const float middle =
+      layout.value_codes == Codes::trellis ? trellis_middle : middle_code(layout.value_bits);
   const Index run = d / layout.scales_of_a_value;
   for (Index i = 0; i < layout.scales_of_a_value; ++i) {
     const half *scales = layout.value_scales_row(page, head, i);
     const half *zeros = layout.value_zeros_row(page, head, i);
     for (Index token = 0; token < group; ++token) {
       const auto scale = static_cast<float>(scales[token]);
-      const float zero = layout.value_coding == ValueCoding::plain
-                             ? static_cast<float>(zeros[token])
-                             : -middle_code(layout.value_bits) * scale;
+      const float zero =
+          layout.value_coding == ValueCoding::plain ? static_cast<float>(zeros[token]) : -middle * scale;
       float *row = values + token * d + i * run;
       for (Index channel = 0; channel < run; ++channel) row[channel] = zero + scale * row[channel];
     }

@@ -24,6 +24,14 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 /// Whether weights may be negative. Bytes without a sign round twice as finely.
 enum class WeightSign { any, none };
 
+/// The number that codes count about, where they meet weights that may be negative or not.
+constexpr float middle_of(Codes kind, int bits, WeightSign sign) {
+  if (kind == Codes::scalar) return middle_code(bits);
+  return sign == WeightSign::any ? trellis_middle : 0;
+}
+static_assert(level_origin<std::int8_t> == -trellis_middle * trellis_unit);
+static_assert(level_origin<std::uint8_t> == 0);
+
 /// The weights of `row_count` rows, and memory for what they are rounded to.
 class CodeWeights {
  public:
@@ -53,7 +61,8 @@ class CodeWeights {
   /// mends the rounding to the constants. They are used up. magnitudes: the
   /// greatest of each row, or null.
   template <WeightSign Sign>
-  void round(Index run, Index first, int bits, Index inner, const float *magnitudes = nullptr) {
+  void round(Index run, Index first, int bits, Index inner, const float *magnitudes = nullptr,
+             Codes kind = Codes::scalar) {
     const RowView<float> used{weights.data + first, weights.stride};
     const RowView<std::int8_t> rounded{rounded_.data + first, rounded_.stride};
     float *multipliers = multipliers_[run];
@@ -68,7 +77,8 @@ class CodeWeights {
     } else {
       round_weights(used, row_count, inner, most_weight(bits), rounded, magnitudes, multipliers, rests_);
     }
-    for (Index row = 0; row < row_count; ++row) constants[row] += middle_code(bits) * rests_[row];
+    const float middle = middle_of(kind, bits, Sign);
+    for (Index row = 0; row < row_count; ++row) constants[row] += middle * rests_[row];
   }
 
   /// sums[r][lane] += constants[r] + sum_i weight[r][first + i] code[lane][i] over
@@ -83,7 +93,10 @@ class CodeWeights {
       accumulate_codes<Weight>(planes, codes, lane, count, rows, {weight.data, weight.stride},
                                {multipliers_[run], constants}, {sums, row_count});
     };
-    if (weight_terms(codes.bits) == 2) {
+    if (codes.kind == Codes::trellis) {
+      SQUAT_ASSERT(lane == 0 && count == codes.rows);
+      add_trellis<Sign>(run, codes, rounded, sums);
+    } else if (weight_terms(codes.bits) == 2) {
       // Both terms at once: what is loaded serves both.
       add(kernels_->signed_weights, rounded, 2 * row_count);
     } else if constexpr (Sign == WeightSign::none) {
@@ -100,6 +113,20 @@ class CodeWeights {
   RowView<float> largest{};    ///< [runs, row_count], of magnitudes: for who finds them on the way
 
  private:
+  template <WeightSign Sign>
+  void add_trellis(Index run, const PackedCodes &codes, RowView<std::int8_t> rounded,
+                   RowView<float> sums) const {
+    const TrellisBlock block{codes.data, codes.rows, codes.inner, codes.ahead};
+    if constexpr (Sign == WeightSign::none) {
+      const RowView<std::uint8_t> bytes = without_sign(rounded);
+      kernels_->unsigned_trellis[codes.bits](block, row_count, {bytes.data, bytes.stride},
+                                             multipliers_[run], constants, sums);
+    } else {
+      kernels_->signed_trellis[codes.bits](block, row_count, {rounded.data, rounded.stride},
+                                           multipliers_[run], constants, sums);
+    }
+  }
+
   static RowView<std::uint8_t> without_sign(RowView<std::int8_t> bytes) {
     return {reinterpret_cast<std::uint8_t *>(bytes.data), bytes.stride};
   }
