@@ -39,11 +39,11 @@ class OperationsOf final : public AnyOperations<T> {
   Index add_coding(int layer) override { return operations_.add_coding(layer); }
   void remove_coding(Index coding) override { operations_.remove_coding(coding); }
 
-  void observe(Index coding, AnyTensor q, AnyTensor k, Index first, Index count, Index index,
-               Index position) override {
+  void observe(const Call &call, AnyTensor q, AnyTensor k, AnyTensor v, Index first,
+               Index count) override {
     with_element(k.type(), [&]<class S>() {
-      operations_.template observe<S>(coding, q.as<const S>(), k.as<const S>(), first, count, index,
-                                      position, {});
+      operations_.template observe<S>(call, q.as<const S>(), k.as<const S>(), v.as<const S>(), first,
+                                      count, {});
     });
   }
 

@@ -119,11 +119,12 @@ std::string cache_spec_help() {
          "exact sinks, :fN tokens of a tile, whose keys are coded in a rotary frame of their own (0: in "
          "that of their position; default 256 for subspace, 0 otherwise), :t8 or :t16 (the exact window "
          "in 8 "
-         "bits, the default of up to 4 bits but for plain, or exact indeed), :published (orthogonal: "
-         "the "
-         "settings of the paper), :trellis (trellis codes where there are 1 to 3 bits: less error for "
-         "more "
-         "work).\nExamples: exact, subspace:k2v2, subspace:k2v2:trellis, plain:k2v2:g32:s0, "
+         "bits, the default of up to 4 bits but for plain, or exact indeed), :layer (subspace: bits are "
+         "shared "
+         "out among the KV heads of a layer, by what attention does with them), :trellis (trellis codes "
+         "where "
+         "there are 1 to 3 bits: less error for more work), :published (orthogonal: the settings of the "
+         "paper).\nExamples: exact, subspace:k2v2, subspace:k2v2:layer:trellis, plain:k2v2:g32:s0, "
          "orthogonal:k2v2:g64:f256.";
 }
 
@@ -144,7 +145,9 @@ CacheSpec parse_cache_spec(std::string_view text) {
     next = 2;
   }
   for (const auto part : std::span(parts).subspan(std::min(next, parts.size()))) {
-    if (part == "published" && spec.options.coding == squat::Coding::orthogonal) {
+    if (part == "layer") {
+      spec.options.allocation = squat::Allocation::layer;
+    } else if (part == "published" && spec.options.coding == squat::Coding::orthogonal) {
       spec.published = true;
       const auto names_group = [](std::string_view other) { return other.starts_with('g'); };
       if (std::none_of(parts.begin(), parts.end(), names_group)) spec.options.page_tokens = 32;

@@ -114,6 +114,15 @@ TEST_P(OutOfMemory, InABatchWhoseSequencesLearnForThemselves) {
             0u);
 }
 
+TEST(OutOfMemoryByLayer, InAFirstPromptWhoseHeadsShareBits) {
+  Options options = small(Coding::subspace);
+  options.kv_heads = 2;
+  options.allocation = Allocation::layer;
+  EXPECT_GT(expect_nothing_lost(
+                options, [](World &) {}, [](World &world) { world.attend(0, 0, 0, 150); }),
+            0u);
+}
+
 TEST_P(OutOfMemory, InReadingAttention) {
   EXPECT_GT(expect_nothing_lost(
                 small(GetParam()), [](World &world) { world.attend(0, 0, 150); },

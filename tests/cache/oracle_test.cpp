@@ -158,13 +158,12 @@ std::vector<Matrix> split(const std::vector<float> &elements, Index tokens, Inde
   return heads;
 }
 
-/// Mean attention KL over the KV heads of keys and values as a cache gives them back.
+/// Mean error of attention over the KV heads of keys and values as a cache gives them back.
 template <int Bits>
-double cached_kl(const Heads &pre_rotary, Setting setting) {
+AttentionError cached_error(const Heads &pre_rotary, const Options &options) {
   Heads heads = pre_rotary;
   for (Matrix &q : heads.q) q = rotate(q);
   for (Matrix &k : heads.k) k = rotate(k);
-  const Options options = options_of(setting, heads);
   KVCache<float, Bits> cache(options);
   const Index tokens = heads.k[0].rows(), d = options.head_dim, prompt = 512;
   auto q = interleave(heads.q), k = interleave(heads.k), v = interleave(heads.v), out = q;
@@ -180,16 +179,25 @@ double cached_kl(const Heads &pre_rotary, Setting setting) {
   cache.dequantize(sequence, 0, k_view, v_view);
   const auto k_coded = split(k, tokens, options.kv_heads, d),
              v_coded = split(v, tokens, options.kv_heads, d);
-  double kl = 0;
+  AttentionError mean;
+  const auto count = static_cast<double>(heads.k.size());
   const std::size_t shared = heads.q.size() / heads.k.size();
   for (std::size_t head = 0; head < heads.k.size(); ++head) {
     const auto first = heads.q.begin() + static_cast<std::ptrdiff_t>(head * shared);
     const std::vector<Matrix> queries(first, first + static_cast<std::ptrdiff_t>(shared));
-    kl += attention_error(queries, heads.k[head], k_coded[head], heads.v[head], v_coded[head],
-                          {prompt, options.sinks, options.residual, options.page_tokens})
-              .kl;
+    const AttentionError error =
+        attention_error(queries, heads.k[head], k_coded[head], heads.v[head], v_coded[head],
+                        {prompt, options.sinks, options.residual, options.page_tokens});
+    mean.kl += error.kl / count;
+    mean.output += error.output / count;
   }
-  return kl / static_cast<double>(heads.k.size());
+  return mean;
+}
+
+AttentionError cached_error(const Heads &pre_rotary, const Options &options, int bits) {
+  return bits == 2   ? cached_error<2>(pre_rotary, options)
+         : bits == 3 ? cached_error<3>(pre_rotary, options)
+                     : cached_error<4>(pre_rotary, options);
 }
 
 class Oracle : public testing::TestWithParam<Expectation> {};
@@ -198,9 +206,7 @@ TEST_P(Oracle, CachedAttentionKlIsTheOracles) {
   const Expectation expected = GetParam();
   const Heads heads = heads_of(expected.tensors);
   const Setting setting = expected.width.setting;
-  const double kl = expected.width.bits == 2   ? cached_kl<2>(heads, setting)
-                    : expected.width.bits == 3 ? cached_kl<3>(heads, setting)
-                                               : cached_kl<4>(heads, setting);
+  const double kl = cached_error(heads, options_of(setting, heads), expected.width.bits).kl;
   // Of paths that err alike, the product's search and the oracle's take now one, now another.
   const double tolerance = setting == Setting::trellis ? .05 : .02;
   EXPECT_NEAR(kl, expected.kl, tolerance * expected.kl);
@@ -227,6 +233,37 @@ INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer27, Oracle,
                                                  {.08467, .002845, .07578, .05302, .04495, .02635,
                                                   .01653, .01111, .004541, .0009546, .01129, .001038,
                                                   .009147, .003183})));
+
+/// Bits shared out among the KV heads of a layer: a row of the oracle's layer tables is a width.
+struct LayerExpectation {
+  Heads (*heads)();
+  std::array<AttentionError, 3> errors;  // 2, 3 and 4 bits
+};
+
+class LayerOracle : public testing::TestWithParam<LayerExpectation> {};
+
+TEST_P(LayerOracle, CachedAttentionErrsAsTheOraclesDoes) {
+  const Heads heads = GetParam().heads();
+  Options options = options_of(Setting::subspace, heads);
+  options.allocation = Allocation::layer;
+  int bits = 2;
+  for (const AttentionError &expected : GetParam().errors) {
+    const AttentionError error = cached_error(heads, options, bits);
+    EXPECT_NEAR(error.kl, expected.kl, .02 * expected.kl) << bits << " bits";
+    EXPECT_NEAR(error.output, expected.output, .02 * expected.output) << bits << " bits";
+    ++bits;
+  }
+}
+
+Heads eight_query_heads() { return uneven_heads(2, 4, 128); }
+Heads own_query_heads() { return uneven_heads(3, 1, 64); }
+
+INSTANTIATE_TEST_SUITE_P(
+    SharedBits, LayerOracle,
+    testing::Values(
+        LayerExpectation{drawn_layer, {{{.02059, .0502}, {.006251, .0299}, {.001503, .0186}}}},
+        LayerExpectation{eight_query_heads, {{{.06835, .5123}, {.02195, .2753}, {.003695, .1426}}}},
+        LayerExpectation{own_query_heads, {{{.1617, .5381}, {.05236, .3218}, {.007699, .1544}}}}));
 
 /// Empty without the model's tensors.
 std::vector<Expectation> model_tables() {

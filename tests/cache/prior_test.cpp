@@ -94,18 +94,31 @@ TEST(Prior, IsTheSameBehindAFile) {
   EXPECT_EQ(saved(loaded(bytes)), bytes);
 }
 
+/// The end of a file: a checksum of all before.
+void add_checksum(std::string &bytes) {
+  std::uint64_t checksum = 14695981039346656037u;
+  for (const char byte : bytes)
+    checksum = (checksum ^ static_cast<unsigned char>(byte)) * 1099511628211u;
+  bytes.append(reinterpret_cast<const char *>(&checksum), sizeof checksum);
+}
+
+std::string file_begin(Index version, const Prior &prior) {
+  std::string bytes = "squatpri";
+  for (Index number : {version, prior.layers(), prior.kv_heads(), prior.head_dim(), prior.rows()})
+    bytes.append(reinterpret_cast<const char *>(&number), sizeof number);
+  return bytes;
+}
+
 /// A file of version 1 is doubles alone: two counts, squares of moments, sums by row, their counts,
 /// ranges.
 std::string saved_as_version_1(const Prior &prior) {
-  std::string bytes = "squatpri";
-  const auto write = [&](const auto &number) {
+  std::string bytes = file_begin(1, prior);
+  const auto write = [&](double number) {
     bytes.append(reinterpret_cast<const char *>(&number), sizeof number);
   };
   const auto write_all = [&](auto numbers) {
     for (const auto number : numbers) write(static_cast<double>(number));
   };
-  for (Index number : {Index{1}, prior.layers(), prior.kv_heads(), prior.head_dim(), prior.rows()})
-    write(static_cast<std::int64_t>(number));
   for (Index layer = 0; layer < prior.layers(); ++layer) {
     for (Index head = 0; head < prior.kv_heads(); ++head) {
       const QueryStatistics &statistics = prior.head(layer, head);
@@ -126,10 +139,28 @@ std::string saved_as_version_1(const Prior &prior) {
       write_all(statistics.sums(&HeadSums::key_range));
     }
   }
-  std::uint64_t checksum = 14695981039346656037u;
-  for (const char byte : bytes)
-    checksum = (checksum ^ static_cast<unsigned char>(byte)) * 1099511628211u;
-  write(checksum);
+  add_checksum(bytes);
+  return bytes;
+}
+
+/// One of version 2 has the sums of today but those of attention.
+std::string saved_as_version_2(const Prior &prior) {
+  std::string bytes = file_begin(2, prior);
+  for (Index layer = 0; layer < prior.layers(); ++layer) {
+    for (Index head = 0; head < prior.kv_heads(); ++head) {
+      const QueryStatistics &statistics = prior.head(layer, head);
+      const auto write = [&](auto sums) {
+        bytes.append(reinterpret_cast<const char *>(sums.data()), sums.size_bytes());
+      };
+      for (const auto sums : {&HeadSums::queries, &HeadSums::groups, &HeadSums::key_moment,
+                              &HeadSums::key_sum, &HeadSums::row_counts, &HeadSums::key_range}) {
+        write(statistics.sums(sums));
+      }
+      write(statistics.sums(&HeadSums::query_moment));
+      write(statistics.sums(&HeadSums::row_sums));
+    }
+  }
+  add_checksum(bytes);
   return bytes;
 }
 
@@ -149,6 +180,34 @@ TEST(Prior, ReadsFilesOfItsFirstVersion) {
     const Eigen::MatrixXd covariance = key_covariance(before, &frame);
     EXPECT_LT((key_covariance(after, &frame) - covariance).norm(), 1e-6 * covariance.norm());
   }
+}
+
+TEST(Prior, ReadsFilesOfItsSecondVersion) {
+  Options options = small();
+  options.keep_statistics = true;
+  Inputs<> in(options, 150, 1);
+  KVCache<float, 2> cache(options);
+  feed(cache, in);
+  const Prior written = cache.statistics(), read = loaded(saved_as_version_2(written));
+  for (Index head : {0, 1}) {
+    const QueryStatistics &before = written.head(1, head), &after = read.head(1, head);
+    ASSERT_TRUE(has_attention_weights(before));
+    EXPECT_FALSE(has_attention_weights(after));
+    EXPECT_EQ(after.queries(), before.queries());
+    EXPECT_EQ(query_moment(after), query_moment(before));
+    const TileFrame frame(rotary_table(1e3, 32), 64);
+    EXPECT_EQ(key_covariance(after, &frame), key_covariance(before, &frame));
+  }
+}
+
+TEST(Prior, RefusesWeightsBelowZero) {
+  Options options = small();
+  options.keep_statistics = true;
+  KVCache<float, 2> cache(options);
+  Prior prior = cache.statistics();
+  EXPECT_NO_THROW(loaded(saved(prior)));
+  prior.head(1, 0).sums(&HeadSums::value_weight)[0] = -1;
+  EXPECT_THROW(loaded(saved(prior)), Error);
 }
 
 TEST(Prior, RefusesDamagedFiles) {

@@ -282,7 +282,7 @@ KeyQuantizer learnt_quantizer() {
 }
 
 /// How it codes a page of keys, channel-major.
-KeyCodes codes_of_page(const Rows &channels) {
+CodedKeys codes_of_page(const Rows &channels) {
   constexpr Index tokens = 64;
   std::vector<float> keys;
   for (const auto &channel : channels) keys.insert(keys.end(), channel.begin(), channel.end());
@@ -297,7 +297,7 @@ KeyCodes codes_of_page(const Rows &channels) {
 
 TEST(Trellis, PagesOfKeysWithSpikesAreCodedAsScalars) {
   Rows channels = normal_rows(32, 64, 7);
-  const KeyCodes usual = codes_of_page(channels);
+  const CodedKeys usual = codes_of_page(channels);
   EXPECT_EQ(usual.space, KeySpace::basis);
   EXPECT_EQ(usual.kind, Codes::trellis);
   for (auto &channel : channels) channel[9] = 1e4f;

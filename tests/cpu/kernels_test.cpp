@@ -108,11 +108,11 @@ void expect_exact_sums(int bits, int most) {
 }
 
 TEST(DotCodes, IsTheSumOfIntegerProductsToTheLastBit) {
-  for (int bits : {2, 3, 4, 8}) expect_exact_sums<std::int8_t>(bits, most_weight(bits));
+  for (int bits : {1, 2, 3, 4, 8}) expect_exact_sums<std::int8_t>(bits, most_weight(bits));
 }
 
 TEST(DotCodes, TakesWeightsWithoutASign) {
-  for (int bits : {2, 3, 4}) expect_exact_sums<std::uint8_t>(bits, most_unsigned_weight);
+  for (int bits : {1, 2, 3, 4}) expect_exact_sums<std::uint8_t>(bits, most_unsigned_weight);
 }
 
 TEST(WeightedCodes, ErrByAFractionOfTheLargestWeight) {

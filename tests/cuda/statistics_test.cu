@@ -10,9 +10,14 @@
 #include <vector>
 
 #include "device_array.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/coding/rotary.hpp"
+#include "squat/cpu/buffer.hpp"
+#include "squat/cpu/exact_store.hpp"
 #include "squat/cpu/layer_coding.hpp"
+#include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/workspace.hpp"
 #include "squat/cuda/coding/coding_tables.hpp"
 #include "squat/cuda/coding/device_statistics.cuh"
 
@@ -130,20 +135,26 @@ class Observed {
     Options options{.layers = 1, .query_heads = case_.query_heads, .kv_heads = kv_heads, .head_dim = d};
     options.coding = Coding::subspace;
     options.fit = AffineFit::minmax;
+    options.values = ValueCoding::symmetric;
+    options.allocation = Allocation::head;
     options.sinks = sinks;
     options.page_tokens = group;
     const cpu::TileTables tiles(rotary(), std::max(1, case_.frame));
-    cpu::LayerCoding coding(options, 2, 0, case_.frame > 0 ? &tiles : nullptr);
+    cpu::LayerCoding coding(options, cpu::PageLayout(options, 2, 2), 0,
+                            case_.frame > 0 ? &tiles : nullptr);
     const int shared = case_.query_heads / kv_heads;
-    std::vector<float> scratch(static_cast<std::size_t>(cpu::LayerCoding::scratch_elements(shared, d)));
+    const cpu::Buffer<std::byte> scratch(cpu::LayerCoding::scratch_bytes(options, shared));
     const auto tensor = [&](const std::vector<S> &x, int heads) {
       return TensorView<const S>(x.data(), tokens_, heads, d, token_stride(heads), d + case_.padding);
     };
     TensorView<const S> q;
     if (case_.queries) q = tensor(q_, case_.query_heads);
-    coding.observe<S>(head, shared, q, tensor(k_, kv_heads),
-                      {.first = 0, .count = tokens_, .index = 0, .position = case_.position}, nullptr,
-                      scratch.data());
+    cpu::ExactStore<S> nothing;
+    const SequenceCall<cpu::ExactStore<S>> call{
+        .exact = &nothing, .tokens = tokens_, .position = case_.position};
+    const TensorView<const S> k = tensor(k_, kv_heads), v = k;  // values count for nothing
+    coding.observe(head, shared, call, q, k, v, 0, tokens_, nullptr,
+                   cpu::Scratch(scratch.data(), scratch.size()));
     return *coding.statistics(head);
   }
 

@@ -109,6 +109,8 @@ TEST(CacheSpecs, SayWhatTheyMean) {
   EXPECT_EQ(spec.options.residual, 80);
   EXPECT_EQ(spec.options.sinks, 0);
   EXPECT_EQ(parse_cache_spec("exact").key_bits, 16);
+  EXPECT_EQ(parse_cache_spec("subspace:k2v2:trellis").options.codes, squat::Codes::trellis);
+  EXPECT_EQ(parse_cache_spec("subspace:k2v2").options.codes, std::nullopt);
   const Config config{.layers = 1, .query_heads = 2, .kv_heads = 1, .head_dim = 64};
   const squat::Options published = parse_cache_spec("orthogonal:k2v2:published").options_for(config);
   EXPECT_EQ(published.orthogonal.rank, 32);

@@ -70,7 +70,7 @@ def affine(x, bits, clips=(1.0,), unbiased=False):
 
 def symmetric(x, bits):
     """Mid-rise codes along axis 1 of x [n, d], one float16 scale a row, made unbiased by the gain <x,x>/<x,q>."""
-    step = {2: .9957, 3: .586, 4: .3352}[bits]          # optimal uniform step of a unit Gaussian
+    step = {1: 1.5958, 2: .9957, 3: .586, 4: .3352}[bits]          # optimal uniform step of a unit Gaussian
     levels = 2 ** bits
     rms = np.sqrt((x * x).mean(1, keepdims=True)) + 1e-12
     best = None
@@ -303,6 +303,12 @@ def subspace_keys(k, q, bits, group, eps=.1, codes="scalar", learnt_from=None):
     return out
 
 
+def tile_queries(q_pre, frame=256):
+    """Each prompt query as seen from three tiles behind it, a list."""
+    p = np.arange(PROMPT)
+    return [rotate(q_pre[:PROMPT], p - (p * share).astype(int) // frame * frame) for share in (.1, .5, .9)]
+
+
 def in_tile_frame(k_pre, q_pre, coder, frame=256, remove_mean=True, learnt_from=None):
     """Code keys in the rotary frame of their own tile (a run of pages, `frame` tokens): position within the tile instead of
     absolute position.
@@ -315,15 +321,124 @@ def in_tile_frame(k_pre, q_pre, coder, frame=256, remove_mean=True, learnt_from=
     came = k_pre if learnt_from is None else learnt_from
     mean = came[:PROMPT - SINKS].mean(0, keepdims=True) * remove_mean
     turned_mean = rotate(np.repeat(mean, n, 0), row)
-    qs = []
-    for heads in q_pre:                                   # each prompt query as seen from three tiles behind it
-        p = np.arange(PROMPT)
-        for share in (.1, .5, .9):
-            qs.append(rotate(heads[:PROMPT], p - (p * share).astype(int) // frame * frame))
+    qs = [tile for heads in q_pre for tile in tile_queries(heads, frame)]
     in_frame = lambda k: rotate(k, row) - turned_mean
     learning = {} if learnt_from is None else dict(learnt_from=in_frame(learnt_from))
     coded = coder(in_frame(k_pre), np.concatenate(qs), **learning)
     return rotate(coded + turned_mean, start)
+
+
+# ---- bits shared out among the KV heads of a layer -----------------------------------------------------------------
+AFFINE = {8: 5e-5, 4: .0115, 3: .046, 2: .125, 1: .60, 0: 1.}      # squared errors of unit variance at each width
+SYMMETRIC = {1: .363, 2: .119, 3: .0374, 4: .0115}
+
+
+def attention_weights(q_rot, k_rot, v):
+    """What independent errors in far keys and values do to the outputs of prompt queries: key weight w and value weight e of
+    each, and whether it has far tokens: behind the sinks and WINDOW or more back. q_rot: one head."""
+    t, s = np.arange(PROMPT), np.arange(PROMPT)
+    scores = q_rot[:PROMPT] @ k_rot[:PROMPT].T / math.sqrt(k_rot.shape[1])
+    scores = np.where(s <= t[:, None], scores, -np.inf)
+    a = np.exp(scores - scores.max(1, keepdims=True))
+    a /= a.sum(1, keepdims=True)
+    o = a @ v[:PROMPT]
+    far = (s >= SINKS) & (s <= t[:, None] - WINDOW)
+    a2 = a * a * far
+    distance = ((v[None, :PROMPT] - o[:, None]) ** 2).sum(2)
+    return (a2 * distance).sum(1) / k_rot.shape[1], a2 @ (v[:PROMPT] ** 2).sum(1), far.any(1)
+
+
+def blocks(bits, channels):
+    """64-byte blocks that keys of 16 tokens take; codes of 3 bits are planes of 2 and 1."""
+    planes = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,), 0: ()}[bits]
+    return sum(-(-channels * plane // 32) for plane in planes) if channels else 0
+
+
+def key_choices(variance):
+    """The widths of a head's channels of least error, of every number of blocks: [(blocks, error, {width: channels})]."""
+    d = len(variance)
+    unit = 8 if d < 128 else 16
+    best = {(0, 0): (0., {})}                             # units, blocks: error, widths
+    for width in (8, 4, 3, 2, 1):
+        found = dict(best)
+        for (u, b), (error, sizes) in best.items():
+            for n in range(1, d // unit - u + 1):
+                key = u + n, b + blocks(width, n * unit)
+                e = error + AFFINE[width] * variance[u * unit:(u + n) * unit].sum()
+                if key not in found or e < found[key][0]:
+                    found[key] = e, {**sizes, width: n * unit}
+        best = found
+    choices = []
+    for b in sorted({b for _, b in best}):
+        error, sizes = min(((e + variance[u * unit:].sum(), s) for (u, bb), (e, s) in best.items() if bb == b), key=lambda x: x[0])
+        if not choices or error < choices[-1][1]:
+            choices.append((b, error, {**sizes, 0: d - sum(sizes.values())}))
+    return choices
+
+
+def choose(items, budget):
+    """Of every item, a list of (cost, error), the index of one choice: least error in all at costs up to budget."""
+    least = {0: (0., ())}
+    for choices in items:
+        found = {}
+        for cost, (error, chosen) in least.items():
+            for i, (c, e) in enumerate(choices):
+                if cost + c <= budget and (cost + c not in found or error + e < found[cost + c][0]):
+                    found[cost + c] = error + e, chosen + (i,)
+        least = found
+    return min(least.values())[1]
+
+
+def layer_coding(k_pre, q_pre, v, bits, group=128, frame=256, eps=.1):
+    """Keys and values of all KV heads of a layer, lists of a head each, their bits shared out: coded keys (rotated) and values
+    behind the sinks. q_pre: a list of query heads for each."""
+    d, position = v[0].shape[1], np.arange(len(v[0]))
+    heads, costs = [], []
+    for k, qs, values in zip(k_pre, q_pre, v):
+        C, all_queries, e, n = np.zeros((d, d)), np.zeros((d, d)), 0., 0
+        for q in qs:
+            w, of_values, far = attention_weights(rotate(q, position), rotate(k, position), values)
+            e, n = e + of_values.sum(), n + far.sum()
+            for turned in tile_queries(q, frame):
+                C += (turned * (w / 3)[:, None]).T @ turned
+                all_queries += turned.T @ turned
+        C = (n * C + d * all_queries * np.trace(C) / np.trace(all_queries)) / (n + d)
+        row = np.arange(len(k) - SINKS) % frame
+        mean = rotate(np.repeat(k[SINKS:PROMPT].mean(0, keepdims=True), len(row), 0), row)
+        x = rotate(k[SINKS:], row) - mean
+        A, inverse, variance = subspace_basis(C, np.cov(x[:PROMPT - SINKS].T, bias=True), eps)
+        weight = 2 * np.trace(C) / d
+        heads.append((x, mean, row, A, inverse, np.diag(C) / (np.trace(C) / d) + eps, weight, key_choices(variance * weight), e))
+        costs.append([(b * group // 16, error) for b, error, _ in heads[-1][7]])
+    costs += [[(w * d * group // 512, head[8] * SYMMETRIC[w] / (1 - SYMMETRIC[w])) for w in SYMMETRIC] for head in heads]
+    chosen = choose(costs, 2 * len(heads) * bits * d * group // 512)
+    widths = [i + 1 for i in chosen[len(heads):]]
+    value_gain = sum(costs[len(heads) + h][bits - 1][1] - costs[len(heads) + h][w - 1][1] for h, w in enumerate(widths))
+    keys = [np.empty_like(head[0]) for head in heads]
+    plain_pages = np.zeros(len(keys[0]), dtype=bool)
+    for t in range(0, len(keys[0]), group):
+        gain, plain = value_gain * min(group, len(keys[0]) - t), []
+        for h, (x, _, _, A, inverse, metric, weight, choices, _) in enumerate(heads):
+            page = x[t:t + group]
+            y, c0 = page @ A.T, 0
+            z = np.empty_like(y)
+            for width, size in choices[chosen[h]][2].items():
+                c1 = c0 + size
+                clips = CLIPS if width == 2 else tuple(c / 2 for c in CLIPS) if width == 1 else (1.,)
+                if size > 0:
+                    z[:, c0:c1] = affine(y[:, c0:c1], width, clips, unbiased=True) if width else f16(y[:, c0:c1].mean(0))
+                c0 = c1
+            keys[h][t:t + group] = z @ inverse.T
+            plain.append(affine(page, bits))
+            gain += weight * ((((plain[h] - page) ** 2).sum(0) * metric).sum() - ((z - y) ** 2).sum())
+        if gain < 0:
+            plain_pages[t:t + group] = True
+            for h in range(len(heads)):
+                keys[h][t:t + group] = plain[h]
+    H = hadamard(d)
+    k_hat = [rotate(coded + head[1], np.arange(len(coded)) - head[2] + SINKS) for coded, head in zip(keys, heads)]
+    v_hat = [np.where(plain_pages[:, None], symmetric(x[SINKS:] @ H, bits), symmetric(x[SINKS:] @ H, w)) @ H.T for x, w in zip(v, widths)]
+    return k_hat, v_hat
 
 
 # ---- measurement ---------------------------------------------------------------------------------------------------
@@ -421,6 +536,25 @@ def drawn(layer, tokens=768, heads=2):
     return q, draw(1)[:, None], draw(2)[:, None]
 
 
+def drawn_layer():
+    """The drawn heads of all layers as the KV heads of one, two query heads each."""
+    return [np.concatenate(x, 1) for x in zip(*(drawn(layer) for layer in LAYERS))]
+
+
+def uneven(kv_heads, shared, d, tokens=640):
+    """KV heads of a layer, `shared` query heads each: keys and values of later heads are larger."""
+    random = Normal(11)
+    fall = 1 / (1 + np.arange(d))
+    q, k, v = [], [], []
+    for head in range(kv_heads):
+        q_mix, k_mix = random.matrix(d, d) * fall[:, None], random.matrix(d, d) * np.sqrt(fall)[:, None]
+        bias = random.matrix(1, d)
+        q += [(.5 + .25 * head) * random.matrix(tokens, d) @ q_mix for _ in range(shared)]
+        k.append(random.matrix(tokens, d) @ k_mix + bias)
+        v.append((1 + head) * random.matrix(tokens, d))
+    return np.stack(q, 1), np.stack(k, 1), np.stack(v, 1)
+
+
 def load(directory, layer):
     tensors = []
     for name in "qkv":
@@ -471,6 +605,24 @@ def table(title, q, k, v):
         print(f"  {name:52s} {kl:12.4g} {err:12.4f}")
 
 
+def layer_table(title, q, k, v):
+    tokens, kv_heads, d = k.shape
+    shared, position = q.shape[1] // kv_heads, np.arange(tokens)
+    print(f"{title:56s} attention KL   output error")
+    for bits in 2, 3, 4:
+        k_pre, values = [k[:, h] for h in range(kv_heads)], [v[:, h] for h in range(kv_heads)]
+        q_pre = [[q[:, shared * h + j] for j in range(shared)] for h in range(kv_heads)]
+        k_hat, v_hat = layer_coding(k_pre, q_pre, values, bits)
+        rows = []
+        for h in range(kv_heads):
+            k_rot = rotate(k_pre[h], position)
+            full = np.concatenate([k_rot[:SINKS], k_hat[h]])
+            v_full = np.concatenate([values[h][:SINKS], v_hat[h]])
+            rows.append(attention_error([rotate(x, position) for x in q_pre[h]], k_rot, full, values[h], v_full, 128))
+        kl, err = np.mean(rows, 0)
+        print(f"  {bits} bit, shared out among the heads of the layer".ljust(54) + f" {kl:12.4g} {err:12.4f}", flush=True)
+
+
 def main():
     arguments = sys.argv[1:]
     if arguments[:1] == ["--moments"]:
@@ -482,6 +634,9 @@ def main():
         table("generated tensors", *generated())
         for layer in LAYERS:
             table(f"drawn after layer {layer}", *drawn(layer))
+        layer_table("drawn heads as one layer", *drawn_layer())
+        layer_table("2 uneven KV heads, head_dim 128, 8 query heads", *uneven(2, 4, 128))
+        layer_table("3 uneven KV heads, head_dim 64, 3 query heads", *uneven(3, 1, 64))
 
 
 if __name__ == "__main__":

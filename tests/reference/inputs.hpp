@@ -97,6 +97,36 @@ inline Heads drawn_heads(int layer) {
   return heads;
 }
 
+/// The drawn heads of all layers as the KV heads of one.
+inline Heads drawn_layer() {
+  Heads all;
+  for (int layer : {2, 14, 27}) {
+    const Heads heads = drawn_heads(layer);
+    all.q.insert(all.q.end(), heads.q.begin(), heads.q.end());
+    all.k.insert(all.k.end(), heads.k.begin(), heads.k.end());
+    all.v.insert(all.v.end(), heads.v.begin(), heads.v.end());
+  }
+  return all;
+}
+
+/// KV heads of a layer, `shared` query heads each: keys and values of later heads are larger.
+inline Heads uneven_heads(int kv_heads, int shared, Eigen::Index d) {
+  const Eigen::Index tokens = 640;
+  Normal random(11);
+  const Eigen::ArrayXd fall = 1 / Eigen::ArrayXd::LinSpaced(d, 1, static_cast<double>(d));
+  Heads heads;
+  for (int head = 0; head < kv_heads; ++head) {
+    const Matrix q_mix = fall.matrix().asDiagonal() * random.matrix(d, d);
+    const Matrix k_mix = fall.sqrt().matrix().asDiagonal() * random.matrix(d, d);
+    const Matrix bias = random.matrix(1, d);
+    for (int i = 0; i < shared; ++i)
+      heads.q.push_back((.5 + .25 * head) * random.matrix(tokens, d) * q_mix);
+    heads.k.push_back((random.matrix(tokens, d) * k_mix).rowwise() + bias.row(0));
+    heads.v.push_back((1 + head) * random.matrix(tokens, d));
+  }
+  return heads;
+}
+
 /// Reads `layerL_X_1024xHx64_f16.bin`, little-endian float16, [1024, H, 64].
 inline std::vector<Matrix> load_heads(const std::filesystem::path &directory, int layer, char name,
                                       Eigen::Index count) {

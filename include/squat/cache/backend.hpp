@@ -26,9 +26,10 @@ namespace squat {
 /// - Exact: a sequence's sinks and tail in one layer: sinks(), tail(), bytes(), truncate(sinks, tail).
 /// shift: drops some of them and turns what follows.
 /// - check_elements: throws Error for the first element out of range.
-/// - add_coding, remove_coding: what a layer learns, named by a number. observe, learn: its statistics
-/// and the codings made of them. add_statistics: adds what it holds to a Prior, false if it is gone.
-/// back_up, restore: what a coding was, for a call in which learning fails; restore must not fail.
+/// - add_coding, remove_coding: what a layer learns, named by a number. observe: adds some tokens of a
+/// call to its coding's statistics, before the call's rows are anywhere. learn: makes the codings of
+/// them. add_statistics: adds what it holds to a Prior, false if it is gone. back_up, restore: what a
+/// coding was, for a call in which learning fails; restore must not fail.
 /// - reserve: all memory that a call needs, of observe too; throws before anything changes. It is told
 /// whether the call attends.
 /// - append: attends to what is cached and to the call's own rows, unless `out` is empty; packs what
@@ -50,7 +51,7 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
   operations.check_elements(tensors, stream);
   { operations.add_coding(layer) } -> std::same_as<Index>;
   operations.remove_coding(index);
-  operations.observe(index, in, in, index, index, index, index, stream);
+  operations.observe(call, in, in, in, index, index, stream);
   operations.learn(index, stream);
   { constant.add_statistics(index, prior) } -> std::same_as<bool>;
   operations.restore(index, operations.back_up(index, stream));

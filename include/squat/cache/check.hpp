@@ -141,6 +141,9 @@ inline Options resolve(Options options, int key_bits, int value_bits) {
     throw_invalid("tail", "int8", "exact where keys or values have 16 bits");
   }
   if (!options.codes) options.codes = Codes::scalar;
+  if (!options.allocation) options.allocation = Allocation::head;
+  if (options.allocation != Allocation::head && options.coding != Coding::subspace)
+    throw_invalid("allocation", "layer", "head unless coding is subspace");
   if (!options.tile_tokens) {
     const bool tiles = options.coding == Coding::subspace && !options.rotary.empty();
     options.tile_tokens = tiles ? default_tile_tokens : 0;

@@ -51,7 +51,8 @@ constexpr bool supported_bits(int bits) {
 /// in it, the oldest `page_tokens` of them become a page. Codings that learn from
 /// queries begin to pack when a layer has seen `statistics_tokens` tokens (and
 /// at least what fills the first page); exactly that many count, so pages do
-/// not depend on the pieces in which tokens arrive.
+/// not depend on the pieces in which tokens arrive (under Allocation::layer on an exact tail: attention
+/// is weighed over rows as they wait).
 ///
 /// T: float, half or bfloat16. Bits: 2, 3, 4 or 8; 16 keeps exact half-precision
 /// pages, the baseline.
@@ -516,7 +517,7 @@ class KVCache {
     });
     plan(batch, layer, q.tokens > 0, out.tokens > 0, stream);
     const std::span calls = std::as_const(plan_).calls();
-    learning_.template observe<Scalar>(operations_, calls, q, k, stream);
+    learning_.template observe<Scalar>(operations_, calls, q, k, v, stream);
     pages_.add(plan_);
     operations_.template append<Scalar>(calls, q, k, v, out, stream);
     layers_.clear();

@@ -46,9 +46,10 @@ class Learning {
   /// throws, all codings of the call are what they were.
   template <Element S, class Operations, class Exact, class Stream>
   void observe(Operations &operations, std::span<const SequenceCall<Exact>> calls, TensorView<const S> q,
-               TensorView<const S> k, Stream stream) {
+               TensorView<const S> k, TensorView<const S> v, Stream stream) {
     const auto learns = [&](const auto &call) { return !learnt(call.coding) && call.learnt; };
-    if (std::none_of(calls.begin(), calls.end(), learns)) return add<S>(operations, calls, q, k, stream);
+    if (std::none_of(calls.begin(), calls.end(), learns))
+      return add<S>(operations, calls, q, k, v, stream);
     using Backup = typename Operations::Backup;
     struct Before {
       Index coding;
@@ -64,7 +65,7 @@ class Learning {
       before.push_back({coding, observed(coding), operations.back_up(coding, stream)});
     }
     try {
-      add<S>(operations, calls, q, k, stream);
+      add<S>(operations, calls, q, k, v, stream);
     } catch (...) {
       for (Before &each : before) {
         operations.restore(each.coding, std::move(each.backup));
@@ -77,12 +78,11 @@ class Learning {
  private:
   template <Element S, class Operations, class Exact, class Stream>
   void add(Operations &operations, std::span<const SequenceCall<Exact>> calls, TensorView<const S> q,
-           TensorView<const S> k, Stream stream) {
+           TensorView<const S> k, TensorView<const S> v, Stream stream) {
     for (const auto &call : calls) {
       Index &seen = observed(call.coding);
       const auto add = [&](Index first, Index count) {
-        operations.template observe<S>(call.coding, q, k, call.first_row + first, count,
-                                       call.past + first, call.position + first, stream);
+        operations.template observe<S>(call, q, k, v, first, count, stream);
         seen += count;
       };
       const Index wanted = std::clamp<Index>(tokens_to_learn_ - seen, 0, call.tokens);

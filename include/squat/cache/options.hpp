@@ -35,6 +35,12 @@ struct Options {
   std::optional<Codes> codes{};
   OrthogonalOptions orthogonal{};
 
+  /// Over what the bits of keys and values are spread. layer is for subspace; values take part if they
+  /// are symmetric and have up to 4 bits. The attention of the tokens that are learnt from is weighed
+  /// for it; where they say nothing (no queries, or none with tokens farther than `residual` behind it),
+  /// bits stay with their heads. Default: head. CUDA knows no other.
+  std::optional<Allocation> allocation{};
+
   int sinks = 4;          ///< first tokens of a sequence that stay exact for good
   int residual = 64;      ///< newest tokens that are not packed, at least
   int page_tokens = 128;  ///< tokens of a page; a multiple of 16, at most 1024
@@ -61,7 +67,9 @@ struct Options {
   std::shared_ptr<const Prior> prior{};
 
   /// Keep the statistics, and add every token that comes with its queries, so
-  /// that KVCache::statistics() can hand them out at any time.
+  /// that KVCache::statistics() can hand them out at any time. What queries attend to is weighed (on
+  /// the CPU) while none of it is packed: a text handed over in one call teaches more than one in
+  /// pieces.
   bool keep_statistics = false;
 
   float attention_scale = 0;                                        ///< 0: 1 / sqrt(head_dim)

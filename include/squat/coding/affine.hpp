@@ -34,7 +34,7 @@ inline constexpr float smallest_scale = 6e-8f;
 
 namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
-/// Fractions of the min-max range tried at 2 bits.
+/// Fractions of the min-max range tried at 2 bits; half of them at 1 bit, which has no levels between.
 inline constexpr std::array<float, 11> clip_fractions = {1.0f, .95f, .9f, .85f, .8f, .75f,
                                                          .7f,  .65f, .6f, .55f, .5f};
 /// What codes of a width count, and their zero and scale as floats.
@@ -97,7 +97,8 @@ AffineScale search_clip(const Scalar *x, Index count, float top) {
   float least = std::numeric_limits<float>::infinity();
   for (std::size_t first = 0; first < clip_fractions.size(); first += together) {
     const auto fit = [&](std::size_t n) {  // the last fraction fills the last four up
-      return fraction_range(all, clip_fractions[std::min(first + n, clip_fractions.size() - 1)], top);
+      const float fraction = clip_fractions[std::min(first + n, clip_fractions.size() - 1)];
+      return fraction_range(all, top > 1 ? fraction : fraction / 2, top);
     };
     const std::array<AffineCodes, together> ranges = {AffineCodes(fit(0), top), AffineCodes(fit(1), top),
                                                       AffineCodes(fit(2), top),
@@ -147,7 +148,7 @@ template <class Scalar>
 AffineScale quantize_affine(const Scalar *x, Index count, int bits, AffineFit method,
                             std::uint8_t *codes) {
   const float top = static_cast<float>((1 << bits) - 1);
-  const AffineScale fit = method == AffineFit::clip_and_gain && bits == 2
+  const AffineScale fit = method == AffineFit::clip_and_gain && bits <= 2
                               ? detail::search_clip(x, count, top)
                               : detail::fraction_range(detail::extremes(x, count), 1, top);
   const detail::AffineCodes range(fit, top);

@@ -24,7 +24,7 @@ struct CodeRun {
 /// last run have no codes: a page keeps their mean alone.
 class BitAllocation {
  public:
-  static constexpr int most_runs = 3;
+  static constexpr int most_runs = 5;
 
   BitAllocation() = default;
 
@@ -53,6 +53,23 @@ class BitAllocation {
   Index coded_channels_ = 0;
 };
 
+/// Mean squared errors of a channel of unit variance at each width of its codes.
+struct CodeErrors {
+  double one, two, three, four, eight;
+
+  double operator()(int bits) const {
+    return bits == 0   ? 1
+           : bits == 1 ? one
+           : bits == 2 ? two
+           : bits == 3 ? three
+           : bits == 4 ? four
+                       : eight;
+  }
+};
+
+/// Of affine codes of groups of 128 Gaussian numbers, AffineFit::clip_and_gain.
+inline constexpr CodeErrors affine_errors = {.60, .125, .046, .0115, 5e-5};
+
 /// Channels of an allocation's unit. Blocks of 2-bit codes take 16 channels, so
 /// that from units of 8 an even number must have 2 bits.
 constexpr Index allocation_unit(Index head_dim) { return head_dim < 128 ? 8 : 16; }
@@ -70,8 +87,7 @@ constexpr Index allocation_budget(int bits, Index head_dim) {
 /// predicted squared error whose widths average `bits`. variance: of each
 /// channel, [head_dim], falling.
 inline BitAllocation allocate_bits(std::span<const double> variance, int bits) {
-  // Squared error of a channel of unit variance at each width.
-  constexpr double error8 = 5e-5, error4 = .0115, error2 = .125, error0 = 1;
+  constexpr CodeErrors errors = affine_errors;
   const auto d = static_cast<Index>(variance.size());
   const Index unit = allocation_unit(d), units = d / unit;
   const Index budget = allocation_budget(bits, d);
@@ -86,7 +102,7 @@ inline BitAllocation allocate_bits(std::span<const double> variance, int bits) {
       if (n8 + n4 + n2 > units) continue;
       const Index e8 = n8 * unit, e4 = e8 + n4 * unit, e2 = e4 + n2 * unit;
       const double error =
-          error8 * sum(0, e8) + error4 * sum(e8, e4) + error2 * sum(e4, e2) + error0 * sum(e2, d);
+          errors(8) * sum(0, e8) + errors(4) * sum(e8, e4) + errors(2) * sum(e4, e2) + sum(e2, d);
       if (error >= least) continue;
       least = error;
       best = {};

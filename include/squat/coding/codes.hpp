@@ -1,6 +1,6 @@
 #pragma once
 
-// Packed codes of 2, 3, 4 and 8 bits.
+// Packed codes of 1, 2, 3, 4 and 8 bits.
 //
 // A block of codes has 16 lanes and an inner extent. For keys a lane is a token
 // and the inner extent runs over channels; for values a lane is a channel and
@@ -59,6 +59,8 @@ constexpr std::size_t code_bytes(int bits, Index rows, Index inner) {
 template <class Byte, class Visit>
 void for_each_plane(int bits, Byte *packed, Index rows, Index inner, Visit &&visit) {
   switch (bits) {
+    case 1:
+      return visit.template operator()<1>(packed, 0);
     case 2:
       return visit.template operator()<2>(packed, 0);
     case 3:

@@ -36,10 +36,16 @@ enum class Codes {
             ///< the same bits for more work
 };
 
+/// Over what the bits of packed keys and values are spread, their sum fixed.
+enum class Allocation {
+  head,   ///< the channels of a head's keys: every head's page has as many bits
+  layer,  ///< those of all KV heads of a layer, and their values, by what attention does with them
+};
+
 /// How the zero and the scale of an affine group are found.
 enum class AffineFit {
   minmax,         ///< the group's extremes
-  clip_and_gain,  ///< at 2 bits the clipped range of least squared error; at
+  clip_and_gain,  ///< at 1 and 2 bits the clipped range of least squared error; at
                   ///< every width then rescaled so that the error is orthogonal
                   ///< to the group
 };

@@ -31,10 +31,19 @@ enum class KeySpace {
   basis,     ///< coordinates in the subspace basis, widths by its allocation
 };
 
-/// What the codes of a page's keys are.
-struct KeyCodes {
-  KeySpace space;
+/// What queries a basis is learnt for.
+enum class QueryWeighting {
+  equal,      ///< all alike
+  attention,  ///< each by what errors in the keys that it sees do (attention_weights.hpp)
+};
+
+/// How a page of a head's keys was coded, and, where in the basis or there was a choice, the squared
+/// errors of both ways in the metric of the queries.
+struct CodedKeys {
+  KeySpace space = KeySpace::channels;
   Codes kind = Codes::scalar;  ///< of up to 3 bits
+  float basis_error = 0;
+  float plain_error = 0;
 };
 
 /// Codes the keys of one KV head, a page at a time: an affine group a channel
@@ -58,7 +67,8 @@ class KeyQuantizer {
   /// Fixes what the coding takes from a prompt. Before it, and without queries,
   /// rounding is plain. frame: the tile frame that keys are coded in, or null.
   template <class Real = double>
-  void learn(const QueryStatistics &statistics, const TileFrame *frame) {
+  void learn(const QueryStatistics &statistics, const TileFrame *frame,
+             QueryWeighting weighting = QueryWeighting::equal) {
     if (!learns_from_prompt(coding_)) return;
     if (frame != nullptr) {
       const std::vector<double> mean = key_mean(statistics, frame);
@@ -66,7 +76,8 @@ class KeyQuantizer {
       std::transform(mean.begin(), mean.end(), mean_.begin(),
                      [](double x) { return static_cast<float>(x); });
     }
-    const Matrix<Real> C = query_moment<Real>(statistics);
+    const Matrix<Real> C = weighting == QueryWeighting::equal ? query_moment<Real>(statistics)
+                                                              : attention_metric<Real>(statistics);
     if (coding_ == Coding::subspace) {
       basis_ = learn_subspace_basis<Real>(C, key_covariance<Real>(statistics, frame), bits_);
       return;
@@ -83,6 +94,9 @@ class KeyQuantizer {
     }
     rounding_ = learn_orthogonal_rounding<Real>(C, range, options_);
   }
+
+  /// Takes another allocation of the basis' coordinates than the head's own.
+  void allocate(const BitAllocation &allocation) { basis_->allocation = allocation; }
 
   /// Makes it what it was before learn().
   void forget() {
@@ -109,33 +123,43 @@ class KeyQuantizer {
   /// Codes a page of keys, their mean taken off. keys, scratch: channel-major
   /// [head_dim, tokens]; codes: likewise, as wide as the allocation of the
   /// space that is returned says; scales [head_dim]. trellis: of coordinates in the basis, where
-  /// that errs less than scalar codes; or null.
+  /// that errs less than scalar codes; or null. wanted: the space, where there is a basis; else the one
+  /// of less error is taken.
   template <class Scalar>
-  KeyCodes quantize(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
-                    AffineScale *scales, TrellisQuantizer *trellis = nullptr) const {
+  CodedKeys quantize(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
+                     AffineScale *scales, TrellisQuantizer *trellis = nullptr,
+                     std::optional<KeySpace> wanted = {}) const {
     if (rounding_) {
       round_orthogonal(*rounding_, keys, tokens, scratch, [&](Index channel, Scalar *row) {
         scales[channel] = quantize_affine(row, tokens, bits_, fit_, codes + channel * tokens, row);
       });
-      return {KeySpace::channels};
+      return {};
     }
     if (!basis_) {
       quantize_channels(keys, tokens, scratch, fit_, codes, scales);
-      return {KeySpace::channels};
+      return {};
     }
-    const BasisErrors scalar = quantize_in_basis(keys, tokens, scratch, codes, scales);
-    const float narrow =
-        trellis == nullptr ? scalar.narrow : quantize_narrow(*trellis, tokens, scratch, codes, scales);
-    const Codes kind = narrow < scalar.narrow ? Codes::trellis : Codes::scalar;
-    if (scalar.wide + std::min(narrow, scalar.narrow) <= channel_error(keys, tokens)) {
-      if (trellis != nullptr && kind == Codes::scalar)
-        quantize_in_basis(keys, tokens, scratch, codes, scales);
-      return {KeySpace::basis, kind};
+    CodedKeys coded;
+    if (wanted != KeySpace::channels) {
+      const BasisErrors scalar = quantize_in_basis(keys, tokens, scratch, codes, scales);
+      const float narrow =
+          trellis == nullptr ? scalar.narrow : quantize_narrow(*trellis, tokens, scratch, codes, scales);
+      coded = {.space = KeySpace::basis,
+               .kind = narrow < scalar.narrow ? Codes::trellis : Codes::scalar,
+               .basis_error = scalar.wide + std::min(narrow, scalar.narrow),
+               .plain_error = channel_error(keys, tokens)};
+      if (wanted == KeySpace::basis || coded.basis_error <= coded.plain_error) {
+        if (trellis != nullptr && coded.kind == Codes::scalar)
+          quantize_in_basis(keys, tokens, scratch, codes, scales);
+        return coded;
+      }
     }
     // A page that the basis does not suit (keys unlike those it was learnt
     // from) is coded plainly: never worse than plain.
     quantize_channels(keys, tokens, scratch, AffineFit::minmax, codes, scales);
-    return {KeySpace::channels};
+    coded.space = KeySpace::channels;
+    coded.kind = Codes::scalar;
+    return coded;
   }
 
   /// Bytes of what was learnt.
@@ -200,7 +224,7 @@ class KeyQuantizer {
     return error;
   }
 
-  /// The squared error that quantize_channels() would make, in the same metric.
+  /// The squared error that plain coding would make, in the same metric.
   template <class Scalar>
   Scalar channel_error(const Scalar *keys, Index tokens) const {
     Scalar error = 0;

@@ -86,17 +86,50 @@ void add_keys(QueryStatistics &statistics, HeadRows keys, Index row) {
   }
 }
 
-/// C = sum q q^T, [head_dim, head_dim].
+/// C += sum x x^T of queries that were multiplied by the square root of their weights.
 template <class Real = double>
-Matrix<Real> query_moment(const QueryStatistics &statistics) {
+void add_weighted_queries(QueryStatistics &statistics, HeadRows queries) {
+  detail::add_moment<Real>(queries, statistics.sums(&HeadSums::weighted_moment));
+}
+
+/// C = sum q q^T, [head_dim, head_dim]: HeadSums::query_moment, or the weighted_moment.
+template <class Real = double>
+Matrix<Real> query_moment(const QueryStatistics &statistics,
+                          SumArray<float> HeadSums::*sums_of = &HeadSums::query_moment) {
   const Index d = statistics.head_dim();
-  const std::span<const float> sums = statistics.sums(&HeadSums::query_moment);
+  const std::span<const float> sums = statistics.sums(sums_of);
   Matrix<Real> moment(d, d);
   auto sum = sums.begin();
   for (Index i = 0; i < d; ++i) {
     for (Index j = 0; j <= i; ++j, ++sum) moment(i, j) = moment(j, i) = static_cast<Real>(*sum);
   }
   return moment;
+}
+
+/// The metric C = sum w q q^T of keys, where attention was weighed. As far as queries that say so are
+/// few beside head_dim, all queries say in which directions errors matter: of n queries, C counts n
+/// parts of n + head_dim, and sum q q^T, brought to its mean diagonal, the rest.
+template <class Real = double>
+Matrix<Real> attention_metric(const QueryStatistics &statistics) {
+  const Index d = statistics.head_dim();
+  Matrix<Real> metric = query_moment<Real>(statistics, &HeadSums::weighted_moment);
+  const Matrix<Real> all = query_moment<Real>(statistics);
+  Real trace = 0, trace_of_all = 0;
+  for (Index i = 0; i < d; ++i) {
+    trace += metric(i, i);
+    trace_of_all += all(i, i);
+  }
+  const auto n = static_cast<Real>(statistics.sums(&HeadSums::far_queries)[0]),
+             channels = static_cast<Real>(d);
+  const Real own = n / (n + channels), rest = channels / (n + channels) * trace / trace_of_all;
+  for (Index i = 0; i < d * d; ++i) metric.data()[i] = own * metric.data()[i] + rest * all.data()[i];
+  return metric;
+}
+
+/// Whether attention was weighed, and found far keys and values to matter.
+inline bool has_attention_weights(const QueryStatistics &statistics) {
+  return statistics.sums(&HeadSums::key_weight)[0] > 0 &&
+         statistics.sums(&HeadSums::value_weight)[0] > 0;
 }
 
 }  // namespace squat::inline SQUAT_CPU_NAMESPACE

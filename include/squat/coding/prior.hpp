@@ -99,6 +99,8 @@ class Prior {
       QueryStatistics statistics(prior.head_dim_, 1, prior.rows_);
       if (numbers[0] == 1) {
         read_version_1(statistics, read);
+      } else if (numbers[0] == 2) {
+        read_version_2(statistics, read);
       } else {
         QueryStatistics::visit_sums(statistics,
                                     [&](auto sums) { read(sums.data(), sums.size_bytes()); });
@@ -117,7 +119,7 @@ class Prior {
   using Shape = std::array<std::int64_t, 5>;  // version, layers, kv_heads, head_dim, rows
 
   static constexpr std::array<char, 8> mark = {'s', 'q', 'u', 'a', 't', 'p', 'r', 'i'};
-  static constexpr std::int64_t version = 2;
+  static constexpr std::int64_t version = 3;
 
   /// FNV-1a over 64 bits.
   struct Checksum {
@@ -180,15 +182,34 @@ class Prior {
     take(statistics.sums(&HeadSums::key_range));
   }
 
+  /// Version 2 had nothing of attention.
+  template <class Read>
+  static void read_version_2(QueryStatistics &statistics, Read &&read) {
+    const auto take = [&](auto to) { read(to.data(), to.size_bytes()); };
+    take(statistics.sums(&HeadSums::queries));
+    take(statistics.sums(&HeadSums::groups));
+    take(statistics.sums(&HeadSums::key_moment));
+    take(statistics.sums(&HeadSums::key_sum));
+    take(statistics.sums(&HeadSums::row_counts));
+    take(statistics.sums(&HeadSums::key_range));
+    take(statistics.sums(&HeadSums::query_moment));
+    take(statistics.sums(&HeadSums::row_sums));
+  }
+
   static void check_sums(const QueryStatistics &statistics) {
     bool possible = true;
     QueryStatistics::visit_sums(statistics, [&](auto sums) {
       possible &= std::all_of(sums.begin(), sums.end(), [](auto sum) { return std::isfinite(sum); });
     });
     possible &= statistics.queries() >= 0 && statistics.keys() >= 0;
-    const std::span<const float> moment = statistics.sums(&HeadSums::query_moment);
-    for (Index i = 0; i < statistics.head_dim(); ++i) {
-      possible &= moment[static_cast<std::size_t>(triangle_index(i, i))] >= 0;
+    for (const auto weights : {&HeadSums::far_queries, &HeadSums::key_weight, &HeadSums::value_weight,
+                               &HeadSums::output_square}) {
+      possible &= statistics.sums(weights)[0] >= 0;
+    }
+    for (const auto moments : {&HeadSums::query_moment, &HeadSums::weighted_moment}) {
+      for (Index i = 0; i < statistics.head_dim(); ++i) {
+        possible &= statistics.sums(moments)[static_cast<std::size_t>(triangle_index(i, i))] >= 0;
+      }
     }
     if (!possible) throw Error("squat: prior holds sums that no statistics have");
   }

@@ -50,8 +50,15 @@ struct HeadSums {
   SumArray<float> query_moment{0, triangle};               ///< sum q q^T of queries, a packed triangle
   SumArray<float> row_sums{query_moment.end(), rows *head_dim};  ///< [rows, head_dim], of keys
 
-  Index doubles = key_range.end();
-  Index floats = row_sums.end();
+  // Of queries that see packed tokens, see attention_weights.hpp: zero where nobody weighed them.
+  SumArray<double> far_queries{key_range.end(), 1};           ///< [1], how many
+  SumArray<double> key_weight{far_queries.end(), 1};          ///< [1], sum w of queries
+  SumArray<double> value_weight{key_weight.end(), 1};         ///< [1], sum e of queries
+  SumArray<double> output_square{value_weight.end(), 1};      ///< [1], sum |o|^2 of queries
+  SumArray<float> weighted_moment{row_sums.end(), triangle};  ///< sum w q q^T, a packed triangle
+
+  Index doubles = output_square.end();
+  Index floats = weighted_moment.end();
 };
 static_assert(std::is_trivially_copyable_v<HeadSums>);
 

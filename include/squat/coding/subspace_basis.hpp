@@ -32,6 +32,7 @@ struct SubspaceBasis {
   RowMatrix to_basis;            ///< A, [coordinate, channel]
   std::vector<float> metric;     ///< C's diagonal, [channel]: how much an error there weighs
   std::vector<double> variance;  ///< of each coordinate, falling
+  double weight = 1;             ///< what the metric was divided by, C's mean diagonal
   BitAllocation allocation;      ///< of the coordinates
 
   /// A^-T, [coordinate, channel], by which queries go; keys go back by its transpose. It is worked
@@ -95,6 +96,7 @@ std::optional<SubspaceBasis> learn_subspace_basis(const Matrix<Real> &C, const M
   if (!eigen) return {};
   const Matrix<Real> A = matrix_product<Real>(transposed<Real>(eigen->vectors), transposed_U);
   SubspaceBasis basis;
+  basis.weight = static_cast<double>(mean);
   // A's singular values are U's, from sqrt(ridge) to sqrt(d + ridge): float holds A^-1 too.
   basis.to_basis.resize(d, d);
   for (Index i = 0; i < d; ++i) {  // the solver's values rise

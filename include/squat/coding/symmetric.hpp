@@ -24,6 +24,8 @@ namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 /// (Max, 1960, table II).
 constexpr float gaussian_step(int bits) {
   switch (bits) {
+    case 1:
+      return 1.5958f;
     case 2:
       return .9957f;
     case 3:

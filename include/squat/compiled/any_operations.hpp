@@ -38,8 +38,8 @@ class AnyOperations {
   virtual void check_elements(std::string_view name, AnyTensor tensor, Index first) const = 0;
   virtual Index add_coding(int layer) = 0;
   virtual void remove_coding(Index coding) = 0;
-  virtual void observe(Index coding, AnyTensor q, AnyTensor k, Index first, Index count, Index index,
-                       Index position) = 0;
+  virtual void observe(const Call &call, AnyTensor q, AnyTensor k, AnyTensor v, Index first,
+                       Index count) = 0;
   virtual void learn(Index coding) = 0;
   virtual bool add_statistics(Index coding, Prior &prior) const = 0;
   virtual std::unique_ptr<AnyBackup> back_up(Index coding) const = 0;

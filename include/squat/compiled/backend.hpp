@@ -43,9 +43,9 @@ class Operations {
   void remove_coding(Index coding) { operations_->remove_coding(coding); }
 
   template <Element S>
-  void observe(Index coding, TensorView<const S> q, TensorView<const S> k, Index first, Index count,
-               Index index, Index position, Stream) {
-    operations_->observe(coding, q, k, first, count, index, position);
+  void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
+               Index first, Index count, Stream) {
+    operations_->observe(call, q, k, v, first, count);
   }
 
   void learn(Index coding, Stream) { operations_->learn(coding); }

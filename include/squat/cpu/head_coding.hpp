@@ -13,6 +13,7 @@
 #include "squat/coding/rotary.hpp"
 #include "squat/cpu/kernels/byte_matrix.hpp"
 #include "squat/cpu/kernels/integer_matrix.hpp"
+#include "squat/cpu/page_layout.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
@@ -75,12 +76,38 @@ class QueryTransform {
   IntegerMatrix modes_;
 };
 
-/// What the keys of one head are coded with.
+/// The codes of one head in a page.
+struct HeadCodes {
+  KeySpace space;
+  const BitAllocation *allocation;  ///< of the keys
+  std::byte *keys;
+  std::byte *values;
+  int value_bits;
+
+  template <class Scalar>
+  Scalar *key_codes() const {
+    return reinterpret_cast<Scalar *>(keys);
+  }
+  template <class Scalar>
+  Scalar *value_codes() const {
+    return reinterpret_cast<Scalar *>(values);
+  }
+};
+
+/// What the keys and values of one head are coded with.
 struct HeadCoding {
   const TileTables *tiles = nullptr;    ///< null: keys are coded in the frame they come in
   const RotaryTable *rotary = nullptr;  ///< null: a page's base is 0
   const KeyQuantizer *quantizer = nullptr;
   const QueryTransform *transform = nullptr;
+  CodePlace place{};           ///< of the codes in a page of KeySpace::channels
+  CodePlace place_in_basis{};  ///< of KeySpace::basis
+
+  HeadCodes codes(std::byte *page, KeySpace space) const {
+    const CodePlace &where = space == KeySpace::basis ? place_in_basis : place;
+    return {space, &quantizer->allocation(space), page + where.keys, page + where.values,
+            where.value_bits};
+  }
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -3,36 +3,52 @@
 // What a layer's codings learn and have learnt, a KV head each.
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <memory>
+#include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
+#include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
+#include "squat/coding/attention_weights.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/moments.hpp"
 #include "squat/coding/observation.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/coding/rotary.hpp"
 #include "squat/core/tensor.hpp"
+#include "squat/cpu/bit_shares.hpp"
+#include "squat/cpu/exact_store.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/kernels/vector.hpp"
+#include "squat/cpu/page_layout.hpp"
+#include "squat/cpu/seen_tokens.hpp"
+#include "squat/cpu/workspace.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
 /// The statistics and codings of one layer, for all sequences or for one.
 class LayerCoding {
  public:
-  /// tiles: of the keys, null for the frame they come in.
-  LayerCoding(const Options &options, int key_bits, int layer, const TileTables *tiles)
-      : layer_(layer),
+  /// layout: of pages. tiles: of the keys, null for the frame they come in.
+  LayerCoding(const Options &options, const PageLayout &layout, int layer, const TileTables *tiles)
+      : layout_(layout),
+        layer_(layer),
         tiles_(tiles),
         observation_{options.sinks, tiles ? tiles->frame.rows() : 0},
         group_(options.page_tokens),
+        far_{options.sinks, options.residual},
+        attention_scale_(options.attention_scale),
+        weighs_(weighs_attention(options)),
         statistics_(static_cast<std::size_t>(options.kv_heads)),
-        quantizers_(
-            static_cast<std::size_t>(options.kv_heads),
-            KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits, options.head_dim)),
-        transforms_(static_cast<std::size_t>(options.kv_heads)) {}
+        quantizers_(static_cast<std::size_t>(options.kv_heads),
+                    KeyQuantizer(*options.coding, *options.fit, options.orthogonal, layout.key_bits,
+                                 options.head_dim)),
+        transforms_(static_cast<std::size_t>(options.kv_heads)),
+        by_layer_(*options.allocation == Allocation::layer && layout.key_bits <= 4) {}
 
   int layer() const { return layer_; }
   const TileTables *tiles() const { return tiles_; }
@@ -40,13 +56,34 @@ class LayerCoding {
   const QueryTransform &transform(Index head) const {
     return transforms_[static_cast<std::size_t>(head)];
   }
+
+  /// How the heads share the bits of a page; null where each has as many. Otherwise all heads of a page
+  /// are coded in one space.
+  const BitShares *shares() const { return shares_ ? &*shares_ : nullptr; }
+  /// Where the codes of a head begin in a page of KeySpace::basis.
+  CodePlace place_in_basis(Index head) const {
+    return shares_ ? shares_->place(head) : layout_.place(head);
+  }
+  /// Whether a page whose heads' keys were coded in the basis is better coded so.
+  bool suits(std::span<const CodedKeys> heads) const { return shares_->suit(quantizers_, heads); }
+
   const QueryStatistics *statistics(Index head) const {
     return statistics_[static_cast<std::size_t>(head)].get();
   }
 
-  /// Elements of observe()'s scratch.
-  static Index scratch_elements(Index heads, Index head_dim) {
-    return std::max<Index>(heads, 1) * run_tokens * head_dim;
+  /// Whether observe() weighs what queries attend to, for who wants to know.
+  static bool weighs_attention(const Options &options) {
+    return *options.allocation == Allocation::layer || options.keep_statistics;
+  }
+
+  /// Bytes of observe()'s scratch, for `heads` query heads to each KV head.
+  static std::size_t scratch_bytes(const Options &options, Index heads) {
+    const Index d = options.head_dim, rows = heads * run_tokens;
+    const std::size_t of_rows = Scratch::bytes<float>(rows * d);
+    if (!weighs_attention(options)) return of_rows;
+    return 2 * of_rows + Scratch::bytes<Index>(rows) + Scratch::bytes<float>(rows) +
+           Scratch::bytes<float>(2 * AttentionWeights::block_tokens * d) +
+           Scratch::bytes<float>(AttentionWeights::elements(rows, d));
   }
 
   /// Makes the statistics that observe() adds to.
@@ -77,37 +114,68 @@ class LayerCoding {
     statistics_ = std::move(backup.statistics);
     if (backup.learnt) return;
     learnt_ = false;
+    shares_.reset();
     for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
     for (QueryTransform &transform : transforms_) transform = QueryTransform();
   }
 
-  /// Adds tokens to the statistics of one KV head, `heads` query heads to each.
-  /// Without queries (q.tokens = 0) keys alone are added.
-  template <Element S>
-  void observe(Index head, Index heads, TensorView<const S> q, TensorView<const S> k,
-               const ObservedTokens &tokens, const Prior *prior, float *rows) {
+  /// Adds `count` tokens of a call, from its token `first` on, to the statistics of one KV head, `heads`
+  /// query heads to each. Without queries (q.tokens = 0) keys alone are added. What queries attend to is
+  /// weighed while there are no pages.
+  template <class T, Element S>
+  void observe(Index head, Index heads, const SequenceCall<ExactStore<T>> &call, TensorView<const S> q,
+               TensorView<const S> k, TensorView<const S> v, Index first, Index count,
+               const Prior *prior, Scratch scratch) {
     QueryStatistics &statistics = make_statistics(head, k.head_dim, prior);
-    for (Index run = 0; run < tokens.count; run += run_tokens) {
-      const Index count = std::min(run_tokens, tokens.count - run);
-      const ObservedTokens part{tokens.first + run, count, tokens.index + run, tokens.position + run};
+    auto *rows = scratch.take<float>(heads * run_tokens * k.head_dim);
+    for (Index run = first; run < first + count; run += run_tokens) {
+      const ObservedTokens part{call.first_row + run, std::min(run_tokens, first + count - run),
+                                call.past + run, call.position + run};
       if (q.tokens > 0) add_queries(statistics, head, heads, q, part, rows);
+      if (q.tokens > 0 && weighs_ && call.pages.empty()) {
+        call.exact->visit_tail([&]<class Kept>(const StoredRows<Kept> &tail) {
+          const SeenTokens<T, Kept, S> seen{call.exact->sink_rows(), tail,
+                                            k.slice(call.first_row, call.tokens),
+                                            v.slice(call.first_row, call.tokens)};
+          weigh_queries(statistics, head, heads, q, seen, part, rows, scratch);
+        });
+      }
       add_keys(statistics, head, k, observation_.keys(part), rows);
     }
   }
 
-  /// Fixes the coding of one KV head from its statistics.
-  template <class Real = double>
-  void learn(Index head, bool keep_statistics) {
-    const auto i = static_cast<std::size_t>(head);
-    if (statistics_[i]) {
-      quantizers_[i].learn<Real>(*statistics_[i], frame());
-      transforms_[i] = QueryTransform(quantizers_[i], tiles_);
-    }
-    if (!keep_statistics) statistics_[i].reset();
+  /// What the queries that bases are learnt for count, in all heads alike.
+  QueryWeighting weighting() const {
+    const bool weighed =
+        by_layer_ && std::all_of(statistics_.begin(), statistics_.end(), [](const auto &statistics) {
+          return statistics && has_attention_weights(*statistics);
+        });
+    return weighed ? QueryWeighting::attention : QueryWeighting::equal;
   }
 
-  /// All KV heads have learnt.
-  void note_learnt() { learnt_ = true; }
+  /// Fixes the coding of one KV head from its statistics.
+  template <class Real = double>
+  void learn(Index head, QueryWeighting weighting) {
+    const auto i = static_cast<std::size_t>(head);
+    if (!statistics_[i]) return;
+    quantizers_[i].learn<Real>(*statistics_[i], frame(), weighting);
+    transforms_[i] = QueryTransform(quantizers_[i], tiles_);
+  }
+
+  /// All KV heads have learnt, with that weighting.
+  void finish_learning(QueryWeighting weighting, bool keep_statistics) {
+    const bool based = std::all_of(quantizers_.begin(), quantizers_.end(),
+                                   [](const KeyQuantizer &quantizer) { return quantizer.basis(); });
+    if (weighting == QueryWeighting::attention && based) {
+      std::vector<double> value_weights;
+      for (const auto &statistics : statistics_)
+        value_weights.push_back(statistics->sums(&HeadSums::value_weight)[0]);
+      shares_.emplace(layout_, quantizers_, value_weights);
+    }
+    learnt_ = true;
+    if (keep_statistics) return;
+    for (auto &statistics : statistics_) statistics.reset();
+  }
 
   std::size_t statistics_bytes() const {
     std::size_t sum = 0;
@@ -121,6 +189,7 @@ class LayerCoding {
     std::size_t sum = 0;
     for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
     for (const QueryTransform &transform : transforms_) sum += transform.bytes();
+    if (shares_) sum += shares_->bytes();
     return sum;
   }
 
@@ -138,13 +207,16 @@ class LayerCoding {
     return *statistics;
   }
 
-  template <Element S>
-  void add_queries(QueryStatistics &statistics, Index head, Index heads, TensorView<const S> q,
-                   const ObservedTokens &tokens, float *rows) const {
+  /// Calls add(rows) for the queries [tokens, heads, head_dim] as each base sees them, of the tokens
+  /// that are wanted: wanted(index) of those before them.
+  template <Element S, class Wanted, class Add>
+  void for_each_base(Index head, Index heads, TensorView<const S> q, const ObservedTokens &tokens,
+                     float *rows, Wanted &&wanted, Add &&add) const {
     const Index d = q.head_dim;
-    const auto add = [&](auto base_of) {
+    const auto add_from = [&](auto base_of) {
       float *row = rows;
       for (Index token = 0; token < tokens.count; ++token) {
+        if (!wanted(tokens.index + token)) continue;
         for (Index shared = 0; shared < heads; ++shared, row += d) {
           convert_row(q.row(tokens.first + token, head * heads + shared), d, row);
         }
@@ -153,11 +225,72 @@ class LayerCoding {
         const Turn turn(frame()->table(), -base);
         for (Index shared = 1; shared <= heads; ++shared) turn.apply(row - shared * d);
       }
-      squat::add_queries(statistics, {rows, tokens.count * heads, d});
+      add(HeadRows{rows, (row - rows) / d, d});
     };
-    if (frame() == nullptr) return add([](Index) { return Index{0}; });
+    if (frame() == nullptr) return add_from([](Index) { return Index{0}; });
     for (std::size_t base = 0; base < Observation::query_bases; ++base) {
-      add([&](Index position) { return observation_.bases(position)[base]; });
+      add_from([&](Index position) { return observation_.bases(position)[base]; });
+    }
+  }
+
+  template <Element S>
+  void add_queries(QueryStatistics &statistics, Index head, Index heads, TensorView<const S> q,
+                   const ObservedTokens &tokens, float *rows) const {
+    for_each_base(
+        head, heads, q, tokens, rows, [](Index) { return true; },
+        [&](HeadRows queries) { squat::add_queries(statistics, queries); });
+  }
+
+  /// Weighs what errors in far keys and values do to queries. rows: as add_queries() takes them.
+  template <class Seen, Element S>
+  void weigh_queries(QueryStatistics &statistics, Index head, Index heads, TensorView<const S> q,
+                     const Seen &seen, const ObservedTokens &tokens, float *rows,
+                     Scratch scratch) const {
+    const Index d = q.head_dim;
+    auto *queries = scratch.take<float>(heads * run_tokens * d);
+    auto *indices = scratch.take<Index>(heads * run_tokens);
+    auto *factors = scratch.take<float>(heads * run_tokens);
+    auto *block = scratch.take<float>(2 * AttentionWeights::block_tokens * d);
+    Index count = 0;
+    for (Index token = 0; token < tokens.count; ++token) {
+      if (Observation::weighed_tokens(tokens.index + token) == 0) continue;
+      for (Index shared = 0; shared < heads; ++shared, ++count) {
+        indices[count] = tokens.index + token;
+        convert_row(q.row(tokens.first + token, head * heads + shared), d, queries + count * d);
+      }
+    }
+    if (count == 0) return;
+    for (Index i = 0; i < count * d; ++i) queries[i] *= attention_scale_;
+    AttentionWeights weights(queries, indices, count, d, far_,
+                             scratch.take<float>(AttentionWeights::elements(count, d)));
+    seen.for_each_block(head, indices[count - 1] + 1, AttentionWeights::block_tokens, block,
+                        [&](const float *keys, const float *values, Index index, Index block_count) {
+                          weights.add(keys, values, index, block_count);
+                        });
+    add_weights(statistics, weights, indices, count, factors);
+    for_each_base(head, heads, q, tokens, rows, &Observation::weighed_tokens, [&](HeadRows turned) {
+      for (Index row = 0; row < count; ++row) {
+        for (Index i = 0; i < d; ++i) rows[row * d + i] *= factors[row];
+      }
+      add_weighted_queries(statistics, turned);
+    });
+  }
+
+  /// Adds the sums of weights, each for the tokens that it stands for. factors: square roots of what a
+  /// base adds of each query.
+  void add_weights(QueryStatistics &statistics, const AttentionWeights &weights, const Index *indices,
+                   Index count, float *factors) const {
+    const int bases = frame() == nullptr ? 1 : Observation::query_bases;
+    const double scale = static_cast<double>(attention_scale_);
+    for (Index row = 0; row < count; ++row) {
+      const double tokens = Observation::weighed_tokens(indices[row]);
+      const AttentionWeights::Weights of_row = weights.weights(row);
+      const double key_weight = tokens * scale * scale * of_row.key;
+      statistics.sums(&HeadSums::far_queries)[0] += of_row.far ? tokens : 0;
+      statistics.sums(&HeadSums::key_weight)[0] += key_weight;
+      statistics.sums(&HeadSums::value_weight)[0] += tokens * of_row.value;
+      statistics.sums(&HeadSums::output_square)[0] += tokens * of_row.output_square;
+      factors[row] = static_cast<float>(std::sqrt(key_weight / bases));
     }
   }
 
@@ -175,14 +308,20 @@ class LayerCoding {
     squat::add_keys(statistics, {rows, tokens.count, d}, tile_row);
   }
 
+  PageLayout layout_;
   int layer_;
   const TileTables *tiles_;
   Observation observation_;
   Index group_;
+  FarTokens far_;
+  float attention_scale_;
+  bool weighs_;
   bool learnt_ = false;
   Statistics statistics_;  // a KV head each, while they are wanted
   std::vector<KeyQuantizer> quantizers_;
   std::vector<QueryTransform> transforms_;
+  bool by_layer_;
+  std::optional<BitShares> shares_;
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -64,7 +65,7 @@ class Operations {
   /// Room for what a layer learns; what it returns names it.
   Index add_coding(int layer) {
     const TileTables *tiles = tiles_.empty() ? nullptr : of_layer(tiles_, layer).get();
-    auto coding = std::make_unique<LayerCoding>(options_, layout_.key_bits, layer, tiles);
+    auto coding = std::make_unique<LayerCoding>(options_, layout_, layer, tiles);
     const auto empty = std::find(codings_.begin(), codings_.end(), nullptr);
     if (empty == codings_.end()) {
       codings_.push_back(std::move(coding));
@@ -76,22 +77,23 @@ class Operations {
 
   void remove_coding(Index coding) { codings_[static_cast<std::size_t>(coding)].reset(); }
 
-  /// Adds tokens of a call to the statistics of a coding.
+  /// Adds `count` tokens of a call, from its token `first` on, to the statistics of its coding.
   template <Element S>
-  void observe(Index coding, TensorView<const S> q, TensorView<const S> k, Index first, Index count,
-               Index index, Index position, Stream) {
-    const Index heads = heads_per_kv_head(), elements = observe_elements();
-    for_each_kv_head(elements * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
-      layer_coding(coding).observe(head, heads, q, k, {first, count, index, position},
-                                   options_.prior.get(), scratch.take<float>(elements));
+  void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
+               Index first, Index count, Stream) {
+    for_each_kv_head(observe_bytes(), [&](Index head, Scratch scratch) {
+      layer_coding(call.coding)
+          .observe(head, heads_per_kv_head(), call, q, k, v, first, count, options_.prior.get(),
+                   scratch);
     });
   }
 
   /// Fixes a coding from its statistics.
   void learn(Index coding, Stream) {
-    for_each_kv_head(
-        0, [&](Index head, Scratch) { layer_coding(coding).learn(head, options_.keep_statistics); });
-    layer_coding(coding).note_learnt();
+    LayerCoding &layer = layer_coding(coding);
+    const QueryWeighting weighting = layer.weighting();
+    for_each_kv_head(0, [&](Index head, Scratch) { layer.learn(head, weighting); });
+    layer.finish_learning(weighting, options_.keep_statistics);
   }
 
   /// Adds what a coding's statistics hold to `prior`. Returns whether they are
@@ -119,9 +121,12 @@ class Operations {
       call.exact->reserve(options_, call);
       if (!call.observed) continue;
       layer_coding(call.coding).reserve_statistics(options_.head_dim, options_.prior.get());
-      reserve_kv_heads(observe_elements() * Index{sizeof(float)});
+      reserve_kv_heads(observe_bytes());
     }
     workspace_.reserve(pages * options_.kv_heads, pack_bytes());
+    if (const auto items = static_cast<std::size_t>(pages * options_.kv_heads);
+        coded_keys_.size() < items)
+      coded_keys_.resize(items);
     if (attends) reserve_attend(calls);
   }
 
@@ -159,34 +164,60 @@ class Operations {
 
   /// Packs consecutive groups of tokens into `pages`. Tokens come from the tail
   /// first, then from the rows of k and v from `first` on, rounded as the
-  /// tail would have.
+  /// tail would have. Where heads share the bits of a page, all of them are coded in the basis, or
+  /// plainly where that suits their keys together better: never worse than plain.
   template <Element S, RowElement Kept>
   void pack(Index coding, std::span<const PageView> pages, const StoredRows<Kept> &tail,
             TensorView<const S> k, TensorView<const S> v, Index first) {
-    const Index d = options_.head_dim, group = options_.page_tokens;
-    const Index items = static_cast<Index>(pages.size()) * options_.kv_heads;
-    workspace_.for_each(items, [&](Index item, Scratch scratch) {
-      const Index page = item / options_.kv_heads, head = item % options_.kv_heads;
-      const PageView &view = pages[static_cast<std::size_t>(page)];
-      auto *rows = scratch.take<float>(group * d);
-      const auto gather = [&](TensorView<const S> tensor, auto tail_row) {
-        for (Index token = 0; token < group; ++token) {
-          const Index source = page * group + token;
-          float *row = rows + token * d;
-          const Index ahead = std::min(first + source - tail.tokens + 8, tensor.tokens - 1);
-          if (ahead >= 0) prefetch_row(tensor.row(ahead, head));
-          if (source < tail.tokens) {
-            load_row(tail_row(source), d, row);
-          } else {
-            convert_row(tensor.row(first + source - tail.tokens, head), d, row);
-            if constexpr (!std::is_same_v<S, Kept>) round_row<Kept>(row, d);
-          }
+    const Index d = options_.head_dim, group = options_.page_tokens, heads = options_.kv_heads;
+    const LayerCoding &layer = layer_coding(coding);
+    const auto gather = [&](TensorView<const S> tensor, Index item, auto tail_row, float *rows) {
+      for (Index token = 0; token < group; ++token) {
+        const Index source = item / heads * group + token, head = item % heads;
+        float *row = rows + token * d;
+        const Index ahead = std::min(first + source - tail.tokens + 8, tensor.tokens - 1);
+        if (ahead >= 0) prefetch_row(tensor.row(ahead, head));
+        if (source < tail.tokens) {
+          load_row(tail_row(head, source), d, row);
+        } else {
+          convert_row(tensor.row(first + source - tail.tokens, head), d, row);
+          if constexpr (!std::is_same_v<S, Kept>) round_row<Kept>(row, d);
         }
-      };
-      gather(k, [&](Index token) { return tail.key(head, token); });
-      pack_keys<T>(layout_, head_coding(coding, head), rows, view, head, scratch);
-      gather(v, [&](Index token) { return tail.value(head, token); });
-      pack_values<T>(layout_, *options_.fit, rows, view.data, head, scratch);
+      }
+    };
+    const auto pack_keys_of = [&](Index item, std::optional<KeySpace> wanted, float *rows,
+                                  Scratch scratch) {
+      gather(
+          k, item, [&](Index head, Index token) { return tail.key(head, token); }, rows);
+      return pack_keys<T>(layout_, head_coding(coding, item % heads), rows,
+                          pages[static_cast<std::size_t>(item / heads)], item % heads, scratch, wanted);
+    };
+    const auto pack_values_of = [&](Index item, float *rows, Scratch scratch) {
+      gather(
+          v, item, [&](Index head, Index token) { return tail.value(head, token); }, rows);
+      pack_values<T>(layout_, head_coding(coding, item % heads), *options_.fit, rows,
+                     pages[static_cast<std::size_t>(item / heads)].data, item % heads, scratch);
+    };
+    const auto for_each_head = [&](auto run) {  // of each page
+      workspace_.for_each(static_cast<Index>(pages.size()) * heads, [&](Index item, Scratch scratch) {
+        auto *rows = scratch.take<float>(group * d);
+        run(item, rows, scratch);
+      });
+    };
+    if (!layer.shares()) {
+      return for_each_head([&](Index item, float *rows, Scratch scratch) {
+        pack_keys_of(item, {}, rows, scratch);
+        pack_values_of(item, rows, scratch);
+      });
+    }
+    for_each_head([&](Index item, float *rows, Scratch scratch) {
+      coded_keys_[static_cast<std::size_t>(item)] = pack_keys_of(item, KeySpace::basis, rows, scratch);
+    });
+    for_each_head([&](Index item, float *rows, Scratch scratch) {
+      const std::span<const CodedKeys> of_page(coded_keys_.data() + item / heads * heads,
+                                               static_cast<std::size_t>(heads));
+      if (!layer.suits(of_page)) pack_keys_of(item, KeySpace::channels, rows, scratch);
+      pack_values_of(item, rows, scratch);
     });
   }
 
@@ -214,8 +245,8 @@ class Operations {
   template <Element S>
   void dequantize(const Call &call, TensorView<S> k, TensorView<S> v, Stream) {
     const Index d = options_.head_dim;
-    const Index elements = (3 * layout_.group + 1) * d;
-    for_each_kv_head(elements * Index{sizeof(float)}, [&](Index head, Scratch scratch) {
+    const std::size_t bytes = 3 * Scratch::bytes<float>(layout_.group * d) + Scratch::bytes<float>(d);
+    for_each_kv_head(static_cast<Index>(bytes), [&](Index head, Scratch scratch) {
       const HeadCoding head_keys = head_coding(call.coding, head);
       const SubspaceBasis *basis = head_keys.quantizer->basis();
       const RowMatrix from_basis = basis != nullptr ? basis->from_basis() : RowMatrix();
@@ -271,7 +302,9 @@ class Operations {
     const LayerCoding &layer = layer_coding(coding);
     const RotaryTable *rotary =
         options_.rotary.empty() ? nullptr : &of_layer(options_.rotary, layer.layer());
-    return {layer.tiles(), rotary, &layer.quantizer(head), &layer.transform(head)};
+    return {layer.tiles(),          rotary,
+            &layer.quantizer(head), &layer.transform(head),
+            layout_.place(head),    layer.place_in_basis(head)};
   }
 
   Index heads_per_kv_head() const { return options_.query_heads / options_.kv_heads; }
@@ -280,16 +313,12 @@ class Operations {
     return pack_scratch_bytes(layout_) + Scratch::bytes<float>(layout_.group * layout_.head_dim);
   }
 
-  Index observe_elements() const {
-    return LayerCoding::scratch_elements(heads_per_kv_head(), options_.head_dim);
-  }
+  std::size_t observe_bytes() const { return LayerCoding::scratch_bytes(options_, heads_per_kv_head()); }
 
-  void reserve_kv_heads(Index bytes) {
-    workspace_.reserve(options_.kv_heads, static_cast<std::size_t>(bytes) + 128);
-  }
+  void reserve_kv_heads(std::size_t bytes) { workspace_.reserve(options_.kv_heads, bytes); }
 
   template <class Run>
-  void for_each_kv_head(Index bytes, Run &&run) {
+  void for_each_kv_head(std::size_t bytes, Run &&run) {
     reserve_kv_heads(bytes);
     workspace_.for_each(options_.kv_heads, run);
   }
@@ -372,17 +401,17 @@ class Operations {
   void dequantize_page(const HeadCoding &coding, const RowMatrix &from_basis, const PageView &page,
                        Index head, TensorView<S> k, TensorView<S> v, Scratch scratch) const {
     const Index d = options_.head_dim, group = layout_.group;
+    const HeadCodes codes = coding.codes(page.data, layout_.key_space(page.data, head));
     auto *keys = scratch.take<float>(group * d);
     if (layout_.key_bits == 16) {
-      const auto *rows = layout_.template keys<Exact16<T>>(page.data, head);
+      const auto *rows = codes.key_codes<Exact16<T>>();
       for (Index token = 0; token < group; ++token) {
         for (Index i = 0; i < d; ++i) keys[i * group + token] = static_cast<float>(rows[token * d + i]);
       }
     } else {
       auto *coordinates = scratch.take<float>(group * d);
-      const KeySpace space = layout_.key_space(page.data, head);
-      unpack_keys(layout_, coding.quantizer->allocation(space), page.data, head, coordinates);
-      if (space == KeySpace::basis) {
+      unpack_keys(layout_, codes, page.data, head, coordinates);
+      if (codes.space == KeySpace::basis) {
         std::fill_n(keys, d * group, 0.0f);
         add_product<float>(strided_rows(from_basis.data(), d, d),
                            strided_rows<const float>(coordinates, d, group),
@@ -397,9 +426,9 @@ class Operations {
     }
     auto *values = scratch.take<float>(group * d);
     if (layout_.value_bits == 16) {
-      convert_row(layout_.template values<Exact16<T>>(page.data, head), group * d, values);
+      convert_row(codes.value_codes<Exact16<T>>(), group * d, values);
     } else {
-      unpack_values(layout_, page.data, head, values);
+      unpack_values(layout_, codes, page.data, head, values);
     }
     for (Index token = 0; token < page.tokens; ++token) {
       float *value = values + (page.first + token) * d;
@@ -417,6 +446,7 @@ class Operations {
   std::vector<std::unique_ptr<LayerCoding>> codings_;  // by name
   Batch batch_;                                        // of the call in progress
   PartialResults partials_;
+  std::vector<CodedKeys> coded_keys_;  // [pages, kv_heads], of a call whose heads share bits
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

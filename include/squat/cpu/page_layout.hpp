@@ -2,23 +2,29 @@
 
 // The bytes of a page on the CPU.
 //
-// A page holds `group` tokens of one layer, Options::page_tokens. Its heads follow each other, each a
-// multiple of 64 bytes:
+// A page holds `group` tokens of one layer, Options::page_tokens. First come the parameters of its
+// heads, a multiple of 64 bytes each:
+//
+//   key zeros     float16 [head_dim]
+//   key scales    float16 [head_dim]; the sign of the first names the KeySpace,
+//                 that of the second the kind of codes of up to 3 bits
+//   value scales  float16 [value_scales, group]; plain values: as many zeros
+//                 behind them
+//
+// then their codes, likewise:
 //
 //   key codes     runs of channels of one width, one behind the other; lanes
 //                 are tokens, inner are the run's channels (coding/codes.hpp)
 //                 16 bit: [group, head_dim] rows
-//   key zeros     float16 [head_dim]
-//   key scales    float16 [head_dim]; the sign of the first names the KeySpace,
-//                 that of the second the kind of codes of up to 3 bits
 //   value codes   lanes are channels, inner are tokens; 16 bit: [group,
 //                 head_dim] rows
-//   value scales  float16 [value_scales, group]; plain values: as many zeros
-//                 behind them
 //
 // Trellis codes (coding/trellis_layout.hpp) have the place of scalar ones.
-// 16-bit keys and values store neither zeros nor scales. Every allocation of
-// bits fits where the same width for all channels fits, so pages have one size.
+// 16-bit keys and values store neither zeros nor scales. Every allocation of a
+// head's bits fits where the same width for all channels fits, and every one of a
+// layer's where that of all heads fits: pages have one size. Where bits were shared out
+// among heads, the codes of a page in the basis begin elsewhere than those of a plain
+// one (CodePlace), and all of a page's heads are coded in one space, which each says.
 
 #include <cmath>
 #include <cstddef>
@@ -40,6 +46,13 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 template <class T>
 using Exact16 = std::conditional_t<std::is_same_v<T, bfloat16>, bfloat16, half>;
 
+/// Where the codes of a head begin in a page, in bytes, and how wide those of its values are.
+struct CodePlace {
+  std::size_t keys = 0;
+  std::size_t values = 0;
+  int value_bits = 16;
+};
+
 class PageLayout {
  public:
   PageLayout() = default;
@@ -51,30 +64,37 @@ class PageLayout {
         group(options.page_tokens),
         codes(*options.codes),
         value_coding(*options.values),
-        value_codes(value_coding == ValueCoding::symmetric ? codes_of_width(codes, value_bits)
-                                                           : Codes::scalar),
         scales_of_a_value(value_bits == 16 ? 0 : value_scales(value_coding, head_dim)) {
     const std::size_t row = static_cast<std::size_t>(head_dim) * sizeof(half);
     const std::size_t column = static_cast<std::size_t>(scales_of_a_value * group) * sizeof(half);
-    key_zeros_ = exact_or_code_bytes(key_bits, group, head_dim);
-    key_scales_ = key_zeros_ + (key_bits == 16 ? 0 : row);
-    value_codes_ = key_scales_ + (key_bits == 16 ? 0 : row);
-    value_scales_ = value_codes_ + exact_or_code_bytes(value_bits, head_dim, group);
+    key_scales_ = key_bits == 16 ? 0 : row;
+    value_scales_ = 2 * key_scales_;
     value_zeros_ = value_scales_ + column;
     const std::size_t end = value_zeros_ + (value_coding == ValueCoding::plain ? column : 0);
-    head_bytes_ = (end + 63) / 64 * 64;
+    parameter_bytes_ = (end + 63) / 64 * 64;
+    key_bytes_ = exact_or_code_bytes(key_bits, group, head_dim);
+    value_bytes_ = exact_or_code_bytes(value_bits, head_dim, group);
   }
 
-  std::size_t page_bytes() const { return head_bytes_ * static_cast<std::size_t>(kv_heads); }
+  std::size_t page_bytes() const { return codes_begin() + heads() * (key_bytes_ + value_bytes_); }
 
-  template <class Scalar>
-  Scalar *keys(std::byte *page, Index head) const {
-    return at<Scalar>(page, head, 0);
+  /// Bytes of the codes of a head's keys, and of its values, where all heads have the same widths.
+  std::size_t key_bytes() const { return key_bytes_; }
+  std::size_t value_bytes() const { return value_bytes_; }
+  /// Where the codes of the first head begin.
+  std::size_t codes_begin() const { return heads() * parameter_bytes_; }
+  /// Where a head's codes are if all heads have the same widths.
+  CodePlace place(Index head) const {
+    const std::size_t first =
+        codes_begin() + static_cast<std::size_t>(head) * (key_bytes_ + value_bytes_);
+    return {first, first + key_bytes_, value_bits};
   }
-  half *key_zeros(std::byte *page, Index head) const { return at<half>(page, head, key_zeros_); }
+
+  half *key_zeros(std::byte *page, Index head) const { return at<half>(page, head, 0); }
   half *key_scales(std::byte *page, Index head) const { return at<half>(page, head, key_scales_); }
   /// What the codes of a page's keys stand for.
   KeySpace key_space(std::byte *page, Index head) const {
+    if (key_bits == 16) return KeySpace::channels;
     std::uint16_t scale;
     std::memcpy(&scale, key_scales(page, head), sizeof scale);
     return (scale & 0x8000u) != 0 ? KeySpace::basis : KeySpace::channels;
@@ -94,20 +114,22 @@ class PageLayout {
             channel < 2 ? half(std::abs(static_cast<float>(scale))) : scale};
   }
 
-  void set_key_scales(std::byte *page, Index head, KeyCodes kind, const AffineScale *scales) const {
+  /// What those of values of that width are.
+  Codes value_codes(int bits) const {
+    return value_coding == ValueCoding::symmetric ? codes_of_width(codes, bits) : Codes::scalar;
+  }
+
+  void set_key_scales(std::byte *page, Index head, const CodedKeys &coded,
+                      const AffineScale *scales) const {
     half *zeros = key_zeros(page, head), *steps = key_scales(page, head);
     for (Index channel = 0; channel < head_dim; ++channel) {
       zeros[channel] = scales[channel].zero;
       steps[channel] = scales[channel].scale;
     }
-    if (kind.space == KeySpace::basis) steps[0] = -steps[0];
-    if (kind.kind == Codes::trellis) steps[1] = -steps[1];
+    if (coded.space == KeySpace::basis) steps[0] = -steps[0];
+    if (coded.kind == Codes::trellis) steps[1] = -steps[1];
   }
 
-  template <class Scalar>
-  Scalar *values(std::byte *page, Index head) const {
-    return at<Scalar>(page, head, value_codes_);
-  }
   half *value_scales_row(std::byte *page, Index head, Index scale) const {
     return at<half>(page, head, value_scales_) + scale * group;
   }
@@ -122,10 +144,11 @@ class PageLayout {
   Index group = 0;
   Codes codes = Codes::scalar;  ///< that were asked for
   ValueCoding value_coding = ValueCoding::symmetric;
-  Codes value_codes = Codes::scalar;
   Index scales_of_a_value = 0;
 
  private:
+  std::size_t heads() const { return static_cast<std::size_t>(kv_heads); }
+
   static std::size_t exact_or_code_bytes(int bits, Index rows, Index inner) {
     return bits == 16 ? static_cast<std::size_t>(rows * inner) * sizeof(half)
                       : code_bytes(bits, rows, inner);
@@ -133,15 +156,15 @@ class PageLayout {
 
   template <class Scalar>
   Scalar *at(std::byte *page, Index head, std::size_t offset) const {
-    return reinterpret_cast<Scalar *>(page + static_cast<std::size_t>(head) * head_bytes_ + offset);
+    return reinterpret_cast<Scalar *>(page + static_cast<std::size_t>(head) * parameter_bytes_ + offset);
   }
 
-  std::size_t key_zeros_ = 0;
-  std::size_t key_scales_ = 0;
-  std::size_t value_codes_ = 0;
+  std::size_t key_scales_ = 0;  // where they begin in a head's parameters
   std::size_t value_scales_ = 0;
   std::size_t value_zeros_ = 0;
-  std::size_t head_bytes_ = 0;
+  std::size_t parameter_bytes_ = 0;
+  std::size_t key_bytes_ = 0;
+  std::size_t value_bytes_ = 0;
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

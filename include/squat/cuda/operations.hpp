@@ -67,6 +67,9 @@ class Operations {
         errors_(1) {
     PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::check(options.head_dim, options.page_tokens);
     if (options.codes == Codes::trellis) throw_invalid("codes", "trellis", "scalar on CUDA");
+    if (*options.allocation != Allocation::head)
+      throw_invalid("allocation", "layer",
+                    "head on CUDA: pages there have the same widths for all heads");
     const auto heads = static_cast<std::size_t>(options.kv_heads);
     const bool bytes = *options.tail == TailCoding::int8;
     with_layout([&]<class Layout>() {
@@ -89,19 +92,20 @@ class Operations {
   Index add_coding(int layer) { return codings_.add(layer, captured_); }
   void remove_coding(Index coding) { codings_.remove(coding); }
 
-  /// Adds tokens of a call to the statistics of a coding.
+  /// Adds `count` tokens of a call, from its token `first` on, to the statistics of its coding.
+  /// Attention is not weighed.
   template <Element S>
-  void observe(Index coding, TensorView<const S> q, TensorView<const S> k, Index first, Index count,
-               Index index, Index position, cudaStream_t stream) {
+  void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S>,
+               Index first, Index count, cudaStream_t stream) {
     const ObservedRows<S> rows = {.q = device_tensor(q),
                                   .k = device_tensor(k),
                                   .heads_per_kv_head = options_->query_heads / kv_heads(),
-                                  .first = first,
+                                  .first = call.first_row + first,
                                   .tokens = static_cast<int>(count),
-                                  .index = index,
-                                  .position = position};
+                                  .index = call.past + first,
+                                  .position = call.position + first};
     with_layout([&]<class Layout>() {
-      codings_.at(coding).template observe<Layout::HeadDim>(rows, observing_, stream);
+      codings_.at(call.coding).template observe<Layout::HeadDim>(rows, observing_, stream);
     });
   }
 

@@ -198,7 +198,7 @@ class HeadAttention {
     tile_.enter(pages);
     for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
       if (layout_.key_bits == 16) {
-        const auto *keys = layout_.template keys<Exact16<T>>(page.data, head_);
+        const auto *keys = codes(page).template key_codes<Exact16<T>>();
         score_exact<Exact16<T>>({keys, layout_.head_dim}, first.first + tokens,
                                 tile_.in(KeySpace::channels, page), ahead);
       } else {
@@ -211,10 +211,9 @@ class HeadAttention {
     }
     softmax(position, first.first, tokens);
     if (layout_.value_bits == 16) {
-      sum_exact<Exact16<T>>({layout_.template values<Exact16<T>>(first.data, head_), layout_.head_dim},
-                            first.first + tokens,
-                            bytes_ahead(first.data, next.empty() ? nullptr : next.front().data),
-                            exact_sum_);
+      sum_exact<Exact16<T>>(
+          {codes(first).template value_codes<Exact16<T>>(), layout_.head_dim}, first.first + tokens,
+          bytes_ahead(first.data, next.empty() ? nullptr : next.front().data), exact_sum_);
     } else {
       sum_packed(for_each_page);
     }
@@ -282,29 +281,30 @@ class HeadAttention {
   /// The scores of page i of those that are taken together.
   RowView<float> scores(Index i) const { return {scores_ + i * layout_.group, stride_}; }
 
-  const BitAllocation &allocation(const PageView &page) const {
-    return coding_.quantizer->allocation(layout_.key_space(page.data, head_));
+  HeadCodes codes(const PageView &page) const {
+    return coding_.codes(page.data, layout_.key_space(page.data, head_));
   }
 
   /// What page i's scores begin with, the mean key's, and the weights of its codes.
   void weigh_packed(const PageView &page, Index i, std::ptrdiff_t ahead) {
     tile_.score_mean(page, layout_.group, scores(i));
-    const RowView<const float> queries = tile_.in(layout_.key_space(page.data, head_), page);
+    const HeadCodes of_page = codes(page);
+    const RowView<const float> queries = tile_.in(of_page.space, page);
     if (many()) {
-      unpack_keys(layout_, allocation(page), page.data, head_, keys_);
+      unpack_keys(layout_, of_page, page.data, head_, keys_);
       add_product<float>(matrix(queries),
                          strided_rows<const float>(keys_, layout_.head_dim, layout_.group),
                          score_matrix(layout_.group));
     } else {
-      weigh_keys(layout_, allocation(page), page.data, head_, queries,
-                 weights_[static_cast<std::size_t>(i)], ahead);
+      weigh_keys(layout_, of_page, page.data, head_, queries, weights_[static_cast<std::size_t>(i)],
+                 ahead);
     }
   }
 
   void score_packed(const PageView &page, Index i, std::ptrdiff_t ahead) {
     if (many()) return;
-    score_keys(layout_, allocation(page), page.data, head_, weights_[static_cast<std::size_t>(i)],
-               scores(i), ahead);
+    score_keys(layout_, codes(page), page.data, head_, weights_[static_cast<std::size_t>(i)], scores(i),
+               ahead);
   }
 
   /// Turns the scores [first, first + count) of a run, the first of which has
@@ -355,7 +355,7 @@ class HeadAttention {
     float *sums = layout_.value_coding == ValueCoding::symmetric ? packed_sum_ : exact_sum_;
     if (many()) {
       return for_each_page([&](Index, const PageView &page, std::ptrdiff_t) {
-        unpack_values(layout_, page.data, head_, values_);
+        unpack_values(layout_, codes(page), page.data, head_, values_);
         add_product<float>(probability_matrix(group), strided_rows<const float>(values_, group, d),
                            strided_rows(sums, rows_, d));
       });
@@ -363,12 +363,11 @@ class HeadAttention {
     for (Index scale = 0; scale < layout_.scales_of_a_value; ++scale) {
       for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
         const RowView<float> of_page = scores(i);
-        weigh_values(layout_, page.data, head_, scale, {of_page.data, of_page.stride},
-                     weights_[static_cast<std::size_t>(i)], ahead);
+        weigh_values(layout_, codes(page).value_bits, page.data, head_, scale,
+                     {of_page.data, of_page.stride}, weights_[static_cast<std::size_t>(i)], ahead);
       });
       for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
-        sum_values(layout_, page.data, head_, scale, weights_[static_cast<std::size_t>(i)], {sums, d},
-                   ahead);
+        sum_values(layout_, codes(page), scale, weights_[static_cast<std::size_t>(i)], {sums, d}, ahead);
       });
     }
   }

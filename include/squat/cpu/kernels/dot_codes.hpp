@@ -98,18 +98,20 @@ struct CodeKernels {
   /// Keys of every coding of that width: `subspace` mixes widths (bit_allocation.hpp).
   template <int Bits>
   constexpr void add_keys() {
-    if constexpr (Bits < 16) signed_weights.add<8, 4, 2>();
-    if constexpr (Bits == 3) signed_weights.add<1>();
-    if constexpr (Bits < 16) signed_trellis.add<2>();
+    if constexpr (Bits < 16) {
+      signed_weights.add<8, 4, 2, 1>();
+      signed_trellis.add<3, 2, 1>();
+    }
   }
 
+  /// Values up to 4 bits may have any width up to there (layer_allocation.hpp).
   template <int Bits>
   constexpr void add_values() {
     if constexpr (Bits == 8) signed_weights.add<8>();
-    if constexpr (Bits == 4) unsigned_weights.add<4>();
-    if constexpr (Bits == 3) unsigned_weights.add<2, 1>();
-    if constexpr (Bits == 2) unsigned_weights.add<2>();
-    if constexpr (Bits <= most_trellis_bits) unsigned_trellis.add<Bits>();
+    if constexpr (Bits <= 4) {
+      unsigned_weights.add<4, 2, 1>();
+      unsigned_trellis.add<3, 2, 1>();
+    }
   }
 };
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 
 #include "squat/cache/call.hpp"
 #include "squat/coding/key_quantizer.hpp"
@@ -43,13 +44,15 @@ inline TrellisQuantizer trellis_quantizer(bool asked, Index longest, Scratch &sc
   return {asked ? scratch.take<std::byte>(TrellisQuantizer::bytes(longest)) : nullptr, longest};
 }
 
-/// Packs the keys rows [group, head_dim] (floats, row-major) of one head.
+/// Packs the keys rows [group, head_dim] (floats, row-major) of one head. wanted: as
+/// KeyQuantizer::quantize() takes it.
 template <class T, class Layout>
-void pack_keys(const Layout &layout, const HeadCoding &coding, float *rows, const PageView &page,
-               Index head, Scratch scratch) {
+CodedKeys pack_keys(const Layout &layout, const HeadCoding &coding, float *rows, const PageView &page,
+                    Index head, Scratch scratch, std::optional<KeySpace> wanted) {
   const Index d = layout.head_dim, group = layout.group;
   if (layout.key_bits == 16) {
-    return convert_row(rows, group * d, layout.template keys<Exact16<T>>(page.data, head));
+    convert_row(rows, group * d, coding.codes(page.data, KeySpace::channels).key_codes<Exact16<T>>());
+    return {};
   }
   auto *channels = scratch.take<float>(d * group);
   auto *rounded = scratch.take<float>(d * group);
@@ -62,47 +65,47 @@ void pack_keys(const Layout &layout, const HeadCoding &coding, float *rows, cons
   enter_frame(coding, page, d, group, channels);
   const bool asked = layout.codes == Codes::trellis;
   TrellisQuantizer trellis = trellis_quantizer(asked, group, scratch);
-  const KeyCodes found =
-      coding.quantizer->quantize(channels, group, rounded, codes, scales, asked ? &trellis : nullptr);
-  auto *packed = layout.template keys<std::uint8_t>(page.data, head);
-  for (const CodeRun &run : coding.quantizer->allocation(found.space).runs()) {
-    pack_codes(codes_of_width(found.kind, run.bits), run.bits, codes + run.first * group, group, group,
+  const CodedKeys coded = coding.quantizer->quantize(channels, group, rounded, codes, scales,
+                                                     asked ? &trellis : nullptr, wanted);
+  const HeadCodes to = coding.codes(page.data, coded.space);
+  auto *packed = to.key_codes<std::uint8_t>();
+  for (const CodeRun &run : to.allocation->runs()) {
+    pack_codes(codes_of_width(coded.kind, run.bits), run.bits, codes + run.first * group, group, group,
                run.channels, packed);
     packed += code_bytes(run.bits, group, run.channels);
   }
-  layout.set_key_scales(page.data, head, found, scales);
+  layout.set_key_scales(page.data, head, coded, scales);
+  return coded;
 }
 
 /// Packs values as trellis codes, a page of them at a time. codes: memory for [group, head_dim].
 template <class Layout>
-void pack_trellis_values(const Layout &layout, float *rows, std::byte *page, Index head,
-                         std::uint8_t *codes, Scratch scratch) {
+void pack_trellis_values(const Layout &layout, const HeadCodes &to, float *rows, std::byte *page,
+                         Index head, std::uint8_t *codes, Scratch scratch) {
   const Index d = layout.head_dim, group = layout.group;
   auto *scales = scratch.take<AffineScale>(group);
   for (Index token = 0; token < group; ++token) rotate_hadamard(rows + token * d, d);
-  trellis_quantizer(true, d, scratch)
-      .quantize_symmetric(rows, group, d, layout.value_bits, codes, scales);
+  trellis_quantizer(true, d, scratch).quantize_symmetric(rows, group, d, to.value_bits, codes, scales);
   half *steps = layout.value_scales_row(page, head, 0);
   for (Index token = 0; token < group; ++token) steps[token] = scales[token].scale;
-  pack_trellis(layout.value_bits, codes, d, d, group, layout.template values<std::uint8_t>(page, head));
+  pack_trellis(to.value_bits, codes, d, d, group, to.value_codes<std::uint8_t>());
 }
 
 /// Packs the values rows [group, head_dim] (floats, row-major, overwritten) of
-/// one head.
+/// one head, whose keys are in the page.
 template <class T, class Layout>
-void pack_values(const Layout &layout, AffineFit fit, float *rows, std::byte *page, Index head,
-                 Scratch scratch) {
+void pack_values(const Layout &layout, const HeadCoding &coding, AffineFit fit, float *rows,
+                 std::byte *page, Index head, Scratch scratch) {
   const Index d = layout.head_dim, group = layout.group;
-  if (layout.value_bits == 16) {
-    return convert_row(rows, group * d, layout.template values<Exact16<T>>(page, head));
-  }
+  const HeadCodes to = coding.codes(page, layout.key_space(page, head));
+  if (layout.value_bits == 16) return convert_row(rows, group * d, to.value_codes<Exact16<T>>());
   auto *codes = scratch.take<std::uint8_t>(group * d);
-  if (layout.value_codes == Codes::trellis) {
-    return pack_trellis_values(layout, rows, page, head, codes, scratch);
+  if (layout.value_codes(to.value_bits) == Codes::trellis) {
+    return pack_trellis_values(layout, to, rows, page, head, codes, scratch);
   }
   auto *scales = scratch.take<AffineScale>(layout.scales_of_a_value);
   for (Index token = 0; token < group; ++token) {
-    quantize_value(layout.value_coding, rows + token * d, d, layout.value_bits, fit, codes + token * d,
+    quantize_value(layout.value_coding, rows + token * d, d, to.value_bits, fit, codes + token * d,
                    scales);
     for (Index i = 0; i < layout.scales_of_a_value; ++i) {
       layout.value_scales_row(page, head, i)[token] = scales[i].scale;
@@ -111,7 +114,7 @@ void pack_values(const Layout &layout, AffineFit fit, float *rows, std::byte *pa
       }
     }
   }
-  pack_codes(layout.value_bits, codes, d, d, group, layout.template values<std::uint8_t>(page, head));
+  pack_codes(to.value_bits, codes, d, d, group, to.value_codes<std::uint8_t>());
 }
 
 /// Scratch bytes of packing one head.

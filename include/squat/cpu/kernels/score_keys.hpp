@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "squat/coding/bit_allocation.hpp"
+#include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/kernels/float_vector.hpp"
 #include "squat/cpu/kernels/prefetch.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
@@ -25,12 +26,13 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 /// Makes queries the weights of a page's codes. queries: [rows, head_dim], as the
 /// codes see them.
 template <class Layout>
-void weigh_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
+void weigh_keys(const Layout &layout, const HeadCodes &codes, std::byte *page, Index head,
                 RowView<const float> queries, CodeWeights &scratch, std::ptrdiff_t ahead = 0) {
   const Index d = layout.head_dim, rows = scratch.row_count;
   const half *zeros = layout.key_zeros(page, head), *scales = layout.key_scales(page, head);
   prefetch_ahead_all(zeros, d, ahead);
   prefetch_ahead_all(scales, d, ahead);
+  const BitAllocation &allocation = *codes.allocation;
   const auto runs = allocation.runs();
   // Whether vectors end where runs do: then the largest weights of each are found on the way.
   const bool aligned = std::all_of(runs.begin(), runs.end(),
@@ -80,12 +82,12 @@ void weigh_keys(const Layout &layout, const BitAllocation &allocation, std::byte
 /// scores[r][t] += what the codes of all tokens of a page score, with the weights
 /// that weigh_keys() left.
 template <class Layout>
-void score_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
+void score_keys(const Layout &layout, const HeadCodes &codes, std::byte *page, Index head,
                 CodeWeights &scratch, RowView<float> scores, std::ptrdiff_t ahead = 0) {
-  const auto *packed = layout.template keys<std::uint8_t>(page, head);
+  const auto *packed = codes.key_codes<std::uint8_t>();
   const Codes kind = layout.key_codes(page, head);
   Index index = 0;
-  for (const CodeRun &run : allocation.runs()) {
+  for (const CodeRun &run : codes.allocation->runs()) {
     scratch.accumulate<WeightSign::any>(
         index++, run.first,
         {run.bits, packed, layout.group, run.channels, ahead, codes_of_width(kind, run.bits)}, 0,

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/kernels/float_vector.hpp"
 #include "squat/cpu/kernels/prefetch.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
@@ -20,14 +21,15 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// Makes probabilities the weights of a page's codes: those that share scale `index`
-/// of a value. probabilities: [rows, group], 0 for tokens that do not count.
+/// Makes probabilities the weights of a page's codes of `bits` bits: those that share scale
+/// `index` of a value. probabilities: [rows, group], 0 for tokens that do not count.
 template <class Layout>
-void weigh_values(const Layout &layout, std::byte *page, Index head, Index index,
+void weigh_values(const Layout &layout, int bits, std::byte *page, Index head, Index index,
                   RowView<const float> probabilities, CodeWeights &scratch, std::ptrdiff_t ahead = 0) {
   const Index group = layout.group, rows = scratch.row_count;
   const bool plain = layout.value_coding == ValueCoding::plain;
-  const float middle = middle_of(layout.value_codes, layout.value_bits, WeightSign::none);
+  const Codes kind = layout.value_codes(bits);
+  const float middle = middle_of(kind, bits, WeightSign::none);
   const half *scales = layout.value_scales_row(page, head, index);
   const half *zeros = layout.value_zeros_row(page, head, index);
   prefetch_ahead_all(scales, group, ahead);
@@ -57,20 +59,19 @@ void weigh_values(const Layout &layout, std::byte *page, Index head, Index index
     }
   });
   // Probabilities and the scales of values have no sign.
-  scratch.round<WeightSign::none>(0, 0, layout.value_bits, group, scratch.largest[0],
-                                  layout.value_codes);
+  scratch.round<WeightSign::none>(0, 0, bits, group, scratch.largest[0], kind);
 }
 
 /// outputs[r] += sum over all tokens of a page of probability times value, for the
 /// channels that share scale `index`, with the weights that weigh_values() left.
 template <class Layout>
-void sum_values(const Layout &layout, std::byte *page, Index head, Index index, CodeWeights &scratch,
+void sum_values(const Layout &layout, const HeadCodes &codes, Index index, CodeWeights &scratch,
                 RowView<float> outputs, std::ptrdiff_t ahead = 0) {
   const Index d = layout.head_dim, run = d / layout.scales_of_a_value;
-  const auto *packed = layout.template values<std::uint8_t>(page, head);
+  const auto *packed = codes.value_codes<std::uint8_t>();
   scratch.accumulate<WeightSign::none>(
-      0, 0, {layout.value_bits, packed, d, layout.group, ahead, layout.value_codes}, index * run, run,
-      {outputs.data + index * run, outputs.stride});
+      0, 0, {codes.value_bits, packed, d, layout.group, ahead, layout.value_codes(codes.value_bits)},
+      index * run, run, {outputs.data + index * run, outputs.stride});
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

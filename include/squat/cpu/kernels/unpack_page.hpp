@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/kernels/dot_codes.hpp"
 #include "squat/cpu/kernels/trellis_levels.hpp"
 #include "squat/cpu/kernels/vector.hpp"
@@ -82,13 +83,13 @@ inline void expand_codes(const PackedCodes &packed, float *codes) {
 /// What the codes of a head's keys stand for, channel-major [head_dim, group]:
 /// channels, or coordinates in the basis, as the page's KeySpace says.
 template <class Layout>
-void unpack_keys(const Layout &layout, const BitAllocation &allocation, std::byte *page, Index head,
+void unpack_keys(const Layout &layout, const HeadCodes &codes, std::byte *page, Index head,
                  float *keys) {
   SQUAT_ASSERT(layout.key_bits < 16);
   const Index d = layout.head_dim, group = layout.group;
-  const auto *packed = layout.template keys<std::uint8_t>(page, head);
+  const auto *packed = codes.key_codes<std::uint8_t>();
   const Codes kind = layout.key_codes(page, head);
-  for (const CodeRun &run : allocation.runs()) {
+  for (const CodeRun &run : codes.allocation->runs()) {
     expand_codes({run.bits, packed, group, run.channels, 0, codes_of_width(kind, run.bits)},
                  keys + run.first * group);
     packed += code_bytes(run.bits, group, run.channels);
@@ -99,7 +100,7 @@ void unpack_keys(const Layout &layout, const BitAllocation &allocation, std::byt
       for (Index token = 0; token < group; ++token) row[token] = zero + scale * row[token];
     }
   }
-  for (Index channel = allocation.coded_channels(); channel < d; ++channel) {
+  for (Index channel = codes.allocation->coded_channels(); channel < d; ++channel) {
     std::fill_n(keys + channel * group, group,
                 static_cast<float>(layout.key_zeros(page, head)[channel]));
   }
@@ -107,14 +108,13 @@ void unpack_keys(const Layout &layout, const BitAllocation &allocation, std::byt
 
 /// Values of one head and page, [group, head_dim]; symmetric ones stay rotated.
 template <class Layout>
-void unpack_values(const Layout &layout, std::byte *page, Index head, float *values) {
+void unpack_values(const Layout &layout, const HeadCodes &codes, std::byte *page, Index head,
+                   float *values) {
   SQUAT_ASSERT(layout.value_bits < 16);
   const Index d = layout.head_dim, group = layout.group;
-  expand_codes({layout.value_bits, layout.template values<std::uint8_t>(page, head), d, group, 0,
-                layout.value_codes},
-               values);
-  const float middle =
-      layout.value_codes == Codes::trellis ? trellis_middle : middle_code(layout.value_bits);
+  const Codes kind = layout.value_codes(codes.value_bits);
+  expand_codes({codes.value_bits, codes.value_codes<std::uint8_t>(), d, group, 0, kind}, values);
+  const float middle = kind == Codes::trellis ? trellis_middle : middle_code(codes.value_bits);
   const Index run = d / layout.scales_of_a_value;
   for (Index i = 0; i < layout.scales_of_a_value; ++i) {
     const half *scales = layout.value_scales_row(page, head, i);
