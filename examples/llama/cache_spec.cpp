@@ -119,7 +119,7 @@ std::string cache_spec_help() {
          "exact sinks, :fN tokens of a tile, whose keys are coded in a rotary frame of their own (0: in "
          "that of their position; default 256 for subspace, 0 otherwise), :t8 or :t16 (the exact window "
          "in 8 "
-         "bits, the default of up to 4 bits but for plain, or exact indeed), :layer (subspace: bits are "
+         "bits, the default of up to 3 bits but for plain, or exact indeed), :layer (subspace: bits are "
          "shared "
          "out among the KV heads of a layer, by what attention does with them), :trellis (trellis codes "
          "where "

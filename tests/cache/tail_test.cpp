@@ -124,7 +124,8 @@ TEST(TailOptions, DefaultToEightBitsWherePagesHaveFew) {
   const auto tail_of = [](auto cache) { return *cache.options().tail; };
   Options options{.layers = 1, .query_heads = 1, .kv_heads = 1, .head_dim = 16};
   EXPECT_EQ(tail_of(KVCache<half, 2>(options)), TailCoding::int8);
-  EXPECT_EQ((tail_of(KVCache<half, 4, 3>(options))), TailCoding::int8);
+  EXPECT_EQ((tail_of(KVCache<half, 2, 3>(options))), TailCoding::int8);
+  EXPECT_EQ(tail_of(KVCache<half, 4>(options)), TailCoding::exact);
   EXPECT_EQ((tail_of(KVCache<half, 4, 8>(options))), TailCoding::exact);
   EXPECT_EQ(tail_of(KVCache<half, 16>(options)), TailCoding::exact);
   options.coding = Coding::plain;

@@ -111,6 +111,9 @@ TEST(CacheSpecs, SayWhatTheyMean) {
   EXPECT_EQ(parse_cache_spec("exact").key_bits, 16);
   EXPECT_EQ(parse_cache_spec("subspace:k2v2:trellis").options.codes, squat::Codes::trellis);
   EXPECT_EQ(parse_cache_spec("subspace:k2v2").options.codes, std::nullopt);
+  EXPECT_EQ(parse_cache_spec("subspace:k2v2:layer").options.allocation, squat::Allocation::layer);
+  EXPECT_EQ(parse_cache_spec("subspace:k2v2:t16").options.tail, squat::TailCoding::exact);
+  EXPECT_EQ(parse_cache_spec("subspace:k4v4:t8").options.tail, squat::TailCoding::int8);
   const Config config{.layers = 1, .query_heads = 2, .kv_heads = 1, .head_dim = 64};
   const squat::Options published = parse_cache_spec("orthogonal:k2v2:published").options_for(config);
   EXPECT_EQ(published.orthogonal.rank, 32);

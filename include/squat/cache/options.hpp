@@ -26,7 +26,7 @@ struct Options {
   std::optional<Coding> coding{};       ///< default: subspace to 4 bits, plain keys above
   std::optional<AffineFit> fit{};       ///< default: minmax for plain, clip_and_gain otherwise
   std::optional<ValueCoding> values{};  ///< default: plain where coding names plain, else symmetric
-  std::optional<TailCoding> tail{};     ///< default: int8 where pages have 2 to 4 bits and coding
+  std::optional<TailCoding> tail{};     ///< default: int8 where pages have 2 or 3 bits and coding
                                         ///< names not plain, else exact
 
   /// What packed codes of 1 to 3 bits are: of symmetric values, and of keys in a subspace basis; all
