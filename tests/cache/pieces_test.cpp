@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -94,6 +95,35 @@ TEST(Pieces, ExactAttentionAgreesToRounding) {
   const std::vector<float> expected = in.out.elements;
   feed(cut, b, in, std::vector<Index>(55, 1));
   EXPECT_LT(distance(in.out.elements, expected, 0, expected.size()), 1e-6);
+}
+
+// Sequences with codings of their own, and a page or many of each in a call.
+TEST(Pieces, PagesInASubspaceAreTheSameOneAtATimeOrTogether) {
+  Options options = small(Coding::subspace);
+  options.basis_per_sequence = true;
+  options.tail = TailCoding::exact;
+  Inputs<> learnt(options, 2 * 200, 1), in(options, 2 * 160, 2);
+  KVCache<float, 2> whole(options), cut(options);
+  std::array<SequenceId, 2> together{}, alone{};
+  for (Index i : {0, 1}) {
+    for (auto [cache, ids] : {std::pair{&whole, &together}, std::pair{&cut, &alone}}) {
+      const SequenceId id = (*ids)[static_cast<std::size_t>(i)] = cache->add_sequence();
+      cache->attend(id, 0, learnt.q.view(200 * i, 200), learnt.k.view(200 * i, 200),
+                    learnt.v.view(200 * i, 200), learnt.out.view(200 * i, 200));
+    }
+  }
+  const std::array batch = {SequenceTokens{together[0], 160}, SequenceTokens{together[1], 160}};
+  whole.append(batch, 0, in.k.view(), in.v.view());
+  for (Index i : {0, 1}) {
+    for (Index token = 160 * i; token < 160 * (i + 1); ++token) {
+      cut.append(alone[static_cast<std::size_t>(i)], 0, in.k.view(token, 1), in.v.view(token, 1));
+    }
+  }
+  for (std::size_t i : {0, 1}) {
+    const Contents one = contents(whole, together[i]), other = contents(cut, alone[i]);
+    EXPECT_EQ(one.v.elements, other.v.elements);
+    EXPECT_EQ(one.k.elements, other.k.elements);
+  }
 }
 
 // Behind the first page, a token of one large piece meets its neighbours exact, one that comes alone

@@ -160,5 +160,17 @@ TEST(MemoryReport, StatisticsGoWhenTheBasisComes) {
   EXPECT_GT(cache.memory_report().packed_tokens, 0);
 }
 
+TEST(MemoryReport, BasesAreOneMatrixAHead) {
+  KVCache<half, 2> cache(small(Coding::subspace));
+  Inputs<> in(small(), 80, 1);
+  fill(cache, cache.add_sequence(), in, 0, 80);
+  // A byte an entry; a scale and a width of each channel and the metric; what a basis is beside these.
+  const std::size_t head = 32 * 32 + 3 * 32 * sizeof(float);
+  const std::size_t bases = cache.memory_report().bases;
+  EXPECT_GT(cache.memory_report().packed_tokens, 0);
+  EXPECT_GE(bases, 4 * head);
+  EXPECT_LE(bases, 4 * (head + 256));
+}
+
 }  // namespace
 }  // namespace squat::test

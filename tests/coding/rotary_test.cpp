@@ -86,6 +86,22 @@ TEST_P(Rotary, ATilesMeanScoresAsTheMeanTurnedToEachRow) {
   }
 }
 
+TEST_P(Rotary, AMeansProjectionIsThatOfItsProducts) {
+  for (std::size_t pairs : {d / 4, d / 2}) {  // some channels do not turn, or all do
+    RotaryTable table = rotary_table(1e4, d, GetParam());
+    table.inverse_frequencies.resize(pairs);
+    const MeanModes modes(TileFrame(table, 64));
+    const std::vector<float> q = row(1), mean = row(2);
+    std::vector<float> products(d, 1.0f);
+    multiply_by_mean(table, q.data(), mean.data(), d, products.data());
+    const auto column = [](const std::vector<float> &x) {
+      return Eigen::Map<const Eigen::VectorXf>(x.data(), static_cast<Index>(x.size())).cast<double>();
+    };
+    EXPECT_LT((modes.of_products(d) * column(products) - modes.projection(mean) * column(q)).norm(),
+              1e-5);
+  }
+}
+
 TEST_P(Rotary, ATilesMeanIsAddedToChannelsRowByRow) {
   const TileFrame frame(rotary_table(1e4, 32, GetParam()), 64);
   const std::vector<float> mean = row(2);

@@ -98,6 +98,12 @@ class KeyQuantizer {
   /// Takes another allocation of the basis' coordinates than the head's own.
   void allocate(const BitAllocation &allocation) { basis_->allocation = allocation; }
 
+  /// Lets go of the basis' matrix and variances, where a backend keeps the matrix and gives it to
+  /// quantize().
+  void drop_matrix() {
+    if (basis_) basis_->drop_matrix();
+  }
+
   /// Makes it what it was before learn().
   void forget() {
     mean_.clear();
@@ -124,11 +130,11 @@ class KeyQuantizer {
   /// [head_dim, tokens]; codes: likewise, as wide as the allocation of the
   /// space that is returned says; scales [head_dim]. trellis: of coordinates in the basis, where
   /// that errs less than scalar codes; or null. wanted: the space, where there is a basis; else the one
-  /// of less error is taken.
+  /// of less error is taken. to_basis: A, [coordinate, channel], after drop_matrix().
   template <class Scalar>
   CodedKeys quantize(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
                      AffineScale *scales, TrellisQuantizer *trellis = nullptr,
-                     std::optional<KeySpace> wanted = {}) const {
+                     std::optional<KeySpace> wanted = {}, const Scalar *to_basis = nullptr) const {
     if (rounding_) {
       round_orthogonal(*rounding_, keys, tokens, scratch, [&](Index channel, Scalar *row) {
         scales[channel] = quantize_affine(row, tokens, bits_, fit_, codes + channel * tokens, row);
@@ -141,7 +147,12 @@ class KeyQuantizer {
     }
     CodedKeys coded;
     if (wanted != KeySpace::channels) {
-      const BasisErrors scalar = quantize_in_basis(keys, tokens, scratch, codes, scales);
+      std::fill_n(scratch, head_dim_ * tokens, Scalar{0});
+      if (to_basis == nullptr) to_basis = basis_->to_basis.data();
+      add_product<Scalar>(strided_rows(to_basis, head_dim_, head_dim_),
+                          strided_rows(keys, head_dim_, tokens),
+                          strided_rows(scratch, head_dim_, tokens));
+      const BasisErrors scalar = quantize_coordinates(scratch, tokens, codes, scales);
       const float narrow =
           trellis == nullptr ? scalar.narrow : quantize_narrow(*trellis, tokens, scratch, codes, scales);
       coded = {.space = KeySpace::basis,
@@ -150,7 +161,7 @@ class KeyQuantizer {
                .plain_error = channel_error(keys, tokens)};
       if (wanted == KeySpace::basis || coded.basis_error <= coded.plain_error) {
         if (trellis != nullptr && coded.kind == Codes::scalar)
-          quantize_in_basis(keys, tokens, scratch, codes, scales);
+          quantize_coordinates(scratch, tokens, codes, scales);
         return coded;
       }
     }
@@ -184,24 +195,21 @@ class KeyQuantizer {
     float narrow = 0, wide = 0;
   };
 
+  /// coordinates: of keys in the basis, channel-major.
   template <class Scalar>
-  BasisErrors quantize_in_basis(const Scalar *keys, Index tokens, Scalar *scratch, std::uint8_t *codes,
-                                AffineScale *scales) const {
-    std::fill_n(scratch, head_dim_ * tokens, Scalar{0});
-    const Scalar *to_basis = basis_->to_basis.data();
-    add_product<Scalar>(strided_rows(to_basis, head_dim_, head_dim_),
-                        strided_rows(keys, head_dim_, tokens), strided_rows(scratch, head_dim_, tokens));
+  BasisErrors quantize_coordinates(const Scalar *coordinates, Index tokens, std::uint8_t *codes,
+                                   AffineScale *scales) const {
     BasisErrors errors;
     for (const CodeRun &run : basis_->allocation.runs()) {
       float &error = run.bits <= most_trellis_bits ? errors.narrow : errors.wide;
       for (Index i = run.first; i < run.first + run.channels; ++i) {
-        const Scalar *y = scratch + i * tokens;
+        const Scalar *y = coordinates + i * tokens;
         scales[i] = quantize_affine(y, tokens, run.bits, fit_, codes + i * tokens);
         error += affine_error(y, tokens, codes + i * tokens, scales[i]);
       }
     }
     for (Index i = basis_->allocation.coded_channels(); i < head_dim_; ++i) {
-      const Scalar *y = scratch + i * tokens;
+      const Scalar *y = coordinates + i * tokens;
       const Scalar mean = sum_chunks(tokens, [&](Index t) { return load_chunk(y + t); }).sum() /
                           static_cast<Scalar>(tokens);
       scales[i] = {to_half_saturated(mean), half(smallest_scale)};
@@ -210,8 +218,8 @@ class KeyQuantizer {
     return errors;
   }
 
-  /// Makes the codes of up to 3 bits that quantize_in_basis() left trellis codes. coordinates: what it
-  /// left in its scratch. Returns their squared error.
+  /// Makes the codes of up to 3 bits that quantize_coordinates() left trellis codes. Returns their
+  /// squared error.
   float quantize_narrow(TrellisQuantizer &trellis, Index tokens, const float *coordinates,
                         std::uint8_t *codes, AffineScale *scales) const {
     float error = 0;

@@ -15,7 +15,8 @@
 //   q . R(j) m = sum_k (projection q)_k mode_k(j),  mode = P^T table,
 //
 // where the projection holds P and the mean of a head, and the modes are common
-// to all heads.
+// to all heads. Where u and v are worked out, P is as well, and a head has no more
+// than its mean.
 
 #include <Eigen/Core>
 #include <algorithm>
@@ -55,6 +56,21 @@ class MeanModes {
   Eigen::MatrixXd rows(const TileFrame &frame) const {
     const Matrix<Real> angles = angles_.template cast<Real>();
     return matrix_product<Real>(transposed<Real>(angles), table_of<Real>(frame)).template cast<double>();
+  }
+
+  /// P^T, what the products of queries with a mean (multiply_by_mean) are multiplied by, [count,
+  /// head_dim].
+  Eigen::MatrixXd of_products(Index head_dim) const {
+    const Index pairs = table_.pair_count();
+    Eigen::MatrixXd matrix = Eigen::MatrixXd::Zero(count(), head_dim);
+    for (Index mode = 0; mode < count(); ++mode) {
+      for (Index pair = 0; pair < pairs; ++pair) {
+        matrix(mode, pair) = angles_(2 * pair, mode);
+        matrix(mode, pairs + pair) = angles_(2 * pair + 1, mode);
+      }
+      if (2 * pairs < head_dim) matrix(mode, 2 * pairs) = angles_(2 * pairs, mode);
+    }
+    return matrix;
   }
 
   /// What a head's queries are multiplied by, [count, head_dim]. mean: of the
@@ -100,5 +116,25 @@ class MeanModes {
   RotaryTable table_;
   Eigen::MatrixXd angles_;  // P, [2 * pairs + 1, count]
 };
+
+/// The products u of all pairs, v of all pairs and the sum over what does not turn, of a query and a
+/// mean [head_dim] of that table; the rest of products [head_dim] is 0.
+inline void multiply_by_mean(const RotaryTable &table, const float *query, const float *mean,
+                             Index head_dim, float *products) {
+  const Index pairs = table.pair_count();
+  float *u = products, *v = products + pairs;
+  const auto multiply = [&](Index pair, Index a, Index b) {
+    u[pair] = query[a] * mean[a] + query[b] * mean[b];
+    v[pair] = query[b] * mean[a] - query[a] * mean[b];
+  };
+  if (table.pairs == RotaryPairs::interleaved) {
+    for (Index pair = 0; pair < pairs; ++pair) multiply(pair, 2 * pair, 2 * pair + 1);
+  } else {
+    for (Index pair = 0; pair < pairs; ++pair) multiply(pair, pair, pair + pairs);
+  }
+  if (2 * pairs == head_dim) return;
+  std::fill(products + 2 * pairs, products + head_dim, 0.0f);
+  for (Index i = 2 * pairs; i < head_dim; ++i) products[2 * pairs] += query[i] * mean[i];
+}
 
 }  // namespace squat::inline SQUAT_CPU_NAMESPACE

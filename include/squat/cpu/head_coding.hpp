@@ -3,11 +3,13 @@
 // What the keys of one KV head are coded with, as the CPU's kernels take it.
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <utility>
 #include <vector>
 
+#include "squat/coding/inverse.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/mean_modes.hpp"
 #include "squat/coding/rotary.hpp"
@@ -21,25 +23,28 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 struct TileTables {
   /// Tiles of `rows` tokens.
   template <class Real = double>
-  TileTables(const RotaryTable &table, Index rows)
-      : frame(table, rows), modes(frame), mode_rows(transposed<Real>(modes.rows(frame))) {}
+  TileTables(const RotaryTable &table, Index rows, Index head_dim) : frame(table, rows) {
+    const MeanModes modes(frame);
+    mode_products = IntegerMatrix(modes.of_products(head_dim));
+    mode_rows = IntegerMatrix(transposed<Real>(modes.rows(frame)));
+  }
 
-  std::size_t bytes() const { return frame.bytes() + modes.bytes() + mode_rows.bytes(); }
+  std::size_t bytes() const { return frame.bytes() + mode_products.bytes() + mode_rows.bytes(); }
 
   TileFrame frame;
-  MeanModes modes;
-  IntegerMatrix mode_rows;  ///< [rows of a tile, modes]
+  IntegerMatrix mode_products;  ///< [modes, head_dim], of multiply_by_mean()
+  IntegerMatrix mode_rows;      ///< [rows of a tile, modes]
 };
 
-/// What a query of one KV head is multiplied by once a tile: A^-T, the subspace
-/// basis, and the projection onto the modes of the head's mean key.
+/// The subspace basis of one KV head as A^-T, by which its queries go once a tile. A^-T is rounded, and
+/// the only matrix that is kept: A is defined as the inverse transpose of what was kept, so that scores
+/// err by the rounding of codes and of queries alone.
 class QueryTransform {
  public:
   QueryTransform() = default;
 
-  /// tiles: that the quantizer's keys are coded in, or null.
   template <class Real = double>
-  QueryTransform(const KeyQuantizer &quantizer, const TileTables *tiles) {
+  explicit QueryTransform(const KeyQuantizer &quantizer) {
     if (const SubspaceBasis *basis = quantizer.basis()) {
       const Eigen::MatrixXd matrix = basis->queries_to_basis<Real>();
       if (quantizer.bits() <= most_bits_of_bytes) {
@@ -52,10 +57,6 @@ class QueryTransform {
         words_ = IntegerMatrix(matrix);
       }
     }
-    if (const float *mean = quantizer.mean()) {
-      const auto d = static_cast<std::size_t>(quantizer.head_dim());
-      modes_ = IntegerMatrix(tiles->modes.projection({mean, d}));
-    }
   }
 
   /// A^-T in bytes, or in words, where more bits of the keys want more of the
@@ -63,17 +64,32 @@ class QueryTransform {
   const ByteMatrix &byte_basis() const { return bytes_; }
   const IntegerMatrix &word_basis() const { return words_; }
 
-  /// Onto the modes, [modes, head_dim]. Empty: there is no mean.
-  const IntegerMatrix &modes() const { return modes_; }
+  bool has_basis() const { return bytes_.outputs() + words_.outputs() > 0; }
 
-  std::size_t bytes() const { return bytes_.bytes() + words_.bytes() + modes_.bytes(); }
+  /// A^-1, [channel, coordinate], by which keys go back, if there is a basis.
+  void write_from_basis(float *to) const {
+    if (bytes_.outputs() > 0) {
+      bytes_.write_transposed(to);
+    } else if (words_.outputs() > 0) {
+      words_.write_transposed(to);
+    }
+  }
+
+  /// A, [coordinate, channel], by which keys go there, if there is a basis. pivots: memory for
+  /// [head_dim].
+  void write_to_basis(float *to, Index *pivots) const {
+    if (!has_basis()) return;
+    write_from_basis(to);
+    invert(to, std::max(bytes_.outputs(), words_.outputs()), pivots);
+  }
+
+  std::size_t bytes() const { return bytes_.bytes() + words_.bytes(); }
 
  private:
   static constexpr int most_bits_of_bytes = 2;  // at 3, bytes add 8 % to the KL
 
   ByteMatrix bytes_;
   IntegerMatrix words_;
-  IntegerMatrix modes_;
 };
 
 /// The codes of one head in a page.
@@ -102,6 +118,9 @@ struct HeadCoding {
   const QueryTransform *transform = nullptr;
   CodePlace place{};           ///< of the codes in a page of KeySpace::channels
   CodePlace place_in_basis{};  ///< of KeySpace::basis
+
+  /// Modes of the mean key, 0 without one.
+  Index modes() const { return quantizer->mean() ? tiles->mode_products.outputs() : 0; }
 
   HeadCodes codes(std::byte *page, KeySpace space) const {
     const CodePlace &where = space == KeySpace::basis ? place_in_basis : place;

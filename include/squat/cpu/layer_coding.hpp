@@ -159,7 +159,7 @@ class LayerCoding {
     const auto i = static_cast<std::size_t>(head);
     if (!statistics_[i]) return;
     quantizers_[i].learn<Real>(*statistics_[i], frame(), weighting);
-    transforms_[i] = QueryTransform(quantizers_[i], tiles_);
+    transforms_[i] = QueryTransform(quantizers_[i]);
   }
 
   /// All KV heads have learnt, with that weighting.
@@ -172,6 +172,7 @@ class LayerCoding {
         value_weights.push_back(statistics->sums(&HeadSums::value_weight)[0]);
       shares_.emplace(layout_, quantizers_, value_weights);
     }
+    for (KeyQuantizer &quantizer : quantizers_) quantizer.drop_matrix();
     learnt_ = true;
     if (keep_statistics) return;
     for (auto &statistics : statistics_) statistics.reset();

@@ -51,7 +51,7 @@ class Operations {
         workspace_(options.parallel) {
     for (const RotaryTable &table : options.rotary) {
       if (*options.tile_tokens > 0)
-        tiles_.push_back(std::make_unique<TileTables>(table, *options.tile_tokens));
+        tiles_.push_back(std::make_unique<TileTables>(table, *options.tile_tokens, options.head_dim));
     }
   }
 
@@ -127,6 +127,9 @@ class Operations {
     if (const auto items = static_cast<std::size_t>(pages * options_.kv_heads);
         coded_keys_.size() < items)
       coded_keys_.resize(items);
+    if (const std::size_t elements = to_basis_elements() * static_cast<std::size_t>(options_.kv_heads);
+        pages > 0 && to_bases_.size() < elements)
+      to_bases_ = Buffer<float>(elements);
     if (attends) reserve_attend(calls);
   }
 
@@ -136,7 +139,9 @@ class Operations {
   void append(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
               TensorView<const S> v, TensorView<S> out, Stream) {
     if (out.tokens > 0) attend_reserved(q, k, v, out);
+    Index entered = -1;
     for (const Call &call : calls) {
+      if (call.due > 0 && entered != call.coding) make_to_bases(entered = call.coding);
       call.exact->visit_tail([&](const auto &tail) {
         pack(call.coding, call.due_pages, tail, k, v, call.first_row + call.sinks);
       });
@@ -162,7 +167,15 @@ class Operations {
     exact.shift(sinks, tail, &turn);
   }
 
-  /// Packs consecutive groups of tokens into `pages`. Tokens come from the tail
+  /// Makes the matrices by which the keys of a coding go into their bases.
+  void make_to_bases(Index coding) {
+    workspace_.for_each(options_.kv_heads, [&](Index head, Scratch scratch) {
+      layer_coding(coding).transform(head).write_to_basis(to_basis(head),
+                                                          scratch.take<Index>(options_.head_dim));
+    });
+  }
+
+  /// Packs consecutive groups of tokens into `pages`, after make_to_bases(). Tokens come from the tail
   /// first, then from the rows of k and v from `first` on, rounded as the
   /// tail would have. Where heads share the bits of a page, all of them are coded in the basis, or
   /// plainly where that suits their keys together better: never worse than plain.
@@ -189,7 +202,7 @@ class Operations {
                                   Scratch scratch) {
       gather(
           k, item, [&](Index head, Index token) { return tail.key(head, token); }, rows);
-      return pack_keys<T>(layout_, head_coding(coding, item % heads), rows,
+      return pack_keys<T>(layout_, head_coding(coding, item % heads), to_basis(item % heads), rows,
                           pages[static_cast<std::size_t>(item / heads)], item % heads, scratch, wanted);
     };
     const auto pack_values_of = [&](Index item, float *rows, Scratch scratch) {
@@ -245,11 +258,12 @@ class Operations {
   template <Element S>
   void dequantize(const Call &call, TensorView<S> k, TensorView<S> v, Stream) {
     const Index d = options_.head_dim;
-    const std::size_t bytes = 3 * Scratch::bytes<float>(layout_.group * d) + Scratch::bytes<float>(d);
+    const std::size_t bytes = 3 * Scratch::bytes<float>(layout_.group * d) + Scratch::bytes<float>(d) +
+                              Scratch::bytes<float>(static_cast<Index>(to_basis_elements()));
     for_each_kv_head(static_cast<Index>(bytes), [&](Index head, Scratch scratch) {
       const HeadCoding head_keys = head_coding(call.coding, head);
-      const SubspaceBasis *basis = head_keys.quantizer->basis();
-      const RowMatrix from_basis = basis != nullptr ? basis->from_basis() : RowMatrix();
+      auto *from_basis = scratch.take<float>(static_cast<Index>(to_basis_elements()));
+      head_keys.transform->write_from_basis(from_basis);
       Index position = 0;
       auto *row = scratch.take<float>(d);
       const auto copy_rows = [&](const auto &rows) {
@@ -283,7 +297,9 @@ class Operations {
     return sum;
   }
 
-  std::size_t workspace_bytes() const { return workspace_.bytes() + partials_.bytes(); }
+  std::size_t workspace_bytes() const {
+    return workspace_.bytes() + partials_.bytes() + to_bases_.bytes();
+  }
 
  private:
   using Head = HeadAttention<T>;
@@ -305,6 +321,15 @@ class Operations {
     return {layer.tiles(),          rotary,
             &layer.quantizer(head), &layer.transform(head),
             layout_.place(head),    layer.place_in_basis(head)};
+  }
+
+  /// Of a head's matrix A, 0 for codings without bases.
+  std::size_t to_basis_elements() const {
+    const bool in_basis = *options_.coding == Coding::subspace && layout_.key_bits < 16;
+    return in_basis ? static_cast<std::size_t>(options_.head_dim * options_.head_dim) : 0;
+  }
+  float *to_basis(Index head) const {
+    return to_bases_.data() + static_cast<std::size_t>(head) * to_basis_elements();
   }
 
   Index heads_per_kv_head() const { return options_.query_heads / options_.kv_heads; }
@@ -398,7 +423,7 @@ class Operations {
   }
 
   template <Element S>
-  void dequantize_page(const HeadCoding &coding, const RowMatrix &from_basis, const PageView &page,
+  void dequantize_page(const HeadCoding &coding, const float *from_basis, const PageView &page,
                        Index head, TensorView<S> k, TensorView<S> v, Scratch scratch) const {
     const Index d = options_.head_dim, group = layout_.group;
     const HeadCodes codes = coding.codes(page.data, layout_.key_space(page.data, head));
@@ -413,7 +438,7 @@ class Operations {
       unpack_keys(layout_, codes, page.data, head, coordinates);
       if (codes.space == KeySpace::basis) {
         std::fill_n(keys, d * group, 0.0f);
-        add_product<float>(strided_rows(from_basis.data(), d, d),
+        add_product<float>(strided_rows(from_basis, d, d),
                            strided_rows<const float>(coordinates, d, group),
                            strided_rows(keys, d, group));
       } else {
@@ -446,6 +471,7 @@ class Operations {
   std::vector<std::unique_ptr<LayerCoding>> codings_;  // by name
   Batch batch_;                                        // of the call in progress
   PartialResults partials_;
+  Buffer<float> to_bases_;             // A of each KV head, of the coding whose pages are packed
   std::vector<CodedKeys> coded_keys_;  // [pages, kv_heads], of a call whose heads share bits
 };
 

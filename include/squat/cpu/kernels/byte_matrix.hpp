@@ -65,6 +65,21 @@ class ByteMatrix {
   Index outputs() const { return outputs_; }
   std::size_t bytes() const { return codes_.bytes() + scales_.bytes() + inverse_widths_.bytes(); }
 
+  /// The transpose of the matrix that multiply() stands for, [inputs, outputs].
+  void write_transposed(float *to) const {
+    for (Index lane = 0; lane < outputs_; lane += lanes) {
+      for (Index input = 0; input < inputs_; ++input) {
+        const std::uint8_t *block =
+            codes_.data() + plane_bytes(8, lane, inputs_) + input / 4 * block_bytes + input % 4;
+        const float inverse_width = inverse_widths_.data()[input];
+        for (Index i = 0; i < lanes; ++i) {
+          to[input * outputs_ + lane + i] = (static_cast<float>(block[4 * i]) - middle_code(8)) *
+                                            scales_.data()[lane + i] * inverse_width;
+        }
+      }
+    }
+  }
+
   static std::size_t scratch_bytes(Index rows, Index inputs) {
     return Scratch::bytes<float>(rows * inputs) + Scratch::bytes<std::int8_t>(rows * inputs) +
            5 * Scratch::bytes<float>(rows);

@@ -74,6 +74,18 @@ class IntegerMatrix {
   Index outputs() const { return outputs_; }
   std::size_t bytes() const { return entries_.bytes() + scales_.bytes(); }
 
+  /// The transpose of the matrix that multiply() stands for, [inputs, outputs].
+  void write_transposed(float *to) const {
+    for (Index output = 0; output < outputs_; ++output) {
+      const std::int16_t *block =
+          entries_.data() + output / lanes * lanes * inputs_ + output % lanes * 2;
+      for (Index input = 0; input < inputs_; ++input) {
+        to[input * outputs_ + output] =
+            scales_.data()[output] * static_cast<float>(block[input / 2 * lanes * 2 + input % 2]);
+      }
+    }
+  }
+
   /// result[r][o - first] of `rows` rows and the outputs [first, first + count),
   /// multiples of 16.
   template <class Scalar>

@@ -44,11 +44,11 @@ inline TrellisQuantizer trellis_quantizer(bool asked, Index longest, Scratch &sc
   return {asked ? scratch.take<std::byte>(TrellisQuantizer::bytes(longest)) : nullptr, longest};
 }
 
-/// Packs the keys rows [group, head_dim] (floats, row-major) of one head. wanted: as
-/// KeyQuantizer::quantize() takes it.
+/// Packs the keys rows [group, head_dim] (floats, row-major) of one head. wanted, to_basis:
+/// as KeyQuantizer::quantize() takes them.
 template <class T, class Layout>
-CodedKeys pack_keys(const Layout &layout, const HeadCoding &coding, float *rows, const PageView &page,
-                    Index head, Scratch scratch, std::optional<KeySpace> wanted) {
+CodedKeys pack_keys(const Layout &layout, const HeadCoding &coding, const float *to_basis, float *rows,
+                    const PageView &page, Index head, Scratch scratch, std::optional<KeySpace> wanted) {
   const Index d = layout.head_dim, group = layout.group;
   if (layout.key_bits == 16) {
     convert_row(rows, group * d, coding.codes(page.data, KeySpace::channels).key_codes<Exact16<T>>());
@@ -66,7 +66,7 @@ CodedKeys pack_keys(const Layout &layout, const HeadCoding &coding, float *rows,
   const bool asked = layout.codes == Codes::trellis;
   TrellisQuantizer trellis = trellis_quantizer(asked, group, scratch);
   const CodedKeys coded = coding.quantizer->quantize(channels, group, rounded, codes, scales,
-                                                     asked ? &trellis : nullptr, wanted);
+                                                     asked ? &trellis : nullptr, wanted, to_basis);
   const HeadCodes to = coding.codes(page.data, coded.space);
   auto *packed = to.key_codes<std::uint8_t>();
   for (const CodeRun &run : to.allocation->runs()) {

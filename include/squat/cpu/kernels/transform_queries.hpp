@@ -12,6 +12,7 @@
 
 #include "squat/cache/call.hpp"
 #include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/mean_modes.hpp"
 #include "squat/coding/rotary.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/kernels/integer_matrix.hpp"
@@ -34,8 +35,7 @@ class TileQueries {
         queries_(queries),
         turned_{scratch.take<Scalar>(tiles * rows * head_dim), head_dim},
         basis_{scratch.take<Scalar>(tiles * rows * head_dim), head_dim},
-        mode_weights_{scratch.take<Scalar>(tiles * rows * coding.transform->modes().outputs()),
-                      coding.transform->modes().outputs()},
+        mode_weights_{scratch.take<Scalar>(tiles * rows * coding.modes()), coding.modes()},
         rounded_{{scratch.take<std::int16_t>(tiles * rows * head_dim), head_dim},
                  scratch.take<float>(tiles * rows)},
         rounded_weights_{
@@ -84,7 +84,7 @@ class TileQueries {
   /// scores[r][t] = what the turned mean key scores in row t of a page of those, 0 without
   /// one.
   void score_mean(const PageView &page, Index tokens, RowView<Scalar> scores) const {
-    if (coding_.transform->modes().outputs() > 0) {
+    if (mode_weights_.stride > 0) {
       const Index first = first_row(page);
       const RoundedRows weights{{rounded_weights_.rows[first], rounded_weights_.rows.stride},
                                 rounded_weights_.steps + first};
@@ -116,19 +116,29 @@ class TileQueries {
   void transform() {
     const Index rows = entered_ * rows_;
     const QueryTransform &transform = *coding_.transform;
-    const IntegerMatrix &words = transform.word_basis(), &modes = transform.modes();
-    if (words.outputs() > 0 || modes.outputs() > 0) {
+    if (mode_weights_.stride > 0) weigh_modes(rows);
+    if (const IntegerMatrix &words = transform.word_basis(); words.outputs() > 0) {
       round_rows(turned_, rows, head_dim_, rounded_.rows, rounded_.steps);
+      words.multiply(rounded_, rows, 0, head_dim_, basis_);
     }
-    if (words.outputs() > 0) words.multiply(rounded_, rows, 0, head_dim_, basis_);
     if (transform.byte_basis().outputs() > 0) {
       transform.byte_basis().template multiply<Scalar>({turned_.data, head_dim_}, rows, basis_,
                                                        scratch_);
     }
-    if (modes.outputs() > 0) {
-      modes.multiply(rounded_, rows, 0, modes.outputs(), mode_weights_);
-      round_rows(mode_weights_, rows, modes.outputs(), rounded_weights_.rows, rounded_weights_.steps);
+  }
+
+  /// What the turned queries weigh the modes of the mean key with. The products take basis_'s place,
+  /// which is filled later.
+  void weigh_modes(Index rows) {
+    const TileTables &tiles = *coding_.tiles;
+    for (Index row = 0; row < rows; ++row) {
+      multiply_by_mean(tiles.frame.table(), turned_[row], coding_.quantizer->mean(), head_dim_,
+                       basis_[row]);
     }
+    const Index modes = mode_weights_.stride;
+    round_rows(basis_, rows, head_dim_, rounded_.rows, rounded_.steps);
+    tiles.mode_products.multiply(rounded_, rows, 0, modes, mode_weights_);
+    round_rows(mode_weights_, rows, modes, rounded_weights_.rows, rounded_weights_.steps);
   }
 
   /// Tiles mostly follow each other at one distance: the next turn is the last one
