@@ -68,7 +68,7 @@ class PackedTail {
 
   explicit PackedTail(const PackCase &options, std::uint32_t seed = 1) : case_(options), random_(seed) {
     if (case_.tile_pages > 0)
-      tiles_ = std::make_unique<cpu::TileTables>(rotary(), case_.tile_pages * group);
+      tiles_ = std::make_unique<cpu::TileTables>(rotary(), case_.tile_pages * group, d);
     make_mixes();
     learn();
     make_tokens();

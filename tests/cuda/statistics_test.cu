@@ -139,7 +139,7 @@ class Observed {
     options.allocation = Allocation::head;
     options.sinks = sinks;
     options.page_tokens = group;
-    const cpu::TileTables tiles(rotary(), std::max(1, case_.frame));
+    const cpu::TileTables tiles(rotary(), std::max(1, case_.frame), d);
     cpu::LayerCoding coding(options, cpu::PageLayout(options, 2, 2), 0,
                             case_.frame > 0 ? &tiles : nullptr);
     const int shared = case_.query_heads / kv_heads;

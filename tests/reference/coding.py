@@ -267,14 +267,27 @@ def subspace_basis(C, S, eps=.1):
     return W.T @ L.T, np.linalg.solve(L.T, W), np.maximum(variance[::-1], 0)     # A, A^-1, variance of each coordinate
 
 
+def kept_basis(inverse, metric, bits):
+    """A and A^-1 as they are kept for keys of up to 2 bits: A^-T in bytes, evened out by the metric's diagonal, A its inverse
+    transpose. Words for more bits err far less."""
+    if bits > 2:
+        return np.linalg.inv(inverse), inverse
+    widths = np.sqrt(metric)
+    even = inverse.T * widths
+    scale = np.abs(even).max(1, keepdims=True) / 127.5
+    inverse = ((np.clip(np.round(even / scale + 127.5), 0, 255) - 127.5) * scale / widths).T
+    return np.linalg.inv(inverse), inverse
+
+
 def subspace_keys(k, q, bits, group, eps=.1, codes="scalar", learnt_from=None):
     """A page that the basis suits less than plain coding (error in the queries' metric) is coded plainly, and with scalar
     codes in the basis where trellis codes err more. learnt_from: the keys as they came, where k is what a tail has made of
     them."""
     prompt, d = (k if learnt_from is None else learnt_from)[:PROMPT - SINKS], k.shape[1]
     C = q.T @ q
-    A, inverse, variance = subspace_basis(C, np.cov(prompt.T, bias=True), eps)
+    _, inverse, variance = subspace_basis(C, np.cov(prompt.T, bias=True), eps)
     metric = np.diag(C) / (np.trace(C) / d) + eps
+    A, inverse = kept_basis(inverse, metric, bits)
     sizes, out = class_sizes(variance, bits), np.empty_like(k)
     for t in range(0, len(k), group):
         page = k[t:t + group]
@@ -406,9 +419,9 @@ def layer_coding(k_pre, q_pre, v, bits, group=128, frame=256, eps=.1):
         row = np.arange(len(k) - SINKS) % frame
         mean = rotate(np.repeat(k[SINKS:PROMPT].mean(0, keepdims=True), len(row), 0), row)
         x = rotate(k[SINKS:], row) - mean
-        A, inverse, variance = subspace_basis(C, np.cov(x[:PROMPT - SINKS].T, bias=True), eps)
-        weight = 2 * np.trace(C) / d
-        heads.append((x, mean, row, A, inverse, np.diag(C) / (np.trace(C) / d) + eps, weight, key_choices(variance * weight), e))
+        _, inverse, variance = subspace_basis(C, np.cov(x[:PROMPT - SINKS].T, bias=True), eps)
+        weight, metric = 2 * np.trace(C) / d, np.diag(C) / (np.trace(C) / d) + eps
+        heads.append((x, mean, row, *kept_basis(inverse, metric, bits), metric, weight, key_choices(variance * weight), e))
         costs.append([(b * group // 16, error) for b, error, _ in heads[-1][7]])
     costs += [[(w * d * group // 512, head[8] * SYMMETRIC[w] / (1 - SYMMETRIC[w])) for w in SYMMETRIC] for head in heads]
     chosen = choose(costs, 2 * len(heads) * bits * d * group // 512)

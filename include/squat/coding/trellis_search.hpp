@@ -21,6 +21,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <utility>
 
 #include "squat/coding/trellis.hpp"
@@ -45,6 +46,16 @@ namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 /// A number of each row of a search.
 typedef std::uint16_t Costs __attribute__((vector_size(2 * search_rows)));
 typedef std::int16_t Differences __attribute__((vector_size(2 * search_rows)));
+
+/// One number for all rows. nvcc's front end does not bear arithmetic of constant vectors.
+inline Costs all_rows(std::uint16_t x) {
+  Costs rows = {};
+  return rows + x;
+}
+inline Differences all_rows(std::int16_t x) {
+  Differences rows = {};
+  return rows + x;
+}
 
 /// Elements on either side of a row's end that decide in which state it ends.
 inline constexpr Index seam_reach = 32;
@@ -174,7 +185,7 @@ class TrellisSearch {
   static void begin_anywhere(Costs *costs) {
     using Rule = detail::SearchRule<Bits>;
     for (int state = 0; state < Rule::states; ++state) {
-      costs[state] = Costs{} + static_cast<std::uint16_t>(state >> Rule::oldest_shift);
+      costs[state] = detail::all_rows(static_cast<std::uint16_t>(state >> Rule::oldest_shift));
     }
   }
 
@@ -212,8 +223,8 @@ class TrellisSearch {
     const auto square = [&](std::size_t level) {
       Differences difference =
           x - static_cast<std::int16_t>(detail::element_steps * Rule::code.levels[level]);
-      difference = difference < least ? Differences{} + least : difference;
-      difference = difference > most ? Differences{} + most : difference;
+      difference = difference < least ? detail::all_rows(least) : difference;
+      difference = difference > most ? detail::all_rows(most) : difference;
       return difference * difference;
     };
     for (std::size_t index = 0; index < 16; ++index) {
@@ -245,7 +256,7 @@ class TrellisSearch {
   static Costs advance_states(const Costs *costs, const Costs *distance, Costs *next, Costs *decisions) {
     using Rule = detail::SearchRule<Bits>;
     constexpr auto low = static_cast<std::uint16_t>(Rule::choices - 1);
-    Costs least = ~Costs{};
+    Costs least = detail::all_rows(std::numeric_limits<std::uint16_t>::max());
     for (int state = 0; state < Rule::states;) {
       Costs decided = {};
       for (int shift = 0; shift < 16; shift += Rule::step, ++state) {
