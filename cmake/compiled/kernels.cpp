@@ -29,7 +29,7 @@ class OperationsOf final : public AnyOperations<T> {
   OperationsOf(const Options &options, int key_bits, int value_bits)
       : operations_(options, key_bits, value_bits, cpu::code_kernels<2, 3, 4, 8, 16>()) {}
 
-  std::size_t page_bytes() const override { return operations_.page_bytes(); }
+  std::size_t page_bytes(int layer) const override { return operations_.page_bytes(layer); }
 
   void check_elements(std::string_view name, AnyTensor tensor, Index first) const override {
     with_element(tensor.type(),

@@ -121,7 +121,8 @@ std::string cache_spec_help() {
          "in 8 "
          "bits, the default of up to 3 bits but for plain, or exact indeed), :layer (subspace: bits are "
          "shared "
-         "out among the KV heads of a layer, by what attention does with them), :trellis (trellis codes "
+         "out among the KV heads of a layer, by what attention does with them), :model (among the heads "
+         "of all layers), :trellis (trellis codes "
          "where "
          "there are 1 to 3 bits: less error for more work), :published (orthogonal: the settings of the "
          "paper).\nExamples: exact, subspace:k2v2, subspace:k2v2:layer:trellis, plain:k2v2:g32:s0, "
@@ -145,8 +146,8 @@ CacheSpec parse_cache_spec(std::string_view text) {
     next = 2;
   }
   for (const auto part : std::span(parts).subspan(std::min(next, parts.size()))) {
-    if (part == "layer") {
-      spec.options.allocation = squat::Allocation::layer;
+    if (part == "layer" || part == "model") {
+      spec.options.allocation = part == "layer" ? squat::Allocation::layer : squat::Allocation::model;
     } else if (part == "published" && spec.options.coding == squat::Coding::orthogonal) {
       spec.published = true;
       const auto names_group = [](std::string_view other) { return other.starts_with('g'); };

@@ -123,6 +123,27 @@ TEST(OutOfMemoryByLayer, InAFirstPromptWhoseHeadsShareBits) {
             0u);
 }
 
+Options small_model() {
+  Options options = small(Coding::subspace);
+  options.kv_heads = 2;
+  options.allocation = Allocation::model;
+  return options;
+}
+
+TEST(OutOfMemoryByModel, InTheCallWithWhichAllLayersLearn) {
+  EXPECT_GT(expect_nothing_lost(
+                small_model(), [](World &world) { world.attend(0, 0, 0, 150); },
+                [](World &world) { world.attend(0, 1, 0, 150); }),
+            0u);
+}
+
+TEST(OutOfMemoryByModel, InTheCallThatPacksPagesOfANewSize) {
+  EXPECT_GT(expect_nothing_lost(
+                small_model(), [](World &world) { world.attend(0, 0, 150); },
+                [](World &world) { world.attend(0, 0, 150, 1); }),
+            0u);
+}
+
 TEST_P(OutOfMemory, InReadingAttention) {
   EXPECT_GT(expect_nothing_lost(
                 small(GetParam()), [](World &world) { world.attend(0, 0, 150); },

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "reference/reference_attention.hpp"
 
@@ -79,33 +80,40 @@ struct Torture {
   int kind;
 };
 
-/// Distance of a cache's attention from the exact one over the queries behind the window.
+/// Distance of a cache's attention from the exact one over the queries behind the window, the mean over
+/// layers. in: of each.
 template <int Bits>
-double distance(const Options &options, const Inputs<> &in, Index learnt, Index first_prompt) {
+double distance(const Options &options, const std::vector<Inputs<>> &in, Index learnt,
+                Index first_prompt) {
   KVCache<float, Bits> cache(options);
+  const auto append = [&](SequenceId sequence, Index first, Index count) {
+    for (int layer = 0; layer < options.layers; ++layer) {
+      const Inputs<> &own = in[static_cast<std::size_t>(layer)];
+      cache.append(sequence, layer, own.q.view().slice(first, count), own.k.view().slice(first, count),
+                   own.v.view().slice(first, count));
+    }
+  };
   // What another sequence taught, where there is one.
-  if (learnt > 0) {
-    const SequenceId teacher = cache.add_sequence();
-    cache.append(teacher, 0, in.q.view().slice(0, learnt), in.k.view().slice(0, learnt),
-                 in.v.view().slice(0, learnt));
-  }
+  if (learnt > 0) append(cache.add_sequence(), 0, learnt);
   const SequenceId sequence = cache.add_sequence();
   const Index count = tokens - learnt;
-  const auto part = [&](const Tensor<float> &x, Index first, Index n) {
-    return x.view().slice(learnt + first, n);
-  };
-  cache.append(sequence, 0, part(in.q, 0, first_prompt), part(in.k, 0, first_prompt),
-               part(in.v, 0, first_prompt));
-  cache.append(sequence, 0, part(in.q, first_prompt, count - first_prompt),
-               part(in.k, first_prompt, count - first_prompt),
-               part(in.v, first_prompt, count - first_prompt));
+  append(sequence, learnt, first_prompt);
+  append(sequence, learnt + first_prompt, count - first_prompt);
   Tensor<float> out(20, options.query_heads, d);
-  cache.attend(sequence, 0, part(in.q, count - 20, 20), out.view());
-  if (!std::all_of(out.elements.begin(), out.elements.end(), [](float x) { return std::isfinite(x); })) {
-    return std::numeric_limits<double>::quiet_NaN();
+  double sum = 0;
+  for (int layer = 0; layer < options.layers; ++layer) {
+    const Inputs<> &own = in[static_cast<std::size_t>(layer)];
+    const auto q = own.q.view().slice(tokens - 20, 20);
+    cache.attend(sequence, layer, q, out.view());
+    if (!std::all_of(out.elements.begin(), out.elements.end(),
+                     [](float x) { return std::isfinite(x); })) {
+      return std::numeric_limits<double>::quiet_NaN();
+    }
+    sum += attention_distance<float>(q, own.k.view().slice(learnt, count),
+                                     own.v.view().slice(learnt, count), std::as_const(out).view(),
+                                     count - 20);
   }
-  return attention_distance<float>(part(in.q, count - 20, 20), part(in.k, 0, count),
-                                   part(in.v, 0, count), std::as_const(out).view(), count - 20);
+  return sum / options.layers;
 }
 
 /// Makes the rows of a tensor's second half of heads `factor` times as large.
@@ -118,7 +126,13 @@ void scale_heads(Tensor<float> &rows, float factor) {
   }
 }
 
-/// Over caches of all kinds. Of several KV heads, half have other keys and values than the rest.
+/// Adds the same to all elements: what makes errors of values matter less.
+void shift_rows(Tensor<float> &rows, float by) {
+  for (float &x : rows.elements) x += by;
+}
+
+/// Over caches of all kinds. Of several KV heads, half have other keys and values than the rest; of
+/// several layers, each has keys, values and a mean value of its own.
 void expect_hardly_worse_than_plain(Options options, int caches) {
   double worst[std::size(kinds)] = {}, sum[std::size(kinds)] = {}, plain_sum[std::size(kinds)] = {};
   for (int seed = 0; seed < caches; ++seed) {
@@ -129,25 +143,29 @@ void expect_hardly_worse_than_plain(Options options, int caches) {
     options.values = ValueCoding::symmetric;
     options.tail = TailCoding::int8;
     options.statistics_tokens = 60;
-    Inputs<> in(options, tokens, 1);
     const bool both = torture.is(both_change), keys = torture.is(keys_change);
     const Index learnt = both || keys ? learnt_tokens : 0;
-    if (learnt > 0) torture.fill(in.k, 0, learnt, true);
-    torture.fill(in.k, learnt, tokens, true);
-    if (both) torture.fill(in.q, 0, learnt, false);
-    torture.fill(in.q, both ? learnt : 0, tokens, false);
-    if (options.kv_heads > 1) {
-      scale_heads(in.k, std::exp(torture.uniform(-2, 2)));
-      scale_heads(in.v, std::exp(torture.uniform(-2, 2)));
+    std::vector<Inputs<>> layers;
+    for (int layer = 0; layer < options.layers; ++layer) {
+      Inputs<> &in = layers.emplace_back(options, tokens, 1);
+      if (learnt > 0) torture.fill(in.k, 0, learnt, true);
+      torture.fill(in.k, learnt, tokens, true);
+      if (both) torture.fill(in.q, 0, learnt, false);
+      torture.fill(in.q, both ? learnt : 0, tokens, false);
+      if (options.kv_heads > 1) {
+        scale_heads(in.k, std::exp(torture.uniform(-2, 2)));
+        scale_heads(in.v, std::exp(torture.uniform(-2, 2)));
+      }
+      if (options.layers > 1) shift_rows(in.v, torture.uniform(0, 6));
     }
     const Index prompt = torture.is(5) ? 1 : 120;
-    const double subspace = distance<2>(options, in, learnt, prompt);
+    const double subspace = distance<2>(options, layers, learnt, prompt);
     ASSERT_TRUE(std::isfinite(subspace)) << "seed " << seed << ", " << kinds[torture.kind];
     Options plain_options = options;
     plain_options.coding = Coding::plain;
     plain_options.allocation = Allocation::head;
     plain_options.codes = Codes::scalar;
-    const double plain = distance<2>(plain_options, in, learnt, prompt);
+    const double plain = distance<2>(plain_options, layers, learnt, prompt);
     const auto k = static_cast<std::size_t>(torture.kind);
     sum[k] += subspace;
     plain_sum[k] += plain;
@@ -178,6 +196,15 @@ TEST(Torture, WhereHeadsShareBitsToo) {
     options.allocation = Allocation::layer;
     options.codes = codes;
     expect_hardly_worse_than_plain(options, cache_count() / 2);
+  }
+}
+
+TEST(Torture, WhereLayersShareBitsToo) {
+  for (const Codes codes : {Codes::scalar, Codes::trellis}) {
+    Options options{.layers = 3, .query_heads = 4, .kv_heads = 2, .head_dim = d};
+    options.allocation = Allocation::model;
+    options.codes = codes;
+    expect_hardly_worse_than_plain(options, cache_count() / 4);
   }
 }
 

@@ -43,7 +43,7 @@ double least_error(const std::vector<std::vector<Choice>> &items, std::size_t bu
   return least;
 }
 
-TEST(Choose, FindsTheLeastErrorAndNeverPassesTheBudget) {
+TEST(Knapsack, FindsTheLeastErrorAndNeverPassesTheBudget) {
   std::mt19937 random(1);
   for (int round = 0; round < 300; ++round) {
     std::vector<std::vector<Choice>> items(1 + random() % 4);
@@ -53,9 +53,12 @@ TEST(Choose, FindsTheLeastErrorAndNeverPassesTheBudget) {
         choice = {64 * static_cast<std::size_t>(random() % 9), static_cast<double>(random() % 1000)};
       }
     }
-    const std::size_t budget = random() % 1500;
+    constexpr std::size_t most = 1500;
+    const Knapsack knapsack(items, most);
+    const std::size_t budget = random() % most;
     const double expected = least_error(items, budget);
-    const std::vector<std::size_t> chosen = choose(items, budget);
+    const std::vector<std::size_t> chosen = knapsack.choose(budget);
+    EXPECT_EQ(knapsack.error(budget), expected) << "round " << round;
     if (std::isinf(expected)) {
       EXPECT_TRUE(chosen.empty());
       continue;

@@ -25,9 +25,9 @@ class AppendPlan {
     calls_.clear();
   }
 
-  /// Plans `tokens` rows of the call from `first_row` on for `layer`, whose coding is there by then
-  /// (`learnt`) or not: which of them become sinks, and how many pages become due. sinks: of a sequence.
-  /// observed: whether tokens of it join the coding's statistics.
+  /// Plans `tokens` rows of the call from `first_row` on for `layer`, whose pages can be packed by
+  /// then (`learnt`) or not: which of them become sinks, and how many pages become due. sinks: of a
+  /// sequence. observed: whether tokens of it join the coding's statistics.
   void add(Layer &layer, Index first_row, Index tokens, bool learnt, bool observed, Index sinks,
            const TailRule<> &rule) {
     Call call = layer.call(first_row, tokens);

@@ -21,15 +21,16 @@ namespace squat {
 /// nothing: KVCache did. A Stream names what a call's work is ordered by; on
 /// the CPU it is empty.
 ///
-/// - page_bytes(): bytes of a page, all its KV heads. Memory(n) owns n bytes
-/// that pages can live in.
+/// - page_bytes(layer): bytes of a page of the layer, all its KV heads: fixed once codings of all
+/// layers are learnt. Memory(n) owns n bytes that pages can live in.
 /// - Exact: a sequence's sinks and tail in one layer: sinks(), tail(), bytes(), truncate(sinks, tail).
 /// shift: drops some of them and turns what follows.
 /// - check_elements: throws Error for the first element out of range.
 /// - add_coding, remove_coding: what a layer learns, named by a number. observe: adds some tokens of a
 /// call to its coding's statistics, before the call's rows are anywhere. learn: makes the codings of
-/// them. add_statistics: adds what it holds to a Prior, false if it is gone. back_up, restore: what a
-/// coding was, for a call in which learning fails; restore must not fail.
+/// them, or of the prior where there are none; under Allocation::model, where these were the last, it
+/// gives layers their page sizes. add_statistics: adds what it holds to a Prior, false if it is gone.
+/// back_up, restore: what a coding was, for a call in which learning fails; restore must not fail.
 /// - reserve: all memory that a call needs, of observe too; throws before anything changes. It is told
 /// whether the call attends.
 /// - append: attends to what is cached and to the call's own rows, unless `out` is empty; packs what
@@ -46,7 +47,7 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
              const SequenceCall<typename Operations::Exact> &call, typename Operations::Exact &exact) {
   typename Operations::Memory;
   typename Operations::Backup;
-  { constant.page_bytes() } -> std::same_as<std::size_t>;
+  { constant.page_bytes(layer) } -> std::same_as<std::size_t>;
   operations.shift(index, exact, range, range, index, stream);
   operations.check_elements(tensors, stream);
   { operations.add_coding(layer) } -> std::same_as<Index>;

@@ -49,7 +49,7 @@ struct SequenceCall {
   Index sinks = 0;                        ///< how many of the rows become sinks
   Index due = 0;                          ///< pages that become due
   std::span<const PageView> due_pages{};  ///< where they will be; empty until memory is reserved
-  bool learnt = false;                    ///< the coding is there once the call's tokens are observed
+  bool learnt = false;                    ///< pages can be packed once the call's tokens are observed
   bool observed = false;                  ///< some of the tokens join the coding's statistics
 
   PageView ready_page{};  ///< acquired ahead, see replay.hpp; its data is null if there is none

@@ -94,10 +94,13 @@ class KVCache {
   explicit KVCache(const Options &options)
       : options_(checks::resolve(options, KeyBits, ValueBits)),
         operations_(options_),
-        pages_(options_, operations_.page_bytes(), KeyBits == 16 ? 0 : *options_.tile_tokens),
+        pages_(options_, KeyBits == 16 ? 0 : *options_.tile_tokens),
         learning_(options_, KeyBits) {
-    if (options_.basis_per_sequence) return;
-    for (int layer = 0; layer < options_.layers; ++layer) add_coding(layer);
+    if (!options_.basis_per_sequence) {
+      for (int layer = 0; layer < options_.layers; ++layer) add_coding(layer);
+    }
+    if (learning_.learns_from_prior(options_)) learning_.learn_from_prior(operations_, Stream{});
+    for (int layer = 0; layer < options_.layers; ++layer) set_page_bytes(layer);
   }
 
   /// The options in force, defaults filled in.
@@ -113,8 +116,9 @@ class KVCache {
       int layer = 0;
       try {
         for (; layer < options_.layers; ++layer) {
-          state->layers[static_cast<std::size_t>(layer)].coding =
-              options_.basis_per_sequence ? add_coding(layer) : Index{layer};
+          Layer &tokens = state->layers[static_cast<std::size_t>(layer)];
+          tokens.layer = layer;
+          tokens.coding = options_.basis_per_sequence ? add_coding(layer) : Index{layer};
         }
       } catch (...) {
         while (options_.basis_per_sequence && layer-- > 0) {
@@ -354,6 +358,13 @@ class KVCache {
     return find(sequence, layer).length();
   }
 
+  /// Bytes of a page of a layer, `page_tokens` tokens of all its KV heads. The same for all layers,
+  /// unless Options::allocation is model and they have learnt.
+  std::size_t page_bytes(int layer) const {
+    check_layer(layer);
+    return operations_.page_bytes(layer);
+  }
+
   /// What is allocated, and what of it holds tokens. Counts on the host: neither allocates nor waits,
   /// and throws nothing.
   MemoryReport memory_report() const {
@@ -371,8 +382,10 @@ class KVCache {
       }
     });
     const double elements = 2.0 * options_.kv_heads * options_.head_dim;  // of a token and layer
+    std::size_t page_bytes = 0;                                           // of a page of each layer
+    for (int layer = 0; layer < options_.layers; ++layer) page_bytes += operations_.page_bytes(layer);
     report.packed_bits_per_element =
-        8.0 * static_cast<double>(operations_.page_bytes()) / (elements * options_.page_tokens);
+        8.0 * static_cast<double>(page_bytes) / (elements * options_.page_tokens * options_.layers);
     const Index tokens = report.packed_tokens + report.exact_tokens;
     if (tokens > 0) {
       const auto bytes =
@@ -540,16 +553,20 @@ class KVCache {
       plan_.add(state, row, entry.tokens, learning_.learnt(state.coding, more),
                 learning_.observes(state.coding, queries), options_.sinks, rule);
     });
-    if (!pages_.try_reserve(plan_.new_pages())) {  // those acquired ahead are needed now
+    set_page_bytes(layer);
+    if (!pages_.try_reserve(layer, plan_.new_pages())) {  // those acquired ahead are needed now
       sequences_.for_each([&](Sequence &sequence) {
         find_layers(sequence);
         replay_.release_pages(operations_, pages_, layers_, stream);
       });
     }
     make_room(plan_.calls().size());
-    pages_.reserve(plan_);
+    pages_.reserve(layer, plan_);
     operations_.reserve(std::as_const(plan_).calls(), attends, stream);
   }
+
+  /// Learning gives layers their page sizes.
+  void set_page_bytes(int layer) { pages_.set_page_bytes(layer, operations_.page_bytes(layer)); }
 
   Index add_coding(int layer) {
     const Index coding = operations_.add_coding(layer);

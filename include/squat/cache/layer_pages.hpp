@@ -11,6 +11,7 @@
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/cache/page_pool.hpp"
+#include "squat/cache/pools_by_size.hpp"
 #include "squat/cache/sequence.hpp"
 #include "squat/core/config.hpp"
 
@@ -23,23 +24,28 @@ class LayerPages {
   using Layer = LayerTokens<Exact>;
 
   /// tile_tokens: rows of a tile, 0 for none.
-  LayerPages(const Options &options, std::size_t page_bytes, Index tile_tokens)
-      : pool_(page_bytes, options.max_pages),
-        page_bytes_(page_bytes),
+  LayerPages(const Options &options, Index tile_tokens)
+      : pools_(static_cast<std::size_t>(options.layers), options.max_pages,
+               *options.allocation == Allocation::model ? SlabSize::growing : SlabSize::whole),
         page_tokens_(options.page_tokens),
         tile_tokens_(tile_tokens) {}
 
-  std::size_t bytes() const { return pool_.bytes(); }
+  std::size_t bytes() const { return pools_.bytes(); }
   /// Of pages that hold tokens.
-  std::size_t used_bytes() const { return pool_.used_bytes() - ready_ * page_bytes_; }
+  std::size_t used_bytes() const { return pools_.used_bytes() - ready_bytes_; }
 
-  bool try_reserve(Index pages) { return pool_.try_reserve(static_cast<std::size_t>(pages)); }
+  /// What pages of a layer have from now on, none of which is there.
+  void set_page_bytes(int layer, std::size_t bytes) { pools_.set_page_bytes(layer, bytes); }
+
+  bool try_reserve(int layer, Index pages) {
+    return pools_.try_reserve(layer, static_cast<std::size_t>(pages));
+  }
 
   // ---- pages come
 
-  /// Makes sure of all pages of a plan. Throws Error where the limit is passed.
-  void reserve(AppendPlan<Exact> &plan) {
-    pool_.reserve(static_cast<std::size_t>(plan.new_pages()));
+  /// Makes sure of all pages of a layer's plan. Throws Error where the limit is passed.
+  void reserve(int layer_of_plan, AppendPlan<Exact> &plan) {
+    pools_.reserve(layer_of_plan, static_cast<std::size_t>(plan.new_pages()));
     for (std::size_t i = 0; i < plan.layers().size(); ++i) {
       Layer &layer = *plan.layers()[i];
       layer.reserve_pages(static_cast<std::size_t>(plan.calls()[i].due));
@@ -68,15 +74,15 @@ class LayerPages {
 
   /// Acquires the page that will be packed next, of a layer that has none. Returns whether it is there.
   bool acquire_ready(Layer &layer) {
-    if (!pool_.try_reserve(1)) return false;
+    if (!pools_.try_reserve(layer.layer, 1)) return false;
     layer.reserve_pages(1);
-    layer.ready_page = pool_.acquire();
-    ++ready_;
+    layer.ready_page = pool(layer).acquire();
+    ready_bytes_ += pool(layer).page_bytes();
     return true;
   }
 
   void release_ready(Layer &layer) {
-    if (layer.ready_page) pool_.release(take_ready(layer));
+    if (layer.ready_page) pool(layer).release(take_ready(layer));
   }
 
   /// That page as it will be packed; without data where there is none.
@@ -92,7 +98,8 @@ class LayerPages {
 
   /// Releases all pages but the first `kept`.
   void release(Layer &layer, std::size_t kept) {
-    for (std::size_t page = kept; page < layer.pages.size(); ++page) pool_.release(layer.pages[page]);
+    for (std::size_t page = kept; page < layer.pages.size(); ++page)
+      pool(layer).release(layer.pages[page]);
     layer.pages.resize(kept);
     layer.page_views.resize(kept);
   }
@@ -127,7 +134,7 @@ class LayerPages {
       begin = end;
       const auto at = static_cast<std::ptrdiff_t>(page);
       if (left.tokens > 0 && right.tokens > 0) {
-        pool_.retain(layer.pages[page]);
+        pool(layer).retain(layer.pages[page]);
         layer.pages.insert(layer.pages.begin() + at, layer.pages[page]);
         layer.page_views[page] = left;
         layer.page_views.insert(layer.page_views.begin() + at + 1, right);
@@ -135,7 +142,7 @@ class LayerPages {
       } else if (left.tokens > 0 || right.tokens > 0) {
         layer.page_views[page++] = left.tokens > 0 ? left : right;
       } else {
-        pool_.release(layer.pages[page]);
+        pool(layer).release(layer.pages[page]);
         layer.pages.erase(layer.pages.begin() + at);
         layer.page_views.erase(layer.page_views.begin() + at);
       }
@@ -144,8 +151,10 @@ class LayerPages {
   }
 
  private:
+  PagePool<Memory> &pool(const Layer &layer) { return pools_.of(layer.layer); }
+
   PageIndex take_ready(Layer &layer) {
-    --ready_;
+    ready_bytes_ -= pool(layer).page_bytes();
     return *std::exchange(layer.ready_page, std::nullopt);
   }
 
@@ -155,19 +164,19 @@ class LayerPages {
   /// A page behind the layer's, its first token at `position`. sinks: before the first page, for the
   /// backend may not have counted them yet.
   PageView view_behind(const Layer &layer, PageIndex page, Index position, Index sinks) const {
-    PageView view = layer.page_behind(pool_.data(page), page_tokens_, position, tile_tokens_);
+    PageView view =
+        layer.page_behind(pools_.of(layer.layer).data(page), page_tokens_, position, tile_tokens_);
     if (layer.page_views.empty()) view.before = sinks;
     return view;
   }
 
   void add(Layer &layer, Index position, Index sinks) {
-    const PageIndex page = layer.ready_page ? take_ready(layer) : pool_.acquire();
+    const PageIndex page = layer.ready_page ? take_ready(layer) : pool(layer).acquire();
     layer.add_page(page, view_behind(layer, page, position, sinks));
   }
 
-  PagePool<Memory> pool_;
-  std::size_t page_bytes_;
-  std::size_t ready_ = 0;  // pages acquired ahead
+  PoolsBySize<Memory> pools_;
+  std::size_t ready_bytes_ = 0;  // of pages acquired ahead
   Index page_tokens_;
   Index tile_tokens_;
 };

@@ -23,6 +23,7 @@ class Learning {
  public:
   Learning(const Options &options, int key_bits)
       : tokens_to_learn_(tokens_to_learn(options, key_bits)),
+        together_(*options.allocation == Allocation::model && tokens_to_learn_ > 0),
         keep_statistics_(options.keep_statistics) {}
 
   /// A coding begins anew.
@@ -33,12 +34,32 @@ class Learning {
 
   Index observed(Index coding) const { return observed_[static_cast<std::size_t>(coding)]; }
 
-  /// Whether the coding will be there once `more` tokens are observed.
-  bool learnt(Index coding, Index more = 0) const { return observed(coding) + more >= tokens_to_learn_; }
+  /// Whether pages can be packed once `more` tokens of the coding are observed. Where all layers share
+  /// bits, that is after the call in which the last coding of all is learnt.
+  bool learnt(Index coding, Index more = 0) const {
+    if (!together_) return complete(coding, more);
+    return std::all_of(observed_.begin(), observed_.end(),
+                       [&](Index seen) { return seen >= tokens_to_learn_; });
+  }
 
   /// Whether tokens of a call, with their queries or without, join the statistics.
   bool observes(Index coding, bool queries) const {
-    return !learnt(coding) || (tokens_to_learn_ > 0 && queries && keep_statistics_);
+    return !complete(coding) || (tokens_to_learn_ > 0 && queries && keep_statistics_);
+  }
+
+  /// Whether codings can do with what a prior says: where all layers share bits by then, pages have
+  /// their sizes from the beginning.
+  bool learns_from_prior(const Options &options) const {
+    return together_ && options.prior && options.prior->knows_attention();
+  }
+
+  /// Learns all codings from the prior.
+  template <class Operations, class Stream>
+  void learn_from_prior(Operations &operations, Stream stream) {
+    for (std::size_t coding = 0; coding < observed_.size(); ++coding) {
+      operations.learn(static_cast<Index>(coding), stream);
+      observed_[coding] = tokens_to_learn_;
+    }
   }
 
   /// Adds what a call's tokens bring to the statistics that are still wanted,
@@ -47,7 +68,12 @@ class Learning {
   template <Element S, class Operations, class Exact, class Stream>
   void observe(Operations &operations, std::span<const SequenceCall<Exact>> calls, TensorView<const S> q,
                TensorView<const S> k, TensorView<const S> v, Stream stream) {
-    const auto learns = [&](const auto &call) { return !learnt(call.coding) && call.learnt; };
+    const auto learns = [&](const auto &call) {
+      if (complete(call.coding)) return false;
+      Index tokens = 0;
+      for (const auto &other : calls) tokens += other.coding == call.coding ? other.tokens : 0;
+      return complete(call.coding, tokens);
+    };
     if (std::none_of(calls.begin(), calls.end(), learns))
       return add<S>(operations, calls, q, k, v, stream);
     using Backup = typename Operations::Backup;
@@ -95,6 +121,11 @@ class Learning {
     }
   }
 
+  /// Whether the coding has seen enough once `more` tokens are observed.
+  bool complete(Index coding, Index more = 0) const {
+    return observed(coding) + more >= tokens_to_learn_;
+  }
+
   Index &observed(Index coding) { return observed_[static_cast<std::size_t>(coding)]; }
 
   /// Tokens a coding has to see before it packs.
@@ -106,6 +137,7 @@ class Learning {
   }
 
   Index tokens_to_learn_;
+  bool together_;  // codings of all layers are learnt before any packs
   bool keep_statistics_;
   std::vector<Index> observed_;
 };

@@ -22,7 +22,7 @@ struct MemoryReport {
   Index packed_tokens = 0;  ///< summed over layers and sequences
   Index exact_tokens = 0;   ///< likewise
 
-  double packed_bits_per_element = 0;  ///< of a full page
+  double packed_bits_per_element = 0;  ///< of full pages, one of each layer
   double total_bits_per_element = 0;  ///< pages_used, exact, statistics and bases over all elements held
 
   std::size_t total() const { return pages + exact + statistics + bases + workspace; }

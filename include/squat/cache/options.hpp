@@ -35,10 +35,14 @@ struct Options {
   std::optional<Codes> codes{};
   OrthogonalOptions orthogonal{};
 
-  /// Over what the bits of keys and values are spread. layer is for subspace; values take part if they
-  /// are symmetric and have up to 4 bits. The attention of the tokens that are learnt from is weighed
-  /// for it; where they say nothing (no queries, or none with tokens farther than `residual` behind it),
-  /// bits stay with their heads. Default: head. CUDA knows no other.
+  /// Over what the bits of keys and values are spread. layer and model are for subspace; values take
+  /// part if they are symmetric and have up to 4 bits. The attention of the tokens that are learnt from
+  /// is weighed for it; where they say nothing (no queries, or none with tokens farther than `residual`
+  /// behind it), bits stay with their heads, and those of other layers with their layers. With model,
+  /// pages of a layer have a size of its own, KVCache::page_bytes(): fixed when the cache is made by a
+  /// prior that knows attention, and else once every layer has seen `statistics_tokens` tokens. Until
+  /// then no layer packs, and each begins to in the first call after it. It is not for
+  /// basis_per_sequence. Default: head. CUDA knows no other.
   std::optional<Allocation> allocation{};
 
   int sinks = 4;          ///< first tokens of a sequence that stay exact for good

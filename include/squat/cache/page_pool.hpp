@@ -5,47 +5,39 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
+#include <iterator>
 #include <limits>
 #include <vector>
 
 #include "squat/core/config.hpp"
-#include "squat/core/error.hpp"
 
 namespace squat::detail {
 
 /// A page's number in its pool.
 using PageIndex = std::uint32_t;
 
+/// How large the slabs of a pool are.
+enum class SlabSize {
+  whole,    ///< Memory::slab_bytes at least
+  growing,  ///< half of what the pool has, up to that: for pools beside many others
+};
+
 /// Hands out pages of `page_bytes` bytes, at most `max_pages` of them, from
-/// slabs of memory, of at least Memory::slab_bytes. A page is free again when its last reference is
-/// released.
+/// slabs of memory. A page is free again when its last reference is released.
 template <class Memory>
 class PagePool {
  public:
-  PagePool(std::size_t page_bytes, std::size_t max_pages)
+  PagePool(std::size_t page_bytes, std::size_t max_pages, SlabSize slab_size)
       : page_bytes_(page_bytes),
+        slab_size_(slab_size),
         max_pages_(std::min<std::size_t>(max_pages, std::numeric_limits<PageIndex>::max())),
         slab_pages_(slab_bytes(page_bytes) / page_bytes) {}
 
-  /// Makes sure that `count` pages can be acquired without allocating. Throws
-  /// Error where the limit is passed.
+  /// Makes sure that `count` pages can be acquired without allocating. No more than `max_pages` are
+  /// used then.
   void reserve(std::size_t count) {
-    if (count > max_pages_ - used()) {
-      throw_invalid("max_pages", max_pages_, "at least", used() + count);
-    }
+    SQUAT_ASSERT(count <= max_pages_ - used());
     while (free_.size() < count) add_slab();
-  }
-
-  /// The same for pages that can be done without. Returns whether they are there.
-  bool try_reserve(std::size_t count) {
-    if (count > max_pages_ - used()) return false;
-    try {
-      reserve(count);
-      return true;
-    } catch (const std::exception &) {
-      return false;  // no memory
-    }
   }
 
   /// One of the pages a reserve() made sure of.
@@ -69,20 +61,29 @@ class PagePool {
   }
 
   std::byte *data(PageIndex page) const {
-    return slabs_[page / slab_pages_].data() + page % slab_pages_ * page_bytes_;
+    const auto behind = std::upper_bound(slabs_.begin(), slabs_.end(), page,
+                                         [](PageIndex at, const Slab &slab) { return at < slab.first; });
+    const Slab &slab = *std::prev(behind);
+    return slab.memory.data() + (page - slab.first) * page_bytes_;
   }
 
+  std::size_t page_bytes() const { return page_bytes_; }
   std::size_t used() const { return references_.size() - free_.size(); }
   std::size_t used_bytes() const { return used() * page_bytes_; }
 
   std::size_t bytes() const {
     std::size_t sum = 0;
-    for (const Memory &slab : slabs_) sum += slab.bytes();
+    for (const Slab &slab : slabs_) sum += slab.memory.bytes();
     return sum;
   }
 
  private:
-  /// Bytes of a slab: the least multiple of what its memory comes in of which
+  struct Slab {
+    std::size_t first;  // of its pages
+    Memory memory;
+  };
+
+  /// Bytes of a whole slab: the least multiple of what its memory comes in of which
   /// pages leave less than a sixteenth over.
   static std::size_t slab_bytes(std::size_t page_bytes) {
     std::size_t bytes = Memory::slab_bytes;
@@ -92,11 +93,16 @@ class PagePool {
 
   void add_slab() {
     const std::size_t first = references_.size();
-    const std::size_t pages = std::min(slab_pages_, max_pages_ - first);
+    constexpr std::size_t least = 4;
+    const std::size_t wanted = slab_size_ == SlabSize::whole
+                                   ? slab_pages_
+                                   : std::clamp(first / 2, std::min(least, slab_pages_), slab_pages_);
+    const std::size_t pages = std::min(wanted, max_pages_ - first);
     slabs_.reserve(slabs_.size() + 1);
     free_.reserve(first + pages);
     references_.reserve(first + pages);
-    slabs_.emplace_back(pages == slab_pages_ ? slab_bytes(page_bytes_) : pages * page_bytes_);
+    slabs_.push_back(
+        {first, Memory(pages == slab_pages_ ? slab_bytes(page_bytes_) : pages * page_bytes_)});
     references_.resize(first + pages, 0);
     for (std::size_t page = first + pages; page > first; --page) {
       free_.push_back(static_cast<PageIndex>(page - 1));
@@ -104,9 +110,10 @@ class PagePool {
   }
 
   std::size_t page_bytes_;
+  SlabSize slab_size_;
   std::size_t max_pages_;
   std::size_t slab_pages_;
-  std::vector<Memory> slabs_;
+  std::vector<Slab> slabs_;
   std::vector<std::uint32_t> references_;  // a page each
   std::vector<PageIndex> free_;
 };

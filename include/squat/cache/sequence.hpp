@@ -21,6 +21,7 @@ struct LayerTokens {
   Exact exact;
   std::vector<PageIndex> pages;
   std::vector<PageView> page_views;     // of the same pages
+  int layer = 0;                        // of the model
   Index coding = 0;                     // what its pages are coded with
   Index next_position = 0;              // rotary position of the next token
   std::optional<PageIndex> ready_page;  // acquired ahead of its tokens, see replay.hpp

@@ -40,6 +40,7 @@ enum class Codes {
 enum class Allocation {
   head,   ///< the channels of a head's keys: every head's page has as many bits
   layer,  ///< those of all KV heads of a layer, and their values, by what attention does with them
+  model,  ///< those of all layers: pages of a layer have one size, which is the layer's own
 };
 
 /// How the zero and the scale of an affine group are found.

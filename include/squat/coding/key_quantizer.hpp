@@ -95,8 +95,11 @@ class KeyQuantizer {
     rounding_ = learn_orthogonal_rounding<Real>(C, range, options_);
   }
 
-  /// Takes another allocation of the basis' coordinates than the head's own.
-  void allocate(const BitAllocation &allocation) { basis_->allocation = allocation; }
+  /// Takes other widths than the head's own: of the basis' coordinates, and of plain pages.
+  void allocate(const BitAllocation &allocation, int plain_bits) {
+    basis_->allocation = allocation;
+    uniform_ = BitAllocation(plain_bits, head_dim_);
+  }
 
   /// Lets go of the basis' matrix and variances, where a backend keeps the matrix and gives it to
   /// quantize().
@@ -109,6 +112,7 @@ class KeyQuantizer {
     mean_.clear();
     rounding_.reset();
     basis_.reset();
+    if (bits_ < 16) uniform_ = BitAllocation(bits_, head_dim_);
   }
 
   /// The mean key before its rotary embedding, [head_dim], which is taken off
@@ -180,13 +184,15 @@ class KeyQuantizer {
   }
 
  private:
+  int plain_bits() const { return uniform_.runs().front().bits; }
+
   template <class Scalar>
   void quantize_channels(const Scalar *keys, Index tokens, Scalar *scratch, AffineFit fit,
                          std::uint8_t *codes, AffineScale *scales) const {
     for (Index channel = 0; channel < head_dim_; ++channel) {
       const Index first = channel * tokens;
       scales[channel] =
-          quantize_affine(keys + first, tokens, bits_, fit, codes + first, scratch + first);
+          quantize_affine(keys + first, tokens, plain_bits(), fit, codes + first, scratch + first);
     }
   }
 
@@ -238,7 +244,7 @@ class KeyQuantizer {
     Scalar error = 0;
     for (Index channel = 0; channel < head_dim_; ++channel) {
       error += basis_->metric[static_cast<std::size_t>(channel)] *
-               minmax_error(keys + channel * tokens, tokens, bits_);
+               minmax_error(keys + channel * tokens, tokens, plain_bits());
     }
     return error;
   }

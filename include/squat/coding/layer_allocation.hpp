@@ -28,42 +28,61 @@ struct Choice {
   double error;
 };
 
-/// Of every item one choice, so that their errors together are least and their bytes at most `budget`:
-/// the index of each, empty if there is none. The multiple-choice knapsack, by dynamic programming in
-/// steps of the bytes' greatest common divisor.
-inline std::vector<std::size_t> choose(std::span<const std::vector<Choice>> items, std::size_t budget) {
-  constexpr double none = std::numeric_limits<double>::infinity();
-  std::size_t step = 0;
-  for (const auto &choices : items) {
-    for (const Choice &choice : choices) step = std::gcd(step, choice.bytes);
-  }
-  step = std::max<std::size_t>(step, 1);
-  const std::size_t steps = budget / step + 1;
-  std::vector<double> least(steps, 0.0), next(steps);  // of the items so far, in so many bytes
-  std::vector<std::vector<std::uint16_t>> chosen;      // [items, steps]
-  for (const auto &choices : items) {
-    std::fill(next.begin(), next.end(), none);
-    std::vector<std::uint16_t> &best = chosen.emplace_back(steps);
-    for (std::size_t i = 0; i < choices.size(); ++i) {
-      const std::size_t size = choices[i].bytes / step;
-      for (std::size_t at = size; at < steps; ++at) {
-        const double error = least[at - size] + choices[i].error;
-        if (error >= next[at]) continue;
-        next[at] = error;
-        best[at] = static_cast<std::uint16_t>(i);
-      }
+/// What choices of several items, one of each, add up to: the multiple-choice knapsack, by dynamic
+/// programming in steps of the bytes' greatest common divisor.
+class Knapsack {
+ public:
+  /// For budgets of up to `most` bytes. items: read by choose() too.
+  Knapsack(std::span<const std::vector<Choice>> items, std::size_t most) : items_(items) {
+    for (const auto &choices : items) {
+      for (const Choice &choice : choices) step_ = std::gcd(step_, choice.bytes);
     }
-    std::swap(least, next);
+    step_ = std::max<std::size_t>(step_, 1);
+    const std::size_t steps = most / step_ + 1;
+    least_.assign(steps, 0.0);
+    std::vector<double> next(steps);
+    for (const auto &choices : items) {
+      std::fill(next.begin(), next.end(), none);
+      std::vector<std::uint16_t> &best = chosen_.emplace_back(steps);
+      for (std::size_t i = 0; i < choices.size(); ++i) {
+        const std::size_t size = choices[i].bytes / step_;
+        for (std::size_t at = size; at < steps; ++at) {
+          const double error = least_[at - size] + choices[i].error;
+          if (error >= next[at]) continue;
+          next[at] = error;
+          best[at] = static_cast<std::uint16_t>(i);
+        }
+      }
+      std::swap(least_, next);
+    }
   }
-  if (least.back() == none) return {};
-  std::vector<std::size_t> indices(items.size());
-  std::size_t at = steps - 1;
-  for (std::size_t item = items.size(); item-- > 0;) {
-    indices[item] = chosen[item][at];
-    at -= items[item][indices[item]].bytes / step;
+
+  /// What all choices' bytes are a multiple of.
+  std::size_t step() const { return step_; }
+
+  /// The least error that at most `budget` bytes allow; infinite if there are too few for any choices.
+  double error(std::size_t budget) const { return least_[budget / step_]; }
+
+  /// The index of each item's choice that gives it; empty if there is none.
+  std::vector<std::size_t> choose(std::size_t budget) const {
+    if (error(budget) == none) return {};
+    std::vector<std::size_t> indices(items_.size());
+    std::size_t at = budget / step_;
+    for (std::size_t item = items_.size(); item-- > 0;) {
+      indices[item] = chosen_[item][at];
+      at -= items_[item][indices[item]].bytes / step_;
+    }
+    return indices;
   }
-  return indices;
-}
+
+ private:
+  static constexpr double none = std::numeric_limits<double>::infinity();
+
+  std::span<const std::vector<Choice>> items_;
+  std::size_t step_ = 0;
+  std::vector<double> least_;                       // of all items, in so many steps
+  std::vector<std::vector<std::uint16_t>> chosen_;  // [items, steps]
+};
 
 /// The allocations of a head's keys worth choosing from: of every number of bytes that makes the error
 /// less the best. Their bytes rise from none.

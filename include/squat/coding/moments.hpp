@@ -126,12 +126,6 @@ Matrix<Real> attention_metric(const QueryStatistics &statistics) {
   return metric;
 }
 
-/// Whether attention was weighed, and found far keys and values to matter.
-inline bool has_attention_weights(const QueryStatistics &statistics) {
-  return statistics.sums(&HeadSums::key_weight)[0] > 0 &&
-         statistics.sums(&HeadSums::value_weight)[0] > 0;
-}
-
 }  // namespace squat::inline SQUAT_CPU_NAMESPACE
 
 namespace squat::detail::inline SQUAT_CPU_NAMESPACE {

@@ -46,6 +46,11 @@ class Prior {
     return heads_[static_cast<std::size_t>(layer * kv_heads_ + kv_head)];
   }
 
+  /// Whether every head knows what errors in its keys and values do to attention outputs.
+  bool knows_attention() const {
+    return std::all_of(heads_.begin(), heads_.end(), has_attention_weights);
+  }
+
   /// Throws Error unless `other` has the same shape.
   void merge(const Prior &other) {
     if (other.shape() != shape()) throw Error("squat: other has another shape than the prior it joins");

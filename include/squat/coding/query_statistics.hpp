@@ -178,4 +178,10 @@ class QueryStatistics {
   Index in_group_ = 0;             // its tokens so far
 };
 
+/// Whether attention was weighed, and found far keys and values to matter.
+inline bool has_attention_weights(const QueryStatistics &statistics) {
+  return statistics.sums(&HeadSums::key_weight)[0] > 0 &&
+         statistics.sums(&HeadSums::value_weight)[0] > 0;
+}
+
 }  // namespace squat::inline SQUAT_API_NAMESPACE

@@ -34,7 +34,7 @@ class AnyOperations {
 
   virtual ~AnyOperations() = default;
 
-  virtual std::size_t page_bytes() const = 0;
+  virtual std::size_t page_bytes(int layer) const = 0;
   virtual void check_elements(std::string_view name, AnyTensor tensor, Index first) const = 0;
   virtual Index add_coding(int layer) = 0;
   virtual void remove_coding(Index coding) = 0;

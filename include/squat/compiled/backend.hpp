@@ -32,7 +32,7 @@ class Operations {
   Operations(const Options &options, int key_bits, int value_bits)
       : operations_(kernels().make<T>()(options, key_bits, value_bits)) {}
 
-  std::size_t page_bytes() const { return operations_->page_bytes(); }
+  std::size_t page_bytes(int layer) const { return operations_->page_bytes(layer); }
 
   template <Element S>
   void check_elements(std::initializer_list<NamedTensor<S>> tensors, Stream) const {

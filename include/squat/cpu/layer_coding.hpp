@@ -48,7 +48,7 @@ class LayerCoding {
                     KeyQuantizer(*options.coding, *options.fit, options.orthogonal, layout.key_bits,
                                  options.head_dim)),
         transforms_(static_cast<std::size_t>(options.kv_heads)),
-        by_layer_(*options.allocation == Allocation::layer && layout.key_bits <= 4) {}
+        allocation_(layout.key_bits <= 4 ? *options.allocation : Allocation::head) {}
 
   int layer() const { return layer_; }
   const TileTables *tiles() const { return tiles_; }
@@ -60,9 +60,9 @@ class LayerCoding {
   /// How the heads share the bits of a page; null where each has as many. Otherwise all heads of a page
   /// are coded in one space.
   const BitShares *shares() const { return shares_ ? &*shares_ : nullptr; }
-  /// Where the codes of a head begin in a page of KeySpace::basis.
-  CodePlace place_in_basis(Index head) const {
-    return shares_ ? shares_->place(head) : layout_.place(head);
+  /// Where the codes of a head begin in a page of that space.
+  CodePlace place(Index head, KeySpace space) const {
+    return shares_ ? shares_->place(head, space) : layout_.place(head);
   }
   /// Whether a page whose heads' keys were coded in the basis is better coded so.
   bool suits(std::span<const CodedKeys> heads) const { return shares_->suit(quantizers_, heads); }
@@ -73,7 +73,7 @@ class LayerCoding {
 
   /// Whether observe() weighs what queries attend to, for who wants to know.
   static bool weighs_attention(const Options &options) {
-    return *options.allocation == Allocation::layer || options.keep_statistics;
+    return *options.allocation != Allocation::head || options.keep_statistics;
   }
 
   /// Bytes of observe()'s scratch, for `heads` query heads to each KV head.
@@ -115,6 +115,8 @@ class LayerCoding {
     if (backup.learnt) return;
     learnt_ = false;
     shares_.reset();
+    value_weights_.clear();
+    output_square_ = 0;
     for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
     for (QueryTransform &transform : transforms_) transform = QueryTransform();
   }
@@ -146,10 +148,10 @@ class LayerCoding {
 
   /// What the queries that bases are learnt for count, in all heads alike.
   QueryWeighting weighting() const {
-    const bool weighed =
-        by_layer_ && std::all_of(statistics_.begin(), statistics_.end(), [](const auto &statistics) {
-          return statistics && has_attention_weights(*statistics);
-        });
+    const bool weighed = allocation_ != Allocation::head &&
+                         std::all_of(statistics_.begin(), statistics_.end(), [](const auto &statistics) {
+                           return statistics && has_attention_weights(*statistics);
+                         });
     return weighed ? QueryWeighting::attention : QueryWeighting::equal;
   }
 
@@ -167,15 +169,33 @@ class LayerCoding {
     const bool based = std::all_of(quantizers_.begin(), quantizers_.end(),
                                    [](const KeyQuantizer &quantizer) { return quantizer.basis(); });
     if (weighting == QueryWeighting::attention && based) {
-      std::vector<double> value_weights;
-      for (const auto &statistics : statistics_)
-        value_weights.push_back(statistics->sums(&HeadSums::value_weight)[0]);
-      shares_.emplace(layout_, quantizers_, value_weights);
+      for (const auto &statistics : statistics_) {
+        value_weights_.push_back(statistics->sums(&HeadSums::value_weight)[0]);
+        output_square_ += statistics->sums(&HeadSums::output_square)[0];
+      }
     }
-    for (KeyQuantizer &quantizer : quantizers_) quantizer.drop_matrix();
     learnt_ = true;
     if (keep_statistics) return;
     for (auto &statistics : statistics_) statistics.reset();
+  }
+
+  bool learnt() const { return learnt_; }
+
+  /// What its heads can be coded with, once learnt, where they are to share bits; nothing where each has
+  /// as many.
+  std::optional<ShareChoices> choices() const {
+    if (value_weights_.empty()) return {};
+    return ShareChoices(layout_, quantizers_, value_weights_, output_square_);
+  }
+  /// From now on they share them so; none: not any more.
+  void share(std::optional<BitShares> shares) {
+    shares_ = std::move(shares);
+    if (shares_) shares_->apply(quantizers_);
+  }
+
+  /// Lets go of what is needed until bits are shared out.
+  void drop_matrices() {
+    for (KeyQuantizer &quantizer : quantizers_) quantizer.drop_matrix();
   }
 
   std::size_t statistics_bytes() const {
@@ -190,6 +210,7 @@ class LayerCoding {
     std::size_t sum = 0;
     for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
     for (const QueryTransform &transform : transforms_) sum += transform.bytes();
+    sum += value_weights_.size() * sizeof(double);
     if (shares_) sum += shares_->bytes();
     return sum;
   }
@@ -321,7 +342,9 @@ class LayerCoding {
   Statistics statistics_;  // a KV head each, while they are wanted
   std::vector<KeyQuantizer> quantizers_;
   std::vector<QueryTransform> transforms_;
-  bool by_layer_;
+  Allocation allocation_;
+  std::vector<double> value_weights_;  // HeadSums::value_weight of each head, where bits are shared
+  double output_square_ = 0;           // HeadSums::output_square of all heads, likewise
   std::optional<BitShares> shares_;
 };
 

@@ -48,14 +48,15 @@ class Operations {
       : options_(options),
         layout_(options, key_bits, value_bits),
         kernels_(kernels),
-        workspace_(options.parallel) {
+        workspace_(options.parallel),
+        page_bytes_(static_cast<std::size_t>(options.layers), layout_.page_bytes()) {
     for (const RotaryTable &table : options.rotary) {
       if (*options.tile_tokens > 0)
         tiles_.push_back(std::make_unique<TileTables>(table, *options.tile_tokens, options.head_dim));
     }
   }
 
-  std::size_t page_bytes() const { return layout_.page_bytes(); }
+  std::size_t page_bytes(int layer) const { return page_bytes_[static_cast<std::size_t>(layer)]; }
 
   template <Element S>
   void check_elements(std::initializer_list<NamedTensor<S>> tensors, Stream) const {
@@ -88,12 +89,16 @@ class Operations {
     });
   }
 
-  /// Fixes a coding from its statistics.
+  /// Fixes a coding from its statistics; from the prior where nothing was observed.
   void learn(Index coding, Stream) {
     LayerCoding &layer = layer_coding(coding);
+    layer.reserve_statistics(options_.head_dim, options_.prior.get());
     const QueryWeighting weighting = layer.weighting();
     for_each_kv_head(0, [&](Index head, Scratch) { layer.learn(head, weighting); });
     layer.finish_learning(weighting, options_.keep_statistics);
+    if (*options_.allocation == Allocation::model) return share_among_layers();
+    layer.share(shares(layer.choices(), layout_.code_bytes()));
+    layer.drop_matrices();
   }
 
   /// Adds what a coding's statistics hold to `prior`. Returns whether they are
@@ -111,7 +116,13 @@ class Operations {
   /// What a coding knew.
   using Backup = LayerCoding::Backup;
   Backup back_up(Index coding, Stream) const { return layer_coding(coding).back_up(); }
-  void restore(Index coding, Backup backup) { layer_coding(coding).restore(std::move(backup)); }
+  void restore(Index coding, Backup backup) {
+    LayerCoding &layer = layer_coding(coding);
+    layer.restore(std::move(backup));
+    if (layer.learnt() || *options_.allocation != Allocation::model) return;
+    std::fill(page_bytes_.begin(), page_bytes_.end(), layout_.page_bytes());
+    for (const auto &other : codings_) other->share({});
+  }
 
   /// Makes all memory that observe() and append() need, so that they cannot fail.
   void reserve(std::span<const Call> calls, bool attends, Stream) {
@@ -318,9 +329,41 @@ class Operations {
     const LayerCoding &layer = layer_coding(coding);
     const RotaryTable *rotary =
         options_.rotary.empty() ? nullptr : &of_layer(options_.rotary, layer.layer());
-    return {layer.tiles(),          rotary,
-            &layer.quantizer(head), &layer.transform(head),
-            layout_.place(head),    layer.place_in_basis(head)};
+    return {layer.tiles(),
+            rotary,
+            &layer.quantizer(head),
+            &layer.transform(head),
+            layer.place(head, KeySpace::channels),
+            layer.place(head, KeySpace::basis)};
+  }
+
+  /// Once all layers have learnt, gives each its part of the bytes of pages. Equal parts where some know
+  /// nothing of attention.
+  void share_among_layers() {
+    const auto learnt = [](const auto &coding) { return coding->learnt(); };
+    if (!std::all_of(codings_.begin(), codings_.end(), learnt)) return;
+    std::vector<std::optional<ShareChoices>> choices;
+    std::vector<LayerChoices> known;
+    for (const auto &coding : codings_) {
+      choices.push_back(coding->choices());
+      if (choices.back()) known.push_back(choices.back()->choices);
+    }
+    const std::size_t equal = layout_.code_bytes();
+    std::vector<std::size_t> bytes(codings_.size(), equal);
+    if (known.size() == codings_.size()) bytes = layer_sizes(known, equal);
+    std::vector<std::optional<BitShares>> parts;
+    for (std::size_t i = 0; i < codings_.size(); ++i) parts.push_back(shares(choices[i], bytes[i]));
+    for (std::size_t i = 0; i < codings_.size(); ++i) {
+      page_bytes_[i] = layout_.codes_begin() + bytes[i];
+      codings_[i]->share(std::move(parts[i]));
+      codings_[i]->drop_matrices();
+    }
+  }
+
+  std::optional<BitShares> shares(const std::optional<ShareChoices> &choices,
+                                  std::size_t code_bytes) const {
+    if (!choices) return {};
+    return BitShares(layout_, *choices, code_bytes);
   }
 
   /// Of a head's matrix A, 0 for codings without bases.
@@ -469,6 +512,7 @@ class Operations {
   Workspace workspace_;
   std::vector<std::unique_ptr<TileTables>> tiles_;  // one, or one a layer; none: keys stay as they come
   std::vector<std::unique_ptr<LayerCoding>> codings_;  // by name
+  std::vector<std::size_t> page_bytes_;                // of a page of each layer
   Batch batch_;                                        // of the call in progress
   PartialResults partials_;
   Buffer<float> to_bases_;             // A of each KV head, of the coding whose pages are packed

@@ -21,10 +21,10 @@
 //
 // Trellis codes (coding/trellis_layout.hpp) have the place of scalar ones.
 // 16-bit keys and values store neither zeros nor scales. Every allocation of a
-// head's bits fits where the same width for all channels fits, and every one of a
-// layer's where that of all heads fits: pages have one size. Where bits were shared out
-// among heads, the codes of a page in the basis begin elsewhere than those of a plain
-// one (CodePlace), and all of a page's heads are coded in one space, which each says.
+// head's bits fits where the same width for all channels fits: pages have one size. Where
+// bits were shared out among heads, the codes of a page in the basis begin elsewhere than
+// those of a plain one (CodePlace), and all of a page's heads are coded in one space, which
+// each says. Where they were shared out among layers, each has pages of a size of its own.
 
 #include <cmath>
 #include <cstddef>
@@ -53,6 +53,12 @@ struct CodePlace {
   int value_bits = 16;
 };
 
+/// Of all channels of the keys and of the values of a head.
+struct Widths {
+  int keys;
+  int values;
+};
+
 class PageLayout {
  public:
   PageLayout() = default;
@@ -76,7 +82,10 @@ class PageLayout {
     value_bytes_ = exact_or_code_bytes(value_bits, head_dim, group);
   }
 
-  std::size_t page_bytes() const { return codes_begin() + heads() * (key_bytes_ + value_bytes_); }
+  /// Of a page whose heads have the same widths, and of its codes.
+  std::size_t page_bytes() const { return codes_begin() + code_bytes(); }
+  std::size_t code_bytes() const { return heads() * (key_bytes_ + value_bytes_); }
+  std::size_t code_bytes(Widths widths) const { return heads() * bytes(widths); }
 
   /// Bytes of the codes of a head's keys, and of its values, where all heads have the same widths.
   std::size_t key_bytes() const { return key_bytes_; }
@@ -84,10 +93,26 @@ class PageLayout {
   /// Where the codes of the first head begin.
   std::size_t codes_begin() const { return heads() * parameter_bytes_; }
   /// Where a head's codes are if all heads have the same widths.
-  CodePlace place(Index head) const {
-    const std::size_t first =
-        codes_begin() + static_cast<std::size_t>(head) * (key_bytes_ + value_bytes_);
-    return {first, first + key_bytes_, value_bits};
+  CodePlace place(Index head) const { return place(head, {key_bits, value_bits}); }
+  CodePlace place(Index head, Widths widths) const {
+    const std::size_t first = codes_begin() + static_cast<std::size_t>(head) * bytes(widths);
+    return {first, first + exact_or_code_bytes(widths.keys, group, head_dim), widths.values};
+  }
+
+  /// The widest, the same for all heads, with which a page's codes take at most so many bytes: those
+  /// that were asked for where these just fit, and else as far from them with keys as with values.
+  /// least: what they are where no wider ones fit, nor these perhaps. most_value_bits: of values.
+  Widths widest(std::size_t code_bytes, Widths least, int most_value_bits) const {
+    const auto fits = [&](Widths widths) { return this->code_bytes(widths) <= code_bytes; };
+    for (Widths widths = least;;) {
+      const Widths keys = {widths.keys < 4 ? widths.keys + 1 : 8, widths.values};
+      const Widths values = {widths.keys, widths.values + 1};
+      const bool more_keys = widths.keys < 8 && fits(keys);
+      const bool more_values = widths.values < most_value_bits && fits(values);
+      if (!more_keys && !more_values) return widths;
+      const bool keys_lag = widths.keys - key_bits <= widths.values - value_bits;
+      widths = more_keys && (keys_lag || !more_values) ? keys : values;
+    }
   }
 
   half *key_zeros(std::byte *page, Index head) const { return at<half>(page, head, 0); }
@@ -151,7 +176,13 @@ class PageLayout {
 
   static std::size_t exact_or_code_bytes(int bits, Index rows, Index inner) {
     return bits == 16 ? static_cast<std::size_t>(rows * inner) * sizeof(half)
-                      : code_bytes(bits, rows, inner);
+                      : squat::code_bytes(bits, rows, inner);
+  }
+
+  /// Bytes of a head's codes.
+  std::size_t bytes(Widths widths) const {
+    return exact_or_code_bytes(widths.keys, group, head_dim) +
+           exact_or_code_bytes(widths.values, head_dim, group);
   }
 
   template <class Scalar>

@@ -68,7 +68,7 @@ class Operations {
     PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::check(options.head_dim, options.page_tokens);
     if (options.codes == Codes::trellis) throw_invalid("codes", "trellis", "scalar on CUDA");
     if (*options.allocation != Allocation::head)
-      throw_invalid("allocation", "layer",
+      throw_invalid("allocation", *options.allocation == Allocation::layer ? "layer" : "model",
                     "head on CUDA: pages there have the same widths for all heads");
     const auto heads = static_cast<std::size_t>(options.kv_heads);
     const bool bytes = *options.tail == TailCoding::int8;
@@ -85,7 +85,7 @@ class Operations {
     cuda::check(cudaStreamSynchronize(nullptr), "start");
   }
 
-  std::size_t page_bytes() const { return page_bytes_; }
+  std::size_t page_bytes(int) const { return page_bytes_; }
 
   // ---- codings
 
