@@ -37,7 +37,8 @@ struct Observation {
   /// by default; then of a fourth, as the cost grows with the tokens before; of none where another
   /// stands for it. With a fourth from token 128 on, the KL of predictions is a tenth larger.
   static constexpr int weighed_tokens(Index index) {
-    constexpr Index first = 512, step = 4;
+    constexpr Index first = 512;
+    constexpr int step = 4;
     return index < first ? 1 : index % step == 0 ? step : 0;
   }
 

@@ -260,7 +260,7 @@ class LayerCoding {
                    const ObservedTokens &tokens, float *rows) const {
     for_each_base(
         head, heads, q, tokens, rows, [](Index) { return true; },
-        [&](HeadRows queries) { squat::add_queries(statistics, queries); });
+        [&](const HeadRows &queries) { squat::add_queries(statistics, queries); });
   }
 
   /// Weighs what errors in far keys and values do to queries. rows: as add_queries() takes them.
@@ -290,12 +290,13 @@ class LayerCoding {
                           weights.add(keys, values, index, block_count);
                         });
     add_weights(statistics, weights, indices, count, factors);
-    for_each_base(head, heads, q, tokens, rows, &Observation::weighed_tokens, [&](HeadRows turned) {
-      for (Index row = 0; row < count; ++row) {
-        for (Index i = 0; i < d; ++i) rows[row * d + i] *= factors[row];
-      }
-      add_weighted_queries(statistics, turned);
-    });
+    for_each_base(head, heads, q, tokens, rows, &Observation::weighed_tokens,
+                  [&](const HeadRows &turned) {
+                    for (Index row = 0; row < count; ++row) {
+                      for (Index i = 0; i < d; ++i) rows[row * d + i] *= factors[row];
+                    }
+                    add_weighted_queries(statistics, turned);
+                  });
   }
 
   /// Adds the sums of weights, each for the tokens that it stands for. factors: square roots of what a

@@ -81,7 +81,7 @@ class IntegerMatrix {
           entries_.data() + output / lanes * lanes * inputs_ + output % lanes * 2;
       for (Index input = 0; input < inputs_; ++input) {
         to[input * outputs_ + output] =
-            scales_.data()[output] * static_cast<float>(block[input / 2 * lanes * 2 + input % 2]);
+            scales_.data()[output] * static_cast<float>(block[(input - input % 2) * lanes + input % 2]);
       }
     }
   }
