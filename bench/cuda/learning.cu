@@ -25,17 +25,23 @@ squat::Options resolved(Coding coding) {
   return squat::checks::resolve(options_of(llama3_8b, coding, 2), 2, 2);
 }
 
+/// Adds all of `in`, a sequence's first tokens, to what a layer learns from.
+void observe(Operations &operations, Index layer, const Tokens &in, cudaStream_t stream) {
+  Operations::Call call;
+  call.coding = layer;
+  call.tokens = tokens;
+  operations.observe<squat::half>(call, in.q(), in.k(), in.v(), 0, tokens, stream);
+}
+
 /// Adding `tokens` tokens, all KV heads, to the statistics of a layer.
 void statistics(benchmark::State &state, Coding coding) {
   Stopwatch stopwatch;
   Operations operations(resolved(coding));
   const Index layer = operations.add_coding(0);
   const Tokens in(llama3_8b, tokens, 0, stopwatch.stream());
-  const auto observe = [&] {
-    operations.observe<squat::half>(layer, in.q(), in.k(), 0, tokens, 0, 0, stopwatch.stream());
-  };
-  report(state, stopwatch.time(observe));
-  state.counters["host_us"] = host_seconds(observe) / microsecond;
+  const auto add = [&] { observe(operations, layer, in, stopwatch.stream()); };
+  report(state, stopwatch.time(add));
+  state.counters["host_us"] = host_seconds(add) / microsecond;
   state.SetItemsProcessed(tokens);
 }
 
@@ -51,7 +57,7 @@ void learn(benchmark::State &state, Coding coding) {
   Times times;
   for (int i = 0; i < Stopwatch::repetitions; ++i) {
     const Index layer = operations.add_coding(0);
-    operations.observe<squat::half>(layer, in.q(), in.k(), 0, tokens, 0, 0, stopwatch.stream());
+    observe(operations, layer, in, stopwatch.stream());
     stopwatch.wait();
     times.seconds.push_back(host_seconds([&] {
       operations.learn(layer, stopwatch.stream());
