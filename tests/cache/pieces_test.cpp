@@ -119,7 +119,7 @@ TEST(Pieces, PagesInASubspaceAreTheSameOneAtATimeOrTogether) {
       cut.append(alone[static_cast<std::size_t>(i)], 0, in.k.view(token, 1), in.v.view(token, 1));
     }
   }
-  for (std::size_t i : {0, 1}) {
+  for (std::size_t i : {0u, 1u}) {
     const Contents one = contents(whole, together[i]), other = contents(cut, alone[i]);
     EXPECT_EQ(one.v.elements, other.v.elements);
     EXPECT_EQ(one.k.elements, other.k.elements);

@@ -87,7 +87,8 @@ TEST_P(Rotary, ATilesMeanScoresAsTheMeanTurnedToEachRow) {
 }
 
 TEST_P(Rotary, AMeansProjectionIsThatOfItsProducts) {
-  for (std::size_t pairs : {d / 4, d / 2}) {  // some channels do not turn, or all do
+  for (const auto pairs : {static_cast<std::size_t>(d / 4),
+                           static_cast<std::size_t>(d / 2)}) {  // some channels do not turn, or all do
     RotaryTable table = rotary_table(1e4, d, GetParam());
     table.inverse_frequencies.resize(pairs);
     const MeanModes modes(TileFrame(table, 64));

@@ -271,7 +271,7 @@ class Operations {
     const Index d = options_.head_dim;
     const std::size_t bytes = 3 * Scratch::bytes<float>(layout_.group * d) + Scratch::bytes<float>(d) +
                               Scratch::bytes<float>(static_cast<Index>(to_basis_elements()));
-    for_each_kv_head(static_cast<Index>(bytes), [&](Index head, Scratch scratch) {
+    for_each_kv_head(bytes, [&](Index head, Scratch scratch) {
       const HeadCoding head_keys = head_coding(call.coding, head);
       auto *from_basis = scratch.take<float>(static_cast<Index>(to_basis_elements()));
       head_keys.transform->write_from_basis(from_basis);
