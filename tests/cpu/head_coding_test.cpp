@@ -73,6 +73,7 @@ TEST_P(Basis, IsHeldOnce) {
     const QueryTransform transform(quantizer);
     const BitAllocation before = quantizer.basis()->allocation;
     quantizer.drop_matrix();
+    quantizer.drop_variance();
     EXPECT_EQ(quantizer.bytes(), sizeof(SubspaceBasis) + size * sizeof(float)) << "the metric";
     EXPECT_EQ(quantizer.basis()->allocation.bytes(32), before.bytes(32));
     // A scale an output; what evens inputs out, where entries are bytes.

@@ -101,10 +101,13 @@ class KeyQuantizer {
     uniform_ = BitAllocation(plain_bits, head_dim_);
   }
 
-  /// Lets go of the basis' matrix and variances, where a backend keeps the matrix and gives it to
-  /// quantize().
+  /// Lets go of the basis' matrix, where a backend keeps it and gives it to quantize().
   void drop_matrix() {
-    if (basis_) basis_->drop_matrix();
+    if (basis_) basis_->to_basis = {};
+  }
+  /// Lets go of the variances of its coordinates, once bits are shared out for good.
+  void drop_variance() {
+    if (basis_) basis_->variance = {};
   }
 
   /// Makes it what it was before learn().

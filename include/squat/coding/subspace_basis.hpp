@@ -35,13 +35,6 @@ struct SubspaceBasis {
   double weight = 1;             ///< what the metric was divided by, C's mean diagonal
   BitAllocation allocation;      ///< of the coordinates
 
-  /// Lets go of what is needed while a coding is learnt alone, where a backend keeps the matrix in a
-  /// form of its own.
-  void drop_matrix() {
-    to_basis = RowMatrix();
-    variance = {};
-  }
-
   /// A^-T, [coordinate, channel], by which queries go; keys go back by its transpose. It is worked
   /// out each time: who needs it often keeps it in a form of their own. A's condition is at most
   /// sqrt(10 d + 1), so that A A^T may be inverted instead.

@@ -162,6 +162,7 @@ class LayerCoding {
     if (!statistics_[i]) return;
     quantizers_[i].learn<Real>(*statistics_[i], frame(), weighting);
     transforms_[i] = QueryTransform(quantizers_[i]);
+    quantizers_[i].drop_matrix();
   }
 
   /// All KV heads have learnt, with that weighting.
@@ -193,9 +194,9 @@ class LayerCoding {
     if (shares_) shares_->apply(quantizers_);
   }
 
-  /// Lets go of what is needed until bits are shared out.
-  void drop_matrices() {
-    for (KeyQuantizer &quantizer : quantizers_) quantizer.drop_matrix();
+  /// Lets go of what choices() takes.
+  void drop_choices() {
+    for (KeyQuantizer &quantizer : quantizers_) quantizer.drop_variance();
   }
 
   std::size_t statistics_bytes() const {

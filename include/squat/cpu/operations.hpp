@@ -98,7 +98,7 @@ class Operations {
     layer.finish_learning(weighting, options_.keep_statistics);
     if (*options_.allocation == Allocation::model) return share_among_layers();
     layer.share(shares(layer.choices(), layout_.code_bytes()));
-    layer.drop_matrices();
+    layer.drop_choices();
   }
 
   /// Adds what a coding's statistics hold to `prior`. Returns whether they are
@@ -355,8 +355,7 @@ class Operations {
     for (std::size_t i = 0; i < codings_.size(); ++i) parts.push_back(shares(choices[i], bytes[i]));
     for (std::size_t i = 0; i < codings_.size(); ++i) {
       page_bytes_[i] = layout_.codes_begin() + bytes[i];
-      codings_[i]->share(std::move(parts[i]));
-      codings_[i]->drop_matrices();
+      codings_[i]->share(std::move(parts[i]));  // choices stay: restore() undoes it for all layers
     }
   }
 
