@@ -142,12 +142,11 @@ inline Options resolve(Options options, int key_bits, int value_bits) {
   }
   if (!options.codes) options.codes = Codes::scalar;
   if (!options.allocation) options.allocation = Allocation::head;
-  const char *allocation = options.allocation == Allocation::layer ? "layer" : "model";
   if (options.allocation != Allocation::head && options.coding != Coding::subspace)
-    throw_invalid("allocation", allocation, "head unless coding is subspace");
+    throw_invalid("allocation", name_of(*options.allocation), "head unless coding is subspace");
   if (options.allocation == Allocation::model && options.basis_per_sequence)
     throw_invalid(
-        "allocation", allocation,
+        "allocation", name_of(*options.allocation),
         "head or layer with basis_per_sequence: pages of a layer have one size for all sequences");
   if (!options.tile_tokens) {
     const bool tiles = options.coding == Coding::subspace && !options.rotary.empty();

@@ -7,9 +7,9 @@
 // `residual` or more before t. Independent errors e_s of far keys and values add to |o|^2, to first
 // order and on average,
 //
-//   keys     sum_s a_s^2 |v_s - o|^2 scale^2 (q . e_s)^2 = w_t (q . e)^2,  w_t = scale^2 sum_s a_s^2
-//   |v_s - o|^2 values   sum_s a_s^2 |e_s|^2 = D e_t  for |e_s|^2 = D |v_s|^2,         e_t = sum_s a_s^2
-//   |v_s|^2
+// - keys: sum_s a_s^2 |v_s - o|^2 scale^2 (q . e_s)^2 = w_t (q . e)^2, where
+// w_t = scale^2 sum_s a_s^2 |v_s - o|^2;
+// - values: sum_s a_s^2 |e_s|^2 = D e_t for |e_s|^2 = D |v_s|^2, where e_t = sum_s a_s^2 |v_s|^2;
 //
 // with sums over far s. So C = sum_t w_t q q^T is the metric of keys in which errors of different heads
 // can be added, to each other and to what sum_t e_t makes of the values' errors.

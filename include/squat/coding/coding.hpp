@@ -42,6 +42,10 @@ enum class Allocation {
   layer,  ///< those of all KV heads of a layer, and their values, by what attention does with them
   model,  ///< those of all layers: pages of a layer have one size, which is the layer's own
 };
+constexpr const char *name_of(Allocation allocation) {
+  constexpr const char *names[] = {"head", "layer", "model"};
+  return names[static_cast<int>(allocation)];
+}
 
 /// How the zero and the scale of an affine group are found.
 enum class AffineFit {

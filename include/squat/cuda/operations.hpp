@@ -68,7 +68,7 @@ class Operations {
     PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::check(options.head_dim, options.page_tokens);
     if (options.codes == Codes::trellis) throw_invalid("codes", "trellis", "scalar on CUDA");
     if (*options.allocation != Allocation::head)
-      throw_invalid("allocation", *options.allocation == Allocation::layer ? "layer" : "model",
+      throw_invalid("allocation", name_of(*options.allocation),
                     "head on CUDA: pages there have the same widths for all heads");
     const auto heads = static_cast<std::size_t>(options.kv_heads);
     const bool bytes = *options.tail == TailCoding::int8;

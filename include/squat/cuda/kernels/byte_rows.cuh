@@ -45,6 +45,12 @@ struct WarpRow {
 
   __device__ void rotate() { rotate_quads<HeadDim>(x); }
 
+  /// Reads a row of a call's tensor.
+  template <class S>
+  __device__ void read(const S *row) {
+    for_each([&](int channel, float &number) { number = load_element(row + channel); });
+  }
+
   /// Reads row `token` % 16 of a block, as it is kept: rotated.
   __device__ void read(const std::uint8_t *block, int token, bool value) {
     const int row = token % 16;
@@ -54,26 +60,19 @@ struct WarpRow {
     });
   }
 
-  /// Rounds a rotated row: put(channel, byte) for every channel of the lane. Returns the step.
-  template <class Put>
-  __device__ __half round(Put &&put) {
+  /// Rounds a rotated row into row `token` % 16 of a block.
+  __device__ void write(std::uint8_t *block, int token, bool value) {
     constexpr float most = 127;
+    const int row = token % 16;
     float largest = 0;
     for_each([&](int, float number) { largest = fmaxf(largest, fabsf(number)); });
     const __half step = __hmax(saturated_half(largest_lane<1>(largest) / most), smallest_half());
     const float inverse = 1 / __half2float(step);
     for_each([&](int channel, float number) {
       const float code = rintf(fminf(fmaxf(number * inverse, -most), most));
-      put(channel, static_cast<std::uint8_t>(static_cast<int>(code) + Block::zero));
+      block[place(row, channel, value)] =
+          static_cast<std::uint8_t>(static_cast<int>(code) + Block::zero);
     });
-    return step;
-  }
-
-  /// Rounds a rotated row into row `token` % 16 of a block.
-  __device__ void write(std::uint8_t *block, int token, bool value) {
-    const int row = token % 16;
-    const __half step =
-        round([&](int channel, std::uint8_t byte) { block[place(row, channel, value)] = byte; });
     if (lane_index() == 0) *step_of(block, row, value) = step;
   }
 
@@ -123,7 +122,7 @@ __global__ void __launch_bounds__(row_block_threads)
     const long long row = entry.first_row + entry.sinks + token - first;
     const S *source = value ? v.row(row, head) : k.row(row, head);
     WarpRow<HeadDim> x;
-    x.for_each([&](int channel, float &number) { number = load_element(source + channel); });
+    x.read(source);
     x.rotate();
     x.write(bytes, token, value);
   }
@@ -217,7 +216,7 @@ __global__ void __launch_bounds__(row_block_threads)
   } else {
     const long long row = entry.first_row + entry.sinks + token - old;
     const S *source = place.value ? v.row(row, head) : k.row(row, head);
-    x.for_each([&](int channel, float &number) { number = load_element(source + channel); });
+    x.read(source);
   }
   std::uint16_t *to = unpacked_slots(entry.unpacked, heads).template block<HeadDim>(head, token);
   x.for_each([&](int channel, float number) {
