@@ -1,6 +1,6 @@
 // Every coding, through the cache, against the double-precision oracle tests/reference/coding.py: the
-// attention KL it causes is that of the oracle within 2 %, 5 % with trellis codes. The numbers below are
-// the oracle's, of
+// attention KL it causes is that of the oracle within 2 %, 3 % by way of a tail in 8 bits, 5 % with
+// trellis codes. The numbers below are the oracle's, of
 //   python3 tests/reference/coding.py                 tensors generated and drawn (reference/inputs.hpp)
 //   python3 tests/reference/coding.py DIRECTORY       a model's own: SmolLM2-135M-Instruct on WikiText-2
 // The model's own tensors are 6 MB and not part of the project. The cases on them exist where
@@ -207,31 +207,34 @@ TEST_P(Oracle, CachedAttentionKlIsTheOracles) {
   const Heads heads = heads_of(expected.tensors);
   const Setting setting = expected.width.setting;
   const double kl = cached_error(heads, options_of(setting, heads), expected.width.bits).kl;
-  // Of paths that err alike, the product's search and the oracle's take now one, now another.
-  const double tolerance = setting == Setting::trellis ? .05 : .02;
+  // Of paths that err alike, the product's search and the oracle's take now one, now another; so do
+  // rows of a tail round numbers between two steps.
+  const double tolerance = setting == Setting::trellis              ? .05
+                           : setting == Setting::subspace_int8_tail ? .03
+                                                                    : .02;
   EXPECT_NEAR(kl, expected.kl, tolerance * expected.kl);
 }
 
 INSTANTIATE_TEST_SUITE_P(Generated, Oracle,
                          testing::ValuesIn(table({Source::generated},
                                                  {.1283, .00485, .1396, .1513, .1053, .07307, .08143,
-                                                  .05001, .01911, .006925, .05027, .007127, .03318,
+                                                  .05001, .01911, .006925, .04991, .006915, .03318,
                                                   .01397})));
 
 INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer2, Oracle,
                          testing::ValuesIn(table({Source::drawn, 2},
                                                  {.02133, .0006775, .02186, .02412, .01295, .003575,
-                                                  .006129, .00271, .0009588, .0002756, .002729, .0002942,
+                                                  .006129, .00271, .0009588, .0002756, .00278, .0002979,
                                                   .002055, .0007437})));
 INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer14, Oracle,
                          testing::ValuesIn(table({Source::drawn, 14},
                                                  {.1108, .004257, .1105, .06033, .03731, .02947, .02778,
-                                                  .01304, .005234, .001279, .01329, .001326, .01114,
+                                                  .01304, .005234, .001279, .01291, .001326, .01114,
                                                   .003141})));
 INSTANTIATE_TEST_SUITE_P(DrawnAfterLayer27, Oracle,
                          testing::ValuesIn(table({Source::drawn, 27},
                                                  {.08467, .002845, .07578, .05302, .04495, .02635,
-                                                  .01645, .01103, .004541, .0009546, .01095, .001038,
+                                                  .01645, .01103, .004541, .0009546, .01101, .001079,
                                                   .008875, .003183})));
 
 /// Bits shared out among the KV heads of a layer: a row of the oracle's layer tables is a width.
@@ -261,9 +264,9 @@ Heads own_query_heads() { return uneven_heads(3, 1, 64); }
 INSTANTIATE_TEST_SUITE_P(
     SharedBits, LayerOracle,
     testing::Values(
-        LayerExpectation{drawn_layer, {{{.02064, .0508}, {.006251, .0299}, {.001503, .0186}}}},
-        LayerExpectation{eight_query_heads, {{{.06593, .4824}, {.02195, .2753}, {.003695, .1426}}}},
-        LayerExpectation{own_query_heads, {{{.1634, .5344}, {.05236, .3218}, {.007699, .1544}}}}));
+        LayerExpectation{drawn_layer, {{{.02064, .0498}, {.006251, .0290}, {.001503, .0179}}}},
+        LayerExpectation{eight_query_heads, {{{.06593, .4812}, {.02195, .2695}, {.003695, .1398}}}},
+        LayerExpectation{own_query_heads, {{{.1634, .5129}, {.05236, .3127}, {.007699, .1490}}}}));
 
 /// Empty without the model's tensors.
 std::vector<Expectation> model_tables() {
@@ -271,11 +274,11 @@ std::vector<Expectation> model_tables() {
   if (model_directory() == nullptr) return rows;
   for (const auto &layer :
        {table({Source::model, 2}, {.1005, .003507, .1092, .09526, .06257, .03867, .04628, .02365, .01265,
-                                   .003731, .02338, .003712, .01716, .00805}),
+                                   .003731, .02378, .003795, .01716, .00805}),
         table({Source::model, 14}, {.1275, .004756, .1307, .07401, .04687, .04318, .03599, .01243,
-                                    .00446, .00139, .01284, .001413, .0109, .003607}),
+                                    .00446, .00139, .01267, .001452, .0109, .003607}),
         table({Source::model, 27}, {.02307, .000777, .02629, .02122, .01211, .007212, .007651, .003769,
-                                    .001698, .0004382, .003762, .0004527, .003043, .001267})}) {
+                                    .001698, .0004382, .003734, .0004525, .003043, .001267})}) {
     rows.insert(rows.end(), layer.begin(), layer.end());
   }
   return rows;

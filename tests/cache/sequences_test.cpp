@@ -156,7 +156,8 @@ TEST(MemoryReport, StatisticsGoWhenTheBasisComes) {
   EXPECT_EQ(cache.memory_report().packed_tokens, 0);
   fill(cache, sequence, in, 30, 50);
   EXPECT_EQ(cache.memory_report().statistics, 0u);
-  EXPECT_EQ(cache.memory_report().bases, 4 * (32 * sizeof(int) + 32 * 32 * sizeof(float)));
+  // Order and feedback of the keys' channels, and the mean value.
+  EXPECT_EQ(cache.memory_report().bases, 4 * (32 * sizeof(int) + (32 * 32 + 32) * sizeof(float)));
   EXPECT_GT(cache.memory_report().packed_tokens, 0);
 }
 
@@ -164,8 +165,9 @@ TEST(MemoryReport, BasesAreOneMatrixAHead) {
   KVCache<half, 2> cache(small(Coding::subspace));
   Inputs<> in(small(), 80, 1);
   fill(cache, cache.add_sequence(), in, 0, 80);
-  // A byte an entry; a scale and a width of each channel and the metric; what a basis is beside these.
-  const std::size_t head = 32 * 32 + 3 * 32 * sizeof(float);
+  // A byte an entry; a scale and a width of each channel, the metric and the mean value; what a basis is
+  // beside these.
+  const std::size_t head = 32 * 32 + 4 * 32 * sizeof(float);
   const std::size_t bases = cache.memory_report().bases;
   EXPECT_GT(cache.memory_report().packed_tokens, 0);
   EXPECT_GE(bases, 4 * head);

@@ -36,12 +36,20 @@ std::vector<double> rounded_row(const float *row, Index d) {
     }
     return y;
   };
-  std::vector<double> y = rotate({row, row + d});
+  const auto turn_signs = [&](std::vector<double> x) {
+    for (Index i = 0; i < d; ++i) {
+      if (turns_sign(static_cast<unsigned>(i % block), static_cast<unsigned>(block))) {
+        x[static_cast<std::size_t>(i)] *= -1;
+      }
+    }
+    return x;
+  };
+  std::vector<double> y = rotate(turn_signs({row, row + d}));
   double largest = 0;
   for (const double x : y) largest = std::max(largest, std::abs(x));
   const auto step = static_cast<double>(static_cast<float>(half(static_cast<float>(largest / 127))));
   for (double &x : y) x = std::clamp(std::round(x / step), -127.0, 127.0) * step;
-  return rotate(y);
+  return turn_signs(rotate(y));
 }
 
 class Tail : public testing::TestWithParam<int> {};

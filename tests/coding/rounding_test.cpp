@@ -99,15 +99,25 @@ TEST(Symmetric, ZeroRowsStayZero) {
   EXPECT_EQ(static_cast<float>(quantize_symmetric(x.data(), 64, 2, codes.data())), 0.0f);
 }
 
-TEST(Hadamard, IsItsOwnInverseAndKeepsLength) {
+TEST(Hadamard, GoesBackAndKeepsLength) {
   for (Index d = 16; d <= 512; d += 16) {
     const Eigen::ArrayXf x = gaussian(d, static_cast<unsigned>(d));
     Eigen::ArrayXf y = x;
     rotate_hadamard(y.data(), d);
     EXPECT_NEAR(y.square().sum() / x.square().sum(), 1, 1e-5);
     EXPECT_GT((y - x).abs().maxCoeff(), 1e-2f);
-    rotate_hadamard(y.data(), d);
+    rotate_hadamard_back(y.data(), d);
     EXPECT_LT((y - x).abs().maxCoeff(), 1e-5f);
+  }
+}
+
+TEST(Hadamard, SpreadsEqualNumbersEvenly) {
+  for (Index d = 16; d <= 512; d += 16) {
+    Eigen::ArrayXf x = Eigen::ArrayXf::Ones(d);
+    rotate_hadamard(x.data(), d);
+    const bool odd = std::countr_zero(static_cast<unsigned>(hadamard_block(d))) % 2 != 0;
+    EXPECT_NEAR(x.abs().minCoeff(), odd ? std::sqrt(.5) : 1, 1e-5) << d;
+    EXPECT_NEAR(x.abs().maxCoeff(), odd ? 3 * std::sqrt(.5) : 1, 1e-5) << d;
   }
 }
 

@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "squat/coding/hadamard.hpp"
 #include "squat/core/config.hpp"
 #include "squat/cuda/coding/coding_tables.hpp"
 #include "squat/cuda/kernels/launch_attend.cuh"
@@ -64,6 +65,7 @@ struct HeadModel {
   std::vector<double> inverse;     // A^-T, [coordinate, channel]
   std::vector<double> projection;  // [modes, channel]
   std::vector<int> widths;         // of units
+  std::vector<float> value_mean;   // rotated
 };
 
 template <class Layout, ValueCoding Values>
@@ -167,6 +169,8 @@ class World {
       head.eight_bit_units = units_of(8);
       head.four_bit_units = units_of(4);
       head.two_bit_units = units_of(2);
+      for (int c = 0; c < d; ++c) model.value_mean.push_back(static_cast<float>(normal()));
+      head.value_mean = keep(model.value_mean);
       models_.push_back(model);
       heads.push_back(head);
     }
@@ -187,8 +191,8 @@ class World {
   struct Page {
     std::vector<std::uint8_t> bytes;
     PageEntry entry;
-    std::vector<bool> in_basis;        // a head
-    std::vector<double> keys, values;  // [heads, group, d], as codes say; values rotated
+    std::vector<bool> in_basis, about_mean;  // a head
+    std::vector<double> keys, values;        // [heads, group, d], as codes say; values rotated
   };
 
   /// Writes one code of a plane of zeros.
@@ -231,6 +235,8 @@ class World {
     } else {
       const bool in_basis = case_.basis && (h + static_cast<int>(pages_made_)) % 3 != 2;
       page.in_basis[h] = in_basis;
+      page.about_mean[h] = Layout::ValueBits < 16 && Values == ValueCoding::symmetric &&
+                           (h + static_cast<int>(pages_made_)) % 4 != 1;
       auto *scales = reinterpret_cast<half *>(bytes + Layout::key_scales);
       auto *zeros = reinterpret_cast<half *>(bytes + Layout::key_zeros);
       std::uint8_t *unit = bytes + Layout::key_codes;
@@ -239,7 +245,8 @@ class World {
         for (int i = 0; i < Layout::unit; ++i) {
           const int c = u * Layout::unit + i;
           const half scale = random_scale(3.0 / (1 << bits)), zero(static_cast<float>(normal(.7)));
-          scales[key_element(c)] = c == 0 && in_basis ? half(-static_cast<float>(scale)) : scale;
+          const bool marked = (c == 0 && in_basis) || (c == 2 && page.about_mean[h]);
+          scales[key_element(c)] = marked ? half(-static_cast<float>(scale)) : scale;
           zeros[key_element(c)] = zero;
           for (int t = 0; t < group; ++t) {
             const int code = bits == 0 ? 0 : below(1 << bits);
@@ -280,11 +287,14 @@ class World {
                   : static_cast<double>(*scale) * (code - ((1 << Layout::ValueBits) - 1) / 2.0);
         }
       }
-      if (Layout::ValueBits < 16 && Values == ValueCoding::symmetric) rotate(values + t * d);
+      for (int c = 0; page.about_mean[h] && c < d; ++c) {
+        values[t * d + c] += static_cast<double>(models_[h].value_mean[c]);
+      }
+      if (Layout::ValueBits < 16 && Values == ValueCoding::symmetric) rotate_back(values + t * d);
     }
   }
 
-  static void rotate(double *row) {
+  static void rotate_back(double *row) {
     constexpr int block = d & -d;
     for (int span = 1; span < block; span *= 2) {
       for (int i = 0; i < d / 2; ++i) {
@@ -293,7 +303,10 @@ class World {
         row[low] = a + b, row[low + span] = a - b;
       }
     }
-    for (int i = 0; i < d; ++i) row[i] /= std::sqrt(double(block));
+    for (int i = 0; i < d; ++i) {
+      const bool turns = turns_sign(static_cast<unsigned>(i % block), static_cast<unsigned>(block));
+      row[i] /= (turns ? -1 : 1) * std::sqrt(double(block));
+    }
   }
 
   struct Sequence {
@@ -315,6 +328,7 @@ class World {
       Page page;
       page.bytes.resize(static_cast<std::size_t>(heads) * Layout::head_bytes(Values), 0);
       page.in_basis.resize(heads);
+      page.about_mean.resize(heads);
       page.keys.resize(heads * group * d);
       page.values.resize(heads * group * d);
       for (int h = 0; h < heads; ++h) {

@@ -14,9 +14,12 @@
 #include <vector>
 
 #include "device_array.hpp"
+#include "squat/coding/hadamard.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/orthogonal_rounding.hpp"
 #include "squat/coding/rotary.hpp"
+#include "squat/coding/symmetric.hpp"
+#include "squat/coding/value_quantizer.hpp"
 #include "squat/cpu/kernels/pack_page.hpp"
 #include "squat/cuda/kernels/append_step.cuh"
 #include "squat/cuda/kernels/dequantize.cuh"
@@ -42,7 +45,7 @@ struct PackCase {
 struct Difference {
   long long codes = 0, codes_off = 0, largest = 0;  // by how much one is off at most
   long long scales = 0, scales_off = 0;
-  long long spaces_off = 0, in_basis = 0;  // pages of a head
+  long long spaces_off = 0, in_basis = 0, about_mean = 0;  // pages of a head
 
   void add_code(int a, int b) {
     ++codes;
@@ -107,7 +110,7 @@ class PackedTail {
         const RowMatrix inverse = from_basis(head);
         unpack_page(from,
                     {quantizers_[static_cast<std::size_t>(head)], inverse,
-                     tiles_ ? &tiles_->frame : nullptr, &table},
+                     tiles_ ? &tiles_->frame : nullptr, &table, value_mean(head)},
                     view(page), head, tokens_of(k), tokens_of(v));
       }
     }
@@ -171,17 +174,30 @@ class PackedTail {
       mixes_[head] = fall.matrix().asDiagonal() * normal(d, d) / std::sqrt(static_cast<float>(d));
       means_[head] = 2 * normal(1, d);
       query_mixes_[head] = fall.square().matrix().asDiagonal() * normal(d, d);
+      value_means_[head] = 2 * normal(1, d);
     }
   }
 
-  /// Keys turned by their positions, and values.
+  /// The learnt mean of the values; null for codings that do without.
+  const float *value_mean(int head) const {
+    const bool none = case_.values == ValueCoding::plain || Layout::KeyBits == 16;
+    return none ? nullptr : rotated_value_means_[head].data();
+  }
+
+  /// Keys turned by their positions, and values, which lie about their mean in all pages but one of a
+  /// head, and in one of the other.
   void make_tokens() {
     k_.resize(static_cast<std::size_t>(tokens) * heads * d);
     v_.resize(k_.size());
     for (int head = 0; head < heads; ++head) {
       Eigen::MatrixXf keys = normal(tokens, d) * mixes_[head];
       keys.rowwise() += means_[head];
-      const Eigen::MatrixXf values = normal(tokens, d);
+      Eigen::MatrixXf values = normal(tokens, d);
+      for (int token = 0; token < tokens; ++token) {
+        if ((token / group == 1) != (head == 0)) values.row(token) += value_means_[head];
+      }
+      rotated_value_means_[head] = value_means_[head];
+      rotate_hadamard(rotated_value_means_[head].data(), d);
       for (int token = 0; token < tokens; ++token) {
         Eigen::RowVectorXf row = keys.row(token);
         Index position = first_position + token;
@@ -257,6 +273,7 @@ class PackedTail {
     const KeyQuantizer &quantizer = quantizers_[static_cast<std::size_t>(head)];
     cuda::HeadTables tables{};
     if (quantizer.mean() != nullptr) tables.mean = upload(quantizer.mean(), d);
+    if (value_mean(head) != nullptr) tables.value_mean = upload(value_mean(head), d);
     if (const SubspaceBasis *basis = quantizer.basis()) {
       tables.to_basis = upload(basis->to_basis.data(), d * d);
       tables.metric = upload(basis->metric.data(), d);
@@ -382,12 +399,12 @@ class PackedTail {
                                static_cast<std::size_t>(Layout::head_bytes(case_.values));
   }
 
-  /// The device's scale and zero of a channel, the mark of the KeySpace taken off.
+  /// The device's scale and zero of a channel, marks taken off.
   AffineScale key_scale(int page, int head, int channel) const {
     const auto *scales = reinterpret_cast<const half *>(bytes(page, head) + Layout::key_scales);
     const auto *zeros = reinterpret_cast<const half *>(bytes(page, head) + Layout::key_zeros);
     const int at = cuda::key_element(channel);
-    return {zeros[at], channel == 0 ? half(std::abs(static_cast<float>(scales[at]))) : scales[at]};
+    return {zeros[at], half(std::abs(static_cast<float>(scales[at])))};
   }
 
   KeySpace key_space(int page, int head) const {
@@ -480,18 +497,29 @@ class PackedTail {
 
   void compare_values(int page, int head, Difference &difference) const {
     constexpr int step_bytes = Layout::value_step_bytes;
-    std::vector<float> row(d);
+    RowMatrix rows(group, d);
+    for (int token = 0; token < group; ++token) {
+      for (int i = 0; i < d; ++i) {
+        rows(token, i) = static_cast<float>(v_[index(page * group + token, head, i)]);
+      }
+      if (case_.values == ValueCoding::symmetric) rotate_hadamard(rows.row(token).data(), d);
+    }
+    const float *mean = value_mean(head);
+    const bool about_mean = mean != nullptr && cpu::take_mean_off(mean, group, d, rows.data());
+    difference.spaces_off += about_mean != Layout::values_about_mean(bytes(page, head));
+    difference.about_mean += about_mean;
     std::vector<std::uint8_t> codes(d);
     std::vector<AffineScale> scales(static_cast<std::size_t>(Layout::scales_of_a_value(case_.values)));
     const auto *device_scales = reinterpret_cast<const half *>(bytes(page, head) + Layout::value_scales);
     const auto *zeros =
         reinterpret_cast<const half *>(bytes(page, head) + Layout::value_zeros(case_.values));
     for (int token = 0; token < group; ++token) {
-      for (int i = 0; i < d; ++i) {
-        row[static_cast<std::size_t>(i)] = static_cast<float>(v_[index(page * group + token, head, i)]);
+      float *row = rows.row(token).data();
+      if (case_.values == ValueCoding::symmetric) {
+        scales[0] = {half(0.0f), quantize_symmetric(row, d, Layout::ValueBits, codes.data())};
+      } else {
+        quantize_plain_value(row, d, Layout::ValueBits, case_.fit, codes.data(), scales.data());
       }
-      quantize_value(case_.values, row.data(), d, Layout::ValueBits, case_.fit, codes.data(),
-                     scales.data());
       for (std::size_t i = 0; i < scales.size(); ++i) {
         const std::size_t at = i * group + static_cast<std::size_t>(cuda::value_element(token));
         const bool plain = case_.values == ValueCoding::plain;
@@ -511,7 +539,7 @@ class PackedTail {
   std::normal_distribution<float> distribution_;
   std::unique_ptr<cpu::TileTables> tiles_;
   Eigen::MatrixXf mixes_[heads], query_mixes_[heads];
-  Eigen::RowVectorXf means_[heads];
+  Eigen::RowVectorXf means_[heads], value_means_[heads], rotated_value_means_[heads];
   std::vector<half> k_, v_;
   std::vector<KeyQuantizer> quantizers_;
   std::vector<OrthogonalRounding> roundings_;

@@ -66,9 +66,10 @@ class HeadPage {
     }
   }
 
-  /// Values, [Group, HeadDim].
-  RowMatrix values() const {
+  /// Values, [Group, HeadDim]. mean: rotated, or null.
+  RowMatrix values(const float *mean) const {
     RowMatrix values(Group, HeadDim);
+    if (!Layout::values_about_mean(bytes_)) mean = nullptr;
     for (int token = 0; token < Group; ++token) {
       const std::uint8_t *step = bytes_ + Layout::value_codes + token / 16 * Layout::value_step_bytes;
       for (int channel = 0; channel < HeadDim; ++channel) {
@@ -79,11 +80,12 @@ class HeadPage {
         } else {
           const int code =
               cuda::value_code(step, Layout::ValueBits, Layout::channel_tiles, channel, token % 16);
-          values(token, channel) = value(token, channel, static_cast<float>(code));
+          values(token, channel) =
+              value(token, channel, static_cast<float>(code)) + (mean != nullptr ? mean[channel] : 0.0f);
         }
       }
       if (Layout::ValueBits < 16 && values_ == ValueCoding::symmetric) {
-        rotate_hadamard(values.row(token).data(), HeadDim);
+        rotate_hadamard_back(values.row(token).data(), HeadDim);
       }
     }
     return values;
@@ -127,6 +129,7 @@ struct PageCoding {
   const RowMatrix &from_basis;  ///< A^-1, empty without a basis
   const TileFrame *frame;       ///< null: without tiles
   const RotaryTable *rotary;    ///< null: a page's base is 0
+  const float *value_mean;      ///< rotated; null: none
 };
 
 /// Writes the tokens of a page of one head that count to head `head` of k and v.
@@ -134,7 +137,7 @@ template <class Layout, class T, Element S>
 void unpack_page(const HeadPage<Layout, T> &page, const PageCoding &coding, const PageView &view,
                  Index head, TensorView<S> k, TensorView<S> v) {
   RowMatrix keys = page.keys(coding.quantizer, coding.from_basis);
-  const RowMatrix values = page.values();
+  const RowMatrix values = page.values(coding.value_mean);
   if (const float *mean = coding.quantizer.mean()) {
     coding.frame->add_mean(mean, Layout::HeadDim, 1, view.row, Layout::Group, keys.data());
   }

@@ -84,7 +84,7 @@ def symmetric(x, bits):
             w = error < best[0]
             best = [np.where(w, error, best[0]), np.where(w, scale, best[1]), np.where(w, level, best[2])]
     _, scale, level = best
-    gain = np.clip((x * x).sum(1, keepdims=True) / np.maximum((x * scale * level).sum(1, keepdims=True), 1e-12), 1, 2)
+    gain = np.clip((x * x).sum(1, keepdims=True) / np.maximum((x * scale * level).sum(1, keepdims=True), 1e-12), .5, 2)
     return f16(scale * gain) * level
 
 
@@ -168,10 +168,31 @@ def trellis(x, bits, about_mean):
 
 
 def hadamard(n):
+    """D H / sqrt(n): pairs of a channel's bits say which signs D turns; of an odd number of bits the lowest three."""
     h = np.ones((1, 1))
     while len(h) < n:
         h = np.block([[h, h], [h, -h]])
-    return h / math.sqrt(n)
+    channel = np.arange(n)
+    odd = n.bit_length() % 2 == 0
+    pairs = channel >> 3 if odd else channel
+    turned = (channel & 7 == 7) & odd
+    while pairs.any():
+        turned, pairs = turned ^ (pairs & 3 == 3), pairs >> 2
+    return np.where(turned, -1, 1)[:, None] * h / math.sqrt(n)
+
+
+def coded_values(v, bits, learnt_from=None, group=128, coder=symmetric):
+    """Values of tokens behind the sinks, rotated, a page at a time: about the prompt's mean where rows are nearer to it
+    than to 0, and none much farther."""
+    H = hadamard(v.shape[1])
+    mean = ((v if learnt_from is None else learnt_from)[:PROMPT - SINKS] @ H).mean(0)
+    coded = []
+    for t in range(0, len(v), group):
+        x = v[t:t + group] @ H
+        own, left = (x ** 2).sum(1), ((x - mean) ** 2).sum(1)
+        off = mean if (left <= 1.25 * own).all() and left.sum() < own.sum() else 0
+        coded.append((coder(x - off, bits) + off) @ H.T)
+    return np.concatenate(coded)
 
 
 def int8_rows(x):
@@ -448,9 +469,8 @@ def layer_coding(k_pre, q_pre, v, bits, group=128, frame=256, eps=.1):
             plain_pages[t:t + group] = True
             for h in range(len(heads)):
                 keys[h][t:t + group] = plain[h]
-    H = hadamard(d)
     k_hat = [rotate(coded + head[1], np.arange(len(coded)) - head[2] + SINKS) for coded, head in zip(keys, heads)]
-    v_hat = [np.where(plain_pages[:, None], symmetric(x[SINKS:] @ H, bits), symmetric(x[SINKS:] @ H, w)) @ H.T for x, w in zip(v, widths)]
+    v_hat = [np.where(plain_pages[:, None], coded_values(x[SINKS:], bits), coded_values(x[SINKS:], w)) for x, w in zip(v, widths)]
     return k_hat, v_hat
 
 
@@ -589,24 +609,25 @@ def table(title, q, k, v):
         q_rot = [rotate(x, position) for x in q_pre]
         k_rot, kk, vv = rotate(k[:, h], position), k[SINKS:, h], v[:, h]
         stacked = np.concatenate([x[:PROMPT] for x in q_rot])
-        H = hadamard(d)
         plain_values = lambda bits: np.concatenate([affine(vv[:, c:c + 32].T, bits).T for c in range(0, d, 32)], 1)
-        rotated_values = lambda bits: symmetric(vv @ H, bits) @ H.T
+        behind_sinks = lambda coded: np.concatenate([vv[:SINKS], coded])
+        rotated_values = lambda bits, group: behind_sinks(coded_values(vv[SINKS:], bits, group=group))
         k8, v8 = rotate(int8_rows(k_rot), -position)[SINKS:], int8_rows(vv)
-        trellis_values = lambda bits: trellis(vv @ H, bits, False) @ H.T
+        int8_values = lambda bits: behind_sinks(coded_values(v8[SINKS:], bits, learnt_from=vv[SINKS:]))
+        trellis_values = lambda bits: behind_sinks(coded_values(vv[SINKS:], bits, coder=lambda x, bits: trellis(x, bits, False)))
         cases = {
             "plain 2 bit, G 32 (KIVI)": (32, plain_keys(k_rot[SINKS:], 2, 32), plain_values(2)),
             "plain 4 bit, G 32 (KIVI)": (32, plain_keys(k_rot[SINKS:], 4, 32), plain_values(4)),
             "SQuat published l 1e-3, r g d/2, G 32": (32, published_orthogonal_keys(k_rot[SINKS:], stacked, 2, 32, d // 2, 1e-3, d // 2), plain_values(2)),
-            "SQuat full metric, g 1, G 64": (64, orthogonal_keys(k_rot[SINKS:], stacked, 2, 64, clips=(1.0,)), rotated_values(2)),
-            "  with clip search and gain": (64, orthogonal_keys(k_rot[SINKS:], stacked, 2, 64, **fit), rotated_values(2)),
-            "  and tile frame 256": (64, in_tile_frame(kk, q_pre, lambda x, y: orthogonal_keys(x, y, 2, 64, reach=x[:PROMPT - SINKS].std(0), **fit)), rotated_values(2)),
-            "subspace 2 bit, G 128, absolute frame": (128, subspace_keys(k_rot[SINKS:], stacked, 2, 128), rotated_values(2)),
-            "subspace 2 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 2, 128)), rotated_values(2)),
-            "subspace 3 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 3, 128)), rotated_values(3)),
-            "subspace 4 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 4, 128)), rotated_values(4)),
-            "subspace 2 bit, by way of an int8 tail": (128, in_tile_frame(k8, q_pre, lambda x, y, **l: subspace_keys(x, y, 2, 128, **l), learnt_from=kk), symmetric(v8 @ H, 2) @ H.T),
-            "subspace 4 bit, by way of an int8 tail": (128, in_tile_frame(k8, q_pre, lambda x, y, **l: subspace_keys(x, y, 4, 128, **l), learnt_from=kk), symmetric(v8 @ H, 4) @ H.T),
+            "SQuat full metric, g 1, G 64": (64, orthogonal_keys(k_rot[SINKS:], stacked, 2, 64, clips=(1.0,)), rotated_values(2, 64)),
+            "  with clip search and gain": (64, orthogonal_keys(k_rot[SINKS:], stacked, 2, 64, **fit), rotated_values(2, 64)),
+            "  and tile frame 256": (64, in_tile_frame(kk, q_pre, lambda x, y: orthogonal_keys(x, y, 2, 64, reach=x[:PROMPT - SINKS].std(0), **fit)), rotated_values(2, 64)),
+            "subspace 2 bit, G 128, absolute frame": (128, subspace_keys(k_rot[SINKS:], stacked, 2, 128), rotated_values(2, 128)),
+            "subspace 2 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 2, 128)), rotated_values(2, 128)),
+            "subspace 3 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 3, 128)), rotated_values(3, 128)),
+            "subspace 4 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 4, 128)), rotated_values(4, 128)),
+            "subspace 2 bit, by way of an int8 tail": (128, in_tile_frame(k8, q_pre, lambda x, y, **l: subspace_keys(x, y, 2, 128, **l), learnt_from=kk), int8_values(2)),
+            "subspace 4 bit, by way of an int8 tail": (128, in_tile_frame(k8, q_pre, lambda x, y, **l: subspace_keys(x, y, 4, 128, **l), learnt_from=kk), int8_values(4)),
             "trellis 2 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 2, 128, codes="trellis")), trellis_values(2)),
             "trellis 3 bit, G 128, tile frame 256": (128, in_tile_frame(kk, q_pre, lambda x, y: subspace_keys(x, y, 3, 128, codes="trellis")), trellis_values(3)),
         }

@@ -86,6 +86,15 @@ void add_keys(QueryStatistics &statistics, HeadRows keys, Index row) {
   }
 }
 
+/// Adds values to their sum.
+inline void add_values(QueryStatistics &statistics, HeadRows values) {
+  double *sum = statistics.sums(&HeadSums::value_sum).data();
+  for (Index token = 0; token < values.rows(); ++token) {
+    for (Index i = 0; i < values.cols(); ++i) sum[i] += static_cast<double>(values(token, i));
+  }
+  statistics.sums(&HeadSums::values)[0] += static_cast<double>(values.rows());
+}
+
 /// C += sum x x^T of queries that were multiplied by the square root of their weights.
 template <class Real = double>
 void add_weighted_queries(QueryStatistics &statistics, HeadRows queries) {
@@ -166,6 +175,16 @@ inline std::vector<double> key_mean(const QueryStatistics &statistics, const Til
 }  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
+
+/// The mean value, [head_dim]; zeros before the first.
+inline std::vector<float> value_mean(const QueryStatistics &statistics) {
+  const std::span<const double> sum = statistics.sums(&HeadSums::value_sum);
+  const double count = std::max(statistics.sums(&HeadSums::values)[0], 1.0);
+  std::vector<float> mean(sum.size());
+  std::transform(sum.begin(), sum.end(), mean.begin(),
+                 [&](double x) { return static_cast<float>(x / count); });
+  return mean;
+}
 
 /// The mean of the keys as row 0 of a tile has them, [head_dim]: of keys
 /// before their rotary embedding. frame: null without a tile frame.

@@ -1,6 +1,6 @@
 #pragma once
 
-// Statistics of queries and keys that outlive a cache: saved from one run, they
+// Statistics of queries, keys and values that outlive a cache: saved from one run, they
 // teach the codings of another before its first token.
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include <ostream>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -107,8 +108,7 @@ class Prior {
       } else if (numbers[0] == 2) {
         read_version_2(statistics, read);
       } else {
-        QueryStatistics::visit_sums(statistics,
-                                    [&](auto sums) { read(sums.data(), sums.size_bytes()); });
+        read_sums(statistics, numbers[0], read);
       }
       check_sums(statistics);
       prior.heads_.push_back(std::move(statistics));
@@ -124,7 +124,7 @@ class Prior {
   using Shape = std::array<std::int64_t, 5>;  // version, layers, kv_heads, head_dim, rows
 
   static constexpr std::array<char, 8> mark = {'s', 'q', 'u', 'a', 't', 'p', 'r', 'i'};
-  static constexpr std::int64_t version = 3;
+  static constexpr std::int64_t version = 4;
 
   /// FNV-1a over 64 bits.
   struct Checksum {
@@ -201,12 +201,23 @@ class Prior {
     take(statistics.sums(&HeadSums::row_sums));
   }
 
+  /// From version 3 on all sums are there in their order; version 3 had none of values.
+  template <class Read>
+  static void read_sums(QueryStatistics &statistics, std::int64_t of_version, Read &&read) {
+    const auto added = of_version == 3 ? static_cast<std::size_t>(statistics.head_dim()) + 1 : 0;
+    QueryStatistics::visit_sums(statistics, [&]<class Real>(std::span<Real> sums) {
+      const std::size_t missing = std::is_same_v<Real, double> ? added : 0;
+      read(sums.data(), (sums.size() - missing) * sizeof(Real));
+    });
+  }
+
   static void check_sums(const QueryStatistics &statistics) {
     bool possible = true;
     QueryStatistics::visit_sums(statistics, [&](auto sums) {
       possible &= std::all_of(sums.begin(), sums.end(), [](auto sum) { return std::isfinite(sum); });
     });
-    possible &= statistics.queries() >= 0 && statistics.keys() >= 0;
+    possible &= statistics.queries() >= 0 && statistics.keys() >= 0 &&
+                statistics.sums(&HeadSums::values)[0] >= 0;
     for (const auto weights : {&HeadSums::far_queries, &HeadSums::key_weight, &HeadSums::value_weight,
                                &HeadSums::output_square}) {
       possible &= statistics.sums(weights)[0] >= 0;

@@ -1,7 +1,7 @@
 #pragma once
 
-// Moments of the queries and keys of one KV head: all that a coding learns
-// from.
+// Moments of the queries, keys and values of one KV head: all that a coding
+// learns from.
 
 #include <algorithm>
 #include <cstddef>
@@ -57,13 +57,16 @@ struct HeadSums {
   SumArray<double> output_square{value_weight.end(), 1};      ///< [1], sum |o|^2 of queries
   SumArray<float> weighted_moment{row_sums.end(), triangle};  ///< sum w q q^T, a packed triangle
 
-  Index doubles = output_square.end();
+  SumArray<double> values{output_square.end(), 1};     ///< [1], how many
+  SumArray<double> value_sum{values.end(), head_dim};  ///< [head_dim], of all values
+
+  Index doubles = value_sum.end();
   Index floats = weighted_moment.end();
 };
 static_assert(std::is_trivially_copyable_v<HeadSums>);
 
 /// Additive moments of the queries (of every query head that shares the KV
-/// head) and keys of one KV head. Two of them merge into what one would hold
+/// head), keys and values of one KV head. Two of them merge into what one would hold
 /// that had seen the tokens of both. moments.hpp adds tokens to them and says
 /// what codings read from them.
 ///

@@ -49,7 +49,7 @@ namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Codes one row x [count], a rotated value, into `codes` [count] and returns its
 /// scale: the multiple of the row's RMS of least squared error, times gain =
-/// <x, x> / <x, x^>, held to [1, 2], which makes the coded row unbiased along
+/// <x, x> / <x, x^>, held to [.5, 2], which makes the coded row unbiased along
 /// x. Attention averages such errors away; shrinkage it would keep.
 template <class Scalar>
 half quantize_symmetric(const Scalar *x, Index count, int bits, std::uint8_t *codes) {
@@ -83,7 +83,7 @@ half quantize_symmetric(const Scalar *x, Index count, int bits, std::uint8_t *co
                                   store_codes(code, codes + i);
                                   return row(i) * (code - offset);
                                 }).sum();
-  const float gain = std::clamp(squares / std::max(products, 1e-12f), 1.0f, 2.0f);
+  const float gain = std::clamp(squares / std::max(products, 1e-12f), .5f, 2.0f);
   return to_half_saturated(best * gain);
 }
 

@@ -24,17 +24,11 @@ constexpr Index value_scales(ValueCoding coding, Index head_dim) {
   return coding == ValueCoding::symmetric ? 1 : head_dim / value_group(head_dim);
 }
 
-/// Codes one value row [head_dim], which is overwritten. codes [head_dim];
-/// scales [value_scales]; a symmetric row's zero is left at 0: its codes count
-/// from middle_code(bits).
+/// Codes one value row [head_dim], which is overwritten, by groups of channels. codes [head_dim];
+/// scales [value_scales].
 template <class Scalar>
-void quantize_value(ValueCoding coding, Scalar *row, Index head_dim, int bits, AffineFit fit,
-                    std::uint8_t *codes, AffineScale *scales) {
-  if (coding == ValueCoding::symmetric) {
-    rotate_hadamard(row, head_dim);
-    *scales = {half(0.0f), quantize_symmetric(row, head_dim, bits, codes)};
-    return;
-  }
+void quantize_plain_value(Scalar *row, Index head_dim, int bits, AffineFit fit, std::uint8_t *codes,
+                          AffineScale *scales) {
   const Index group = value_group(head_dim);
   for (Index first = 0; first < head_dim; first += group) {
     Scalar *x = row + first;

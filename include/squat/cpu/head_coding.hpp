@@ -116,8 +116,9 @@ struct HeadCoding {
   const RotaryTable *rotary = nullptr;  ///< null: a page's base is 0
   const KeyQuantizer *quantizer = nullptr;
   const QueryTransform *transform = nullptr;
-  CodePlace place{};           ///< of the codes in a page of KeySpace::channels
-  CodePlace place_in_basis{};  ///< of KeySpace::basis
+  const float *value_mean = nullptr;  ///< [head_dim], rotated as values are; null: none was learnt
+  CodePlace place{};                  ///< of the codes in a page of KeySpace::channels
+  CodePlace place_in_basis{};         ///< of KeySpace::basis
 
   /// Modes of the mean key, 0 without one.
   Index modes() const { return quantizer->mean() ? tiles->mode_products.outputs() : 0; }

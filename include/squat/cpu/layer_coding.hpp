@@ -14,6 +14,7 @@
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/coding/attention_weights.hpp"
+#include "squat/coding/hadamard.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/moments.hpp"
 #include "squat/coding/observation.hpp"
@@ -48,6 +49,7 @@ class LayerCoding {
                     KeyQuantizer(*options.coding, *options.fit, options.orthogonal, layout.key_bits,
                                  options.head_dim)),
         transforms_(static_cast<std::size_t>(options.kv_heads)),
+        value_means_(static_cast<std::size_t>(options.kv_heads)),
         allocation_(layout.key_bits <= 4 ? *options.allocation : Allocation::head) {}
 
   int layer() const { return layer_; }
@@ -55,6 +57,12 @@ class LayerCoding {
   const KeyQuantizer &quantizer(Index head) const { return quantizers_[static_cast<std::size_t>(head)]; }
   const QueryTransform &transform(Index head) const {
     return transforms_[static_cast<std::size_t>(head)];
+  }
+
+  /// The mean value, rotated as values are; null where none is known.
+  const float *value_mean(Index head) const {
+    const std::vector<float> &mean = value_means_[static_cast<std::size_t>(head)];
+    return mean.empty() ? nullptr : mean.data();
   }
 
   /// How the heads share the bits of a page; null where each has as many. Otherwise all heads of a page
@@ -119,6 +127,7 @@ class LayerCoding {
     output_square_ = 0;
     for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
     for (QueryTransform &transform : transforms_) transform = QueryTransform();
+    for (std::vector<float> &mean : value_means_) mean.clear();
   }
 
   /// Adds `count` tokens of a call, from its token `first` on, to the statistics of one KV head, `heads`
@@ -142,7 +151,9 @@ class LayerCoding {
           weigh_queries(statistics, head, heads, q, seen, part, rows, scratch);
         });
       }
-      add_keys(statistics, head, k, observation_.keys(part), rows);
+      const ObservedTokens coded = observation_.keys(part);
+      add_keys(statistics, head, k, coded, rows);
+      if (knows_values()) add_values(statistics, head, v, coded, rows);
     }
   }
 
@@ -163,6 +174,10 @@ class LayerCoding {
     quantizers_[i].learn<Real>(*statistics_[i], frame(), weighting);
     transforms_[i] = QueryTransform(quantizers_[i]);
     quantizers_[i].drop_matrix();
+    if (knows_values() && statistics_[i]->sums(&HeadSums::values)[0] > 0) {
+      value_means_[i] = squat::value_mean(*statistics_[i]);
+      rotate_hadamard(value_means_[i].data(), layout_.head_dim);
+    }
   }
 
   /// All KV heads have learnt, with that weighting.
@@ -211,6 +226,7 @@ class LayerCoding {
     std::size_t sum = 0;
     for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
     for (const QueryTransform &transform : transforms_) sum += transform.bytes();
+    for (const std::vector<float> &mean : value_means_) sum += mean.size() * sizeof(float);
     sum += value_weights_.size() * sizeof(double);
     if (shares_) sum += shares_->bytes();
     return sum;
@@ -332,6 +348,21 @@ class LayerCoding {
     squat::add_keys(statistics, {rows, tokens.count, d}, tile_row);
   }
 
+  template <Element S>
+  void add_values(QueryStatistics &statistics, Index head, TensorView<const S> v,
+                  const ObservedTokens &tokens, float *rows) const {
+    for (Index token = 0; token < tokens.count; ++token) {
+      convert_row(v.row(tokens.first + token, head), v.head_dim, rows + token * v.head_dim);
+    }
+    squat::add_values(statistics, {rows, tokens.count, v.head_dim});
+  }
+
+  /// Whether values may be coded about their mean: where there are scales of keys to say so.
+  bool knows_values() const {
+    return layout_.key_bits < 16 && layout_.value_bits < 16 &&
+           layout_.value_coding == ValueCoding::symmetric;
+  }
+
   PageLayout layout_;
   int layer_;
   const TileTables *tiles_;
@@ -344,6 +375,7 @@ class LayerCoding {
   Statistics statistics_;  // a KV head each, while they are wanted
   std::vector<KeyQuantizer> quantizers_;
   std::vector<QueryTransform> transforms_;
+  std::vector<std::vector<float>> value_means_;  // of a KV head each
   Allocation allocation_;
   std::vector<double> value_weights_;  // HeadSums::value_weight of each head, where bits are shared
   double output_square_ = 0;           // HeadSums::output_square of all heads, likewise

@@ -333,6 +333,7 @@ class Operations {
             rotary,
             &layer.quantizer(head),
             &layer.transform(head),
+            layer.value_mean(head),
             layer.place(head, KeySpace::channels),
             layer.place(head, KeySpace::basis)};
   }
@@ -495,12 +496,12 @@ class Operations {
     if (layout_.value_bits == 16) {
       convert_row(codes.value_codes<Exact16<T>>(), group * d, values);
     } else {
-      unpack_values(layout_, codes, page.data, head, values);
+      unpack_values(layout_, codes, page.data, head, coding.value_mean, values);
     }
     for (Index token = 0; token < page.tokens; ++token) {
       float *value = values + (page.first + token) * d;
       if (layout_.value_bits < 16 && layout_.value_coding == ValueCoding::symmetric)
-        rotate_hadamard(value, d);
+        rotate_hadamard_back(value, d);
       write_row(value, 1, v.row(token, head));
     }
   }

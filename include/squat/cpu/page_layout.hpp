@@ -7,7 +7,8 @@
 //
 //   key zeros     float16 [head_dim]
 //   key scales    float16 [head_dim]; the sign of the first names the KeySpace,
-//                 that of the second the kind of codes of up to 3 bits
+//                 that of the second the kind of codes of up to 3 bits; that of
+//                 the third says that values are coded about their mean
 //   value scales  float16 [value_scales, group]; plain values: as many zeros
 //                 behind them
 //
@@ -120,23 +121,28 @@ class PageLayout {
   /// What the codes of a page's keys stand for.
   KeySpace key_space(std::byte *page, Index head) const {
     if (key_bits == 16) return KeySpace::channels;
-    std::uint16_t scale;
-    std::memcpy(&scale, key_scales(page, head), sizeof scale);
-    return (scale & 0x8000u) != 0 ? KeySpace::basis : KeySpace::channels;
+    return sign(page, head, 0) ? KeySpace::basis : KeySpace::channels;
   }
 
   /// What they are where they have up to 3 bits.
   Codes key_codes(std::byte *page, Index head) const {
-    std::uint16_t scale;
-    std::memcpy(&scale, key_scales(page, head) + 1, sizeof scale);
-    return (scale & 0x8000u) != 0 ? Codes::trellis : Codes::scalar;
+    return sign(page, head, 1) ? Codes::trellis : Codes::scalar;
+  }
+
+  /// Whether the mean value was taken off the page's values. Only pages of packed keys can say so.
+  bool values_about_mean(std::byte *page, Index head) const {
+    return key_bits < 16 && sign(page, head, 2);
+  }
+  void set_values_about_mean(std::byte *page, Index head) const {
+    half &scale = key_scales(page, head)[2];
+    scale = -scale;
   }
 
   /// The zero and scale of a channel or coordinate.
   AffineScale key_scale(std::byte *page, Index head, Index channel) const {
     const half scale = key_scales(page, head)[channel];
     return {key_zeros(page, head)[channel],
-            channel < 2 ? half(std::abs(static_cast<float>(scale))) : scale};
+            channel < 3 ? half(std::abs(static_cast<float>(scale))) : scale};
   }
 
   /// What those of values of that width are.
@@ -173,6 +179,13 @@ class PageLayout {
 
  private:
   std::size_t heads() const { return static_cast<std::size_t>(kv_heads); }
+
+  /// Of a scale of the keys, which are all above 0.
+  bool sign(std::byte *page, Index head, Index scale) const {
+    std::uint16_t bits;
+    std::memcpy(&bits, key_scales(page, head) + scale, sizeof bits);
+    return (bits & 0x8000u) != 0;
+  }
 
   static std::size_t exact_or_code_bytes(int bits, Index rows, Index inner) {
     return bits == 16 ? static_cast<std::size_t>(rows * inner) * sizeof(half)

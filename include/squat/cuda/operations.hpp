@@ -95,10 +95,12 @@ class Operations {
   /// Adds `count` tokens of a call, from its token `first` on, to the statistics of its coding.
   /// Attention is not weighed.
   template <Element S>
-  void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S>,
+  void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
                Index first, Index count, cudaStream_t stream) {
+    const bool means = KeyBits < 16 && ValueBits < 16 && *options_->values == ValueCoding::symmetric;
     const ObservedRows<S> rows = {.q = device_tensor(q),
                                   .k = device_tensor(k),
+                                  .v = means ? device_tensor(v) : DeviceTensor<const S>{},
                                   .heads_per_kv_head = options_->query_heads / kv_heads(),
                                   .first = call.first_row + first,
                                   .tokens = static_cast<int>(count),

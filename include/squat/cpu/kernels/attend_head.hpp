@@ -15,6 +15,7 @@
 #include <array>
 #include <concepts>
 #include <cstdint>
+#include <numeric>
 #include <span>
 
 #include "squat/cache/call.hpp"
@@ -72,6 +73,7 @@ class HeadAttention {
     rotated_queries_ = scratch.take<float>(rows * d);
     exact_sum_ = scratch.take<float>(rows * d);
     packed_sum_ = scratch.take<float>(rows * d);
+    mean_weights_ = scratch.take<float>(rows);
     scores_ = scratch.take<float>(rows * stride_);
     limits_ = scratch.take<Index>(rows);
     states_ = scratch.take<SoftmaxState>(rows);
@@ -92,8 +94,8 @@ class HeadAttention {
     const Index d = layout.head_dim, stride = score_stride(layout, rows);
     return TileQueries<float>::scratch_bytes(rows, d, pages_of(layout, rows)) +
            4 * Scratch::bytes<float>(rows * d) + Scratch::bytes<float>(rows * stride) +
-           Scratch::bytes<Index>(rows) + Scratch::bytes<SoftmaxState>(rows) +
-           2 * Scratch::bytes<T>(run_tokens * d) +
+           Scratch::bytes<float>(rows) + Scratch::bytes<Index>(rows) +
+           Scratch::bytes<SoftmaxState>(rows) + 2 * Scratch::bytes<T>(run_tokens * d) +
            (rows > few_rows ? 2 * Scratch::bytes<float>(stride * d)
                             : static_cast<std::size_t>(pages_of(layout, rows)) *
                                   CodeWeights::scratch_bytes(rows, std::max(d, layout.group)));
@@ -115,6 +117,7 @@ class HeadAttention {
     rotated_ = false;
     std::fill_n(exact_sum_, rows_ * d, 0.0f);
     std::fill_n(packed_sum_, rows_ * d, 0.0f);
+    std::fill_n(mean_weights_, rows_, 0.0f);
   }
 
   /// Attends to `tokens` rows that are not packed, the first of which has `position` tokens
@@ -225,7 +228,10 @@ class HeadAttention {
     const Index d = layout_.head_dim;
     for (Index row = 0; row < rows_; ++row) {
       float *packed = packed_sum_ + row * d;
-      if (layout_.value_bits < 16) rotate_hadamard(packed, d);
+      if (mean_weights_[row] > 0) {
+        for (Index i = 0; i < d; ++i) packed[i] += mean_weights_[row] * coding_.value_mean[i];
+      }
+      if (layout_.value_bits < 16) rotate_hadamard_back(packed, d);
       for (Index i = 0; i < d; ++i) packed[i] += exact_sum_[row * d + i];
     }
     return {packed_sum_, d};
@@ -334,6 +340,7 @@ class HeadAttention {
   void rescale(Index row, float factor) {
     if (factor == 1.0f) return;
     const Index d = layout_.head_dim;
+    mean_weights_[row] *= factor;
     for (Index i = row * d; i < (row + 1) * d; ++i) {
       exact_sum_[i] *= factor;
       packed_sum_[i] *= factor;
@@ -355,11 +362,14 @@ class HeadAttention {
     float *sums = layout_.value_coding == ValueCoding::symmetric ? packed_sum_ : exact_sum_;
     if (many()) {
       return for_each_page([&](Index, const PageView &page, std::ptrdiff_t) {
-        unpack_values(layout_, codes(page), page.data, head_, values_);
+        unpack_values(layout_, codes(page), page.data, head_, coding_.value_mean, values_);
         add_product<float>(probability_matrix(group), strided_rows<const float>(values_, group, d),
                            strided_rows(sums, rows_, d));
       });
     }
+    for_each_page([&](Index i, const PageView &page, std::ptrdiff_t) {
+      sum_means(page, {scores(i).data, stride_});
+    });
     for (Index scale = 0; scale < layout_.scales_of_a_value; ++scale) {
       for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
         const RowView<float> of_page = scores(i);
@@ -369,6 +379,15 @@ class HeadAttention {
       for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
         sum_values(layout_, codes(page), scale, weights_[static_cast<std::size_t>(i)], {sums, d}, ahead);
       });
+    }
+  }
+
+  /// Notes how much a page weighs whose values are coded about their mean.
+  void sum_means(const PageView &page, RowView<const float> weights) {
+    if (!layout_.values_about_mean(page.data, head_)) return;
+    for (Index row = 0; row < rows_; ++row) {
+      const float *of_row = weights[row];
+      mean_weights_[row] += std::accumulate(of_row, of_row + layout_.group, 0.0f);
     }
   }
 
@@ -384,6 +403,7 @@ class HeadAttention {
   float *rotated_queries_ = nullptr;             // [rows, head_dim]
   float *exact_sum_ = nullptr;                   // [rows, head_dim]
   float *packed_sum_ = nullptr;                  // [rows, head_dim], of rotated values
+  float *mean_weights_ = nullptr;                // [rows], of values that are coded about their mean
   float *scores_ = nullptr;                      // [rows, stride]
   float *keys_ = nullptr;           // [stride, head_dim] or [head_dim, group], for many rows
   float *values_ = nullptr;         // [stride, head_dim], for many rows

@@ -78,17 +78,45 @@ CodedKeys pack_keys(const Layout &layout, const HeadCoding &coding, const float 
   return coded;
 }
 
-/// Packs values as trellis codes, a page of them at a time. codes: memory for [group, head_dim].
+/// Takes the mean off the rows [count, head_dim] of a page where that brings them nearer to 0, and takes
+/// none of them far from there: queries that have nothing to look for attend to tokens whose values are
+/// small. Returns whether it did.
+inline bool take_mean_off(const float *mean, Index count, Index head_dim, float *rows) {
+  constexpr float most_growth = 1.25f;  // of a row's square
+  const Eigen::Map<const Eigen::ArrayXf> centre(mean, head_dim);
+  float squares = 0, about_mean = 0;
+  for (Index row = 0; row < count; ++row) {
+    const Eigen::Map<const Eigen::ArrayXf> x(rows + row * head_dim, head_dim);
+    const float own = x.square().sum(), left = (x - centre).square().sum();
+    if (left > most_growth * own) return false;
+    squares += own;
+    about_mean += left;
+  }
+  if (!(about_mean < squares)) return false;
+  for (Index row = 0; row < count; ++row) {
+    for (Index i = 0; i < head_dim; ++i) rows[row * head_dim + i] -= mean[i];
+  }
+  return true;
+}
+
+/// Packs values that are rotated and about their mean: rows [group, head_dim]. codes: memory for as
+/// many.
 template <class Layout>
-void pack_trellis_values(const Layout &layout, const HeadCodes &to, float *rows, std::byte *page,
-                         Index head, std::uint8_t *codes, Scratch scratch) {
+void pack_symmetric_values(const Layout &layout, const HeadCodes &to, const float *rows, std::byte *page,
+                           Index head, std::uint8_t *codes, Scratch scratch) {
   const Index d = layout.head_dim, group = layout.group;
-  auto *scales = scratch.take<AffineScale>(group);
-  for (Index token = 0; token < group; ++token) rotate_hadamard(rows + token * d, d);
-  trellis_quantizer(true, d, scratch).quantize_symmetric(rows, group, d, to.value_bits, codes, scales);
   half *steps = layout.value_scales_row(page, head, 0);
+  auto *packed = to.value_codes<std::uint8_t>();
+  if (layout.value_codes(to.value_bits) == Codes::scalar) {
+    for (Index token = 0; token < group; ++token) {
+      steps[token] = quantize_symmetric(rows + token * d, d, to.value_bits, codes + token * d);
+    }
+    return pack_codes(to.value_bits, codes, d, d, group, packed);
+  }
+  auto *scales = scratch.take<AffineScale>(group);
+  trellis_quantizer(true, d, scratch).quantize_symmetric(rows, group, d, to.value_bits, codes, scales);
   for (Index token = 0; token < group; ++token) steps[token] = scales[token].scale;
-  pack_trellis(to.value_bits, codes, d, d, group, to.value_codes<std::uint8_t>());
+  pack_trellis(to.value_bits, codes, d, d, group, packed);
 }
 
 /// Packs the values rows [group, head_dim] (floats, row-major, overwritten) of
@@ -100,18 +128,19 @@ void pack_values(const Layout &layout, const HeadCoding &coding, AffineFit fit, 
   const HeadCodes to = coding.codes(page, layout.key_space(page, head));
   if (layout.value_bits == 16) return convert_row(rows, group * d, to.value_codes<Exact16<T>>());
   auto *codes = scratch.take<std::uint8_t>(group * d);
-  if (layout.value_codes(to.value_bits) == Codes::trellis) {
-    return pack_trellis_values(layout, to, rows, page, head, codes, scratch);
+  if (layout.value_coding == ValueCoding::symmetric) {
+    for (Index token = 0; token < group; ++token) rotate_hadamard(rows + token * d, d);
+    if (coding.value_mean != nullptr && take_mean_off(coding.value_mean, group, d, rows)) {
+      layout.set_values_about_mean(page, head);
+    }
+    return pack_symmetric_values(layout, to, rows, page, head, codes, scratch);
   }
   auto *scales = scratch.take<AffineScale>(layout.scales_of_a_value);
   for (Index token = 0; token < group; ++token) {
-    quantize_value(layout.value_coding, rows + token * d, d, to.value_bits, fit, codes + token * d,
-                   scales);
+    quantize_plain_value(rows + token * d, d, to.value_bits, fit, codes + token * d, scales);
     for (Index i = 0; i < layout.scales_of_a_value; ++i) {
       layout.value_scales_row(page, head, i)[token] = scales[i].scale;
-      if (layout.value_coding == ValueCoding::plain) {
-        layout.value_zeros_row(page, head, i)[token] = scales[i].zero;
-      }
+      layout.value_zeros_row(page, head, i)[token] = scales[i].zero;
     }
   }
   pack_codes(to.value_bits, codes, d, d, group, to.value_codes<std::uint8_t>());

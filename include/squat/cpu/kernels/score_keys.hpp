@@ -46,7 +46,7 @@ void weigh_keys(const Layout &layout, const HeadCodes &codes, std::byte *page, I
       for (auto &magnitudes : most) magnitudes = broadcast(0);
       for (Index i = first; i < last; i += float_lanes) {
         const FloatVector zero = load_floats(zeros + i);
-        // The signs of the first two scales say what the page's codes stand for.
+        // The signs of the first scales say what the page's codes stand for.
         const FloatVector scale = magnitude(load_floats(scales + i));
         SQUAT_UNROLL(16)
         for (int r = 0; r < RowCount; ++r) {

@@ -69,7 +69,7 @@ void load_row(const Scalar *from, Index head_dim, float *to) {
     for (Index i = 0; i < head_dim; i += float_lanes) {
       store_floats(to + i, load_floats(from + i) * step);
     }
-    rotate_hadamard(to, head_dim);
+    rotate_hadamard_back(to, head_dim);
   } else {
     convert_row(from, head_dim, to);
   }

@@ -106,10 +106,11 @@ void unpack_keys(const Layout &layout, const HeadCodes &codes, std::byte *page, 
   }
 }
 
-/// Values of one head and page, [group, head_dim]; symmetric ones stay rotated.
+/// Values of one head and page, [group, head_dim]; symmetric ones stay rotated. mean: that of the head,
+/// or null.
 template <class Layout>
 void unpack_values(const Layout &layout, const HeadCodes &codes, std::byte *page, Index head,
-                   float *values) {
+                   const float *mean, float *values) {
   SQUAT_ASSERT(layout.value_bits < 16);
   const Index d = layout.head_dim, group = layout.group;
   const Codes kind = layout.value_codes(codes.value_bits);
@@ -127,6 +128,8 @@ void unpack_values(const Layout &layout, const HeadCodes &codes, std::byte *page
       for (Index channel = 0; channel < run; ++channel) row[channel] = zero + scale * row[channel];
     }
   }
+  if (!layout.values_about_mean(page, head)) return;
+  for (Index i = 0; i < group * d; ++i) values[i] += mean[i % d];
 }
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -213,15 +213,20 @@ inline HeadTables head_tables(TableImage &image, const KeyQuantizer &quantizer,
   return tables;
 }
 
-/// The tables of a layer's codings, made of one quantiser and its matrices a KV head.
+/// The tables of a layer's codings, made of one quantiser, its matrices and, unless there are none, the
+/// rotated mean value a KV head.
 inline CodingTables coding_tables(DeviceBuffer<std::byte> &memory,
                                   std::span<const KeyQuantizer> quantizers,
-                                  std::span<const QueryMatrices> matrices, const DeviceTiles &tiles,
-                                  bool learnt, cudaStream_t stream) {
+                                  std::span<const QueryMatrices> matrices,
+                                  std::span<const std::vector<float>> value_means,
+                                  const DeviceTiles &tiles, bool learnt, cudaStream_t stream) {
   return build_tables(memory, stream, [&](TableImage &image) {
     std::vector<HeadTables> heads;
-    for (std::size_t i = 0; i < quantizers.size(); ++i)
+    for (std::size_t i = 0; i < quantizers.size(); ++i) {
       heads.push_back(head_tables(image, quantizers[i], matrices[i], tiles));
+      if (value_means.empty()) continue;
+      heads.back().value_mean = image.add(value_means[i].data(), quantizers[i].head_dim());
+    }
     return CodingTables{.heads = image.add(heads.data(), static_cast<Index>(heads.size())),
                         .tiles = tiles.tables(),
                         .learnt = learnt};

@@ -25,6 +25,7 @@ template <class S>
 struct ObservedRows {
   DeviceTensor<const S> q;  ///< data null: keys alone
   DeviceTensor<const S> k;
+  DeviceTensor<const S> v;  ///< data null: not asked for
   int heads_per_kv_head;
   long long first;  ///< row of the first
   int tokens;
@@ -54,6 +55,7 @@ class DeviceStatistics {
     auto other = std::make_unique<DeviceStatistics>(kv_heads_, layout_.head_dim, group_, layout_.rows,
                                                     observation_.sinks, stream);
     other->queries_ = queries_;
+    other->values_ = values_;
     other->groups_ = groups_;
     other->row_counts_ = row_counts_;
     other->in_group_ = in_group_;
@@ -91,6 +93,7 @@ class DeviceStatistics {
     if (keys.tokens > 0) add_key_runs(keys, tables.frame, runs);
     add_moments<HeadDim>(rows, tables, runs, workspace, stream);
     if (keys.tokens > 0) add_keys<HeadDim>(rows.k, keys, tables, stream);
+    if (keys.tokens > 0 && rows.v.data != nullptr) add_values<HeadDim>(rows.v, keys, stream);
     check(cudaGetLastError(), "statistics");
   }
 
@@ -105,6 +108,7 @@ class DeviceStatistics {
       double *of_head = doubles.data() + head * layout_.doubles;
       of_head[layout_.queries.first] = queries_;
       of_head[layout_.groups.first] = groups_;
+      of_head[layout_.values.first] = values_;
       std::copy(row_counts_.begin(), row_counts_.end(), of_head + layout_.row_counts.first);
       if (layout_.rows == 1) {  // the sums of the one row are those of all
         const double *sums = of_head + layout_.key_sum.first;
@@ -212,10 +216,18 @@ class DeviceStatistics {
     in_group_ = filled % group_;
   }
 
+  template <int HeadDim, class S>
+  void add_values(const DeviceTensor<const S> &v, const ObservedKeys &keys, cudaStream_t stream) {
+    using Shape = RowSumShape<HeadDim>;
+    const dim3 grid(Shape::slices, static_cast<unsigned>(kv_heads_));
+    add_value_sums<HeadDim, S><<<grid, HeadDim, 0, stream>>>(v, keys, layout_, doubles_.data());
+    values_ += keys.tokens;
+  }
+
   int kv_heads_, group_;
   Observation observation_;
   HeadSums layout_;
-  double queries_ = 0, groups_ = 0;
+  double queries_ = 0, groups_ = 0, values_ = 0;
   std::vector<double> row_counts_;
   int in_group_ = 0;              // keys of the group that is filling
   bool odd_ = false;              // which half of filling_ holds it

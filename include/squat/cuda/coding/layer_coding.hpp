@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "squat/cache/options.hpp"
+#include "squat/coding/hadamard.hpp"
 #include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/moments.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/coding/subspace_basis.hpp"
 #include "squat/core/config.hpp"
@@ -33,7 +36,7 @@ class LayerCoding {
     const bool learns = key_bits < 16 && learns_from_prompt(*options.coding);
     const std::vector<QueryMatrices> none(quantizers_.size());
     DeviceBuffer<std::byte> memory;
-    tables_ = coding_tables(memory, quantizers_, none, tiles, !learns, nullptr);
+    tables_ = coding_tables(memory, quantizers_, none, {}, tiles, !learns, nullptr);
     memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
     check(cudaStreamSynchronize(nullptr), "coding tables");
   }
@@ -84,6 +87,7 @@ class LayerCoding {
   template <class ForEach>
   void learn(ForEach &&for_each, cudaStream_t stream) {
     std::vector<QueryMatrices> matrices(quantizers_.size());
+    std::vector<std::vector<float>> value_means;
     if (statistics_) {
       const std::vector<QueryStatistics> heads = statistics(stream);
       for_each([&](Index head) {
@@ -91,9 +95,11 @@ class LayerCoding {
         quantizers_[i].learn(heads[i], tiles_->frame());
         matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
       });
+      value_means = rotated_value_means(heads);
     }
     DeviceBuffer<std::byte> memory;
-    const CodingTables tables = coding_tables(memory, quantizers_, matrices, *tiles_, true, stream);
+    const CodingTables tables =
+        coding_tables(memory, quantizers_, matrices, value_means, *tiles_, true, stream);
     memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
     tables_ = tables;
     learnt_ = true;
@@ -131,6 +137,17 @@ class LayerCoding {
   }
 
  private:
+  /// Empty where nothing is known of values.
+  static std::vector<std::vector<float>> rotated_value_means(std::span<const QueryStatistics> heads) {
+    std::vector<std::vector<float>> means;
+    for (const QueryStatistics &statistics : heads) {
+      if (statistics.sums(&HeadSums::values)[0] == 0) return {};
+      means.push_back(value_mean(statistics));
+      rotate_hadamard(means.back().data(), statistics.head_dim());
+    }
+    return means;
+  }
+
   Index rows_of_frame() const { return tiles_->frame() ? tiles_->frame()->rows() : 1; }
 
   const Options *options_;

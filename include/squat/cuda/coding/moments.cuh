@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::turn_threads)
   }
 }
 
-/// Consecutive keys of a call: the first stands at `position`, in row `row` of its tile.
+/// Consecutive keys of a call, and values: the first stands at `position`, in row `row` of its tile.
 struct ObservedKeys {
   long long first;  ///< row of the tensor
   int tokens;
@@ -317,6 +317,20 @@ __global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTab
   double *to_all = doubles + head * layout.doubles + layout.key_sum.first;
   atomicAdd(to_all + channels.x, sum.x);
   atomicAdd(to_all + channels.y, sum.y);
+}
+
+/// Adds values to their sum. Grid: slices of the tokens, KV head; a thread a channel.
+template <int HeadDim, class S>
+__global__ void add_value_sums(DeviceTensor<const S> v, ObservedKeys keys, HeadSums layout,
+                               double *doubles) {
+  const int channel = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.y);
+  double sum = 0;
+#pragma unroll 8
+  for (int token = static_cast<int>(blockIdx.x); token < keys.tokens;
+       token += static_cast<int>(gridDim.x)) {
+    sum += load_element(v.row(keys.first + token, head) + channel);
+  }
+  atomicAdd(doubles + head * layout.doubles + layout.value_sum.first + channel, sum);
 }
 
 /// Adds the ranges of the groups that these keys fill; the group that is filling stands in one of two

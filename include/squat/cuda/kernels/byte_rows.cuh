@@ -44,6 +44,7 @@ struct WarpRow {
   }
 
   __device__ void rotate() { rotate_quads<HeadDim>(x); }
+  __device__ void rotate_back() { rotate_quads_back<HeadDim>(x); }
 
   /// Reads a row of a call's tensor.
   template <class S>
@@ -212,7 +213,7 @@ __global__ void __launch_bounds__(row_block_threads)
   if (token < old) {
     const ByteSlots tail = tail_slots<HeadDim, ByteSlots>(state, heads);
     x.read(tail.block<HeadDim>(head, token), token, place.value);
-    x.rotate();
+    x.rotate_back();
   } else {
     const long long row = entry.first_row + entry.sinks + token - old;
     const S *source = place.value ? v.row(row, head) : k.row(row, head);
@@ -280,7 +281,7 @@ __global__ void __launch_bounds__(row_block_threads)
   float *row = rows[warp_index()];
   WarpRow<HeadDim> x;
   x.read(block, token, false);
-  x.rotate();
+  x.rotate_back();
   x.for_each([&](int channel, float number) { row[channel] = number; });
   __syncwarp();
   for (int pair = lane_index(); pair < tables.pairs; pair += warp_lanes) {
@@ -314,7 +315,7 @@ __global__ void __launch_bounds__(row_block_threads)
   if (place.token >= count) return;
   WarpRow<HeadDim> x;
   x.read(slots.block<HeadDim>(head, place.token), place.token, place.value);
-  x.rotate();
+  x.rotate_back();
   S *to = (place.value ? v : k).row(first + place.token, head);
   x.for_each([&](int channel, float number) { store_element(to + channel, number); });
 }

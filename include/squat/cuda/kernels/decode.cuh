@@ -125,7 +125,7 @@ class DecodeWarp : public PageAttention<Layout, Values, S> {
   }
 
   __device__ void write_row(int index, FoundRow<HeadDim> &row) const {
-    if constexpr (Memory::rotates) rotate_quads<HeadDim>(row.sum);
+    if constexpr (Memory::rotates) rotate_quads_back<HeadDim>(row.sum);
     auto *out = reinterpret_cast<DeviceElementOf<S> *>(call_.out.row(token_of(index), head_of(index)));
     const float inverse = 1 / row.weight;
     using Quads = RowSums<HeadDim>;
@@ -156,6 +156,7 @@ __device__ inline void copy_tables(const CodingTables &coding, int head, int row
         .basis = from.basis,
         .projection = from.projection,
         .mode_rows = rows == row_bytes ? nullptr : coding.tiles.mode_rows,
+        .value_mean = from.value_mean,
         .pairs = coding.tiles.pairs,
         .interleaved = coding.tiles.interleaved,
         .eight = from.eight_bit_units,

@@ -37,6 +37,7 @@ struct DecodeTables {
   const uint4 *basis;       ///< null: none
   const uint4 *projection;  ///< null: no mean
   const uint4 *mode_rows;   ///< null: in shared memory
+  const float *value_mean;  ///< null: none
   std::int32_t pairs, interleaved;
   std::int32_t eight, four, two;  ///< units of that width
   std::int32_t mode_tiles;        ///< 0: no mean

@@ -14,6 +14,7 @@
 #include "squat/coding/coding.hpp"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/elements.cuh"
+#include "squat/cuda/kernels/hadamard_signs.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
@@ -64,9 +65,12 @@ class PageSlice {
     }
   }
 
-  __device__ void load_values(ValueCoding coding) {
-    fill([&](int channel, int token) { return value(coding, channel, token); });
-    if (Layout::ValueBits < 16 && coding == ValueCoding::symmetric) rotate();
+  __device__ void load_values(ValueCoding coding, const HeadTables &head) {
+    const float *mean = Layout::values_about_mean(page_) ? head.value_mean : nullptr;
+    fill([&](int channel, int token) {
+      return value(coding, channel, token) + (mean != nullptr ? mean[channel] : 0.0f);
+    });
+    if (Layout::ValueBits < 16 && coding == ValueCoding::symmetric) rotate_back();
   }
 
  private:
@@ -159,8 +163,8 @@ class PageSlice {
     __syncthreads();
   }
 
-  /// The Hadamard rotation, its own inverse, see coding/hadamard.hpp.
-  __device__ void rotate() {
+  /// See rotate_hadamard_back().
+  __device__ void rotate_back() {
     constexpr int block = HeadDim & -HeadDim;
     for (int span = 1; span < block; span *= 2) {
       fill([&](int channel, int token) {
@@ -169,7 +173,9 @@ class PageSlice {
       });
     }
     const float unit = 1.0f / sqrtf(static_cast<float>(block));
-    fill([&](int channel, int token) { return at(channel, token) * unit; });
+    fill([&](int channel, int token) {
+      return at(channel, token) * (unit * hadamard_sign<HeadDim>(channel));
+    });
   }
 
   const std::uint8_t *page_;
@@ -202,7 +208,7 @@ __global__ void dequantize_pages(DequantizeCall<S> call) {
   slice.load_keys(coding, coding.heads[head],
                   call.from_bases + static_cast<long long>(head) * HeadDim * HeadDim, entry);
   write(call.k);
-  slice.load_values(call.values);
+  slice.load_values(call.values, coding.heads[head]);
   write(call.v);
 }
 

@@ -33,6 +33,7 @@ struct PageBatch {
   unsigned odd = 0, later = 0;  ///< the bits of their bases' names
   unsigned reuse = 0;       ///< that see the modes of the page before, from the other base of its pass
   unsigned in_basis = 0;    ///< that are coded there
+  unsigned about_mean = 0;  ///< whose values are coded about their mean
   std::int32_t passes = 1;  ///< of two bases each
 
   __device__ int name(int page) const {

@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(merge_threads)
       const Sums &part = parts[warp_index() + other][lane_index()];
       if (part.weight > 0) sums.add(part);
     }
-    if constexpr (Rotated) rotate_quads<HeadDim>(sums.packed);
+    if constexpr (Rotated) rotate_quads_back<HeadDim>(sums.packed);
 #pragma unroll
     for (int k = 0; k < Sums::count; ++k) Sums::add(sums.exact[k], sums.packed[k], 1);
     if (logarithm_before > no_reference) {

@@ -10,7 +10,7 @@
 //   registers; sums over a token: in registers, then over the lanes of equal t; codes: their words are
 //   the lane's own (store_codes.cuh).
 //
-// Nothing goes through shared memory. A head and page reads 2 Group HeadDim bytes, and writes
+// Numbers do not go through shared memory. A head and page reads 2 Group HeadDim bytes, and writes
 // ValueBits / 16 of that and the scales.
 
 #include <cuda_runtime.h>
@@ -18,6 +18,7 @@
 #include <cstdint>
 
 #include "squat/cuda/kernels/elements.cuh"
+#include "squat/cuda/kernels/hadamard_signs.cuh"
 #include "squat/cuda/kernels/pack_call.cuh"
 #include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/store_codes.cuh"
@@ -78,8 +79,99 @@ struct ValueTile {
     }
   }
 
-  /// See coding/hadamard.hpp. Channel bits 0 to 2 are g's, bit 3 the half, the others the tile.
+  /// See rotate_hadamard().
   __device__ void rotate() {
+    turn_signs();
+    multiply_hadamard();
+  }
+  __device__ void rotate_back() {
+    multiply_hadamard();
+    turn_signs();
+  }
+
+  /// The squares of token i, and of its distance from `mean`.
+  __device__ float2 squares(int i, const float *mean) {
+    float own = 0, about_mean = 0;
+    for_each_row([&](float(&row)[tokens], int channel) {
+      const float distance = row[i] - mean[channel];
+      own += row[i] * row[i];
+      about_mean += distance * distance;
+    });
+    return {sum_lanes<4>(own), sum_lanes<4>(about_mean)};
+  }
+  __device__ void subtract(const float *mean) {
+    for_each_row([&](float(&row)[tokens], int channel) {
+#pragma unroll
+      for (int i = 0; i < tokens; ++i) row[i] -= mean[channel];
+    });
+  }
+
+  /// Codes token i in place, as quantize_symmetric() does, and returns its scale.
+  template <int Bits>
+  __device__ __half quantize_symmetric(int i) {
+    constexpr float factors[6] = {.8f, .9f, 1.0f, 1.1f, 1.25f, 1.4f};
+    constexpr float step = Bits == 2 ? .9957f : Bits == 3 ? .586f : Bits == 4 ? .3352f : .0308f;
+    constexpr float offset = static_cast<float>((1 << Bits) - 1) / 2;
+    const auto code = [&](float y, float inverse) {
+      return rintf(fminf(fmaxf(y * inverse + offset, 0.0f), 2 * offset));
+    };
+    const float squares = sum_token(i, [](float y) { return y * y; });
+    const float rms = sqrtf(squares / HeadDim) + 1e-12f;
+    float best = rms, least = __int_as_float(0x7f800000);
+#pragma unroll
+    for (int n = 0; n < 6; ++n) {
+      const float scale = rms * step * factors[n], inverse = 1 / scale;
+      const float error = sum_token(i, [&](float y) {
+        const float difference = scale * (code(y, inverse) - offset) - y;
+        return difference * difference;
+      });
+      if (error >= least) continue;
+      least = error;
+      best = scale;
+    }
+    const float inverse = 1 / best;
+    const float products = best * sum_token(i, [&](float &y) {
+                             const float old = y;
+                             y = code(y, inverse);
+                             return old * (y - offset);
+                           });
+    const float gain = fminf(fmaxf(squares / fmaxf(products, 1e-12f), .5f), 2.0f);
+    return saturated_half(best * gain);
+  }
+
+  /// Codes group `group` of 32 channels of token i in place.
+  __device__ HalfScale quantize_plain(int group, int i, int bits, AffineFit fit) {
+    float y[4], error = 0;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) y[n] = x[2 * group + n / 2][n % 2][i];
+    const HalfScale scale = quantize_affine<4>(y, bits, fit, error);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) x[2 * group + n / 2][n % 2][i] = y[n];
+    return scale;
+  }
+
+ private:
+  template <class Visit>
+  __device__ void for_each_row(Visit &&visit) {
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+#pragma unroll
+      for (int half_tile = 0; half_tile < 2; ++half_tile) {
+        visit(x[tile][half_tile], tile * 16 + half_tile * 8 + lane_index() / 4);
+      }
+    }
+  }
+
+  __device__ void turn_signs() {
+    for_each_row([&](float(&row)[tokens], int channel) {
+      const float sign = hadamard_sign<HeadDim>(channel);
+#pragma unroll
+      for (float &number : row) number *= sign;
+    });
+  }
+
+  /// Channel bits 0 to 2 are g's, bit 3 the half, the others the tile.
+  __device__ void multiply_hadamard() {
     constexpr int block = HeadDim & -HeadDim;
     const float unit = 1.0f / sqrtf(static_cast<float>(block));
 #pragma unroll
@@ -112,51 +204,6 @@ struct ValueTile {
     }
   }
 
-  /// Codes token i in place, as quantize_symmetric() does, and returns its scale.
-  template <int Bits>
-  __device__ __half quantize_symmetric(int i) {
-    constexpr float factors[6] = {.8f, .9f, 1.0f, 1.1f, 1.25f, 1.4f};
-    constexpr float step = Bits == 2 ? .9957f : Bits == 3 ? .586f : Bits == 4 ? .3352f : .0308f;
-    constexpr float offset = static_cast<float>((1 << Bits) - 1) / 2;
-    const auto code = [&](float y, float inverse) {
-      return rintf(fminf(fmaxf(y * inverse + offset, 0.0f), 2 * offset));
-    };
-    const float squares = sum_token(i, [](float y) { return y * y; });
-    const float rms = sqrtf(squares / HeadDim) + 1e-12f;
-    float best = rms, least = __int_as_float(0x7f800000);
-#pragma unroll
-    for (int n = 0; n < 6; ++n) {
-      const float scale = rms * step * factors[n], inverse = 1 / scale;
-      const float error = sum_token(i, [&](float y) {
-        const float difference = scale * (code(y, inverse) - offset) - y;
-        return difference * difference;
-      });
-      if (error >= least) continue;
-      least = error;
-      best = scale;
-    }
-    const float inverse = 1 / best;
-    const float products = best * sum_token(i, [&](float &y) {
-                             const float old = y;
-                             y = code(y, inverse);
-                             return old * (y - offset);
-                           });
-    const float gain = fminf(fmaxf(squares / fmaxf(products, 1e-12f), 1.0f), 2.0f);
-    return saturated_half(best * gain);
-  }
-
-  /// Codes group `group` of 32 channels of token i in place.
-  __device__ HalfScale quantize_plain(int group, int i, int bits, AffineFit fit) {
-    float y[4], error = 0;
-#pragma unroll
-    for (int n = 0; n < 4; ++n) y[n] = x[2 * group + n / 2][n % 2][i];
-    const HalfScale scale = quantize_affine<4>(y, bits, fit, error);
-#pragma unroll
-    for (int n = 0; n < 4; ++n) x[2 * group + n / 2][n % 2][i] = y[n];
-    return scale;
-  }
-
- private:
   __device__ static void butterfly(float &low, float &high) {
     const float a = low, b = high;
     low = a + b;
@@ -171,6 +218,32 @@ struct ValueTile {
     return sum_lanes<4>(sum);
   }
 };
+
+/// Whether a page's values are to be coded about the mean, as take_mean_off() says of the CPU's pages.
+/// By a block of a warp for every 16 tokens, all of which get the same answer.
+template <class Layout>
+__device__ inline bool mean_is_near(ValueTile<Layout::HeadDim> &tile, const float *mean) {
+  __shared__ float2 of_warps[Layout::token_tiles];
+  constexpr float most_growth = 1.25f;
+  float2 all = {0, 0};
+  bool far = false;
+#pragma unroll
+  for (int i = 0; i < tile.tokens; ++i) {
+    const float2 of_token = tile.squares(i, mean);
+    far = far || of_token.y > most_growth * of_token.x;
+    all = {all.x + of_token.x, all.y + of_token.y};
+  }
+#pragma unroll
+  for (int step = 1; step < 4; step *= 2) {  // lanes of equal t have the same tokens
+    all.x += __shfl_xor_sync(0xffffffffu, all.x, step);
+    all.y += __shfl_xor_sync(0xffffffffu, all.y, step);
+  }
+  if (lane_index() == 0) of_warps[warp_index()] = all;
+  if (__syncthreads_or(far ? 1 : 0) != 0) return false;
+  all = {0, 0};
+  for (const float2 of_warp : of_warps) all = {all.x + of_warp.x, all.y + of_warp.y};
+  return all.y < all.x;
+}
 
 /// Grid: page of the call, KV head, entry. Blocks of a warp for every 16 tokens of a page.
 template <class Layout, class T>
@@ -202,7 +275,15 @@ __global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(P
     } else {
       tile.template load<T>(exact_values());
     }
-    if (symmetric != rotated) tile.rotate();  // back, or into it
+    if (symmetric && !rotated) tile.rotate();
+    if (!symmetric && rotated) tile.rotate_back();
+    if constexpr (Layout::KeyBits < 16) {
+      const float *mean = call.codings[state.coding].heads[head].value_mean;
+      if (symmetric && mean != nullptr && mean_is_near<Layout>(tile, mean)) {
+        tile.subtract(mean);
+        if (threadIdx.x == 0) bytes[Layout::key_scales + Layout::about_mean_byte] |= 0x80u;
+      }
+    }
     const bool first_lane = lane_index() < 4;
     auto *scales = reinterpret_cast<__half *>(bytes + Layout::value_scales);
     const auto place = [&](int i) { return value_element(step * 16 + tile.column(i)); };

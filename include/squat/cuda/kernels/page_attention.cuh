@@ -34,13 +34,14 @@ struct PageSums {
 
   ValueSums<Layout, Values> codes;
   float reference, weight;
-  int constant;  // symmetric values: the sum of weights times scales
+  int constant;      // symmetric values: the sum of weights times scales
+  float about_mean;  // and of the weights of those that are coded about their mean
   float constants[plain ? Layout::HeadDim / 32 : 1];  // plain ones: of weights times zeros
 
   __device__ void clear() {
     codes.clear();
     reference = no_reference;
-    weight = 0;
+    weight = about_mean = 0;
     constant = 0;
 #pragma unroll
     for (float &x : constants) x = 0;
@@ -50,6 +51,7 @@ struct PageSums {
     const int by = static_cast<int>(fminf(to - reference, 30.0f));
     reference = to;
     weight *= factor;
+    about_mean *= factor;
     constant = (constant + ((1 << by) >> 1)) >> by;
     codes.shift(by);
 #pragma unroll
@@ -113,9 +115,11 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     if (thread_of_team() == 0) copies() = at;
     sums.codes.take_apart();
     int constant = sums.constant;
+    float about_mean = sums.about_mean;
 #pragma unroll
     for (int step = 4; step < warp_lanes; step *= 2) {
       constant += __shfl_xor_sync(0xffffffffu, constant, step);
+      about_mean += __shfl_xor_sync(0xffffffffu, about_mean, step);
       if constexpr (plain) {
 #pragma unroll
         for (float &x : sums.constants) x += __shfl_xor_sync(0xffffffffu, x, step);
@@ -123,11 +127,15 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     }
     constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
     const float of_all = -middle * static_cast<float>(constant);
+    const float *mean = tables().value_mean + lane_index() / 4;
+    const bool has_mean = __any_sync(0xffffffffu, about_mean > 0);
     add_up(false, sums.reference, sums.weight, [&](int j, int half) {
       const auto high = static_cast<float>(sums.codes.c[j][2 * half]);
       const auto low = static_cast<float>(sums.codes.c[j][2 * half + 1]);
-      return fmaf(fmaf(high, 256, low), sums.codes.factor(j),
-                  plain ? sums.constants[j / 2 % (HeadDim / 32)] : of_all);
+      const float sum = fmaf(fmaf(high, 256, low), sums.codes.factor(j),
+                             plain ? sums.constants[j / 2 % (HeadDim / 32)] : of_all);
+      if (plain || !has_mean) return sum;
+      return fmaf(about_mean, __ldg(mean + j * 16 + half * 8), sum);
     });
   }
 
@@ -139,12 +147,14 @@ class PageAttention : public PageCopies<Layout, Values, S> {
   __device__ void make_queries(PageBatch &batch) const {
     const int first = batch.first;
     batch.set(page_at(first).batch);
-    batch.in_basis = 0;
+    batch.in_basis = batch.about_mean = 0;
 #pragma unroll
     for (int i = 0; i < batch_pages; ++i) {
-      // A scale's sign says which space a page is coded in.
+      // Scales' signs say which space a page is coded in, and about what.
       const int scale = memory_ + Memory::parts + i * Memory::part_bytes + Layout::key_scales;
       batch.in_basis |= (shared_at<const std::uint16_t>(scale) >> 15 & 1u) << i;
+      batch.about_mean |= (shared_at<const std::uint8_t>(scale + Layout::about_mean_byte) >> 7 & 1u)
+                          << i;
     }
     float zeros[batch_pages] = {};
 #pragma unroll 1
@@ -255,7 +265,9 @@ class PageAttention : public PageCopies<Layout, Values, S> {
       find_exponents(sums.reference);
       find_weights();
     }
-    sums.weight += (p[0] + p[1]) + (p[2] + p[3]);
+    const float weight = (p[0] + p[1]) + (p[2] + p[3]);
+    sums.weight += weight;
+    if (!plain && (batch.about_mean >> index & 1) != 0) sums.about_mean += weight;
     uint2 columns[groups];
 #pragma unroll
     for (int k = 0; k < groups; ++k) {

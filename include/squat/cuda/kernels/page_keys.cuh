@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "squat/cuda/kernels/elements.cuh"
+#include "squat/cuda/kernels/hadamard_signs.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/page/byte_block.cuh"
 #include "squat/cuda/page/fragments.cuh"
@@ -97,19 +98,18 @@ struct PageKeys {
       }
     }
     __syncthreads();
-    rotate();
+    rotate_back();
   }
 
-  /// Rotates all tokens, see rotate_hadamard(); by a block, which it ends with a barrier of.
-  __device__ void rotate() const {
+  /// Rotates all tokens back, see rotate_hadamard(); by a block, which it ends with a barrier of.
+  __device__ void rotate_back() const {
     constexpr int block = HeadDim & -HeadDim;
+    static_assert(block > 16, "squat: the last of the butterflies turn signs");
     const float unit = rsqrtf(static_cast<float>(block));
-    butterflies<16, 1>(unit);
+    butterflies<16, 1, false>(unit);
     __syncthreads();
-    if constexpr (block > 16) {
-      butterflies<block / 16, 16>(1);
-      __syncthreads();
-    }
+    butterflies<block / 16, 16, true>(1);
+    __syncthreads();
   }
 
   /// Turns them by `turn` (where it is not null), one angle a pair, and takes the mean (where it is not
@@ -153,13 +153,15 @@ struct PageKeys {
   }
 
  private:
-  /// Rotates `Count` channels, `step` apart, with one another, times `unit`: a thread those of a token.
-  template <int Count, int step>
+  /// Rotates `Count` channels, `step` apart, with one another, times `unit`, and turns signs then: a
+  /// thread those of a token.
+  template <int Count, int step, bool TurnsSigns>
   __device__ void butterflies(float unit) const {
     constexpr int sets = HeadDim / Count;
     for (int i = static_cast<int>(threadIdx.x); i < sets * Group; i += static_cast<int>(blockDim.x)) {
       const int set = i / Group;
-      float *first = channel(set / step * (Count * step) + set % step) + i % Group;
+      const int first_channel = set / step * (Count * step) + set % step;
+      float *first = channel(first_channel) + i % Group;
       float x[Count];
 #pragma unroll
       for (int j = 0; j < Count; ++j) x[j] = first[j * (step * stride)] * unit;
@@ -174,7 +176,10 @@ struct PageKeys {
         }
       }
 #pragma unroll
-      for (int j = 0; j < Count; ++j) first[j * (step * stride)] = x[j];
+      for (int j = 0; j < Count; ++j) {
+        if constexpr (TurnsSigns) x[j] *= hadamard_sign<HeadDim>(first_channel + j * step);
+        first[j * (step * stride)] = x[j];
+      }
     }
   }
 };

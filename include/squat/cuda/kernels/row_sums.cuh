@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include "squat/cuda/kernels/hadamard_signs.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/fragments.cuh"
 
@@ -71,10 +72,20 @@ struct RowSums {
   }
 };
 
-/// Rotates the HeadDim channels that a warp's lanes have, quad i warp_lanes + lane each, see
-/// rotate_hadamard().
+/// Turns the signs of the HeadDim channels that a warp's lanes have, quad i warp_lanes + lane each.
 template <int HeadDim, int Count>
-__device__ inline void rotate_quads(float4 (&x)[Count]) {
+__device__ inline void turn_quad_signs(float4 (&x)[Count]) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) {
+    const int channel = RowSums<HeadDim>::quad(i) * 4;
+    const auto sign = [&](int j) { return hadamard_sign<HeadDim>(channel + j); };
+    x[i] = {x[i].x * sign(0), x[i].y * sign(1), x[i].z * sign(2), x[i].w * sign(3)};
+  }
+}
+
+/// Multiplies them by the Hadamard matrix.
+template <int HeadDim, int Count>
+__device__ inline void multiply_quads(float4 (&x)[Count]) {
   constexpr int block = HeadDim & -HeadDim, quads = block / 4;
   static_assert(quads <= warp_lanes || (quads == 2 * warp_lanes && Count == 2));
   const float scale = rsqrtf(static_cast<float>(block));
@@ -96,6 +107,19 @@ __device__ inline void rotate_quads(float4 (&x)[Count]) {
     x[1] = low;
     RowSums<HeadDim>::add(x[1], high, -1);
   }
+}
+
+/// See rotate_hadamard().
+template <int HeadDim, int Count>
+__device__ inline void rotate_quads(float4 (&x)[Count]) {
+  turn_quad_signs<HeadDim>(x);
+  multiply_quads<HeadDim>(x);
+}
+/// Its inverse.
+template <int HeadDim, int Count>
+__device__ inline void rotate_quads_back(float4 (&x)[Count]) {
+  multiply_quads<HeadDim>(x);
+  turn_quad_signs<HeadDim>(x);
 }
 
 }  // namespace squat::cuda

@@ -2,7 +2,8 @@
 
 // Unpacks a chunk's pages into exact ones, float16 in the layout of 16-bit pages, for attend_rows.cuh.
 //
-//   key   = R(base) (A^-1 (zero + scale code) + mean of its row)      values = scale (code - middle)
+//   key   = R(base) (A^-1 (zero + scale code) + mean of its row)      values = scale (code - middle) +
+//   mean
 //
 // so that queries meet all pages as they come, whatever these were coded in: many row tiles share what
 // is done here once. Values stay in their Hadamard rotation, which the merge takes back. A^-1 is the
@@ -121,6 +122,7 @@ struct UnpackWarp {
 
   __device__ void values(const std::uint8_t *page, std::uint8_t *to) const {
     const int t = lane_index() % 4;
+    const float *mean = Layout::values_about_mean(page) ? head.value_mean : nullptr;
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
       const int tile = first + i;
@@ -151,9 +153,11 @@ struct UnpackWarp {
           } else {
             constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
             const uint2 scale = pair(Layout::value_scales, 0);
-            out[step * warp_lanes] = {
-                unpacked_about(codes[0], middle, scale.x), unpacked_about(codes[1], middle, scale.x),
-                unpacked_about(codes[2], middle, scale.y), unpacked_about(codes[3], middle, scale.y)};
+            const __half2 upper = mean_of(mean, step * 16), lower = mean_of(mean, step * 16 + 8);
+            out[step * warp_lanes] = {unpacked_about(codes[0], middle, scale.x, upper),
+                                      unpacked_about(codes[1], middle, scale.x, lower),
+                                      unpacked_about(codes[2], middle, scale.y, upper),
+                                      unpacked_about(codes[3], middle, scale.y, lower)};
           }
         }
       }
@@ -162,6 +166,11 @@ struct UnpackWarp {
 
  private:
   using Sums = float[tiles][2 * steps][4];
+
+  /// The mean value of the lane's channel among eight.
+  __device__ static __half2 mean_of(const float *mean, int first) {
+    return __half2half2(saturated_half(mean != nullptr ? __ldg(mean + first + lane_index() / 4) : 0.0f));
+  }
 
   /// c += the keys' rows of R(row) mean.
   __device__ void add_means(int row, Sums &c) const {

@@ -118,9 +118,10 @@ __device__ inline Word saturated(__half2 pair) {
 __device__ inline Word unpacked(Word codes, Word scale, Word zero) {
   return saturated(__hfma2(code_numbers(codes), as_halves(scale), as_halves(zero)));
 }
-/// scale * (code - middle), middle being half an integer: the difference is exact.
-__device__ inline Word unpacked_about(Word codes, float middle, Word scale) {
-  return saturated(__hmul2(__hsub2(code_numbers(codes), __float2half2_rn(middle)), as_halves(scale)));
+/// mean + scale * (code - middle), middle being half an integer: the difference is exact.
+__device__ inline Word unpacked_about(Word codes, float middle, Word scale, __half2 mean) {
+  const __half2 level = __hsub2(code_numbers(codes), __float2half2_rn(middle));
+  return saturated(__hfma2(level, as_halves(scale), mean));
 }
 
 }  // namespace squat::cuda

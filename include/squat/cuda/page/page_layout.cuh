@@ -6,7 +6,7 @@
 // A page holds `Group` tokens of one layer. Its heads follow each other, each a multiple of 32 bytes:
 //
 //   key scales   float16 [HeadDim], in the order of key_element(); the sign of that of channel 0
-//                names the KeySpace
+//                names the KeySpace, that of channel 2 says that values are coded about their mean
 //   key zeros    likewise
 //   key codes    units of `unit` channels (or coordinates) in their order; a unit of 3 bits is its
 //                low two bits, then its high bit
@@ -64,6 +64,14 @@ struct PageLayout {
   static constexpr int key_codes = KeyBits == 16 ? 0 : key_zeros + HeadDim * 2;
   static constexpr int value_codes = key_codes + key_units * key_unit_bytes(KeyBits);
   static constexpr int value_scales = value_codes + token_tiles * value_step_bytes;
+
+  /// Whether the mean value was taken off the values of a head, whose bytes these are. Only pages of
+  /// packed keys can say so.
+  __host__ __device__ static bool values_about_mean(const std::uint8_t *head) {
+    if constexpr (KeyBits == 16 || ValueBits == 16) return false;
+    return (head[key_scales + about_mean_byte] & 0x80u) != 0;
+  }
+  static constexpr int about_mean_byte = key_element(2) * 2 + 1;
 
   /// Scales a token has.
   __host__ __device__ static constexpr int scales_of_a_value(ValueCoding coding) {

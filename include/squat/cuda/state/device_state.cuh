@@ -88,6 +88,7 @@ struct HeadTables {
   const float *to_basis;      ///< A, [coordinate, channel]
   const float *metric;        ///< C's diagonal, [channel]
   const float *mean;          ///< before the rotary embedding, [channel]; null: none
+  const float *value_mean;    ///< rotated as values are, [HeadDim]; null: none
   const std::int32_t *order;  ///< orthogonal rounding: channels in their order; null: none
   const float *feedback;      ///< F, [HeadDim, HeadDim], in that order
   std::int32_t block;         ///< channels rounded together
