@@ -257,6 +257,8 @@ class Snapshots {
     std::vector<std::byte> piece;
     for (const bool of_tail : {false, true}) {
       const std::uint64_t rows = of_tail ? counts.tail : counts.sinks;
+      if (of_tail && rows == 0 && counts.pages > 0)  // pages alone
+        operations_.read_rows(layer.exact, of_tail, 0, 0, nullptr, stream_);
       for_each_piece(rows, row_bytes(of_tail), [&](std::size_t, std::size_t count) {
         piece.resize(count * row_bytes(of_tail));
         in.read(piece);

@@ -25,6 +25,7 @@
 #include "squat/coding/subspace_basis.hpp"
 #include "squat/coding/trellis_quantizer.hpp"
 #include "squat/core/config.hpp"
+#include "squat/core/element_range.hpp"
 #include "squat/core/instruction_set.hpp"
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
@@ -79,6 +80,9 @@ class KeyQuantizer {
       mean_.resize(mean.size());
       std::transform(mean.begin(), mean.end(), mean_.begin(),
                      [](double x) { return static_cast<float>(x); });
+      // Keys have no such mean, but sums from a file may.
+      const auto is_mean = [](float x) { return std::abs(x) <= largest_element; };
+      if (!std::all_of(mean_.begin(), mean_.end(), is_mean)) mean_.clear();
     }
     const Matrix<Real> C = weighting == QueryWeighting::equal ? query_moment<Real>(statistics)
                                                               : attention_metric<Real>(statistics);
@@ -97,6 +101,9 @@ class KeyQuantizer {
       }
     }
     rounding_ = learn_orthogonal_rounding<Real>(C, range, options_);
+    const RowMatrix &feedback = rounding_->feedback;
+    if (!std::all_of(feedback.data(), feedback.data() + feedback.size(), OrthogonalRounding::is_factor))
+      rounding_.reset();
   }
 
   /// Takes other widths than the head's own: of the basis' coordinates, and of plain pages.

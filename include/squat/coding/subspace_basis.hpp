@@ -115,7 +115,9 @@ std::optional<SubspaceBasis> learn_subspace_basis(const Matrix<Real> &C, const M
     basis.variance.push_back(static_cast<double>(scale * std::max(eigen->values(d - 1 - i), Real{0})));
   }
   basis.allocation = allocate_bits(basis.variance, bits);
-  if (!finite(basis.to_basis)) return {};
+  const bool known = std::all_of(basis.variance.begin(), basis.variance.end(),
+                                 [](double x) { return std::isfinite(x); });
+  if (!known || !finite(basis.to_basis)) return {};
   return basis;
 }
 

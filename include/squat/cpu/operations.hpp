@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
-#include <cstring>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -16,6 +14,7 @@
 
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
+#include "squat/cache/snapshot/check_numbers.hpp"
 #include "squat/cache/snapshot/check_record.hpp"
 #include "squat/coding/coding_record.hpp"
 #include "squat/coding/key_quantizer.hpp"
@@ -345,21 +344,9 @@ class Operations {
   /// rows have.
   void read_rows(Exact &exact, bool of_tail, Index count, Index expected, const std::byte *from,
                  Stream) const {
-    const auto rows = static_cast<std::size_t>(2 * options_.kv_heads * count);
-    const auto d = static_cast<std::size_t>(options_.head_dim);
-    bool fit = true;
-    if (of_tail && options_.tail == TailCoding::int8) {
-      for (const std::byte *row = from; row < from + rows * (d + sizeof(half));
-           row += d + sizeof(half)) {
-        fit &= std::none_of(row, row + d, [](std::byte x) { return x == std::byte{0x80}; });
-        std::uint16_t step;
-        std::memcpy(&step, row + d, sizeof step);
-        fit &= step <= 0x7bff;
-      }
-    } else {
-      fit = elements_fit<T>(from, rows * d);
-    }
-    if (!fit) throw Error("squat: snapshot.rows are impossible: an element is out of range");
+    detail::check_rows<T>(from, static_cast<std::size_t>(2 * options_.kv_heads * count),
+                          static_cast<std::size_t>(options_.head_dim),
+                          of_tail && options_.tail == TailCoding::int8);
     exact.read(options_, of_tail, count, expected, from);
   }
 

@@ -4,13 +4,13 @@
 // both: what differs is where they begin, and the bytes that nothing is kept in.
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <string>
 #include <type_traits>
 
+#include "squat/cache/snapshot/check_numbers.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/core/instruction_set.hpp"
@@ -19,32 +19,6 @@
 #include "squat/cpu/page_layout.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
-
-/// Whether 16-bit numbers are all of magnitude up to `most`, a number's bits.
-inline bool magnitudes_fit(const std::byte *numbers, std::size_t count, std::uint16_t most) {
-  unsigned above = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint16_t bits;
-    std::memcpy(&bits, numbers + i * sizeof bits, sizeof bits);
-    above |= (bits & 0x7fffu) > most;
-  }
-  return above == 0;
-}
-
-/// Whether exact numbers are such as the cache takes from engines, finite and of magnitude up to 65504.
-template <Element T>
-bool elements_fit(const std::byte *elements, std::size_t count) {
-  if constexpr (std::is_same_v<T, half>) return magnitudes_fit(elements, count, 0x7bff);
-  if constexpr (std::is_same_v<T, bfloat16>) return magnitudes_fit(elements, count, 0x477f);
-  constexpr std::uint32_t most = std::bit_cast<std::uint32_t>(65504.0f);
-  unsigned above = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint32_t bits;
-    std::memcpy(&bits, elements + i * sizeof bits, sizeof bits);
-    above |= (bits & 0x7fffffffu) > most;
-  }
-  return above == 0;
-}
 
 /// The pages of a layer. HeadCodings: gives the HeadCoding of a head.
 template <class T, class HeadCodings>
@@ -80,7 +54,8 @@ class PageRecords {
     const std::size_t parameters = layout_.parameter_bytes();
     const std::byte *codes = from + static_cast<std::size_t>(layout_.kv_heads) * parameters;
     for (Index head = 0; head < layout_.kv_heads; ++head, from += parameters) {
-      require(magnitudes_fit(from, parameters / sizeof(half), 0x7bff), "a scale or zero is not finite");
+      require(detail::magnitudes_fit(from, parameters / sizeof(half), 0x7bff),
+              "a scale or zero is not finite");
       std::memcpy(layout_.parameters(page, head), from, parameters);
       check_space(page, head);
       for_each_part(page, head, [&](std::byte *part, std::size_t size) {
@@ -113,7 +88,7 @@ class PageRecords {
 
   void check_exact(const std::byte *part, std::size_t size, bool of_keys) const {
     if ((of_keys ? layout_.key_bits : layout_.value_bits) < 16) return;
-    require(elements_fit<Exact16<T>>(part, size / sizeof(half)), "an element is not finite");
+    require(detail::elements_fit<Exact16<T>>(part, size / sizeof(half)), "an element is not finite");
   }
 
   /// Calls visit(bytes, size) for the codes of a head's keys and for those of its values.

@@ -17,6 +17,7 @@
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/prior.hpp"
 #include "squat/core/config.hpp"
+#include "squat/core/element_range.hpp"
 #include "squat/core/error.hpp"
 #include "squat/core/instruction_set.hpp"
 
@@ -40,7 +41,7 @@ class RecordCheck {
               "it holds what was not learnt yet");
       require(!record.learnt || head.statistics.empty(), "it holds statistics that were learnt from");
       require(head.mean.empty() || *options_.tile_tokens > 0, "a mean key without a tile");
-      require(all(head.mean, [](float x) { return std::abs(x) <= 65504; }), "mean key");
+      require(all(head.mean, [](float x) { return std::abs(x) <= largest_element; }), "mean key");
       require(head.matrix.empty() || *options_.coding == Coding::subspace, "a basis");
       require(head.order.empty() || *options_.coding == Coding::orthogonal, "orthogonal rounding");
       if (!head.matrix.empty()) check_basis(head, record.shared);
@@ -113,7 +114,7 @@ class RecordCheck {
       named[static_cast<std::size_t>(channel)] = true;
     }
     require(head.block == options_.orthogonal.block, "block of channels");
-    require(all(head.feedback, [](float x) { return std::abs(x) <= 1e6f; }), "feedback");
+    require(all(head.feedback, OrthogonalRounding::is_factor), "feedback");
   }
 
   void check_statistics(const StatisticsRecord &record) const {

@@ -6,14 +6,17 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "squat/cache/options.hpp"
+#include "squat/coding/coding_record.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/coding/subspace_basis.hpp"
 #include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
 #include "squat/cuda/coding/coding_tables.hpp"
 #include "squat/cuda/coding/device_statistics.cuh"
 #include "squat/cuda/state/device_buffer.hpp"
@@ -30,10 +33,10 @@ class LayerCoding {
         quantizers_(static_cast<std::size_t>(options.kv_heads),
                     KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits,
                                  options.head_dim)) {
-    const bool learns = key_bits < 16 && learns_from_prompt(*options.coding);
+    learns_ = key_bits < 16 && learns_from_prompt(*options.coding);
     const std::vector<QueryMatrices> none(quantizers_.size());
     DeviceBuffer<std::byte> memory;
-    tables_ = coding_tables(memory, quantizers_, none, tiles, !learns, nullptr);
+    tables_ = coding_tables(memory, quantizers_, none, tiles, !learns_, nullptr);
     memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
     check(cudaStreamSynchronize(nullptr), "coding tables");
   }
@@ -74,6 +77,7 @@ class LayerCoding {
   /// Those of a KV head each, with those of the prior. Waits for the stream.
   std::vector<QueryStatistics> statistics(cudaStream_t stream) const {
     std::vector<QueryStatistics> heads = statistics_->read(stream);
+    if (has_prior_) return heads;
     for (std::size_t head = 0; options_->prior && head < heads.size(); ++head) {
       heads[head].merge(options_->prior->head(layer_, static_cast<Index>(head)));
     }
@@ -89,15 +93,64 @@ class LayerCoding {
       for_each([&](Index head) {
         const auto i = static_cast<std::size_t>(head);
         quantizers_[i].learn(heads[i], tiles_->frame());
+        quantizers_[i].round_basis();
+        quantizers_[i].invert_rounded();
         matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
       });
     }
-    DeviceBuffer<std::byte> memory;
-    const CodingTables tables = coding_tables(memory, quantizers_, matrices, *tiles_, true, stream);
-    memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
-    tables_ = tables;
+    make_tables(matrices, true, stream);
     learnt_ = true;
     if (!options_->keep_statistics) statistics_.reset();
+  }
+
+  /// All of it, see CodingRecord. Statistics are part of it until the layer has learnt. Waits for the
+  /// stream.
+  CodingRecord record(std::size_t code_bytes, int value_bits, cudaStream_t stream) const {
+    CodingRecord record;
+    record.learnt = learnt_;
+    record.code_bytes = code_bytes;
+    for (const KeyQuantizer &quantizer : quantizers_) {
+      HeadRecord &head = record.heads.emplace_back(quantizer.record());
+      head.variance.clear();  // for layers that share bits
+      head.value_bits = value_bits;
+    }
+    if (learnt_ || !statistics_) return record;
+    std::vector<StatisticsRecord> statistics = statistics_->record(stream);
+    for (std::size_t head = 0; head < statistics.size(); ++head) {
+      if (options_->prior && !has_prior_) {
+        QueryStatistics all(options_->head_dim, options_->page_tokens, rows_of_frame());
+        all.adopt(statistics[head]);
+        all.merge(options_->prior->head(layer_, static_cast<Index>(head)));
+        statistics[head] = all.record();
+      }
+      record.heads[head].statistics = std::move(statistics[head]);
+    }
+    return record;
+  }
+
+  /// Becomes what a record says, which was checked. Waits for the stream.
+  template <class ForEach>
+  void adopt(const CodingRecord &record, ForEach &&for_each, cudaStream_t stream) {
+    std::vector<QueryMatrices> matrices(quantizers_.size());
+    for_each([&](Index head) {
+      const auto i = static_cast<std::size_t>(head);
+      quantizers_[i].adopt(record.heads[i]);
+      quantizers_[i].invert_rounded();
+      matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
+    });
+    make_tables(matrices, record.learnt || !learns_, stream);
+    learnt_ = record.learnt;
+    statistics_.reset();
+    std::vector<StatisticsRecord> statistics;
+    for (const HeadRecord &head : record.heads) {
+      if (!head.statistics.empty()) statistics.push_back(head.statistics);
+    }
+    if (statistics.empty()) return;
+    if (statistics.size() != record.heads.size())
+      throw Error("squat: snapshot.coding is impossible: some heads have statistics and some do not");
+    has_prior_ = true;
+    reserve_statistics(stream);
+    statistics_->adopt(std::move(statistics), stream);
   }
 
   /// What a layer knew. It keeps the tables of that time alive.
@@ -106,10 +159,11 @@ class LayerCoding {
     std::shared_ptr<const DeviceBuffer<std::byte>> memory;
     CodingTables tables{};
     bool learnt = false;
+    bool has_prior = false;
   };
 
   Backup back_up(cudaStream_t stream) const {
-    return {statistics_ ? statistics_->copy(stream) : nullptr, memory_, tables_, learnt_};
+    return {statistics_ ? statistics_->copy(stream) : nullptr, memory_, tables_, learnt_, has_prior_};
   }
 
   /// Its tables on the device are the owner's to upload.
@@ -118,6 +172,7 @@ class LayerCoding {
     memory_ = std::move(backup.memory);
     tables_ = backup.tables;
     learnt_ = backup.learnt;
+    has_prior_ = backup.has_prior;
     if (learnt_) return;
     for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
   }
@@ -131,6 +186,15 @@ class LayerCoding {
   }
 
  private:
+  /// Tables of what the quantizers know, which then let go of matrices that only tables need.
+  void make_tables(std::span<const QueryMatrices> matrices, bool learnt, cudaStream_t stream) {
+    DeviceBuffer<std::byte> memory;
+    const CodingTables tables = coding_tables(memory, quantizers_, matrices, *tiles_, learnt, stream);
+    memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
+    tables_ = tables;
+    for (KeyQuantizer &quantizer : quantizers_) quantizer.drop_matrix();
+  }
+
   Index rows_of_frame() const { return tiles_->frame() ? tiles_->frame()->rows() : 1; }
 
   const Options *options_;
@@ -140,7 +204,9 @@ class LayerCoding {
   std::vector<KeyQuantizer> quantizers_;
   std::shared_ptr<const DeviceBuffer<std::byte>> memory_;  // of the tables
   CodingTables tables_{};
+  bool learns_ = false;  // from a prompt
   bool learnt_ = false;
+  bool has_prior_ = false;  // statistics came from elsewhere, with a prior's
 };
 
 }  // namespace squat::cuda
