@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <fstream>
 #include <functional>
 #include <sstream>
 #include <string>
@@ -227,6 +229,47 @@ TEST(Snapshot, IsLeftAsItWasWhereProgressThrows) {
   EXPECT_THROW(other.load(bytes, stop), std::runtime_error);
   EXPECT_EQ(other.memory_report().pages, 0u);
   EXPECT_NO_THROW(other.load(bytes));
+}
+
+/// What tests/reference/snapshot.py reads: a snapshot, and what the library says that it holds.
+template <class T, int Bits>
+void write_files(const std::string &name, const Options &options) {
+  KVCache<T, Bits> cache(options);
+  const SequenceId sequence = cache.add_sequence();
+  Inputs<> in(options, 200, 5);
+  fill(cache, sequence, in, 0, 200);
+  cache.shift(sequence, 50, 60, options.rotary.empty() ? 0 : -10);
+  std::ofstream snapshot(name + ".snapshot", std::ios::binary),
+      expected(name + ".expected", std::ios::binary);
+  cache.save(sequence, snapshot);
+  const auto write = [&](const void *data, std::size_t size) {
+    expected.write(static_cast<const char *>(data), static_cast<std::streamsize>(size));
+  };
+  const std::vector<float> frequencies =
+      options.rotary.empty() ? std::vector<float>() : options.rotary.front().inverse_frequencies;
+  const auto count = static_cast<std::uint32_t>(frequencies.size());
+  write(&count, sizeof count);
+  write(frequencies.data(), frequencies.size() * sizeof(float));
+  for (int layer = 0; layer < options.layers; ++layer) {
+    const Contents held = contents(cache, sequence, layer);
+    for (const auto *rows : {&held.k, &held.v})
+      write(rows->elements.data(), rows->elements.size() * sizeof(float));
+  }
+  EXPECT_TRUE(snapshot.flush() && expected.flush()) << name;
+}
+
+TEST(Snapshot, IsWrittenForAnotherReader) {
+  const char *directory = std::getenv("SQUAT_SNAPSHOT_DIRECTORY");
+  if (directory == nullptr) GTEST_SKIP() << "SQUAT_SNAPSHOT_DIRECTORY says where; ctest sets it";
+  const std::string folder = std::string(directory) + "/";
+  write_files<half, 2>(folder + "subspace_2", small(Coding::subspace));
+  write_files<half, 3>(folder + "subspace_3", small(Coding::subspace));
+  write_files<float, 4>(folder + "subspace_4", small(Coding::subspace));
+  write_files<float, 8>(folder + "plain_8", small(Coding::plain));
+  write_files<half, 2>(folder + "orthogonal_2", small(Coding::orthogonal));
+  Options options = small(Coding::plain);
+  options.rotary = {};
+  write_files<half, 3>(folder + "plain_3_without_rotary", options);
 }
 
 // ---- codings that meet
