@@ -8,8 +8,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <optional>
 #include <random>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -166,6 +168,31 @@ void pack(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens
   state.SetItemsProcessed(state.iterations() * tokens);
 }
 
+/// Saving a sequence to memory, without its coding.
+template <int Bits>
+void save(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens) {
+  Cache<Bits> cache(options_of(shape, coding));
+  const squat::SequenceId sequence = fill(cache, shape, tokens);
+  std::vector<std::byte> bytes;
+  cache.save(sequence, bytes, {.codings = false});
+  for (auto _ : state) {
+    squat::SpanSink sink{std::span<std::byte>(bytes)};
+    cache.save(sequence, sink, {.codings = false});
+  }
+  state.SetBytesProcessed(static_cast<std::int64_t>(bytes.size()) * state.iterations());
+}
+
+/// Loading it beside the sequence itself, and removing it.
+template <int Bits>
+void load(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens) {
+  Cache<Bits> cache(options_of(shape, coding));
+  const squat::SequenceId sequence = fill(cache, shape, tokens);
+  std::vector<std::byte> bytes;
+  cache.save(sequence, bytes, {.codings = false});
+  for (auto _ : state) cache.remove_sequence(cache.load(bytes));
+  state.SetBytesProcessed(static_cast<std::int64_t>(bytes.size()) * state.iterations());
+}
+
 /// A prompt of `tokens` tokens: its attention, and the statistics, the basis and the packing.
 template <int Bits>
 void prompt(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens) {
@@ -271,6 +298,8 @@ int main(int argc, char **argv) {
   const Operation appends{"append", append<2>, append<3>, append<4>, append<8>, append<16>};
   const Operation packs{"pack", pack<2>, pack<3>, pack<4>, pack<8>, pack<16>};
   const Operation prompts{"prompt", prompt<2>, prompt<3>, prompt<4>, prompt<8>, prompt<16>};
+  const Operation saves{"save", save<2>, save<3>, save<4>, save<8>, save<16>};
+  const Operation loads{"load", load<2>, load<3>, load<4>, load<8>, load<16>};
   benchmark::RegisterBenchmark("read_bandwidth", read_bandwidth)->Unit(benchmark::kMicrosecond);
   for (const Shape &shape : {Shape{32, 8, 128}, Shape{9, 3, 64}, Shape{64, 8, 128}, Shape{8, 8, 64}}) {
     for (Index tokens : {1024, 4096, 16384, 65536, 262144}) add_all(decodes, shape, tokens);
@@ -278,6 +307,7 @@ int main(int argc, char **argv) {
     add_all(appends, shape, 1024);
     for (Index tokens : {128, 4096}) add_all(packs, shape, tokens);
     add_all(prompts, shape, 4096);
+    for (const Operation &operation : {saves, loads}) add_all(operation, shape, 65536);
   }
   for (Index head_dim : {64, 128, 256}) {
     benchmark::RegisterBenchmark(("basis/d" + std::to_string(head_dim)).c_str(), basis, head_dim)

@@ -84,6 +84,30 @@ class OperationsOf final : public AnyOperations<T> {
                  [&]<class S>() { operations_.template dequantize<S>(call, k.as<S>(), v.as<S>(), {}); });
   }
 
+  CodingRecord record_coding(Index coding) const override {
+    return operations_.record_coding(coding, {});
+  }
+  void adopt_coding(Index coding, const CodingRecord &record) override {
+    operations_.adopt_coding(coding, record, {});
+  }
+  std::size_t page_record_bytes(int layer) const override {
+    return operations_.page_record_bytes(layer);
+  }
+  void write_pages(Index coding, std::span<const PageView> pages, std::byte *to) const override {
+    operations_.write_pages(coding, pages, to, {});
+  }
+  void read_pages(Index coding, std::span<const PageView> pages, const std::byte *from) const override {
+    operations_.read_pages(coding, pages, from, {});
+  }
+  void write_rows(const Exact &exact, bool of_tail, Index first, Index count,
+                  std::byte *to) const override {
+    operations_.write_rows(exact, of_tail, first, count, to, {});
+  }
+  void read_rows(Exact &exact, bool of_tail, Index count, Index expected,
+                 const std::byte *from) const override {
+    operations_.read_rows(exact, of_tail, count, expected, from, {});
+  }
+
   std::size_t statistics_bytes() const override { return operations_.statistics_bytes(); }
   std::size_t bases_bytes() const override { return operations_.bases_bytes(); }
   std::size_t workspace_bytes() const override { return operations_.workspace_bytes(); }

@@ -39,7 +39,7 @@ TEST_P(Basis, GoesThereAndBackToFloatPrecision) {
   std::vector<Index> pivots(static_cast<std::size_t>(d));
   for (int bits : {2, 3, 8}) {
     for (bool alike : {false, true}) {
-      const KeyQuantizer quantizer = learnt_quantizer(d, bits, alike);
+      KeyQuantizer quantizer = learnt_quantizer(d, bits, alike);
       ASSERT_TRUE(quantizer.basis());
       const QueryTransform transform(quantizer);
       RowMatrix there(d, d), back(d, d);
@@ -54,7 +54,7 @@ TEST_P(Basis, GoesThereAndBackToFloatPrecision) {
 TEST_P(Basis, IsTheLearntOneUpToRounding) {
   const Index d = GetParam();
   for (int bits : {2, 3}) {
-    const KeyQuantizer quantizer = learnt_quantizer(d, bits, false);
+    KeyQuantizer quantizer = learnt_quantizer(d, bits, false);
     const RowMatrix exact = quantizer.basis()->from_basis();
     RowMatrix back(d, d);
     QueryTransform(quantizer).write_from_basis(back.data());

@@ -10,6 +10,7 @@
 
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
+#include "squat/coding/coding_record.hpp"
 #include "squat/coding/prior.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/element_range.hpp"
@@ -37,6 +38,11 @@ namespace squat {
 /// became due; keeps the other rows exact. Must not fail.
 /// - attend: the same for calls that only read; a call of its own, with its memory. It checks q's
 /// elements, unless that would make it wait for a device. dequantize: what attention sees, as rows.
+/// - record_coding, adopt_coding: a coding as every backend reads it; adopt_coding throws Error for an
+/// impossible one, and leaves restore() to the caller. write_pages, read_pages: pages of one coding as
+/// snapshots keep them (snapshot.hpp), page_record_bytes(layer) each. write_rows, read_rows: exact rows
+/// likewise; read_rows adds to sinks or tail, which will hold `expected`. All of these are done when
+/// they return, and what reads throws Error for what cannot be.
 /// - *_bytes(): what is allocated.
 template <class Operations, class T, class Stream>
 concept BackendOperations = std::constructible_from<Operations, const Options &> &&
@@ -44,7 +50,9 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
              TensorView<const float> in, TensorView<float> out, TokenRange range, Prior &prior,
              std::initializer_list<NamedTensor<float>> tensors,
              std::span<const SequenceCall<typename Operations::Exact>> calls,
-             const SequenceCall<typename Operations::Exact> &call, typename Operations::Exact &exact) {
+             const SequenceCall<typename Operations::Exact> &call, typename Operations::Exact &exact,
+             const CodingRecord &record, std::span<const PageView> pages, std::byte *to,
+             const std::byte *from, bool flag) {
   typename Operations::Memory;
   typename Operations::Backup;
   { constant.page_bytes(layer) } -> std::same_as<std::size_t>;
@@ -60,6 +68,13 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
   operations.append(calls, in, in, in, out, stream);
   operations.attend(calls, in, out, stream);
   operations.dequantize(call, out, out, stream);
+  { constant.record_coding(index, stream) } -> std::same_as<CodingRecord>;
+  operations.adopt_coding(index, record, stream);
+  { constant.page_record_bytes(layer) } -> std::same_as<std::size_t>;
+  operations.write_pages(index, pages, to, stream);
+  operations.read_pages(index, pages, from, stream);
+  operations.write_rows(exact, flag, index, index, to, stream);
+  operations.read_rows(exact, flag, index, index, from, stream);
   { constant.statistics_bytes() } -> std::same_as<std::size_t>;
   { constant.bases_bytes() } -> std::same_as<std::size_t>;
   { constant.workspace_bytes() } -> std::same_as<std::size_t>;

@@ -25,6 +25,7 @@
 #include "squat/cache/sequence.hpp"
 #include "squat/cache/sequence_table.hpp"
 #include "squat/cache/sequence_tokens.hpp"
+#include "squat/cache/snapshot.hpp"
 #include "squat/cache/tail_rule.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/element_range.hpp"
@@ -109,36 +110,102 @@ class KVCache {
   /// An empty sequence. Allocates; on failure nothing has changed. With basis_per_sequence it gets
   /// codings of its own, which on a device waits for it.
   SequenceId add_sequence() {
+    return checks::memory_or_error([&] { return sequences_.add(make_sequence()); });
+  }
+
+  /// Its handle is never good again; its pages and rows are free for others, and stay the cache's.
+  /// Neither allocates nor waits.
+  void remove_sequence(SequenceId sequence) {
+    release(find(sequence));
+    sequences_.remove(sequence);
+  }
+
+  /// Writes a sequence: its exact rows, its pages as they are and its codings, in the format of
+  /// cache/snapshot.hpp, which every backend reads. out: a std::ostream, a std::vector<std::byte>, or
+  /// any SnapshotSink; where it throws, it holds a part. Allocates pieces of some 1 MiB; on a device,
+  /// waits for it.
+  template <class Out>
+  void save(SequenceId sequence, Out &&out, const SaveOptions &how = {}, Stream stream = {}) {
+    Sequence &state = find(sequence);
+    save_snapshot(out, SnapshotKind::sequence, how, stream, [&](auto &snapshots, SnapshotWriter &to) {
+      for (const Layer &layer : state.layers) snapshots.write_counts(to, layer);
+      for (const Layer &layer : state.layers)
+        snapshots.write_coding(to, layer.coding, layer.layer, how.codings);
+      for (Layer &layer : state.layers) snapshots.write_tokens(to, layer);
+    });
+  }
+
+  /// A sequence as it was saved, by a cache of the same options (other limits of memory and tokens, and
+  /// other parallel, do no harm). in: a std::istream, bytes, or any SnapshotSource. The snapshot's
+  /// coding of a layer becomes the cache's, or the sequence's own with basis_per_sequence, where that
+  /// has packed nothing; a cache that has learnt must hold the same, unless the sequence has no pages.
+  /// Throws Error for a snapshot of another version or other options, and for one that is truncated,
+  /// altered or impossible; the cache is as it was then. Allocates as for the same tokens appended; on a
+  /// device, waits for it.
+  template <class In>
+  SequenceId load(In &&in, const SnapshotProgress &progress = {}, Stream stream = {}) {
     return checks::memory_or_error([&] {
-      auto state = std::make_unique<Sequence>();
-      state->layers.resize(static_cast<std::size_t>(options_.layers));
-      sequences_.reserve();
-      int layer = 0;
+      std::unique_ptr<Sequence> state = make_sequence();
+      auto undo = undo_of_load(stream);
       try {
-        for (; layer < options_.layers; ++layer) {
-          Layer &tokens = state->layers[static_cast<std::size_t>(layer)];
-          tokens.layer = layer;
-          tokens.coding = options_.basis_per_sequence ? add_coding(layer) : Index{layer};
-        }
+        make_room(state->layers.size());
+        load_snapshot(in, SnapshotKind::sequence, progress, stream, [&](auto &snapshots, auto &from) {
+          const SnapshotShape found = snapshots.read_shape(from);
+          std::vector<detail::LayerCounts> counts;
+          for (int layer = 0; layer < options_.layers; ++layer)
+            counts.push_back(snapshots.read_counts(from, layer));
+          for (const Layer &layer : state->layers) {
+            const bool paged = counts[static_cast<std::size_t>(layer.layer)].pages > 0;
+            snapshots.read_coding(from, found, layer.coding, layer.layer, paged,
+                                  [&] { undo.note(layer.coding, options_.basis_per_sequence); });
+          }
+          for (Layer &layer : state->layers) {
+            snapshots.read_tokens(from, layer, counts[static_cast<std::size_t>(layer.layer)],
+                                  [&](std::size_t pages) { reserve_pages(layer.layer, pages, stream); });
+          }
+          snapshots.read_end(from);
+          publish_loaded(*state, stream);
+        });
       } catch (...) {
-        while (options_.basis_per_sequence && layer-- > 0) {
-          operations_.remove_coding(state->layers[static_cast<std::size_t>(layer)].coding);
-        }
+        release(*state);
+        undo.restore();
         throw;
       }
       return sequences_.add(std::move(state));
     });
   }
 
-  /// Its handle is never good again; its pages and rows are free for others, and stay the cache's.
-  /// Neither allocates nor waits.
-  void remove_sequence(SequenceId sequence) {
-    for (Layer &layer : find(sequence).layers) {
-      pages_.release(layer, 0);
-      pages_.release_ready(layer);
-      if (options_.basis_per_sequence) operations_.remove_coding(layer.coding);
-    }
-    sequences_.remove(sequence);
+  /// Writes the codings of all layers, which another cache can begin with: see save().
+  template <class Out>
+  void save_codings(Out &&out, const SnapshotProgress &progress = {}, Stream stream = {}) {
+    check_shared_codings();
+    save_snapshot(out, SnapshotKind::codings, {true, progress}, stream,
+                  [&](auto &snapshots, SnapshotWriter &to) {
+                    for (int layer = 0; layer < options_.layers; ++layer)
+                      snapshots.write_coding(to, layer, layer, true);
+                  });
+  }
+
+  /// Takes the codings of all layers from what save_codings() wrote, unless they are there already:
+  /// see load(). Throws Error where a layer has learnt another.
+  template <class In>
+  void load_codings(In &&in, const SnapshotProgress &progress = {}, Stream stream = {}) {
+    check_shared_codings();
+    checks::memory_or_error([&] {
+      auto undo = undo_of_load(stream);
+      try {
+        load_snapshot(in, SnapshotKind::codings, progress, stream, [&](auto &snapshots, auto &from) {
+          const SnapshotShape found = snapshots.read_shape(from);
+          for (int layer = 0; layer < options_.layers; ++layer) {
+            snapshots.read_coding(from, found, layer, layer, true, [&] { undo.note(layer, false); });
+          }
+          snapshots.read_end(from);
+        });
+      } catch (...) {
+        undo.restore();
+        throw;
+      }
+    });
   }
 
   /// Appends k and v and attends: each query sees every token before its own,
@@ -493,6 +560,124 @@ class KVCache {
     });
   }
 
+  // ---- sequences
+
+  std::unique_ptr<Sequence> make_sequence() {
+    auto state = std::make_unique<Sequence>();
+    state->layers.resize(static_cast<std::size_t>(options_.layers));
+    sequences_.reserve();
+    int layer = 0;
+    try {
+      for (; layer < options_.layers; ++layer) {
+        Layer &tokens = state->layers[static_cast<std::size_t>(layer)];
+        tokens.layer = layer;
+        tokens.coding = options_.basis_per_sequence ? add_coding(layer) : Index{layer};
+      }
+    } catch (...) {
+      while (options_.basis_per_sequence && layer-- > 0) {
+        operations_.remove_coding(state->layers[static_cast<std::size_t>(layer)].coding);
+      }
+      throw;
+    }
+    return state;
+  }
+
+  /// Gives back all that a sequence holds.
+  void release(Sequence &sequence) {
+    for (Layer &layer : sequence.layers) {
+      pages_.release(layer, 0);
+      pages_.release_ready(layer);
+      if (options_.basis_per_sequence) operations_.remove_coding(layer.coding);
+    }
+  }
+
+  // ---- snapshots
+
+  using Snapshots = detail::Snapshots<T, Operations, Stream>;
+  using SnapshotKind = detail::SnapshotKind;
+  using SnapshotWriter = detail::SnapshotWriter;
+  using SnapshotShape = detail::SnapshotShape;
+
+  template <class Out, class Write>
+  void save_snapshot(Out &out, SnapshotKind kind, const SaveOptions &how, Stream stream, Write &&write) {
+    checks::memory_or_error([&] {
+      const SnapshotShape shape = detail::snapshot_shape<T>(options_, KeyBits, ValueBits);
+      Snapshots snapshots(options_, shape, operations_, pages_, learning_, stream);
+      detail::with_sink(out, [&](auto &sink) {
+        SnapshotWriter to(sink, kind, how.progress);
+        snapshots.write_shape(to);
+        write(snapshots, to);
+        to.section(detail::Section::end, 0, {});
+      });
+    });
+  }
+
+  template <class In, class Read>
+  void load_snapshot(In &in, SnapshotKind kind, const SnapshotProgress &progress, Stream stream,
+                     Read &&read) {
+    const SnapshotShape shape = detail::snapshot_shape<T>(options_, KeyBits, ValueBits);
+    Snapshots snapshots(options_, shape, operations_, pages_, learning_, stream);
+    detail::with_source(in, [&](auto &source) {
+      detail::SnapshotReader from(source, kind, progress);
+      read(snapshots, from);
+    });
+  }
+
+  void check_shared_codings() const {
+    if (options_.basis_per_sequence)
+      throw_invalid("basis_per_sequence", true, "false where codings are the cache's");
+  }
+
+  /// Makes sure of pages, those acquired ahead if there are no others.
+  void reserve_pages(int layer, std::size_t count, Stream stream) {
+    if (!pages_.try_reserve(layer, static_cast<Index>(count))) release_pages_ahead(stream);
+    pages_.reserve(layer, count);
+  }
+
+  /// Tells a backend with kernels of its own of a sequence that came from outside.
+  void publish_loaded(Sequence &state, Stream stream) {
+    find_layers(state);
+    for (Layer &layer : state.layers) replay_.reserve_shift(operations_, layer, stream);
+    replay_.publish(operations_, pages_, layers_, stream);
+  }
+
+  /// What a load has changed of codings and of memory, which restore() undoes.
+  class UndoOfLoad {
+   public:
+    UndoOfLoad(KVCache &cache, Stream stream)
+        : cache_(cache), stream_(stream), memory_(cache.pages_.mark()) {
+      before_.reserve(static_cast<std::size_t>(cache.options_.layers));
+    }
+
+    /// Before a coding is replaced; goes: it goes with its sequence.
+    void note(Index coding, bool goes) {
+      if (goes) return;
+      before_.push_back({coding, std::as_const(cache_.learning_).observed(coding),
+                         cache_.operations_.back_up(coding, stream_)});
+    }
+
+    void restore() {
+      for (Before &each : before_) {
+        cache_.operations_.restore(each.coding, std::move(each.backup));
+        cache_.learning_.restore(each.coding, each.observed);
+      }
+      cache_.pages_.back_to(memory_);
+    }
+
+   private:
+    struct Before {
+      Index coding;
+      Index observed;
+      typename Operations::Backup backup;
+    };
+
+    KVCache &cache_;
+    Stream stream_;
+    typename detail::LayerPages<typename Operations::Memory, Exact>::Mark memory_;
+    std::vector<Before> before_;
+  };
+  UndoOfLoad undo_of_load(Stream stream) { return {*this, stream}; }
+
   // ---- appending
 
   template <class S>
@@ -554,15 +739,18 @@ class KVCache {
                 learning_.observes(state.coding, queries), options_.sinks, rule);
     });
     set_page_bytes(layer);
-    if (!pages_.try_reserve(layer, plan_.new_pages())) {  // those acquired ahead are needed now
-      sequences_.for_each([&](Sequence &sequence) {
-        find_layers(sequence);
-        replay_.release_pages(operations_, pages_, layers_, stream);
-      });
-    }
+    if (!pages_.try_reserve(layer, plan_.new_pages())) release_pages_ahead(stream);
     make_room(plan_.calls().size());
     pages_.reserve(layer, plan_);
     operations_.reserve(std::as_const(plan_).calls(), attends, stream);
+  }
+
+  /// Gives back the pages that were acquired ahead, which are needed now.
+  void release_pages_ahead(Stream stream) {
+    sequences_.for_each([&](Sequence &sequence) {
+      find_layers(sequence);
+      replay_.release_pages(operations_, pages_, layers_, stream);
+    });
   }
 
   /// Learning gives layers their page sizes.

@@ -70,6 +70,23 @@ class LayerPages {
     }
   }
 
+  /// Adds a page with the facts of `view`, or the last page once more (`again`), where reserve() made
+  /// sure of it and Layer::reserve_pages() of its entry. Returns the entry.
+  const PageView &restore(Layer &layer, PageView view, bool again) {
+    if (again) pool(layer).retain(layer.pages.back());
+    const PageIndex page = again ? layer.pages.back() : pool(layer).acquire();
+    view.data = pool(layer).data(page);
+    layer.add_page(page, view);
+    return layer.page_views.back();
+  }
+  /// Makes sure of pages for restore(). Throws Error where the limit is passed.
+  void reserve(int layer, std::size_t pages) { pools_.reserve(layer, pages); }
+
+  /// The memory that there is, and back to it: pages beyond it must be free.
+  using Mark = typename PoolsBySize<Memory>::Mark;
+  Mark mark() const { return pools_.mark(); }
+  void back_to(const Mark &mark) { pools_.back_to(mark); }
+
   // ---- pages acquired ahead
 
   /// Acquires the page that will be packed next, of a layer that has none. Returns whether it is there.

@@ -13,6 +13,7 @@
 #include "squat/cache/tail_rule.hpp"
 #include "squat/coding/coding.hpp"
 #include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
 #include "squat/core/instruction_set.hpp"
 #include "squat/core/tensor.hpp"
 
@@ -33,6 +34,25 @@ class Learning {
   }
 
   Index observed(Index coding) const { return observed_[static_cast<std::size_t>(coding)]; }
+
+  /// The same, as far as it counts for learning.
+  Index observed_to_learn(Index coding) const { return std::min(observed(coding), tokens_to_learn_); }
+
+  /// Throws Error where a coding from elsewhere cannot be as far as it says. learnt: it has learnt;
+  /// ready: pages can be packed with it; seen: the tokens it has seen, while it is not.
+  void check_adopted(bool learnt, bool ready, Index seen) const {
+    const bool complete = ready || seen == tokens_to_learn_;
+    if (seen > tokens_to_learn_ || learnt != (complete && tokens_to_learn_ > 0) ||
+        (complete && !ready && !together_))
+      throw_invalid("snapshot.coding.observed", seen, "as many as it takes to learn,", tokens_to_learn_);
+  }
+
+  /// A coding becomes one from elsewhere that check_adopted() let pass.
+  void adopt(Index coding, bool ready, Index seen) {
+    observed(coding) = ready ? tokens_to_learn_ : seen;
+  }
+  /// It is again what it was.
+  void restore(Index coding, Index seen) { observed(coding) = seen; }
 
   /// Whether pages can be packed once `more` tokens of the coding are observed. Where all layers share
   /// bits, that is after the call in which the last coding of all is learnt.

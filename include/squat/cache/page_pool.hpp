@@ -67,6 +67,21 @@ class PagePool {
     return slab.memory.data() + (page - slab.first) * page_bytes_;
   }
 
+  std::size_t slabs() const { return slabs_.size(); }
+
+  /// Gives back all slabs but the first `kept`, whose pages are free: for a call that failed.
+  void drop_slabs(std::size_t kept) {
+    if (slabs_.size() <= kept) return;
+    const std::size_t pages = slabs_[kept].first;
+    SQUAT_ASSERT(std::all_of(references_.begin() + static_cast<std::ptrdiff_t>(pages), references_.end(),
+                             [](std::uint32_t references) { return references == 0; }));
+    free_.erase(
+        std::remove_if(free_.begin(), free_.end(), [&](PageIndex page) { return page >= pages; }),
+        free_.end());
+    references_.resize(pages);
+    slabs_.erase(slabs_.begin() + static_cast<std::ptrdiff_t>(kept), slabs_.end());
+  }
+
   std::size_t page_bytes() const { return page_bytes_; }
   std::size_t used() const { return references_.size() - free_.size(); }
   std::size_t used_bytes() const { return used() * page_bytes_; }

@@ -58,6 +58,18 @@ class PoolsBySize {
     }
   }
 
+  /// How many slabs there are, of each size.
+  using Mark = std::vector<std::size_t>;
+  Mark mark() const {
+    Mark slabs;
+    for (const Pool &pool : pools_) slabs.push_back(pool.slabs());
+    return slabs;
+  }
+  /// Gives the slabs back that came after, whose pages are free.
+  void back_to(const Mark &mark) {
+    for (std::size_t i = 0; i < pools_.size(); ++i) pools_[i].drop_slabs(i < mark.size() ? mark[i] : 0);
+  }
+
   std::size_t bytes() const { return sum(&Pool::bytes); }
   std::size_t used_bytes() const { return sum(&Pool::used_bytes); }
 

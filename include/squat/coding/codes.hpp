@@ -102,6 +102,22 @@ void pack_plane(const std::uint8_t *codes, Index inner_stride, Index rows, Index
   }
 }
 
+/// Code `i` of a lane in a plane of `inner` inner indices.
+constexpr int plane_code(int bits, const std::uint8_t *plane, Index inner, Index lane, Index i) {
+  const Index in_block = 32 / bits, blocks = (inner + in_block - 1) / in_block;
+  const Index block = lane / lanes * blocks + i / in_block;
+  const int byte = plane[block * block_bytes + lane % lanes * 4 + i % 4];
+  return byte >> i % in_block / 4 * bits & ((1 << bits) - 1);
+}
+
+/// The same of packed codes of any width.
+constexpr int packed_code(int bits, const std::uint8_t *packed, Index rows, Index inner, Index lane,
+                          Index i) {
+  if (bits != 3) return plane_code(bits, packed, inner, lane, i);
+  return plane_code(2, packed, inner, lane, i) |
+         plane_code(1, packed + plane_bytes(2, rows, inner), inner, lane, i) << 2;
+}
+
 /// Packs `rows` lanes x `inner` codes of `bits` bits, lane l's code i at codes[l
 /// + i * inner_stride].
 inline void pack_codes(int bits, const std::uint8_t *codes, Index inner_stride, Index rows, Index inner,

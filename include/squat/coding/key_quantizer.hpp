@@ -8,19 +8,24 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "squat/coding/affine.hpp"
 #include "squat/coding/bit_allocation.hpp"
 #include "squat/coding/chunks.hpp"
 #include "squat/coding/coding.hpp"
+#include "squat/coding/coding_record.hpp"
+#include "squat/coding/inverse.hpp"
 #include "squat/coding/moments.hpp"
 #include "squat/coding/orthogonal_rounding.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/coding/rotary.hpp"
+#include "squat/coding/rounded_matrix.hpp"
 #include "squat/coding/subspace_basis.hpp"
 #include "squat/coding/trellis_quantizer.hpp"
 #include "squat/core/config.hpp"
+#include "squat/core/element_range.hpp"
 #include "squat/core/instruction_set.hpp"
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
@@ -75,6 +80,9 @@ class KeyQuantizer {
       mean_.resize(mean.size());
       std::transform(mean.begin(), mean.end(), mean_.begin(),
                      [](double x) { return static_cast<float>(x); });
+      // Keys have no such mean, but sums from a file may.
+      const auto is_mean = [](float x) { return std::abs(x) <= largest_element; };
+      if (!std::all_of(mean_.begin(), mean_.end(), is_mean)) mean_.clear();
     }
     const Matrix<Real> C = weighting == QueryWeighting::equal ? query_moment<Real>(statistics)
                                                               : attention_metric<Real>(statistics);
@@ -93,12 +101,50 @@ class KeyQuantizer {
       }
     }
     rounding_ = learn_orthogonal_rounding<Real>(C, range, options_);
+    const RowMatrix &feedback = rounding_->feedback;
+    if (!std::all_of(feedback.data(), feedback.data() + feedback.size(), OrthogonalRounding::is_factor))
+      rounding_.reset();
   }
 
   /// Takes other widths than the head's own: of the basis' coordinates, and of plain pages.
   void allocate(const BitAllocation &allocation, int plain_bits) {
     basis_->allocation = allocation;
     uniform_ = BitAllocation(plain_bits, head_dim_);
+  }
+
+  /// Rounds the basis' matrix, by which queries go, as far as the bits of the keys allow. From then on
+  /// it is the definition of the basis, the same for every backend: scores err by the rounding of codes
+  /// and of queries alone.
+  template <class Real = double>
+  void round_basis() {
+    if (!basis_ || !basis_->rounded.empty()) return;
+    const Eigen::MatrixXd matrix = basis_->template queries_to_basis<Real>();
+    if (bits_ > most_bits_of_bytes) {
+      basis_->rounded = round_to_words(matrix);
+    } else {
+      // A query's channels range as the metric's diagonal says.
+      std::vector<double> widths;
+      for (const float weight : basis_->metric) widths.push_back(std::sqrt(static_cast<double>(weight)));
+      basis_->rounded = round_to_bytes(matrix, widths);
+    }
+  }
+
+  /// Whether a basis is rounded to bytes, else to words, where more bits of the keys want more of the
+  /// queries.
+  static bool rounds_to_bytes(int bits) { return bits <= most_bits_of_bytes; }
+
+  /// A of a basis that was rounded.
+  void invert_rounded() {
+    if (!basis_) return;
+    basis_->to_basis.resize(head_dim_, head_dim_);
+    basis_->rounded.write_transposed(basis_->to_basis.data());
+    std::vector<Index> pivots(static_cast<std::size_t>(head_dim_));
+    invert(basis_->to_basis.data(), head_dim_, pivots.data());
+  }
+
+  /// Lets go of the rounded matrix too, where a backend keeps it.
+  void drop_rounded() {
+    if (basis_) basis_->rounded = {};
   }
 
   /// Lets go of the basis' matrix, where a backend keeps it and gives it to quantize().
@@ -180,6 +226,55 @@ class KeyQuantizer {
     return coded;
   }
 
+  /// What was learnt. The matrix is empty after drop_rounded(), and the widths of values are the
+  /// backend's to add.
+  HeadRecord record() const {
+    HeadRecord record;
+    record.mean = mean_;
+    if (basis_) {
+      record.matrix = basis_->rounded;
+      record.metric = basis_->metric;
+      record.weight = basis_->weight;
+      record.variance = basis_->variance;
+      for (const CodeRun &run : basis_->allocation.runs())
+        record.widths.push_back({run.bits, static_cast<std::int32_t>(run.channels)});
+    }
+    if (rounding_) {
+      record.order.assign(rounding_->order.begin(), rounding_->order.end());
+      record.block = static_cast<std::int32_t>(rounding_->block);
+      for (Index i = 0; i < head_dim_; ++i) {
+        const float *row = rounding_->feedback.data() + i * head_dim_;
+        record.feedback.insert(record.feedback.end(), row, row + i);
+      }
+    }
+    return record;
+  }
+
+  /// Takes in what record() gave elsewhere, with its matrix. It was checked.
+  void adopt(const HeadRecord &record) {
+    forget();
+    mean_ = record.mean;
+    if (!record.matrix.empty()) {
+      SubspaceBasis basis;
+      basis.rounded = record.matrix;
+      basis.metric = record.metric;
+      basis.weight = record.weight;
+      basis.variance = record.variance;
+      for (const WidthRecord &run : record.widths) basis.allocation.add(run.bits, run.channels);
+      basis_ = std::move(basis);
+    }
+    if (!record.order.empty()) {
+      OrthogonalRounding rounding;
+      rounding.order.assign(record.order.begin(), record.order.end());
+      rounding.block = record.block;
+      rounding.feedback = RowMatrix::Zero(head_dim_, head_dim_);
+      const float *entry = record.feedback.data();
+      for (Index i = 0; i < head_dim_; ++i, entry += i - 1)
+        std::copy_n(entry, i, rounding.feedback.data() + i * head_dim_);
+      rounding_ = std::move(rounding);
+    }
+  }
+
   /// Bytes of what was learnt.
   std::size_t bytes() const {
     return (rounding_ ? rounding_->bytes() : 0) + (basis_ ? basis_->bytes() : 0) +
@@ -187,6 +282,8 @@ class KeyQuantizer {
   }
 
  private:
+  static constexpr int most_bits_of_bytes = 2;  // at 3, bytes add 8 % to the KL
+
   int plain_bits() const { return uniform_.runs().front().bits; }
 
   template <class Scalar>

@@ -104,6 +104,10 @@ struct OrthogonalRounding {
   RowMatrix feedback;      ///< F, in that order
   Index block = 1;
 
+  /// Moments that no queries have (a file may hold them) give factors that are larger, or no numbers.
+  static constexpr float largest_factor = 1e6f;
+  static bool is_factor(float x) { return std::abs(x) <= largest_factor; }
+
   std::size_t bytes() const {
     return order.size() * sizeof(int) + static_cast<std::size_t>(feedback.size()) * sizeof(float);
   }

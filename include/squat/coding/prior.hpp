@@ -23,6 +23,26 @@
 
 namespace squat::inline SQUAT_API_NAMESPACE {
 
+/// Whether sums are such that statistics can have them.
+inline bool possible_sums(const QueryStatistics &statistics) {
+  bool possible = true;
+  QueryStatistics::visit_sums(statistics, [&](auto sums) {
+    possible &= std::all_of(sums.begin(), sums.end(), [](auto sum) { return std::isfinite(sum); });
+  });
+  possible &= statistics.queries() >= 0 && statistics.keys() >= 0 &&
+              statistics.sums(&HeadSums::values)[0] >= 0;
+  for (const auto weights : {&HeadSums::far_queries, &HeadSums::key_weight, &HeadSums::value_weight,
+                             &HeadSums::output_square}) {
+    possible &= statistics.sums(weights)[0] >= 0;
+  }
+  for (const auto moments : {&HeadSums::query_moment, &HeadSums::weighted_moment}) {
+    for (Index i = 0; i < statistics.head_dim(); ++i) {
+      possible &= statistics.sums(moments)[static_cast<std::size_t>(triangle_index(i, i))] >= 0;
+    }
+  }
+  return possible;
+}
+
 /// The statistics of every layer and KV head of a model. Additive: merging two
 /// gives what one run over both texts would have given.
 class Prior {
@@ -110,7 +130,7 @@ class Prior {
       } else {
         read_sums(statistics, numbers[0], read);
       }
-      check_sums(statistics);
+      if (!possible_sums(statistics)) throw Error("squat: prior holds sums that no statistics have");
       prior.heads_.push_back(std::move(statistics));
     }
     const std::uint64_t expected = checksum.value;
@@ -209,25 +229,6 @@ class Prior {
       const std::size_t missing = std::is_same_v<Real, double> ? added : 0;
       read(sums.data(), (sums.size() - missing) * sizeof(Real));
     });
-  }
-
-  static void check_sums(const QueryStatistics &statistics) {
-    bool possible = true;
-    QueryStatistics::visit_sums(statistics, [&](auto sums) {
-      possible &= std::all_of(sums.begin(), sums.end(), [](auto sum) { return std::isfinite(sum); });
-    });
-    possible &= statistics.queries() >= 0 && statistics.keys() >= 0 &&
-                statistics.sums(&HeadSums::values)[0] >= 0;
-    for (const auto weights : {&HeadSums::far_queries, &HeadSums::key_weight, &HeadSums::value_weight,
-                               &HeadSums::output_square}) {
-      possible &= statistics.sums(weights)[0] >= 0;
-    }
-    for (const auto moments : {&HeadSums::query_moment, &HeadSums::weighted_moment}) {
-      for (Index i = 0; i < statistics.head_dim(); ++i) {
-        possible &= statistics.sums(moments)[static_cast<std::size_t>(triangle_index(i, i))] >= 0;
-      }
-    }
-    if (!possible) throw Error("squat: prior holds sums that no statistics have");
   }
 
   Index layers_;

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "squat/coding/coding_record.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/instruction_set.hpp"
 
@@ -154,6 +155,16 @@ class QueryStatistics {
   static void visit_sums(Self &self, Visit &&visit) {
     visit(std::span(self.doubles_));
     visit(std::span(self.floats_));
+  }
+
+  /// All that is there, and back again; the record's sizes must be those of the same head_dim and rows.
+  StatisticsRecord record() const { return {doubles_, floats_, in_group_, low_, high_}; }
+  void adopt(const StatisticsRecord &record) {
+    doubles_ = record.doubles;
+    floats_ = record.floats;
+    in_group_ = record.in_group;
+    low_ = record.low;
+    high_ = record.high;
   }
 
   std::size_t bytes() const {

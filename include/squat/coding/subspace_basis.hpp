@@ -21,6 +21,7 @@
 
 #include "squat/coding/bit_allocation.hpp"
 #include "squat/coding/matrix_product.hpp"
+#include "squat/coding/rounded_matrix.hpp"
 #include "squat/coding/symmetric_eigen.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/instruction_set.hpp"
@@ -34,12 +35,21 @@ struct SubspaceBasis {
   std::vector<double> variance;  ///< of each coordinate, falling
   double weight = 1;             ///< what the metric was divided by, C's mean diagonal
   BitAllocation allocation;      ///< of the coordinates
+  RoundedMatrix rounded;         ///< A^-T once a backend has rounded it; A is then its inverse transpose
 
   /// A^-T, [coordinate, channel], by which queries go; keys go back by its transpose. It is worked
   /// out each time: who needs it often keeps it in a form of their own. A's condition is at most
   /// sqrt(10 d + 1), so that A A^T may be inverted instead.
   template <class Real = double>
   Matrix<Real> queries_to_basis() const {
+    if (!rounded.empty()) {
+      Matrix<Real> entries(rounded.outputs, rounded.inputs);
+      for (Index i = 0; i < rounded.outputs; ++i) {
+        for (Index j = 0; j < rounded.inputs; ++j)
+          entries(i, j) = static_cast<Real>(rounded.entry(i, j));
+      }
+      return entries;
+    }
     Matrix<Real> result = to_basis.template cast<Real>();
     const Eigen::LLT<Matrix<Real>> squares(matrix_product<Real>(result, transposed<Real>(result)));
     squares.solveInPlace(result);
@@ -54,7 +64,7 @@ struct SubspaceBasis {
 
   std::size_t bytes() const {
     return static_cast<std::size_t>(to_basis.size()) * sizeof(float) + metric.size() * sizeof(float) +
-           variance.size() * sizeof(double) + sizeof(*this);
+           variance.size() * sizeof(double) + rounded.size_bytes() + sizeof(*this);
   }
 };
 
@@ -105,7 +115,9 @@ std::optional<SubspaceBasis> learn_subspace_basis(const Matrix<Real> &C, const M
     basis.variance.push_back(static_cast<double>(scale * std::max(eigen->values(d - 1 - i), Real{0})));
   }
   basis.allocation = allocate_bits(basis.variance, bits);
-  if (!finite(basis.to_basis)) return {};
+  const bool known = std::all_of(basis.variance.begin(), basis.variance.end(),
+                                 [](double x) { return std::isfinite(x); });
+  if (!known || !finite(basis.to_basis)) return {};
   return basis;
 }
 

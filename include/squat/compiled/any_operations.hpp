@@ -12,6 +12,7 @@
 
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
+#include "squat/coding/coding_record.hpp"
 #include "squat/coding/prior.hpp"
 #include "squat/compiled/any_tensor.hpp"
 #include "squat/core/config.hpp"
@@ -50,6 +51,16 @@ class AnyOperations {
   virtual void attend(std::span<const Call> calls, AnyTensor q, AnyTensor out) = 0;
   virtual void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by) const = 0;
   virtual void dequantize(const Call &call, AnyTensor k, AnyTensor v) = 0;
+  virtual CodingRecord record_coding(Index coding) const = 0;
+  virtual void adopt_coding(Index coding, const CodingRecord &record) = 0;
+  virtual std::size_t page_record_bytes(int layer) const = 0;
+  virtual void write_pages(Index coding, std::span<const PageView> pages, std::byte *to) const = 0;
+  virtual void read_pages(Index coding, std::span<const PageView> pages,
+                          const std::byte *from) const = 0;
+  virtual void write_rows(const Exact &exact, bool of_tail, Index first, Index count,
+                          std::byte *to) const = 0;
+  virtual void read_rows(Exact &exact, bool of_tail, Index count, Index expected,
+                         const std::byte *from) const = 0;
   virtual std::size_t statistics_bytes() const = 0;
   virtual std::size_t bases_bytes() const = 0;
   virtual std::size_t workspace_bytes() const = 0;

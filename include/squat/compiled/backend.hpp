@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "squat/cache/options.hpp"
+#include "squat/coding/coding_record.hpp"
 #include "squat/compiled/any_operations.hpp"
 #include "squat/compiled/any_tensor.hpp"
 #include "squat/core/config.hpp"
@@ -77,6 +78,26 @@ class Operations {
   template <Element S>
   void dequantize(const Call &call, TensorView<S> k, TensorView<S> v, Stream) {
     operations_->dequantize(call, k, v);
+  }
+
+  CodingRecord record_coding(Index coding, Stream) const { return operations_->record_coding(coding); }
+  void adopt_coding(Index coding, const CodingRecord &record, Stream) {
+    operations_->adopt_coding(coding, record);
+  }
+  std::size_t page_record_bytes(int layer) const { return operations_->page_record_bytes(layer); }
+  void write_pages(Index coding, std::span<const PageView> pages, std::byte *to, Stream) const {
+    operations_->write_pages(coding, pages, to);
+  }
+  void read_pages(Index coding, std::span<const PageView> pages, const std::byte *from, Stream) const {
+    operations_->read_pages(coding, pages, from);
+  }
+  void write_rows(const Exact &exact, bool of_tail, Index first, Index count, std::byte *to,
+                  Stream) const {
+    operations_->write_rows(exact, of_tail, first, count, to);
+  }
+  void read_rows(Exact &exact, bool of_tail, Index count, Index expected, const std::byte *from,
+                 Stream) const {
+    operations_->read_rows(exact, of_tail, count, expected, from);
   }
 
   std::size_t statistics_bytes() const { return operations_->statistics_bytes(); }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "squat/coding/coding.hpp"
+#include "squat/coding/coding_record.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/layer_allocation.hpp"
 #include "squat/coding/model_allocation.hpp"
@@ -85,6 +86,32 @@ class BitShares {
     }
   }
 
+  /// Those that write() put into a record.
+  BitShares(const PageLayout &layout, const CodingRecord &record)
+      : group_(layout.group),
+        page_bytes_(layout.codes_begin() + record.code_bytes),
+        plain_{record.plain_key_bits, record.plain_value_bits},
+        plain_fits_(layout.code_bytes(plain_) <= record.code_bytes),
+        value_gain_(record.value_gain) {
+    std::size_t next = layout.codes_begin();
+    for (const HeadRecord &head : record.heads) {
+      BitAllocation &allocation = allocations_.emplace_back();
+      for (const WidthRecord &run : head.widths) allocation.add(run.bits, run.channels);
+      const std::size_t values = next + allocation.bytes(group_);
+      plain_places_.push_back(layout.place(static_cast<Index>(places_.size()), plain_));
+      places_.push_back({next, values, head.value_bits});
+      next = values + layout.value_bytes(head.value_bits);
+    }
+  }
+
+  /// Adds to a record, which has the heads' allocations, how they share the bits.
+  void write(CodingRecord &record) const {
+    record.shared = true;
+    record.plain_key_bits = plain_.keys;
+    record.plain_value_bits = plain_.values;
+    record.value_gain = value_gain_;
+  }
+
   /// quantizers: of the heads; they take their allocations.
   void apply(std::span<KeyQuantizer> quantizers) const {
     for (std::size_t head = 0; head < quantizers.size(); ++head)
@@ -92,6 +119,8 @@ class BitShares {
   }
 
   std::size_t page_bytes() const { return page_bytes_; }
+  /// Whether there may be plain pages.
+  bool plain_fits() const { return plain_fits_; }
 
   /// Where the codes of a head begin, in a page of that space.
   CodePlace place(Index head, KeySpace space) const {

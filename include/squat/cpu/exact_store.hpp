@@ -84,6 +84,33 @@ class ExactStore {
     });
   }
 
+  /// Writes `count` rows from `first` on, of the tail or of the sinks, see RowStore::write().
+  void write(bool of_tail, Index first, Index count, std::byte *to) const {
+    if (!of_tail) return sinks_.write(first, count, to);
+    with_tail(*this, [&](const auto &tail, const auto &) { tail.write(first, count, to); });
+  }
+
+  /// Adds such rows; of a store that will hold `expected` of them. Allocates no more than twice what is
+  /// there; on failure nothing has changed.
+  void read(const Options &options, bool of_tail, Index count, Index expected, const std::byte *from) {
+    const auto add = [&]<class Rows>(Rows &rows) {
+      const Index wanted = rows.tokens() + count;
+      if (rows.capacity() < wanted) {
+        const Index room = std::max(wanted, std::min(expected, 2 * rows.capacity()));
+        Rows larger(options.kv_heads, options.head_dim, room);
+        if (rows.capacity() > 0) {
+          rows.move_to(std::move(larger), 0);
+        } else {
+          rows = std::move(larger);
+        }
+      }
+      rows.read(count, from);
+    };
+    bytes_ = options.tail == TailCoding::int8;
+    if (!of_tail) return add(sinks_);
+    with_tail(*this, [&](auto &tail, auto &) { add(tail); });
+  }
+
   void truncate(Index sinks, Index tail) {
     sinks_.truncate(sinks);
     with_tail(*this, [&](auto &rows, auto &) { rows.truncate(tail); });

@@ -43,20 +43,22 @@ class QueryTransform {
  public:
   QueryTransform() = default;
 
-  template <class Real = double>
+  /// Of a quantizer whose basis was rounded, if it has one.
   explicit QueryTransform(const KeyQuantizer &quantizer) {
-    if (const SubspaceBasis *basis = quantizer.basis()) {
-      const Eigen::MatrixXd matrix = basis->queries_to_basis<Real>();
-      if (quantizer.bits() <= most_bits_of_bytes) {
-        // A query's channels range as the metric's diagonal says.
-        std::vector<double> widths;
-        for (const float weight : basis->metric)
-          widths.push_back(std::sqrt(static_cast<double>(weight)));
-        bytes_ = ByteMatrix(matrix, widths);
-      } else {
-        words_ = IntegerMatrix(matrix);
-      }
+    const SubspaceBasis *basis = quantizer.basis();
+    if (basis == nullptr) return;
+    if (basis->rounded.bytes) {
+      bytes_ = ByteMatrix(basis->rounded);
+    } else {
+      words_ = IntegerMatrix(basis->rounded);
     }
+  }
+
+  /// What it was made of; empty without a basis.
+  RoundedMatrix rounded() const {
+    if (bytes_.outputs() > 0) return bytes_.rounded();
+    if (words_.outputs() > 0) return words_.rounded();
+    return {};
   }
 
   /// A^-T in bytes, or in words, where more bits of the keys want more of the
@@ -86,8 +88,6 @@ class QueryTransform {
   std::size_t bytes() const { return bytes_.bytes() + words_.bytes(); }
 
  private:
-  static constexpr int most_bits_of_bytes = 2;  // at 3, bytes add 8 % to the KL
-
   ByteMatrix bytes_;
   IntegerMatrix words_;
 };

@@ -14,6 +14,7 @@
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/coding/attention_weights.hpp"
+#include "squat/coding/coding_record.hpp"
 #include "squat/coding/hadamard.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/moments.hpp"
@@ -172,8 +173,8 @@ class LayerCoding {
     const auto i = static_cast<std::size_t>(head);
     if (!statistics_[i]) return;
     quantizers_[i].learn<Real>(*statistics_[i], frame(), weighting);
-    transforms_[i] = QueryTransform(quantizers_[i]);
-    quantizers_[i].drop_matrix();
+    quantizers_[i].round_basis<Real>();
+    keep_matrix(i);
     if (knows_values() && statistics_[i]->sums(&HeadSums::values)[0] > 0) {
       value_means_[i] = squat::value_mean(*statistics_[i]);
       rotate_hadamard(value_means_[i].data(), layout_.head_dim);
@@ -196,6 +197,43 @@ class LayerCoding {
   }
 
   bool learnt() const { return learnt_; }
+
+  /// All of it, see CodingRecord. Statistics are part of it until the layer has learnt.
+  CodingRecord record(std::size_t code_bytes) const {
+    CodingRecord record;
+    record.learnt = learnt_;
+    record.code_bytes = code_bytes;
+    record.value_weights = value_weights_;
+    record.output_square = output_square_;
+    for (std::size_t i = 0; i < quantizers_.size(); ++i) {
+      HeadRecord &head = record.heads.emplace_back(quantizers_[i].record());
+      head.value_mean = value_means_[i];
+      head.matrix = transforms_[i].rounded();
+      head.value_bits = place(static_cast<Index>(i), KeySpace::basis).value_bits;
+      if (allocation_ != Allocation::model) head.variance.clear();
+      if (!learnt_ && statistics_[i]) head.statistics = statistics_[i]->record();
+    }
+    if (shares_) shares_->write(record);
+    return record;
+  }
+
+  /// Becomes what a record says, which was checked.
+  void adopt(const CodingRecord &record) {
+    learnt_ = record.learnt;
+    value_weights_ = record.value_weights;
+    output_square_ = record.output_square;
+    for (std::size_t i = 0; i < quantizers_.size(); ++i) {
+      const HeadRecord &head = record.heads[i];
+      quantizers_[i].adopt(head);
+      value_means_[i] = head.value_mean;
+      transforms_[i] = QueryTransform();
+      keep_matrix(i);
+      statistics_[i].reset();
+      if (head.statistics.empty()) continue;
+      make_statistics(static_cast<Index>(i), layout_.head_dim, nullptr).adopt(head.statistics);
+    }
+    share(record.shared ? std::optional<BitShares>(std::in_place, layout_, record) : std::nullopt);
+  }
 
   /// What its heads can be coded with, once learnt, where they are to share bits; nothing where each has
   /// as many.
@@ -233,6 +271,13 @@ class LayerCoding {
   }
 
  private:
+  /// Keeps the rounded matrix of a head's basis as its transform alone.
+  void keep_matrix(std::size_t head) {
+    transforms_[head] = QueryTransform(quantizers_[head]);
+    quantizers_[head].drop_matrix();
+    quantizers_[head].drop_rounded();
+  }
+
   const TileFrame *frame() const { return tiles_ ? &tiles_->frame : nullptr; }
 
   static constexpr Index run_tokens = 64;  // observed at a time

@@ -4,6 +4,7 @@
 // each must do.
 
 #include <algorithm>
+#include <cstddef>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -13,6 +14,9 @@
 
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
+#include "squat/cache/snapshot/check_numbers.hpp"
+#include "squat/cache/snapshot/check_record.hpp"
+#include "squat/coding/coding_record.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/prior.hpp"
 #include "squat/core/element_range.hpp"
@@ -29,6 +33,7 @@
 #include "squat/cpu/layer_coding.hpp"
 #include "squat/cpu/page_layout.hpp"
 #include "squat/cpu/page_memory.hpp"
+#include "squat/cpu/page_record.hpp"
 #include "squat/cpu/partial_results.hpp"
 #include "squat/cpu/stored_rows.hpp"
 #include "squat/cpu/stream.hpp"
@@ -295,6 +300,56 @@ class Operations {
     });
   }
 
+  // ---- snapshots
+
+  CodingRecord record_coding(Index coding, Stream) const {
+    const LayerCoding &layer = layer_coding(coding);
+    return layer.record(page_bytes(layer.layer()) - layout_.codes_begin());
+  }
+
+  /// Becomes what a record says. Throws Error for one that is impossible.
+  void adopt_coding(Index coding, const CodingRecord &record, Stream) {
+    detail::RecordCheck(options_, layout_.key_bits)(record);
+    check_shares(record);
+    LayerCoding &layer = layer_coding(coding);
+    layer.adopt(record);
+    page_bytes_[static_cast<std::size_t>(layer.layer())] = layout_.codes_begin() + record.code_bytes;
+  }
+
+  std::size_t page_record_bytes(int layer) const { return Records::bytes(layout_, page_bytes(layer)); }
+
+  void write_pages(Index coding, std::span<const PageView> pages, std::byte *to, Stream) const {
+    const Records records = page_records(coding);
+    for (const PageView &page : pages) {
+      records.write(page.data, to);
+      to += page_record_bytes(layer_coding(coding).layer());
+    }
+  }
+
+  /// Throws Error for what is no page of the coding.
+  void read_pages(Index coding, std::span<const PageView> pages, const std::byte *from, Stream) const {
+    const Records records = page_records(coding);
+    for (const PageView &page : pages) {
+      records.read(from, page.data);
+      from += page_record_bytes(layer_coding(coding).layer());
+    }
+  }
+
+  void write_rows(const Exact &exact, bool of_tail, Index first, Index count, std::byte *to,
+                  Stream) const {
+    exact.write(of_tail, first, count, to);
+  }
+
+  /// Adds rows to the sinks or the tail, which will hold `expected`. Throws Error for numbers that no
+  /// rows have.
+  void read_rows(Exact &exact, bool of_tail, Index count, Index expected, const std::byte *from,
+                 Stream) const {
+    detail::check_rows<T>(from, static_cast<std::size_t>(2 * options_.kv_heads * count),
+                          static_cast<std::size_t>(options_.head_dim),
+                          of_tail && options_.tail == TailCoding::int8);
+    exact.read(options_, of_tail, count, expected, from);
+  }
+
   std::size_t statistics_bytes() const {
     std::size_t sum = 0;
     for (const auto &coding : codings_) sum += coding ? coding->statistics_bytes() : 0;
@@ -316,6 +371,50 @@ class Operations {
   using Head = HeadAttention<T>;
   using Batch = AttendBatch<Call>;
   using Block = typename Batch::Block;
+
+  /// How heads of a record share bits must fit a page.
+  void check_shares(const CodingRecord &record) const {
+    const auto require = [](bool holds) {
+      if (!holds)
+        throw Error("squat: snapshot.coding is impossible: how heads share the bits of a page");
+    };
+    const bool model = *options_.allocation == Allocation::model;
+    const std::size_t widest = 8 * layout_.code_bytes();
+    require(record.code_bytes == layout_.code_bytes() ||
+            (model && record.shared && record.code_bytes <= widest && record.code_bytes % 64 == 0));
+    const bool of_values = ShareChoices::share_values(layout_);
+    const auto is_width = [](int bits) { return (bits >= 1 && bits <= 4) || bits == 8; };
+    const auto is_value_width = [&](int bits) {
+      return of_values ? bits >= 1 && bits <= widest_value : bits == layout_.value_bits;
+    };
+    if (!record.shared) {
+      for (const HeadRecord &head : record.heads)
+        require(head.matrix.empty() || head.value_bits == layout_.value_bits);
+      return;
+    }
+    require(record.learnt && *options_.allocation != Allocation::head);
+    require(is_width(record.plain_key_bits) && is_value_width(record.plain_value_bits));
+    std::size_t bytes = 0;
+    for (const HeadRecord &head : record.heads) {
+      require(!head.matrix.empty() && is_value_width(head.value_bits));
+      for (const WidthRecord &run : head.widths)
+        bytes += squat::code_bytes(run.bits, layout_.group, run.channels);
+      bytes += layout_.value_bytes(head.value_bits);
+    }
+    require(bytes <= record.code_bytes);
+  }
+
+  /// Gives the HeadCoding of a head.
+  struct HeadCodings {
+    const Operations *operations;
+    Index coding;
+    HeadCoding operator()(Index head) const { return operations->head_coding(coding, head); }
+  };
+  using Records = PageRecords<T, HeadCodings>;
+  Records page_records(Index coding) const {
+    const LayerCoding &layer = layer_coding(coding);
+    return {layout_, page_bytes(layer.layer()), layer, HeadCodings{this, coding}};
+  }
 
   LayerCoding &layer_coding(Index coding) const { return *codings_[static_cast<std::size_t>(coding)]; }
 

@@ -34,6 +34,7 @@
 #include <type_traits>
 
 #include "squat/cache/options.hpp"
+#include "squat/coding/bit_allocation.hpp"
 #include "squat/coding/codes.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/trellis.hpp"
@@ -78,6 +79,7 @@ class PageLayout {
     value_scales_ = 2 * key_scales_;
     value_zeros_ = value_scales_ + column;
     const std::size_t end = value_zeros_ + (value_coding == ValueCoding::plain ? column : 0);
+    parameters_end_ = end;
     parameter_bytes_ = (end + 63) / 64 * 64;
     key_bytes_ = exact_or_code_bytes(key_bits, group, head_dim);
     value_bytes_ = exact_or_code_bytes(value_bits, head_dim, group);
@@ -91,6 +93,14 @@ class PageLayout {
   /// Bytes of the codes of a head's keys, and of its values, where all heads have the same widths.
   std::size_t key_bytes() const { return key_bytes_; }
   std::size_t value_bytes() const { return value_bytes_; }
+  std::size_t value_bytes(int bits) const { return exact_or_code_bytes(bits, head_dim, group); }
+  /// Bytes of the keys of an allocation; of exact rows without one.
+  std::size_t key_bytes(const BitAllocation &allocation) const {
+    return key_bits == 16 ? key_bytes_ : allocation.bytes(group);
+  }
+  /// Bytes of a head's parameters, without those that fill them up.
+  std::size_t parameter_bytes() const { return parameters_end_; }
+  std::byte *parameters(std::byte *page, Index head) const { return at<std::byte>(page, head, 0); }
   /// Where the codes of the first head begin.
   std::size_t codes_begin() const { return heads() * parameter_bytes_; }
   /// Where a head's codes are if all heads have the same widths.
@@ -206,6 +216,7 @@ class PageLayout {
   std::size_t key_scales_ = 0;  // where they begin in a head's parameters
   std::size_t value_scales_ = 0;
   std::size_t value_zeros_ = 0;
+  std::size_t parameters_end_ = 0;
   std::size_t parameter_bytes_ = 0;
   std::size_t key_bytes_ = 0;
   std::size_t value_bytes_ = 0;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstring>
 #include <utility>
 
 #include "squat/coding/rotary.hpp"
@@ -49,6 +50,29 @@ class RowStore {
         key += row_elements_;
         value += row_elements_;
       }
+    }
+    tokens_ += count;
+  }
+
+  /// Bytes of a token as write() gives them: its keys, then its values, a head after the other.
+  static std::size_t token_bytes(Index kv_heads, Index head_dim) {
+    return static_cast<std::size_t>(2 * kv_heads * row_elements<Scalar>(head_dim)) * sizeof(Scalar);
+  }
+  void write(Index first, Index count, std::byte *to) const {
+    const std::size_t row = static_cast<std::size_t>(row_elements_) * sizeof(Scalar);
+    for (Index token = first; token < first + count; ++token) {
+      for (Index block = 0; block < 2 * kv_heads_; ++block, to += row)
+        std::memcpy(to, rows_.data() + (block * capacity_ + token) * row_elements_, row);
+    }
+  }
+
+  /// Adds tokens that write() gave. There must be room.
+  void read(Index count, const std::byte *from) {
+    SQUAT_ASSERT(tokens_ + count <= capacity_);
+    const std::size_t row = static_cast<std::size_t>(row_elements_) * sizeof(Scalar);
+    for (Index token = tokens_; token < tokens_ + count; ++token) {
+      for (Index block = 0; block < 2 * kv_heads_; ++block, from += row)
+        std::memcpy(rows_.data() + (block * capacity_ + token) * row_elements_, from, row);
     }
     tokens_ += count;
   }

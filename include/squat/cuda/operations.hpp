@@ -13,6 +13,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <memory>
 #include <span>
@@ -22,7 +23,10 @@
 
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
+#include "squat/cache/snapshot/check_numbers.hpp"
+#include "squat/cache/snapshot/check_record.hpp"
 #include "squat/cache/tail_rule.hpp"
+#include "squat/coding/coding_record.hpp"
 #include "squat/coding/prior.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/element_range.hpp"
@@ -39,11 +43,13 @@
 #include "squat/cuda/kernels/pack_keys.cuh"
 #include "squat/cuda/kernels/pack_values.cuh"
 #include "squat/cuda/page/page_layouts.hpp"
+#include "squat/cuda/page/page_record.hpp"
 #include "squat/cuda/state/batch_arrays.hpp"
 #include "squat/cuda/state/device_arena.hpp"
 #include "squat/cuda/state/device_buffer.hpp"
 #include "squat/cuda/state/device_state.cuh"
 #include "squat/cuda/state/exact_store.hpp"
+#include "squat/cuda/state/row_records.hpp"
 #include "squat/cuda/state/write_each.cuh"
 
 namespace squat::cuda {
@@ -428,6 +434,95 @@ class Operations {
     });
   }
 
+  // ---- snapshots
+
+  CodingRecord record_coding(Index coding, cudaStream_t stream) const {
+    return codings_.at(coding).record(record_code_bytes(), ValueBits, stream);
+  }
+
+  void adopt_coding(Index coding, const CodingRecord &record, cudaStream_t stream) {
+    detail::RecordCheck(*options_, KeyBits)(record);
+    bool fits = !record.shared && record.code_bytes == record_code_bytes();
+    for (const HeadRecord &head : record.heads)
+      fits = fits && (head.matrix.empty() || head.value_bits == ValueBits);
+    if (!fits) throw Error("squat: snapshot.coding is impossible: heads share the bits of a page");
+    codings_.adopt(coding, record, stream);
+  }
+
+  std::size_t page_record_bytes(int) const {
+    std::size_t parameters = 0;
+    with_layout([&]<class Layout>() {
+      parameters = PageRecord<Layout, T>(*options_->values).parameter_bytes();
+    });
+    return static_cast<std::size_t>(kv_heads()) * parameters + record_code_bytes();
+  }
+
+  /// Pages are brought to the host and put into the record's order there.
+  void write_pages(Index coding, std::span<const PageView> pages, std::byte *to,
+                   cudaStream_t stream) const {
+    std::vector<std::byte> staged(pages.size() * page_bytes_);
+    for (std::size_t i = 0; i < pages.size(); ++i) {
+      cuda::check(cudaMemcpyAsync(staged.data() + i * page_bytes_, pages[i].data, page_bytes_,
+                                  cudaMemcpyDeviceToHost, stream),
+                  "pages of a snapshot");
+    }
+    cuda::check(cudaStreamSynchronize(stream), "pages of a snapshot");
+    std::memset(to, 0, pages.size() * page_record_bytes(0));
+    for_each_head_of_pages(
+        pages.size(), staged.data(), to,
+        [&](auto &record, std::uint8_t *page, Index head, std::byte *parameters, std::byte *codes) {
+          record.write(page, codings_.at(coding).quantizer(head), parameters, codes);
+        });
+  }
+
+  void read_pages(Index coding, std::span<const PageView> pages, const std::byte *from,
+                  cudaStream_t stream) const {
+    std::vector<std::byte> staged(pages.size() * page_bytes_);
+    for_each_head_of_pages(pages.size(), staged.data(), from,
+                           [&](auto &record, std::uint8_t *page, Index head, const std::byte *parameters,
+                               const std::byte *codes) {
+                             record.read(parameters, codes, codings_.at(coding).quantizer(head), codings_.at(coding).has_value_means(), page);
+                           });
+    for (std::size_t i = 0; i < pages.size(); ++i) {
+      cuda::check(cudaMemcpyAsync(pages[i].data, staged.data() + i * page_bytes_, page_bytes_,
+                                  cudaMemcpyHostToDevice, stream),
+                  "pages of a snapshot");
+    }
+    cuda::check(cudaStreamSynchronize(stream), "pages of a snapshot");
+  }
+
+  void write_rows(const Exact &exact, bool of_tail, Index first, Index count, std::byte *to,
+                  cudaStream_t stream) const {
+    with_row_blocks(exact, of_tail, first, count, [&]<class Records>(const auto &blocks) {
+      std::vector<std::byte> staged(blocks.count * blocks.bytes);
+      copy_blocks(blocks, staged.data(), cudaMemcpyDeviceToHost, stream);
+      for_each_row<Records>(blocks, first, count, [&](std::size_t block, int token, bool of_value) {
+        Records::write(staged.data() + block, token, of_value, to);
+        to += Records::row_bytes;
+      });
+    });
+  }
+
+  void read_rows(Exact &exact, bool of_tail, Index count, Index, const std::byte *from,
+                 cudaStream_t stream) {
+    detail::check_rows<T>(from, static_cast<std::size_t>(2 * kv_heads() * count),
+                          static_cast<std::size_t>(options_->head_dim), of_tail && shape_.byte_tail);
+    const Index first = of_tail ? exact.tail() : exact.sinks();
+    exact.reserve_table(0, *arena_);
+    exact.reserve_rows(shape_, exact.tail() + (of_tail ? count : 0), true, false, *arena_);
+    exact.adopt(shape_, nullptr, stream);
+    with_row_blocks(exact, of_tail, first, count, [&]<class Records>(const auto &blocks) {
+      std::vector<std::byte> staged(blocks.count * blocks.bytes);
+      copy_blocks(blocks, staged.data(), cudaMemcpyDeviceToHost, stream);  // the first may hold rows
+      for_each_row<Records>(blocks, first, count, [&](std::size_t block, int token, bool of_value) {
+        Records::read(from, token, of_value, staged.data() + block);
+        from += Records::row_bytes;
+      });
+      copy_blocks(blocks, staged.data(), cudaMemcpyHostToDevice, stream);
+    });
+    exact.take(of_tail ? 0 : count, of_tail ? count : 0);
+  }
+
   std::size_t statistics_bytes() const { return codings_.statistics_bytes(); }
   std::size_t bases_bytes() const { return codings_.bytes(); }
   std::size_t workspace_bytes() const {
@@ -461,6 +556,93 @@ class Operations {
   }
 
   int kv_heads() const { return options_->kv_heads; }
+
+  // ---- records of snapshots
+
+  /// Of the codes of a page.
+  std::size_t record_code_bytes() const {
+    std::size_t of_head = 0;
+    with_layout([&]<class Layout>() { of_head = PageRecord<Layout, T>::code_bytes_of_head; });
+    return static_cast<std::size_t>(kv_heads()) * of_head;
+  }
+
+  /// Calls run(record, part of the page, head, parameters, codes) for every head of pages and records
+  /// that stand one after another.
+  template <class Byte, class Run>
+  void for_each_head_of_pages(std::size_t count, std::byte *pages, Byte *records, Run &&run) const {
+    const std::size_t record_bytes = page_record_bytes(0), code_bytes = record_code_bytes();
+    with_layout([&]<class Layout>() {
+      PageRecord<Layout, T> record(*options_->values);
+      for (std::size_t page = 0; page < count; ++page, pages += page_bytes_, records += record_bytes) {
+        Byte *codes = records + (record_bytes - code_bytes);
+        for (int head = 0; head < kv_heads(); ++head) {
+          const auto i = static_cast<std::size_t>(head);
+          run(record,
+              reinterpret_cast<std::uint8_t *>(pages) +
+                  i * static_cast<std::size_t>(Layout::head_bytes(*options_->values)),
+              Index{head}, records + i * record.parameter_bytes(),
+              codes + i * PageRecord<Layout, T>::code_bytes_of_head);
+        }
+      }
+    });
+  }
+
+  /// Blocks of 16 rows in device memory, each of all KV heads.
+  struct RowBlocks {
+    std::vector<std::byte *> data;
+    std::size_t count;
+    std::size_t bytes;  ///< of a block
+  };
+
+  /// Calls run<RowRecords>(blocks) for those that rows [first, first + count) stand in.
+  template <class Run>
+  void with_row_blocks(const Exact &exact, bool of_tail, Index first, Index count, Run &&run) const {
+    if (count == 0) return;
+    const auto with = [&]<class Slots>(const Slots &slots) {
+      with_layout([&]<class Layout>() {
+        RowBlocks blocks{
+            {},
+            0,
+            Slots::template block_bytes<Layout::HeadDim>() * static_cast<std::size_t>(kv_heads())};
+        for (Index token = first / 16 * 16; token < first + count; token += 16) {
+          blocks.data.push_back(reinterpret_cast<std::byte *>(
+              slots.template block<Layout::HeadDim>(0, static_cast<int>(token))));
+        }
+        blocks.count = blocks.data.size();
+        run.template operator()<RowRecords<Slots, Layout::HeadDim>>(blocks);
+      });
+    };
+    if (!of_tail) return with(exact.sink_slots(shape_, kv_heads()));
+    with_slots([&]<class Slots>() { with(exact.template tail_slots<Slots>(shape_, kv_heads())); });
+  }
+
+  /// Copies blocks to or from host memory, where they stand one after another, and waits.
+  static void copy_blocks(const RowBlocks &blocks, std::byte *host, cudaMemcpyKind kind,
+                          cudaStream_t stream) {
+    for (std::byte *block : blocks.data) {
+      const bool to_host = kind == cudaMemcpyDeviceToHost;
+      cuda::check(
+          cudaMemcpyAsync(to_host ? host : block, to_host ? block : host, blocks.bytes, kind, stream),
+          "rows of a snapshot");
+      host += blocks.bytes;
+    }
+    cuda::check(cudaStreamSynchronize(stream), "rows of a snapshot");
+  }
+
+  /// Calls run(first byte of the head's block, row of it, of its value) in the order of a record.
+  template <class Records, class Run>
+  void for_each_row(const RowBlocks &blocks, Index first, Index count, Run &&run) const {
+    const std::size_t of_head = blocks.bytes / static_cast<std::size_t>(kv_heads());
+    for (Index token = first; token < first + count; ++token) {
+      const auto block = static_cast<std::size_t>(token / 16 - first / 16);
+      for (const bool of_value : {false, true}) {
+        for (int head = 0; head < kv_heads(); ++head) {
+          run(block * blocks.bytes + static_cast<std::size_t>(head) * of_head,
+              static_cast<int>(token % 16), of_value);
+        }
+      }
+    }
+  }
 
   template <class Scalar>
   static DeviceTensor<Scalar> device_tensor(TensorView<Scalar> view) {

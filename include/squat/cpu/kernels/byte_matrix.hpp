@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "squat/coding/codes.hpp"
+#include "squat/coding/rounded_matrix.hpp"
 #include "squat/cpu/buffer.hpp"
 #include "squat/cpu/kernels/dot_codes.hpp"
 #include "squat/cpu/kernels/float_vector.hpp"
@@ -35,45 +36,51 @@ class ByteMatrix {
   /// matrix: [outputs, inputs], multiples of 16; widths: how far each input
   /// ranges, [inputs].
   ByteMatrix(const Eigen::MatrixXd &matrix, const std::vector<double> &widths)
-      : outputs_(matrix.rows()),
-        inputs_(matrix.cols()),
+      : ByteMatrix(round_to_bytes(matrix, widths)) {}
+
+  /// matrix: of bytes, extents likewise.
+  explicit ByteMatrix(const RoundedMatrix &matrix)
+      : outputs_(matrix.outputs),
+        inputs_(matrix.inputs),
         codes_(code_bytes(8, outputs_, inputs_)),
         scales_(static_cast<std::size_t>(outputs_)),
         inverse_widths_(static_cast<std::size_t>(inputs_)) {
-    const auto even = [&](Index output, Index input) {
-      return matrix(output, input) * widths[static_cast<std::size_t>(input)];
-    };
     std::vector<std::uint8_t> codes(static_cast<std::size_t>(outputs_ * inputs_));
+    const std::int16_t *code = matrix.codes.data();
     for (Index output = 0; output < outputs_; ++output) {
-      double largest = 0;
-      for (Index input = 0; input < inputs_; ++input)
-        largest = std::max(largest, std::abs(even(output, input)));
-      const double scale = std::max(largest / 127.5, 1e-30);
-      scales_.data()[output] = static_cast<float>(scale);
       for (Index input = 0; input < inputs_; ++input) {
-        const double code = std::nearbyint(even(output, input) / scale + 127.5);
-        codes[static_cast<std::size_t>(input * outputs_ + output)] =
-            static_cast<std::uint8_t>(std::clamp(code, 0.0, 255.0));
+        codes[static_cast<std::size_t>(input * outputs_ + output)] = static_cast<std::uint8_t>(*code++);
       }
     }
     pack_codes(8, codes.data(), outputs_, outputs_, inputs_, codes_.data());
-    for (Index input = 0; input < inputs_; ++input) {
-      inverse_widths_.data()[input] = static_cast<float>(1 / widths[static_cast<std::size_t>(input)]);
-    }
+    std::copy(matrix.scales.begin(), matrix.scales.end(), scales_.data());
+    std::copy(matrix.input_scales.begin(), matrix.input_scales.end(), inverse_widths_.data());
   }
 
   Index outputs() const { return outputs_; }
   std::size_t bytes() const { return codes_.bytes() + scales_.bytes() + inverse_widths_.bytes(); }
 
+  /// What it was made of.
+  RoundedMatrix rounded() const {
+    RoundedMatrix matrix{outputs_, inputs_, true, {}, {}, {}};
+    matrix.scales.assign(scales_.data(), scales_.data() + outputs_);
+    matrix.input_scales.assign(inverse_widths_.data(), inverse_widths_.data() + inputs_);
+    matrix.codes.reserve(static_cast<std::size_t>(outputs_ * inputs_));
+    for (Index output = 0; output < outputs_; ++output) {
+      for (Index input = 0; input < inputs_; ++input)
+        matrix.codes.push_back(block(output / lanes * lanes, input)[4 * (output % lanes)]);
+    }
+    return matrix;
+  }
+
   /// The transpose of the matrix that multiply() stands for, [inputs, outputs].
   void write_transposed(float *to) const {
     for (Index lane = 0; lane < outputs_; lane += lanes) {
       for (Index input = 0; input < inputs_; ++input) {
-        const std::uint8_t *block =
-            codes_.data() + plane_bytes(8, lane, inputs_) + input / 4 * block_bytes + input % 4;
+        const std::uint8_t *of_lanes = block(lane, input);
         const float inverse_width = inverse_widths_.data()[input];
         for (Index i = 0; i < lanes; ++i) {
-          to[input * outputs_ + lane + i] = (static_cast<float>(block[4 * i]) - middle_code(8)) *
+          to[input * outputs_ + lane + i] = (static_cast<float>(of_lanes[4 * i]) - middle_code(8)) *
                                             scales_.data()[lane + i] * inverse_width;
         }
       }
@@ -134,6 +141,12 @@ class ByteMatrix {
   }
 
  private:
+  /// The code of an input and the lane `lane`, a multiple of 16; that of each lane behind it is four
+  /// bytes further.
+  const std::uint8_t *block(Index lane, Index input) const {
+    return codes_.data() + plane_bytes(8, lane, inputs_) + input / 4 * block_bytes + input % 4;
+  }
+
   Index outputs_ = 0;
   Index inputs_ = 0;
   Buffer<std::uint8_t> codes_;

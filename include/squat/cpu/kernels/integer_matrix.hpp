@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "squat/coding/rounded_matrix.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/instruction_set.hpp"
 #include "squat/cpu/buffer.hpp"
@@ -47,41 +48,45 @@ class IntegerMatrix {
   IntegerMatrix() = default;
 
   /// matrix: [outputs, inputs].
-  explicit IntegerMatrix(const Eigen::MatrixXd &matrix)
-      : outputs_((matrix.rows() + lanes - 1) / lanes * lanes),
-        inputs_((matrix.cols() + 1) / 2 * 2),
+  explicit IntegerMatrix(const Eigen::MatrixXd &matrix) : IntegerMatrix(round_to_words(matrix)) {}
+
+  /// matrix: of words.
+  explicit IntegerMatrix(const RoundedMatrix &matrix)
+      : outputs_((matrix.outputs + lanes - 1) / lanes * lanes),
+        inputs_((matrix.inputs + 1) / 2 * 2),
         entries_(static_cast<std::size_t>(outputs_ * inputs_)),
         scales_(static_cast<std::size_t>(outputs_)) {
     std::fill_n(entries_.data(), entries_.size(), std::int16_t{0});
     std::fill_n(scales_.data(), scales_.size(), 0.0f);
-    for (Index output = 0; output < matrix.rows(); ++output) {
-      double sum = 0, largest = 0;
-      for (Index input = 0; input < matrix.cols(); ++input) {
-        sum += std::abs(matrix(output, input));
-        largest = std::max(largest, std::abs(matrix(output, input)));
-      }
-      if (!(largest > 1e-30)) continue;
-      const double steps = std::min((65535 - static_cast<double>(inputs_) / 2) / sum, 32767 / largest);
-      scales_.data()[output] = static_cast<float>(1 / steps);
-      std::int16_t *block = entries_.data() + output / lanes * lanes * inputs_ + output % lanes * 2;
-      for (Index input = 0; input < matrix.cols(); ++input) {
-        block[input / 2 * lanes * 2 + input % 2] =
-            static_cast<std::int16_t>(std::nearbyint(matrix(output, input) * steps));
-      }
+    std::copy(matrix.scales.begin(), matrix.scales.end(), scales_.data());
+    const std::int16_t *code = matrix.codes.data();
+    for (Index output = 0; output < matrix.outputs; ++output) {
+      for (Index input = 0; input < matrix.inputs; ++input)
+        entries_.data()[place(output, input)] = *code++;
     }
   }
 
   Index outputs() const { return outputs_; }
   std::size_t bytes() const { return entries_.bytes() + scales_.bytes(); }
 
+  /// What it was made of, where neither extent was filled up.
+  RoundedMatrix rounded() const {
+    RoundedMatrix matrix{outputs_, inputs_, false, {}, {}, {}};
+    matrix.scales.assign(scales_.data(), scales_.data() + outputs_);
+    matrix.codes.reserve(entries_.size());
+    for (Index output = 0; output < outputs_; ++output) {
+      for (Index input = 0; input < inputs_; ++input)
+        matrix.codes.push_back(entries_.data()[place(output, input)]);
+    }
+    return matrix;
+  }
+
   /// The transpose of the matrix that multiply() stands for, [inputs, outputs].
   void write_transposed(float *to) const {
     for (Index output = 0; output < outputs_; ++output) {
-      const std::int16_t *block =
-          entries_.data() + output / lanes * lanes * inputs_ + output % lanes * 2;
       for (Index input = 0; input < inputs_; ++input) {
         to[input * outputs_ + output] =
-            scales_.data()[output] * static_cast<float>(block[(input - input % 2) * lanes + input % 2]);
+            scales_.data()[output] * static_cast<float>(entries_.data()[place(output, input)]);
       }
     }
   }
@@ -101,6 +106,11 @@ class IntegerMatrix {
   }
 
  private:
+  /// Where an entry stands.
+  Index place(Index output, Index input) const {
+    return output / lanes * lanes * inputs_ + input / 2 * lanes * 2 + output % lanes * 2 + input % 2;
+  }
+
   Index outputs_ = 0;
   Index inputs_ = 0;
   Buffer<std::int16_t> entries_;

@@ -66,6 +66,15 @@ class Codings {
     upload<CodingTables>({&layer.tables(), 1}, tables_.data() + coding, stream);
   }
 
+  /// Becomes what a record says. Waits for the stream.
+  void adopt(Index coding, const CodingRecord &record, cudaStream_t stream) {
+    LayerCoding &layer = at(coding);
+    layer.adopt(
+        record, [&](auto &&task) { for_each_kv_head(task); }, stream);
+    upload<CodingTables>({&layer.tables(), 1}, tables_.data() + coding, stream);
+    check(cudaStreamSynchronize(stream), "coding tables");
+  }
+
   void restore(Index coding, LayerCoding::Backup backup) noexcept {
     LayerCoding &layer = at(coding);
     layer.restore(std::move(backup));

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "squat/coding/coding_record.hpp"
 #include "squat/coding/observation.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/core/config.hpp"
@@ -60,6 +61,7 @@ class DeviceStatistics {
     other->row_counts_ = row_counts_;
     other->in_group_ = in_group_;
     other->odd_ = odd_;
+    other->adopted_ = adopted_;
     copy_all(doubles_, other->doubles_, stream);
     copy_all(floats_, other->floats_, stream);
     copy_all(filling_, other->filling_, stream);
@@ -75,6 +77,48 @@ class DeviceStatistics {
            together * query_bases * MomentShape<HeadDim>::units * sizeof(float2);
   }
 
+  /// All that is there, a KV head each. Waits for the stream.
+  std::vector<StatisticsRecord> record(cudaStream_t stream) const {
+    if (!adopted_.empty()) return adopted_;
+    std::vector<float2> filling(filling_.size());
+    download<float2>(filling_.data(), filling, stream);
+    std::vector<StatisticsRecord> records;
+    for (const QueryStatistics &statistics : read(stream)) {
+      StatisticsRecord &record = records.emplace_back(statistics.record());
+      record.in_group = in_group_;
+      if (in_group_ == 0) continue;
+      const std::size_t half_of_all = odd_ ? filling.size() / 2 : 0;
+      const float2 *of_head = filling.data() + half_of_all + (records.size() - 1) * record.low.size();
+      for (std::size_t i = 0; i < record.low.size(); ++i) {
+        record.low[i] = of_head[i].x;
+        record.high[i] = of_head[i].y;
+      }
+    }
+    return records;
+  }
+
+  /// Becomes what records say, a KV head each. They are kept as they are until something is added, for
+  /// what the device keeps of them has fewer sums. Waits for the stream.
+  void adopt(std::vector<StatisticsRecord> records, cudaStream_t stream) {
+    const double *counts = records.front().doubles.data();  // the same in all heads
+    queries_ = counts[layout_.queries.first];
+    groups_ = counts[layout_.groups.first];
+    std::copy_n(counts + layout_.row_counts.first, row_counts_.size(), row_counts_.begin());
+    in_group_ = static_cast<int>(records.front().in_group);
+    odd_ = false;
+    for (std::size_t head = 0; head < records.size(); ++head) {
+      const StatisticsRecord &record = records[head];
+      upload<double>(record.doubles, doubles_.data() + head * record.doubles.size(), stream);
+      upload<float>(record.floats, floats_.data() + head * record.floats.size(), stream);
+      std::vector<float2> filling;
+      for (std::size_t i = 0; i < record.low.size(); ++i)
+        filling.push_back({record.low[i], record.high[i]});
+      upload<float2>(filling, filling_.data() + head * filling.size(), stream);
+      check(cudaStreamSynchronize(stream), "statistics");
+    }
+    adopted_ = std::move(records);
+  }
+
   std::size_t bytes() const { return doubles_.bytes() + floats_.bytes() + filling_.bytes(); }
 
   /// Adds tokens, as cpu::LayerCoding::observe() does for every head. tables: the layer's; workspace:
@@ -83,6 +127,7 @@ class DeviceStatistics {
   void observe(const ObservedRows<S> &rows, const TileTables &tables, DeviceBuffer<std::byte> &workspace,
                cudaStream_t stream) {
     SQUAT_ASSERT(layout_.head_dim == HeadDim && layout_.rows == std::max(1, tables.frame));
+    adopted_.clear();
     const ObservedTokens coded =
         observation_.keys({static_cast<Index>(rows.first), rows.tokens, static_cast<Index>(rows.index),
                            static_cast<Index>(rows.position)});
@@ -234,6 +279,7 @@ class DeviceStatistics {
   DeviceBuffer<double> doubles_;  // [kv_heads, layout_.doubles]; the counts in them are the host's
   DeviceBuffer<float> floats_;    // [kv_heads, layout_.floats]
   DeviceBuffer<float2> filling_;
+  std::vector<StatisticsRecord> adopted_;  // until something is added
 };
 
 }  // namespace squat::cuda

@@ -11,12 +11,14 @@
 #include <vector>
 
 #include "squat/cache/options.hpp"
+#include "squat/coding/coding_record.hpp"
 #include "squat/coding/hadamard.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/moments.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/coding/subspace_basis.hpp"
 #include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
 #include "squat/cuda/coding/coding_tables.hpp"
 #include "squat/cuda/coding/device_statistics.cuh"
 #include "squat/cuda/state/device_buffer.hpp"
@@ -33,10 +35,10 @@ class LayerCoding {
         quantizers_(static_cast<std::size_t>(options.kv_heads),
                     KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits,
                                  options.head_dim)) {
-    const bool learns = key_bits < 16 && learns_from_prompt(*options.coding);
+    learns_ = key_bits < 16 && learns_from_prompt(*options.coding);
     const std::vector<QueryMatrices> none(quantizers_.size());
     DeviceBuffer<std::byte> memory;
-    tables_ = coding_tables(memory, quantizers_, none, {}, tiles, !learns, nullptr);
+    tables_ = coding_tables(memory, quantizers_, none, {}, tiles, !learns_, nullptr);
     memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
     check(cudaStreamSynchronize(nullptr), "coding tables");
   }
@@ -72,11 +74,14 @@ class LayerCoding {
     statistics_->template observe<HeadDim>(rows, tables_.tiles, workspace, stream);
   }
 
+  bool has_value_means() const { return !value_means_.empty(); }
+
   bool has_statistics() const { return statistics_ != nullptr; }
 
   /// Those of a KV head each, with those of the prior. Waits for the stream.
   std::vector<QueryStatistics> statistics(cudaStream_t stream) const {
     std::vector<QueryStatistics> heads = statistics_->read(stream);
+    if (has_prior_) return heads;
     for (std::size_t head = 0; options_->prior && head < heads.size(); ++head) {
       heads[head].merge(options_->prior->head(layer_, static_cast<Index>(head)));
     }
@@ -87,23 +92,76 @@ class LayerCoding {
   template <class ForEach>
   void learn(ForEach &&for_each, cudaStream_t stream) {
     std::vector<QueryMatrices> matrices(quantizers_.size());
-    std::vector<std::vector<float>> value_means;
+    value_means_.clear();
     if (statistics_) {
       const std::vector<QueryStatistics> heads = statistics(stream);
       for_each([&](Index head) {
         const auto i = static_cast<std::size_t>(head);
         quantizers_[i].learn(heads[i], tiles_->frame());
+        quantizers_[i].round_basis();
+        quantizers_[i].invert_rounded();
         matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
       });
-      value_means = rotated_value_means(heads);
+      value_means_ = rotated_value_means(heads);
     }
-    DeviceBuffer<std::byte> memory;
-    const CodingTables tables =
-        coding_tables(memory, quantizers_, matrices, value_means, *tiles_, true, stream);
-    memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
-    tables_ = tables;
+    make_tables(matrices, true, stream);
     learnt_ = true;
     if (!options_->keep_statistics) statistics_.reset();
+  }
+
+  /// All of it, see CodingRecord. Statistics are part of it until the layer has learnt. Waits for the
+  /// stream.
+  CodingRecord record(std::size_t code_bytes, int value_bits, cudaStream_t stream) const {
+    CodingRecord record;
+    record.learnt = learnt_;
+    record.code_bytes = code_bytes;
+    for (const KeyQuantizer &quantizer : quantizers_) {
+      HeadRecord &head = record.heads.emplace_back(quantizer.record());
+      if (!value_means_.empty()) head.value_mean = value_means_[record.heads.size() - 1];
+      head.variance.clear();  // for layers that share bits
+      head.value_bits = value_bits;
+    }
+    if (learnt_ || !statistics_) return record;
+    std::vector<StatisticsRecord> statistics = statistics_->record(stream);
+    for (std::size_t head = 0; head < statistics.size(); ++head) {
+      if (options_->prior && !has_prior_) {
+        QueryStatistics all(options_->head_dim, options_->page_tokens, rows_of_frame());
+        all.adopt(statistics[head]);
+        all.merge(options_->prior->head(layer_, static_cast<Index>(head)));
+        statistics[head] = all.record();
+      }
+      record.heads[head].statistics = std::move(statistics[head]);
+    }
+    return record;
+  }
+
+  /// Becomes what a record says, which was checked. Waits for the stream.
+  template <class ForEach>
+  void adopt(const CodingRecord &record, ForEach &&for_each, cudaStream_t stream) {
+    std::vector<QueryMatrices> matrices(quantizers_.size());
+    for_each([&](Index head) {
+      const auto i = static_cast<std::size_t>(head);
+      quantizers_[i].adopt(record.heads[i]);
+      quantizers_[i].invert_rounded();
+      matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
+    });
+    value_means_.clear();
+    for (const HeadRecord &head : record.heads) {
+      if (!head.value_mean.empty()) value_means_.push_back(head.value_mean);
+    }
+    make_tables(matrices, record.learnt || !learns_, stream);
+    learnt_ = record.learnt;
+    statistics_.reset();
+    std::vector<StatisticsRecord> statistics;
+    for (const HeadRecord &head : record.heads) {
+      if (!head.statistics.empty()) statistics.push_back(head.statistics);
+    }
+    if (statistics.empty()) return;
+    if (statistics.size() != record.heads.size())
+      throw Error("squat: snapshot.coding is impossible: some heads have statistics and some do not");
+    has_prior_ = true;
+    reserve_statistics(stream);
+    statistics_->adopt(std::move(statistics), stream);
   }
 
   /// What a layer knew. It keeps the tables of that time alive.
@@ -112,10 +170,11 @@ class LayerCoding {
     std::shared_ptr<const DeviceBuffer<std::byte>> memory;
     CodingTables tables{};
     bool learnt = false;
+    bool has_prior = false;
   };
 
   Backup back_up(cudaStream_t stream) const {
-    return {statistics_ ? statistics_->copy(stream) : nullptr, memory_, tables_, learnt_};
+    return {statistics_ ? statistics_->copy(stream) : nullptr, memory_, tables_, learnt_, has_prior_};
   }
 
   /// Its tables on the device are the owner's to upload.
@@ -124,8 +183,10 @@ class LayerCoding {
     memory_ = std::move(backup.memory);
     tables_ = backup.tables;
     learnt_ = backup.learnt;
+    has_prior_ = backup.has_prior;
     if (learnt_) return;
     for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
+    value_means_.clear();
   }
 
   std::size_t statistics_bytes() const { return statistics_ ? statistics_->bytes() : 0; }
@@ -133,6 +194,7 @@ class LayerCoding {
   std::size_t bytes() const {
     std::size_t sum = memory_->bytes();
     for (const KeyQuantizer &quantizer : quantizers_) sum += quantizer.bytes();
+    for (const std::vector<float> &mean : value_means_) sum += mean.size() * sizeof(float);
     return sum;
   }
 
@@ -148,6 +210,16 @@ class LayerCoding {
     return means;
   }
 
+  /// Tables of what the quantizers know, which then let go of matrices that only tables need.
+  void make_tables(std::span<const QueryMatrices> matrices, bool learnt, cudaStream_t stream) {
+    DeviceBuffer<std::byte> memory;
+    const CodingTables tables = 
+        coding_tables(memory, quantizers_, matrices, value_means_, *tiles_, learnt, stream);
+    memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
+    tables_ = tables;
+    for (KeyQuantizer &quantizer : quantizers_) quantizer.drop_matrix();
+  }
+
   Index rows_of_frame() const { return tiles_->frame() ? tiles_->frame()->rows() : 1; }
 
   const Options *options_;
@@ -155,9 +227,12 @@ class LayerCoding {
   const DeviceTiles *tiles_;
   std::unique_ptr<DeviceStatistics> statistics_;  // while they are wanted
   std::vector<KeyQuantizer> quantizers_;
+  std::vector<std::vector<float>> value_means_;  // of a KV head each, rotated; none where not learnt
   std::shared_ptr<const DeviceBuffer<std::byte>> memory_;  // of the tables
   CodingTables tables_{};
+  bool learns_ = false;  // from a prompt
   bool learnt_ = false;
+  bool has_prior_ = false;  // statistics came from elsewhere, with a prior's
 };
 
 }  // namespace squat::cuda

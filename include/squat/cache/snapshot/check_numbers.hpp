@@ -1,0 +1,63 @@
+#pragma once
+
+// What the numbers in a snapshot's rows and pages must be so that no kernel meets one that is not
+// finite.
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
+#include "squat/core/instruction_set.hpp"
+
+namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
+
+/// Whether 16-bit numbers are all of magnitude up to `most`, a number's bits.
+inline bool magnitudes_fit(const std::byte *numbers, std::size_t count, std::uint16_t most) {
+  unsigned above = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint16_t bits;
+    std::memcpy(&bits, numbers + i * sizeof bits, sizeof bits);
+    above |= (bits & 0x7fffu) > most;
+  }
+  return above == 0;
+}
+
+/// Whether exact numbers are such as the cache takes from engines, finite and of magnitude up to 65504.
+template <Element T>
+bool elements_fit(const std::byte *elements, std::size_t count) {
+  if constexpr (std::is_same_v<T, half>) return magnitudes_fit(elements, count, 0x7bff);
+  if constexpr (std::is_same_v<T, bfloat16>) return magnitudes_fit(elements, count, 0x477f);
+  constexpr std::uint32_t most = std::bit_cast<std::uint32_t>(65504.0f);
+  unsigned above = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, elements + i * sizeof bits, sizeof bits);
+    above |= (bits & 0x7fffffffu) > most;
+  }
+  return above == 0;
+}
+
+/// Throws Error for rows that no sequence has. T: of exact rows. in_bytes: they are of bytes, each with
+/// its float16 step behind it.
+template <Element T>
+void check_rows(const std::byte *from, std::size_t rows, std::size_t head_dim, bool in_bytes) {
+  bool fit = true;
+  if (in_bytes) {
+    for (std::size_t row = 0; row < rows; ++row, from += head_dim + sizeof(half)) {
+      fit &= std::none_of(from, from + head_dim, [](std::byte x) { return x == std::byte{0x80}; });
+      std::uint16_t step;
+      std::memcpy(&step, from + head_dim, sizeof step);
+      fit &= step <= 0x7bff;
+    }
+  } else {
+    fit = elements_fit<T>(from, rows * head_dim);
+  }
+  if (!fit) throw Error("squat: snapshot.rows are impossible: an element is out of range");
+}
+
+}  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE

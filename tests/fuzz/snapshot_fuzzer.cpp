@@ -1,0 +1,56 @@
+// libFuzzer's entry: bytes are loaded as a snapshot, as they are and with checksums that fit, and as a
+// prior. Build with -DSQUAT_BUILD_FUZZERS=ON and clang++; see tests/CMakeLists.txt.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "reference/reference_attention.hpp"
+#include "reference/snapshot_sections.hpp"
+
+namespace {
+
+using Cache = squat::KVCache<squat::half, 2>;
+
+squat::Options options() {
+  squat::Options options{.layers = 1, .query_heads = 1, .kv_heads = 1, .head_dim = 16};
+  options.sinks = 1;
+  options.residual = 2;
+  options.page_tokens = 16;
+  options.statistics_tokens = 20;
+  options.rotary = {{.inverse_frequencies = {1, .1f, .01f}}};
+  options.tile_tokens = 32;
+  return options;
+}
+
+void load(const std::vector<std::byte> &bytes) {
+  Cache cache(options());
+  try {
+    const squat::SequenceId sequence = cache.load(bytes);
+    squat::test::contents(cache, sequence);
+    squat::test::Inputs<> in(cache.options(), 30, 1);
+    cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+    std::vector<std::byte> again;
+    cache.save(sequence, again);
+  } catch (const squat::Error &) {
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
+  std::vector<std::byte> bytes(size);
+  if (size > 0) std::memcpy(bytes.data(), data, size);
+  load(bytes);
+  squat::test::repair(bytes);
+  load(bytes);
+  try {
+    std::istringstream file(std::string(reinterpret_cast<const char *>(data), size));
+    squat::Prior::load(file);
+  } catch (const squat::Error &) {
+  }
+  return 0;
+}
