@@ -71,8 +71,8 @@ struct MaybeCoding {
   squat::Codes codes = squat::Codes::scalar;
 };
 
-squat::Options options_of(const Shape &shape, const MaybeCoding &coding) {
-  squat::Options options{.layers = 1,
+squat::Options options_of(const Shape &shape, const MaybeCoding &coding, int layers = 1) {
+  squat::Options options{.layers = layers,
                          .query_heads = shape.query_heads,
                          .kv_heads = shape.kv_heads,
                          .head_dim = shape.head_dim,
@@ -91,7 +91,7 @@ squat::Options options_of(const Shape &shape, const MaybeCoding &coding) {
 template <int Bits>
 using Cache = squat::KVCache<squat::half, Bits>;
 
-/// A cache of `tokens` tokens, learnt from its first ones.
+/// A cache of `tokens` tokens in every layer, learnt from its first ones.
 template <int Bits>
 squat::SequenceId fill(Cache<Bits> &cache, const Shape &shape, Index tokens) {
   const squat::SequenceId sequence = cache.add_sequence();
@@ -99,7 +99,8 @@ squat::SequenceId fill(Cache<Bits> &cache, const Shape &shape, Index tokens) {
   Inputs in(shape, run);
   for (Index first = 0; first < tokens; first += run) {
     const Index count = std::min(run, tokens - first);
-    cache.append(sequence, 0, in.q.view(count), in.k.view(count), in.v.view(count));
+    for (int layer = 0; layer < cache.options().layers; ++layer)
+      cache.append(sequence, layer, in.q.view(count), in.k.view(count), in.v.view(count));
   }
   return sequence;
 }
@@ -191,6 +192,20 @@ void load(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens
   cache.save(sequence, bytes, {.codings = false});
   for (auto _ : state) cache.remove_sequence(cache.load(bytes));
   state.SetBytesProcessed(static_cast<std::int64_t>(bytes.size()) * state.iterations());
+}
+
+/// A fork of a sequence of 32 layers. child_bytes: what it holds alone.
+void fork_sequence(benchmark::State &state, Shape shape, Index tokens) {
+  Cache<2> cache(options_of(shape, {Coding::subspace}, 32));
+  const squat::SequenceId parent = fill(cache, shape, tokens);
+  const std::size_t before = cache.memory_report().exact;
+  for (auto _ : state) {
+    const squat::SequenceId child = cache.fork(parent);
+    state.PauseTiming();
+    state.counters["child_bytes"] = static_cast<double>(cache.memory_report().exact - before);
+    cache.remove_sequence(child);
+    state.ResumeTiming();
+  }
 }
 
 /// A prompt of `tokens` tokens: its attention, and the statistics, the basis and the packing.
@@ -309,6 +324,12 @@ int main(int argc, char **argv) {
     add_all(prompts, shape, 4096);
     for (const Operation &operation : {saves, loads}) add_all(operation, shape, 65536);
   }
+  constexpr Shape forked{32, 8, 128};
+  benchmark::RegisterBenchmark(("fork/subspace/k2v2/" + forked.name() + "/32768").c_str(), fork_sequence,
+                               forked,
+                               32768)
+      ->Unit(benchmark::kMicrosecond)
+      ->Iterations(50);  // so that it is filled once
   for (Index head_dim : {64, 128, 256}) {
     benchmark::RegisterBenchmark(("basis/d" + std::to_string(head_dim)).c_str(), basis, head_dim)
         ->Unit(benchmark::kMicrosecond);

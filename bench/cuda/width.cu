@@ -139,6 +139,29 @@ void pack(benchmark::State &state, const Workload &workload, MaybeCoding coding)
   state.SetItemsProcessed(workload.tokens);
 }
 
+/// A fork of a sequence of 32 layers. host_us: what the host takes, the median; the time is the
+/// device's.
+template <int Bits>
+void fork_sequence(benchmark::State &state, const Workload &workload, MaybeCoding coding) {
+  constexpr int layers = 32;
+  Stopwatch stopwatch;
+  FilledCache<Bits> filled(options_of(workload.shape, coding, Bits, layers), stopwatch.stream());
+  filled.add(workload.shape, workload.sequences, workload.tokens);
+  auto &cache = filled.cache();
+  const squat::SequenceId parent = filled.batch().front().sequence;
+  const std::size_t exact = cache.memory_report().exact;
+  squat::SequenceId child;
+  Times host;
+  const auto fork = [&] {
+    host.seconds.push_back(host_seconds([&] { child = cache.fork(parent, stopwatch.stream()); }));
+  };
+  report(state, stopwatch.time(fork, [&] {
+    state.counters["child_bytes"] = static_cast<double>(cache.memory_report().exact - exact);
+    cache.remove_sequence(child);
+  }));
+  state.counters["host_us"] = host.median() / microsecond;
+}
+
 /// Attention of 32 layers for as many sequences as fit in a budget of memory, learnt tables and scratch
 /// included. items_per_second: tokens.
 template <int Bits>
@@ -213,6 +236,7 @@ void register_width() {
     add("pack", pack<Bits>, {llama3_8b, 1, 4096}, coding, Bits);
     add("pack_step", pack_step<Bits>, {llama3_8b, 4096 / group_of(coding.coding, Bits), 2048}, coding,
         Bits);
+    add("fork", fork_sequence<Bits>, {llama3_8b, 1, 32768}, coding, Bits);
     add("throughput", throughput<Bits>, {llama2_7b, 0, 4096}, coding, Bits);
   }
 }

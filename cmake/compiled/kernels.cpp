@@ -79,6 +79,11 @@ class OperationsOf final : public AnyOperations<T> {
     operations_.shift(coding, exact, sinks, tail, by, {});
   }
 
+  void reserve_copies(std::span<const ExactCopy<Exact>> copies) override {
+    operations_.reserve_copies(copies);
+  }
+  void copy(std::span<const ExactCopy<Exact>> copies) override { operations_.copy(copies, {}); }
+
   void dequantize(const Call &call, AnyTensor k, AnyTensor v) override {
     with_element(k.type(),
                  [&]<class S>() { operations_.template dequantize<S>(call, k.as<S>(), v.as<S>(), {}); });

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "shared_sequence.hpp"
+
 namespace llama {
 namespace {
 
@@ -70,16 +72,26 @@ bool parse_option(std::string_view part, CacheSpec &spec) {
 template <int KeyBits, int ValueBits>
 class CacheOf : public Cache {
  public:
-  explicit CacheOf(const squat::Options &options) : cache_(options), sequence_(cache_.add_sequence()) {}
+  using KVCache = squat::KVCache<squat::half, KeyBits, ValueBits>;
+
+  explicit CacheOf(const squat::Options &options) : sequence_(options) {}
+  explicit CacheOf(const SharedSequence<KVCache> *parent) : sequence_(parent) {}
 
   void attend(int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out, squat::Index first,
               squat::Index count) override {
     const int query_heads = options().query_heads, kv_heads = options().kv_heads;
-    cache_.attend(sequence_, layer, view(q, query_heads, first, count), view(k, kv_heads, first, count),
-                  view(v, kv_heads, first, count), view(out, query_heads, first, count));
+    sequence_.cache().attend(sequence_.id(), layer, view(q, query_heads, first, count),
+                             view(k, kv_heads, first, count), view(v, kv_heads, first, count),
+                             view(out, query_heads, first, count));
   }
-  squat::MemoryReport memory_report() const override { return cache_.memory_report(); }
-  const squat::Options &options() const override { return cache_.options(); }
+  std::unique_ptr<Cache> fork() const override { return std::make_unique<CacheOf>(&sequence_); }
+  const void *shared() const override { return &sequence_.cache(); }
+  squat::SequenceId id() const override { return sequence_.id(); }
+  void reorder(std::span<Cache *const> sequences, std::span<Cache *const> parents) const override {
+    sequence_.cache().reorder(ids_of(sequences, shared()), ids_of(parents, shared()));
+  }
+  squat::MemoryReport memory_report() const override { return sequence_.cache().memory_report(); }
+  const squat::Options &options() const override { return sequence_.cache().options(); }
 
  private:
   squat::TensorView<float> view(RowMatrix &rows, int heads, squat::Index first,
@@ -88,8 +100,7 @@ class CacheOf : public Cache {
         .slice(first, count);
   }
 
-  squat::KVCache<squat::half, KeyBits, ValueBits> cache_;
-  squat::SequenceId sequence_;
+  SharedSequence<KVCache> sequence_;
 };
 
 template <int KeyBits>

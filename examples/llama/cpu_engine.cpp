@@ -1,5 +1,9 @@
 #include "cpu_engine.hpp"
 
+#include <map>
+#include <utility>
+#include <vector>
+
 #include "parallel_for.hpp"
 
 namespace llama {
@@ -9,11 +13,32 @@ int CpuEngine::add_sequence(const CacheSpec &spec, const squat::Options &options
   return static_cast<int>(caches_.size()) - 1;
 }
 
+int CpuEngine::fork_sequence(int parent) {
+  caches_.push_back(cache(parent).fork());
+  return static_cast<int>(caches_.size()) - 1;
+}
+
+void CpuEngine::reorder(std::span<const int> sequences, std::span<const int> parents) {
+  if (sequences.empty()) return;
+  const auto caches = [&](std::span<const int> numbers) {
+    std::vector<Cache *> found;
+    for (int sequence : numbers) found.push_back(&cache(sequence));
+    return found;
+  };
+  cache(sequences.front()).reorder(caches(sequences), caches(parents));
+}
+
 const RowMatrix &CpuEngine::forward(std::span<const Position> rows, std::span<const int> sequences) {
   const auto count = static_cast<squat::Index>(rows.size() / sequences.size());
+  std::map<const void *, std::vector<int>> of_caches;  // places in `sequences`, by the cache they share
+  for (int i = 0; i < static_cast<int>(sequences.size()); ++i)
+    of_caches[cache(sequences[static_cast<std::size_t>(i)]).shared()].push_back(i);
+  std::vector<std::vector<int>> together;
+  for (auto &[shared, places] : of_caches) together.push_back(std::move(places));
   const auto attention = [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
-    parallel_for(static_cast<int>(sequences.size()), [&](int i) {
-      cache(sequences[static_cast<std::size_t>(i)]).attend(layer, q, k, v, out, i * count, count);
+    parallel_for(static_cast<int>(together.size()), [&](int group) {
+      for (int i : together[static_cast<std::size_t>(group)])
+        cache(sequences[static_cast<std::size_t>(i)]).attend(layer, q, k, v, out, i * count, count);
     });
   };
   return model_.forward(rows, attention, last_rows(rows.size(), sequences.size()));

@@ -62,6 +62,21 @@ int CudaEngine::add_sequence(const CacheSpec &spec, const squat::Options &option
   return static_cast<int>(caches_.size()) - 1;
 }
 
+int CudaEngine::fork_sequence(int parent) {
+  caches_.push_back(cache(parent).fork(stream_));
+  return static_cast<int>(caches_.size()) - 1;
+}
+
+void CudaEngine::reorder(std::span<const int> sequences, std::span<const int> parents) {
+  if (sequences.empty()) return;
+  const auto caches = [&](std::span<const int> numbers) {
+    std::vector<Cache *> found;
+    for (int sequence : numbers) found.push_back(&cache(sequence));
+    return found;
+  };
+  cache(sequences.front()).reorder(caches(sequences), caches(parents), stream_);
+}
+
 void CudaEngine::reserve(std::size_t rows, std::size_t wanted) {
   const auto width = [](int elements) { return static_cast<std::size_t>(elements); };
   const int widest = std::max({config_.embedding, config_.feed_forward, mixed_width()});

@@ -38,6 +38,8 @@ class CudaEngine : public Engine {
 
   const Config &config() const override { return config_; }
   int add_sequence(const CacheSpec &spec, const squat::Options &options) override;
+  int fork_sequence(int parent) override;
+  void reorder(std::span<const int> sequences, std::span<const int> parents) override;
   void remove_sequence(int sequence) override { caches_[static_cast<std::size_t>(sequence)].reset(); }
   squat::MemoryReport memory_report(int sequence) const override {
     return cache(sequence).memory_report();

@@ -1,6 +1,7 @@
 #pragma once
 
-// A model on a device, and the sequences it continues, each over a cache of its own.
+// A model on a device, and the sequences it continues, each over a cache of its own or that of the
+// sequence it was forked from.
 
 #include <memory>
 #include <span>
@@ -22,8 +23,13 @@ class Engine {
 
   /// Adds an empty sequence over a cache of that kind. Returns its number: 0, 1, ...
   virtual int add_sequence(const CacheSpec &spec, const squat::Options &options) = 0;
-  /// Gives the sequence's cache back. Its number is not used again.
+  /// Adds a sequence that begins as another is now and shares its cache. Returns its number.
+  virtual int fork_sequence(int parent) = 0;
+  /// sequences[i] becomes what parents[i] was before the call, all of them forks of one.
+  virtual void reorder(std::span<const int> sequences, std::span<const int> parents) = 0;
+  /// Gives back what no fork shares with the sequence. Its number is not used again.
   virtual void remove_sequence(int sequence) = 0;
+  /// Of the sequence's cache, and so of all its forks.
   virtual squat::MemoryReport memory_report(int sequence) const = 0;
 
   /// Feeds the next tokens of each sequence, as many for each, one sequence's behind the other's.

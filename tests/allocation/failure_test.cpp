@@ -189,6 +189,41 @@ TEST_P(OutOfMemory, InAddingASequence) {
   }
 }
 
+TEST_P(OutOfMemory, InAFork) {
+  for (const bool own : {false, true}) {
+    Options options = small(GetParam());
+    options.basis_per_sequence = own;
+    EXPECT_GT(expect_nothing_lost(
+                  options, [](World &world) { world.attend(0, 0, 150); },
+                  [](World &world) { world.sequences[1] = world.cache.fork(world.sequences[0], 120); }),
+              0u);
+  }
+}
+
+TEST_P(OutOfMemory, InAReorderThatCopies) {
+  EXPECT_GT(
+      expect_nothing_lost(
+          small(GetParam()), [](World &world) { world.attend(0, 0, 150); },
+          [](World &world) {
+            world.cache.reorder(world.sequences, std::array{world.sequences[0], world.sequences[0]});
+          }),
+      0u);
+}
+
+TEST_P(OutOfMemory, InAReorderThatMoves) {
+  EXPECT_GT(
+      expect_nothing_lost(
+          small(GetParam()),
+          [](World &world) {
+            world.attend(0, 0, 150);
+            world.attend(1, 20, 90);
+          },
+          [](World &world) {
+            world.cache.reorder(world.sequences, std::array{world.sequences[1], world.sequences[0]});
+          }),
+      0u);
+}
+
 INSTANTIATE_TEST_SUITE_P(Codings, OutOfMemory,
                          testing::Values(Coding::plain, Coding::orthogonal, Coding::subspace));
 

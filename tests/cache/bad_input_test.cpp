@@ -194,6 +194,8 @@ TEST_F(BadCall, LayersAndSequences) {
   refused([&] { call(removed, 0); }, {"sequence", std::to_string(removed.value)});
   refused([&] { cache.remove_sequence(removed); }, {"sequence"});
   refused([&] { cache.truncate(removed, 0); }, {"sequence"});
+  refused([&] { cache.fork(removed); }, {"sequence"});
+  refused([&] { (void)cache.freed_if_removed(removed); }, {"sequence"});
   refused([&] { (void)cache.length(sequence, 7); }, {"layer", "7"});
 }
 
@@ -214,9 +216,32 @@ TEST_F(BadCall, Batches) {
   refused([&] { call({{sequence, std::numeric_limits<Index>::max()}, {other, 5}}); }, {"batch.tokens"});
 }
 
+TEST_F(BadCall, Reorders) {
+  const SequenceId other = cache.add_sequence(), removed = cache.add_sequence();
+  cache.remove_sequence(removed);
+  const auto call = [&](std::vector<SequenceId> sequences, std::vector<SequenceId> parents) {
+    cache.reorder(sequences, parents);
+  };
+  refused([&] { call({sequence, other}, {other}); }, {"parents.size", "1", "2"});
+  refused(
+      [&] {
+        call({sequence, sequence}, {other, other});
+      },
+      {"sequences", std::to_string(sequence.value), "once"});
+  refused([&] { call({other, other}, {other, other}); }, {"sequences", "once"});
+  refused(
+      [&] {
+        call({other, removed}, {sequence, other});
+      },
+      {"sequence", std::to_string(removed.value)});
+  refused([&] { call({other, sequence}, {sequence, removed}); }, {"sequence"});
+}
+
 TEST_F(BadCall, Lengths) {
   refused([&] { cache.truncate(sequence, 61); }, {"tokens", "61", "60"});
   refused([&] { cache.truncate(sequence, -1); }, {"tokens", "-1"});
+  refused([&] { cache.fork(sequence, 61); }, {"tokens", "61", "60"});
+  refused([&] { cache.fork(sequence, -1); }, {"tokens", "-1"});
   Inputs<> longer(options(), 61, 1);
   refused([&] { cache.attend(sequence, 0, longer.q.view(), longer.out.view()); },
           {"batch.tokens", "61", "60"});

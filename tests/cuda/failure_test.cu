@@ -145,6 +145,24 @@ TEST_F(DeviceOutOfMemory, InReadingAttentionAndAShiftAndAddingASequence) {
             0u);
 }
 
+TEST_F(DeviceOutOfMemory, InAForkAndAReorder) {
+  for (const bool own : {false, true}) {
+    Options options = small(Coding::subspace);
+    options.basis_per_sequence = own;
+    EXPECT_GT(expect_nothing_lost(
+                  options, [](World &world) { world.attend(0, 0, 150); },
+                  [](World &world) { world.sequences[1] = world.cache.fork(world.sequences[0], 120); }),
+              0u);
+    EXPECT_GT(
+        expect_nothing_lost(
+            options, [](World &world) { world.attend(0, 0, 150); },
+            [](World &world) {
+              world.cache.reorder(world.sequences, std::array{world.sequences[0], world.sequences[0]});
+            }),
+        0u);
+  }
+}
+
 /// In blocks of 16 tokens, sinks apart.
 TEST_F(DeviceOutOfMemory, IsFarAsShortSequencesTakeTheBlocksTheyNeed) {
   const Options options = small(Coding::plain);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "caches.cuh"
+#include "captured_graph.cuh"
 #include "reference/inputs.hpp"
 
 namespace squat::test {
@@ -52,28 +53,6 @@ struct Filled {
   std::array<SequenceTokens, sequences> batch;
 };
 
-/// A graph of a decode step, which the caches have taken once before.
-class CapturedStep {
- public:
-  CapturedStep(Filled &filled, DeviceInputs &in, cudaStream_t stream) : stream_(stream) {
-    require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    filled.step(in, stream);
-    cudaGraph_t graph = nullptr;
-    require(cudaStreamEndCapture(stream, &graph));
-    require(cudaGraphInstantiate(&executable_, graph, 0));
-    require(cudaGraphDestroy(graph));
-  }
-  ~CapturedStep() { cudaGraphExecDestroy(executable_); }
-  CapturedStep(const CapturedStep &) = delete;
-  CapturedStep &operator=(const CapturedStep &) = delete;
-
-  void replay() const { require(cudaGraphLaunch(executable_, stream_)); }
-
- private:
-  cudaStream_t stream_;
-  cudaGraphExec_t executable_ = nullptr;
-};
-
 class CudaGraph : public OnDevice {
  protected:
   void SetUp() override {
@@ -107,7 +86,7 @@ TEST_F(CudaGraph, ReplaysAreSteps) {
     eager.step(in, stream);
     replayed.step(in, stream);
     require(cudaStreamSynchronize(stream));  // before its inputs are written anew
-    const CapturedStep captured(replayed, in, stream);
+    const CapturedGraph captured(stream, [&] { replayed.step(in, stream); });
     for (unsigned step = 0; step < 100; ++step) {
       const DeviceInputs next(options, sequences, 100 + 3 * step);
       in.q.write(next.host.q);
@@ -142,7 +121,7 @@ TEST_F(CudaGraph, SeveralReplaysAreCountedTogether) {
   Filled filled(options);
   DeviceInputs in(options, sequences, 77);
   filled.step(in, stream);
-  const CapturedStep captured(filled, in, stream);
+  const CapturedGraph captured(stream, [&] { filled.step(in, stream); });
   const Index before = filled.cache.length(filled.batch[0].sequence);
   for (int round = 0; round < 4; ++round) {
     for (int replay = 0; replay < options.page_tokens; ++replay) captured.replay();
@@ -158,7 +137,8 @@ TEST_F(CudaGraph, SaysWhenItIsOutgrownAndIsCapturedAnew) {
   Filled filled(options);
   DeviceInputs in(options, sequences, 77);
   filled.step(in, stream);
-  std::unique_ptr<CapturedStep> captured = std::make_unique<CapturedStep>(filled, in, stream);
+  const auto step = [&] { filled.step(in, stream); };
+  auto captured = std::make_unique<CapturedGraph>(stream, step);
   const Index before = filled.cache.length(filled.batch[0].sequence);
   int outgrown = 0;
   constexpr int rounds = 80;  // pages are as many, and tables begin with 64
@@ -170,7 +150,7 @@ TEST_F(CudaGraph, SaysWhenItIsOutgrownAndIsCapturedAnew) {
       EXPECT_NE(std::string(error.what()).find("outgrown"), std::string::npos) << error.what();
       ++outgrown;
       filled.step(in, stream);
-      captured = std::make_unique<CapturedStep>(filled, in, stream);
+      captured = std::make_unique<CapturedGraph>(stream, step);
     }
   }
   EXPECT_GT(outgrown, 0);

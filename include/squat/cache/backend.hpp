@@ -26,6 +26,9 @@ namespace squat {
 /// layers are learnt. Memory(n) owns n bytes that pages can live in.
 /// - Exact: a sequence's sinks and tail in one layer: sinks(), tail(), bytes(), truncate(sinks, tail).
 /// shift: drops some of them and turns what follows.
+/// swap_tokens: swaps all of them with another store's.
+/// - reserve_copies: memory in empty stores for what copy() puts there. copy: fills them with the first
+/// tokens of others. Must not fail.
 /// - check_elements: throws Error for the first element out of range.
 /// - add_coding, remove_coding: what a layer learns, named by a number. observe: adds some tokens of a
 /// call to its coding's statistics, before the call's rows are anywhere. learn: makes the codings of
@@ -50,6 +53,7 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
              TensorView<const float> in, TensorView<float> out, TokenRange range, Prior &prior,
              std::initializer_list<NamedTensor<float>> tensors,
              std::span<const SequenceCall<typename Operations::Exact>> calls,
+             std::span<const ExactCopy<typename Operations::Exact>> copies,
              const SequenceCall<typename Operations::Exact> &call, typename Operations::Exact &exact,
              const CodingRecord &record, std::span<const PageView> pages, std::byte *to,
              const std::byte *from, bool flag) {
@@ -57,6 +61,9 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
   typename Operations::Backup;
   { constant.page_bytes(layer) } -> std::same_as<std::size_t>;
   operations.shift(index, exact, range, range, index, stream);
+  exact.swap_tokens(exact);
+  operations.reserve_copies(copies);
+  operations.copy(copies, stream);
   operations.check_elements(tensors, stream);
   { operations.add_coding(layer) } -> std::same_as<Index>;
   operations.remove_coding(index);
@@ -92,6 +99,9 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
 /// outgrown(): a captured step does not hold any more.
 /// - publish: tells the kernels of layers that changed outside a call, publish_next_page of pages
 /// acquired ahead. reserve_pages: what either needs for so many pages. reserve_shift: what shift does.
+/// - publish_states: the same as publish for layers whose page tables copy() has written, or which have
+/// taken tokens by swap_tokens(). What kernels know a sequence by stays through that, so that captured
+/// steps find its new tokens. reserve_state: makes it where it is not there.
 /// - check: throws Error for what kernels have met since.
 template <class Operations, class Stream>
 concept ReplayableOperations = requires(Operations operations, const Operations constant,
@@ -106,6 +116,8 @@ concept ReplayableOperations = requires(Operations operations, const Operations 
   operations.publish_next_page(calls, stream);
   operations.reserve_pages(exact, pages, stream);
   operations.reserve_shift(exact, stream);
+  operations.reserve_state(exact);
+  operations.publish_states(calls, stream);
   constant.check(stream);
 };
 

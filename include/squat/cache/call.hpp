@@ -33,6 +33,18 @@ struct TokenRange {
   Index last = 0;
 };
 
+/// The first sinks and tail tokens of a store, to be copied into an empty one: of a sequence that shares
+/// the pages between them.
+template <class Exact>
+struct ExactCopy {
+  const Exact *from = nullptr;
+  Exact *to = nullptr;
+  Index sinks = 0;
+  Index tail = 0;
+  std::span<const PageView> pages{};  ///< of the copy: the first of those that `from` stands beside, the
+                                      ///< last of them perhaps with fewer tokens
+};
+
 /// `tokens` rows of the call's tensors from `first_row` on, which belong to one sequence. Exact: the
 /// backend's store of its sinks and tail in the layer.
 template <class Exact>

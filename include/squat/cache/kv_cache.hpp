@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -17,12 +18,15 @@
 #include "squat/cache/backend.hpp"
 #include "squat/cache/call.hpp"
 #include "squat/cache/check.hpp"
+#include "squat/cache/coding_references.hpp"
 #include "squat/cache/layer_pages.hpp"
 #include "squat/cache/learning.hpp"
 #include "squat/cache/memory_report.hpp"
 #include "squat/cache/options.hpp"
+#include "squat/cache/reorder_plan.hpp"
 #include "squat/cache/replay.hpp"
 #include "squat/cache/sequence.hpp"
+#include "squat/cache/sequence_copies.hpp"
 #include "squat/cache/sequence_table.hpp"
 #include "squat/cache/sequence_tokens.hpp"
 #include "squat/cache/snapshot.hpp"
@@ -113,10 +117,10 @@ class KVCache {
     return checks::memory_or_error([&] { return sequences_.add(make_sequence()); });
   }
 
-  /// Its handle is never good again; its pages and rows are free for others, and stay the cache's.
-  /// Neither allocates nor waits.
+  /// Its handle is never good again; its pages and rows are free for others, but for pages that others
+  /// share, and stay the cache's. Neither allocates nor waits.
   void remove_sequence(SequenceId sequence) {
-    release(find(sequence));
+    discard(find(sequence));
     sequences_.remove(sequence);
   }
 
@@ -167,7 +171,7 @@ class KVCache {
           publish_loaded(*state, stream);
         });
       } catch (...) {
-        release(*state);
+        discard(*state);
         undo.restore();
         throw;
       }
@@ -206,6 +210,76 @@ class KVCache {
         throw;
       }
     });
+  }
+
+  /// A new sequence that begins with the first `tokens` tokens of another in every layer: 0 to
+  /// length(parent). What is packed is shared and neither copied nor coded anew, a page cut by `tokens`
+  /// as well; sinks and what is kept of the tail are copied. From then on either goes its own way. With
+  /// basis_per_sequence it has its parent's codings, and what either brings teaches both until they are
+  /// learnt. Takes time by the pages; allocates the exact rows and a page table; does not wait. On
+  /// failure nothing has changed.
+  SequenceId fork(SequenceId parent, Index tokens, Stream stream = {}) {
+    const Sequence &from = find(parent);
+    check_kept(parent, tokens);
+    return checks::memory_or_error([&] {
+      sequences_.reserve();
+      detail::SequenceCopies<Exact> copies;
+      auto child = copies.add(from, tokens);
+      find_layers(*child);
+      for (Layer *layer : layers_) replay_.reserve_state(operations_, *layer);
+      copies.make(operations_, stream);
+      replay_.publish_states(operations_, pages_, layers_, stream);
+      retain(*child);
+      return sequences_.add(std::move(child));
+    });
+  }
+
+  /// The same with all tokens that are present in every layer, length(parent).
+  template <std::same_as<Stream> S = Stream>
+  SequenceId fork(SequenceId parent, S stream = {}) {
+    return fork(parent, length(parent), stream);
+  }
+
+  /// sequences[i] becomes what parents[i] was before the call, in every layer, as beam search continues
+  /// its beams: a parent may have several children, and may be given up, kept by naming it as its own
+  /// parent, or not be among `sequences` at all. Each of `sequences` is named once. Handles stay, and
+  /// captured steps go on with the new tokens. What is copied and shared is what fork() copies and
+  /// shares, but for one child of each parent that is given up, which takes all without a copy.
+  /// Allocates, and takes time, as fork() does; does not wait. On failure nothing has changed. On a
+  /// device, throws Error, once all is done, where a sequence has outgrown a graph, see advance().
+  void reorder(std::span<const SequenceId> sequences, std::span<const SequenceId> parents,
+               Stream stream = {}) {
+    if (sequences.size() != parents.size())
+      throw_invalid("parents.size", parents.size(), "that of sequences,", sequences.size());
+    ++call_;
+    detail::ReorderPlan<Exact> plan;
+    checks::memory_or_error([&] {
+      for (std::size_t i = 0; i < sequences.size(); ++i) {
+        Sequence &sequence = find(sequences[i]);
+        if (std::exchange(sequence.last_call, call_) == call_)
+          throw_invalid("sequences", sequences[i].value, "named once");
+        plan.add(sequence, find(parents[i]));
+      }
+      detail::SequenceCopies<Exact> copies;
+      plan.make([&](const Sequence &parent) { return copies.add(parent, copies.all_tokens); });
+      make_room(plan.heirs().size() * static_cast<std::size_t>(options_.layers));
+      for (auto &heir : plan.heirs()) {
+        for (Layer &layer : heir.sequence->layers) {
+          replay_.reserve_state(operations_, layer);
+          layers_.push_back(&layer);
+        }
+      }
+      copies.make(operations_, stream);
+    });
+    for (auto &heir : plan.heirs()) {
+      if (!heir.moves) retain(*heir.tokens);
+    }
+    plan.exchange();
+    for (auto &heir : plan.heirs()) release(*heir.tokens);
+    replay_.publish_states(operations_, pages_, layers_, stream);
+    if constexpr (replayable) {
+      for (const SequenceId sequence : sequences) check_graphs(sequence);
+    }
   }
 
   /// Appends k and v and attends: each query sees every token before its own,
@@ -314,14 +388,7 @@ class KVCache {
       find_layers(batch, layer);
       replay_.count(operations_, pages_, layers_, steps, stream);
     }
-    for (const SequenceTokens &entry : batch) {
-      for (const Layer &layer : find(entry.sequence).layers) {
-        if (layer.exact.outgrown()) {
-          throw Error("squat: the sequence " + std::to_string(entry.sequence.value) +
-                      " has outgrown the captured step: capture it anew");
-        }
-      }
-    }
+    for (const SequenceTokens &entry : batch) check_graphs(entry.sequence);
   }
 
   /// Throws Error for what kernels have met in decode steps since the last call: elements out of range,
@@ -344,11 +411,8 @@ class KVCache {
   /// Keeps the first `tokens` tokens of a sequence in every layer. A page cut
   /// in two stays packed. Does not wait.
   void truncate(SequenceId sequence, Index tokens, Stream stream = {}) {
-    Sequence &state = find(sequence);
-    const Index most = length(sequence);
-    if (tokens < 0 || tokens > most)
-      throw_invalid("tokens", tokens, "0 to the length of the sequence,", most);
-    find_layers(state);
+    check_kept(sequence, tokens);
+    find_layers(find(sequence));
     for (Layer *layer : layers_) pages_.truncate(*layer, tokens);
     replay_.publish(operations_, pages_, layers_, stream);
   }
@@ -396,18 +460,11 @@ class KVCache {
   Prior statistics() const {
     Prior prior(options_.layers, options_.kv_heads, options_.head_dim,
                 std::max(1, *options_.tile_tokens));
-    const auto add = [&](Index coding) {
+    coding_references_.for_each([&](Index coding) {
       if (learning_.observed(coding) > 0 && !operations_.add_statistics(coding, prior)) {
         throw_invalid("keep_statistics", false, "true to read statistics that codings have learnt from");
       }
-    };
-    if (options_.basis_per_sequence) {
-      sequences_.for_each([&](const Sequence &sequence) {
-        for (const Layer &layer : sequence.layers) add(layer.coding);
-      });
-    } else {
-      for (int layer = 0; layer < options_.layers; ++layer) add(layer);
-    }
+    });
     return prior;
   }
 
@@ -432,8 +489,24 @@ class KVCache {
     return operations_.page_bytes(layer);
   }
 
-  /// What is allocated, and what of it holds tokens. Counts on the host: neither allocates nor waits,
-  /// and throws nothing.
+  /// Pages that tokens can still be packed into before max_pages is reached; without a limit, more than
+  /// memory has. Neither allocates nor waits.
+  std::size_t free_pages() const { return pages_.free(); }
+
+  /// What free_pages() and the memory for pages gain once a sequence is removed: the pages that no other
+  /// sequence holds. Takes time by the pages; neither allocates nor waits.
+  FreedPages freed_if_removed(SequenceId sequence) const {
+    FreedPages freed;
+    for (const Layer &layer : find(sequence).layers) {
+      const std::size_t pages = pages_.held(layer).alone;
+      freed.pages += pages;
+      freed.bytes += pages * operations_.page_bytes(layer.layer);
+    }
+    return freed;
+  }
+
+  /// What is allocated, and what of it holds tokens. Counts on the host, page by page: neither allocates
+  /// nor waits, and throws nothing.
   MemoryReport memory_report() const {
     MemoryReport report;
     report.pages = pages_.bytes();
@@ -441,13 +514,21 @@ class KVCache {
     report.statistics = operations_.statistics_bytes();
     report.bases = operations_.bases_bytes();
     report.workspace = operations_.workspace_bytes();
+    std::size_t held = 0, held_with_others = 0,
+                held_bytes = 0;  // pages, once for each of who holds them
     sequences_.for_each([&](const Sequence &sequence) {
       for (const Layer &layer : sequence.layers) {
         report.exact += layer.exact.bytes();
         report.exact_tokens += layer.exact.sinks() + layer.exact.tail();
         report.packed_tokens += layer.paged_tokens();
+        const detail::HeldPages pages = pages_.held(layer);
+        held += pages.all;
+        held_with_others += pages.all - pages.alone;
+        held_bytes += pages.all * operations_.page_bytes(layer.layer);
       }
     });
+    report.saved_by_sharing = held_bytes - report.pages_used;
+    report.shared_pages = held_with_others - (held - pages_.used());  // but the first of who holds each
     const double elements = 2.0 * options_.kv_heads * options_.head_dim;  // of a token and layer
     std::size_t page_bytes = 0;                                           // of a page of each layer
     for (int layer = 0; layer < options_.layers; ++layer) page_bytes += operations_.page_bytes(layer);
@@ -456,7 +537,7 @@ class KVCache {
     const Index tokens = report.packed_tokens + report.exact_tokens;
     if (tokens > 0) {
       const auto bytes =
-          static_cast<double>(report.pages_used + report.exact + report.statistics + report.bases);
+          static_cast<double>(held_bytes + report.exact + report.statistics + report.bases);
       report.total_bits_per_element = 8.0 * bytes / (elements * static_cast<double>(tokens));
     }
     return report;
@@ -470,6 +551,23 @@ class KVCache {
   // ---- checks
 
   void check_layer(int layer) const { checks::check_range("layer", layer, 0, options_.layers - 1); }
+
+  /// tokens: that are to be kept of a sequence.
+  void check_kept(SequenceId sequence, Index tokens) const {
+    const Index most = length(sequence);
+    if (tokens < 0 || tokens > most)
+      throw_invalid("tokens", tokens, "0 to the length of the sequence,", most);
+  }
+
+  /// Throws Error where captured steps of a sequence do not hold any more.
+  void check_graphs(SequenceId sequence) const requires replayable {
+    for (const Layer &layer : find(sequence).layers) {
+      if (layer.exact.outgrown()) {
+        throw Error("squat: the sequence " + std::to_string(sequence.value) +
+                    " has outgrown the captured step: capture it anew");
+      }
+    }
+  }
 
   /// Every sequence known and named once, and its rows among `rows`: one after another and all of
   /// them, or where the entries say.
@@ -571,24 +669,13 @@ class KVCache {
       for (; layer < options_.layers; ++layer) {
         Layer &tokens = state->layers[static_cast<std::size_t>(layer)];
         tokens.layer = layer;
-        tokens.coding = options_.basis_per_sequence ? add_coding(layer) : Index{layer};
+        tokens.coding = coding_for(layer);
       }
     } catch (...) {
-      while (options_.basis_per_sequence && layer-- > 0) {
-        operations_.remove_coding(state->layers[static_cast<std::size_t>(layer)].coding);
-      }
+      while (layer-- > 0) release_coding(state->layers[static_cast<std::size_t>(layer)].coding);
       throw;
     }
     return state;
-  }
-
-  /// Gives back all that a sequence holds.
-  void release(Sequence &sequence) {
-    for (Layer &layer : sequence.layers) {
-      pages_.release(layer, 0);
-      pages_.release_ready(layer);
-      if (options_.basis_per_sequence) operations_.remove_coding(layer.coding);
-    }
   }
 
   // ---- snapshots
@@ -729,12 +816,10 @@ class KVCache {
   /// before anything changes.
   void plan(Batch batch, int layer, bool queries, bool attends, Stream stream) {
     const TailRule<> rule{options_.residual, options_.page_tokens};
-    Index tokens = 0;
-    for (const SequenceTokens &entry : batch) tokens += entry.tokens;
     plan_.clear();
     for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
       Layer &state = find(entry.sequence, layer);
-      const Index more = options_.basis_per_sequence ? entry.tokens : tokens;
+      const Index more = learning_.learnt(state.coding) ? 0 : tokens_of(batch, layer, state.coding);
       plan_.add(state, row, entry.tokens, learning_.learnt(state.coding, more),
                 learning_.observes(state.coding, queries), options_.sinks, rule);
     });
@@ -753,6 +838,42 @@ class KVCache {
     });
   }
 
+  /// Tokens of a batch that are to be coded with `coding`.
+  Index tokens_of(Batch batch, int layer, Index coding) const {
+    Index tokens = 0;
+    for (const SequenceTokens &entry : batch) {
+      if (find(entry.sequence, layer).coding == coding) tokens += entry.tokens;
+    }
+    return tokens;
+  }
+
+  // ---- what sequences hold
+
+  /// A sequence's tables name pages and codings, and hold them from now on.
+  void retain(const Sequence &sequence) {
+    for (const Layer &layer : sequence.layers) {
+      pages_.retain(layer);
+      coding_references_.retain(layer.coding);
+    }
+  }
+
+  /// It holds them no more. There are none where its tokens were moved.
+  void release(Sequence &sequence) {
+    for (Layer &layer : sequence.layers) {
+      if (layer.coding == Layer::no_coding) continue;
+      pages_.release(layer);
+      release_coding(layer.coding);
+    }
+  }
+
+  /// The same of a sequence that goes, with the pages acquired ahead for it.
+  void discard(Sequence &sequence) {
+    release(sequence);
+    for (Layer &layer : sequence.layers) pages_.release_ready(layer);
+  }
+
+  // ---- codings
+
   /// Learning gives layers their page sizes.
   void set_page_bytes(int layer) { pages_.set_page_bytes(layer, operations_.page_bytes(layer)); }
 
@@ -760,6 +881,7 @@ class KVCache {
     const Index coding = operations_.add_coding(layer);
     try {
       learning_.add(coding);
+      coding_references_.add(coding);
     } catch (...) {
       operations_.remove_coding(coding);
       throw;
@@ -767,10 +889,22 @@ class KVCache {
     return coding;
   }
 
+  /// What a layer of a new sequence is coded with, held for it.
+  Index coding_for(int layer) {
+    if (options_.basis_per_sequence) return add_coding(layer);
+    coding_references_.retain(layer);  // the cache's own, one a layer
+    return layer;
+  }
+
+  void release_coding(Index coding) {
+    if (coding_references_.release(coding)) operations_.remove_coding(coding);
+  }
+
   Options options_;
   Operations operations_;
   detail::LayerPages<typename Operations::Memory, Exact> pages_;
   detail::Learning learning_;
+  detail::CodingReferences coding_references_;
   detail::SequenceTable<Sequence> sequences_;
   std::uint64_t call_ = 0;
   detail::AppendPlan<Exact> plan_;  // of the call in progress

@@ -17,6 +17,12 @@
 
 namespace squat::detail {
 
+/// Pages that a sequence holds in a layer, each counted once.
+struct HeldPages {
+  std::size_t all = 0;
+  std::size_t alone = 0;  // no other sequence holds them
+};
+
 /// The pages of all sequences and layers. Memory, Exact: the backend's.
 template <class Memory, class Exact>
 class LayerPages {
@@ -31,8 +37,25 @@ class LayerPages {
         tile_tokens_(tile_tokens) {}
 
   std::size_t bytes() const { return pools_.bytes(); }
-  /// Of pages that hold tokens.
+  /// Pages that hold tokens.
+  std::size_t used() const { return pools_.used() - ready_; }
   std::size_t used_bytes() const { return pools_.used_bytes() - ready_bytes_; }
+  /// Pages that may still hold tokens: those acquired ahead are given back where others need them.
+  std::size_t free() const { return pools_.free() + ready_; }
+
+  /// What a layer holds. A page that a shift has cut stands in its table more than once, in neighbouring
+  /// entries.
+  HeldPages held(const Layer &layer) const {
+    const auto &pages = layer.pages;
+    HeldPages held;
+    for (auto page = pages.begin(); page != pages.end();) {
+      const auto next = std::find_if(page, pages.end(), [&](PageIndex other) { return other != *page; });
+      ++held.all;
+      held.alone += pools_.of(layer.layer).references(*page) == next - page;
+      page = next;
+    }
+    return held;
+  }
 
   /// What pages of a layer have from now on, none of which is there.
   void set_page_bytes(int layer, std::size_t bytes) { pools_.set_page_bytes(layer, bytes); }
@@ -94,6 +117,7 @@ class LayerPages {
     if (!pools_.try_reserve(layer.layer, 1)) return false;
     layer.reserve_pages(1);
     layer.ready_page = pool(layer).acquire();
+    ++ready_;
     ready_bytes_ += pool(layer).page_bytes();
     return true;
   }
@@ -111,29 +135,24 @@ class LayerPages {
   /// Takes it in, its tokens being the tail's oldest.
   void add_ready(Layer &layer) { add(layer, tail_position(layer), layer.exact.sinks()); }
 
+  // ---- pages are shared
+
+  /// A layer's table names pages that others hold, and holds them too from now on.
+  void retain(const Layer &layer) {
+    for (const PageIndex page : layer.pages) pool(layer).retain(page);
+  }
+
   // ---- pages leave
 
-  /// Releases all pages but the first `kept`.
-  void release(Layer &layer, std::size_t kept) {
-    for (std::size_t page = kept; page < layer.pages.size(); ++page)
-      pool(layer).release(layer.pages[page]);
-    layer.pages.resize(kept);
-    layer.page_views.resize(kept);
-  }
+  /// Releases all pages of a layer.
+  void release(Layer &layer) { release_behind(layer, {}); }
 
   /// Keeps the first `tokens` tokens of a layer.
   void truncate(Layer &layer, Index tokens) {
+    const FirstTokens kept = layer.first(tokens);
     layer.next_position -= layer.length() - tokens;
-    const Index sinks = std::min(tokens, layer.exact.sinks());
-    Index left = tokens - sinks;
-    std::size_t kept = 0;
-    while (kept < layer.pages.size() && left > 0) {
-      PageView &page = layer.page_views[kept++];
-      page.tokens = std::min(page.tokens, left);
-      left -= page.tokens;
-    }
-    release(layer, kept);
-    layer.exact.truncate(sinks, std::min(left, layer.exact.tail()));
+    release_behind(layer, kept);
+    layer.exact.truncate(kept.sinks, kept.tail);
   }
 
   /// Drops the paged tokens [first, last), which count from the first page on and may lie outside. What
@@ -168,9 +187,17 @@ class LayerPages {
   }
 
  private:
+  /// Releases the pages behind those that are kept.
+  void release_behind(Layer &layer, const FirstTokens &kept) {
+    for (std::size_t page = kept.pages; page < layer.pages.size(); ++page)
+      pool(layer).release(layer.pages[page]);
+    layer.keep_pages(kept);
+  }
+
   PagePool<Memory> &pool(const Layer &layer) { return pools_.of(layer.layer); }
 
   PageIndex take_ready(Layer &layer) {
+    --ready_;
     ready_bytes_ -= pool(layer).page_bytes();
     return *std::exchange(layer.ready_page, std::nullopt);
   }
@@ -193,7 +220,8 @@ class LayerPages {
   }
 
   PoolsBySize<Memory> pools_;
-  std::size_t ready_bytes_ = 0;  // of pages acquired ahead
+  std::size_t ready_ = 0;  // pages acquired ahead
+  std::size_t ready_bytes_ = 0;
   Index page_tokens_;
   Index tile_tokens_;
 };

@@ -60,6 +60,8 @@ class PagePool {
     if (--references_[page] == 0) free_.push_back(page);
   }
 
+  std::uint32_t references(PageIndex page) const { return references_[page]; }
+
   std::byte *data(PageIndex page) const {
     const auto behind = std::upper_bound(slabs_.begin(), slabs_.end(), page,
                                          [](PageIndex at, const Slab &slab) { return at < slab.first; });

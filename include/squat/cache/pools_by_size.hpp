@@ -41,7 +41,7 @@ class PoolsBySize {
   /// Makes sure that `count` pages of a layer can be acquired without allocating. Throws Error where
   /// the limit is passed.
   void reserve(int layer, std::size_t count) {
-    if (count > max_pages_ - used()) {
+    if (count > free()) {
       throw_invalid("max_pages", max_pages_, "at least", used() + count);
     }
     of(layer).reserve(count);
@@ -49,7 +49,7 @@ class PoolsBySize {
 
   /// The same for pages that can be done without. Returns whether they are there.
   bool try_reserve(int layer, std::size_t count) {
-    if (count > max_pages_ - used()) return false;
+    if (count > free()) return false;
     try {
       of(layer).reserve(count);
       return true;
@@ -70,12 +70,14 @@ class PoolsBySize {
     for (std::size_t i = 0; i < pools_.size(); ++i) pools_[i].drop_slabs(i < mark.size() ? mark[i] : 0);
   }
 
+  /// Pages that are in use, and those that still may be.
+  std::size_t used() const { return sum(&Pool::used); }
+  std::size_t free() const { return max_pages_ - used(); }
+
   std::size_t bytes() const { return sum(&Pool::bytes); }
   std::size_t used_bytes() const { return sum(&Pool::used_bytes); }
 
  private:
-  std::size_t used() const { return sum(&Pool::used); }
-
   std::size_t sum(std::size_t (Pool::*of_pool)() const) const {
     const auto add = [&](std::size_t so_far, const Pool &pool) { return so_far + (pool.*of_pool)(); };
     return std::accumulate(pools_.begin(), pools_.end(), std::size_t{0}, add);

@@ -41,6 +41,10 @@ struct NoReplay {
   void release_pages(Arguments &&...) const {}
   template <class... Arguments>
   void publish(Arguments &&...) const {}
+  template <class... Arguments>
+  void reserve_state(Arguments &&...) const {}
+  template <class... Arguments>
+  void publish_states(Arguments &&...) const {}
 };
 
 /// The host's part of such steps.
@@ -153,6 +157,17 @@ class Replay {
     calls_.clear();
     for (Layer *layer : layers) add(pages, *layer);
     operations.publish(calls_, stream);
+  }
+
+  /// Makes what the kernels know a layer by, if it is not there.
+  void reserve_state(Operations &operations, Layer &layer) { operations.reserve_state(layer.exact); }
+
+  /// Tells the kernels of layers whose tables they have already: copied, or another's until now.
+  template <class Stream>
+  void publish_states(Operations &operations, const Pages &pages, Layers layers, Stream stream) {
+    calls_.clear();
+    for (Layer *layer : layers) add(pages, *layer);
+    operations.publish_states(calls_, stream);
   }
 
  private:

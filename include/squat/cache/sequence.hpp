@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "squat/cache/call.hpp"
@@ -14,15 +15,25 @@
 
 namespace squat::detail {
 
+/// Where the first tokens of a sequence and layer are.
+struct FirstTokens {
+  Index sinks = 0;
+  std::size_t pages = 0;
+  Index last_page_tokens = 0;  // of the last of these pages, which may be cut
+  Index tail = 0;
+};
+
 /// One sequence's tokens in one layer, in their order: sinks, pages, tail. Exact: the backend's store of
 /// sinks and tail.
 template <class Exact>
 struct LayerTokens {
+  static constexpr Index no_coding = -1;  // of what is no sequence's yet, or not any more
+
   Exact exact;
   std::vector<PageIndex> pages;
   std::vector<PageView> page_views;     // of the same pages
   int layer = 0;                        // of the model
-  Index coding = 0;                     // what its pages are coded with
+  Index coding = no_coding;             // what its pages are coded with
   Index next_position = 0;              // rotary position of the next token
   std::optional<PageIndex> ready_page;  // acquired ahead of its tokens, see replay.hpp
 
@@ -30,6 +41,18 @@ struct LayerTokens {
   Index tail_begin() const { return squat::tail_begin(exact.sinks(), page_views); }
   Index paged_tokens() const { return tail_begin() - exact.sinks(); }
   Index length() const { return tail_begin() + exact.tail(); }
+
+  /// Where the first `tokens` of its tokens are.
+  FirstTokens first(Index tokens) const {
+    FirstTokens kept{.sinks = std::min(tokens, exact.sinks())};
+    Index left = tokens - kept.sinks;
+    while (kept.pages < pages.size() && left > 0) {
+      kept.last_page_tokens = std::min(page_views[kept.pages++].tokens, left);
+      left -= kept.last_page_tokens;
+    }
+    kept.tail = std::min(left, exact.tail());
+    return kept;
+  }
 
   /// How many of the next `count` tokens become sinks: only a sequence's first
   /// tokens do.
@@ -73,6 +96,36 @@ struct LayerTokens {
     }
     if (view.base == last.base) view.tile_page = last.tile_page + 1;
     return view;
+  }
+
+  /// Keeps the first entries of its table, the last of which may be cut.
+  void keep_pages(const FirstTokens &kept) {
+    pages.resize(kept.pages);
+    page_views.resize(kept.pages);
+    if (kept.pages > 0) page_views.back().tokens = kept.last_page_tokens;
+  }
+
+  /// Names, being empty, the pages and the coding of the first `tokens` tokens of another, which are
+  /// there (`kept`). Allocates.
+  void name_tokens(const LayerTokens &from, const FirstTokens &kept, Index tokens) {
+    const auto count = static_cast<std::ptrdiff_t>(kept.pages);
+    pages.assign(from.pages.begin(), from.pages.begin() + count);
+    page_views.assign(from.page_views.begin(), from.page_views.begin() + count);
+    keep_pages(kept);
+    layer = from.layer;
+    coding = from.coding;
+    next_position = from.next_position - (from.length() - tokens);
+  }
+
+  /// Swaps all tokens and what they are coded with. The page acquired ahead stays, as does what a
+  /// backend's kernels know the sequence by.
+  void swap_tokens(LayerTokens &other) {
+    exact.swap_tokens(other.exact);
+    std::swap(pages, other.pages);
+    std::swap(page_views, other.page_views);
+    std::swap(layer, other.layer);
+    std::swap(coding, other.coding);
+    std::swap(next_position, other.next_position);
   }
 
   void add_page(PageIndex page, const PageView &view) {

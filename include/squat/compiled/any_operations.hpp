@@ -50,6 +50,8 @@ class AnyOperations {
                       AnyTensor out) = 0;
   virtual void attend(std::span<const Call> calls, AnyTensor q, AnyTensor out) = 0;
   virtual void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by) const = 0;
+  virtual void reserve_copies(std::span<const ExactCopy<Exact>> copies) = 0;
+  virtual void copy(std::span<const ExactCopy<Exact>> copies) = 0;
   virtual void dequantize(const Call &call, AnyTensor k, AnyTensor v) = 0;
   virtual CodingRecord record_coding(Index coding) const = 0;
   virtual void adopt_coding(Index coding, const CodingRecord &record) = 0;

@@ -8,6 +8,7 @@
 #include <span>
 #include <utility>
 
+#include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/coding/coding_record.hpp"
 #include "squat/compiled/any_operations.hpp"
@@ -74,6 +75,9 @@ class Operations {
   void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by, Stream) const {
     operations_->shift(coding, exact, sinks, tail, by);
   }
+
+  void reserve_copies(std::span<const ExactCopy<Exact>> copies) { operations_->reserve_copies(copies); }
+  void copy(std::span<const ExactCopy<Exact>> copies, Stream) { operations_->copy(copies); }
 
   template <Element S>
   void dequantize(const Call &call, TensorView<S> k, TensorView<S> v, Stream) {

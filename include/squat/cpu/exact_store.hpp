@@ -116,6 +116,23 @@ class ExactStore {
     with_tail(*this, [&](auto &rows, auto &) { rows.truncate(tail); });
   }
 
+  void swap_tokens(ExactStore &other) { std::swap(*this, other); }
+
+  /// Makes the room for the first tokens of another, being empty.
+  void reserve_copy(const ExactStore &from, Index sinks, Index tail) {
+    sinks_ = from.sinks_.room_for(sinks);
+    bytes_ = from.bytes_;
+    tail_ = from.tail_.room_for(bytes_ ? 0 : tail);
+    byte_tail_ = from.byte_tail_.room_for(bytes_ ? tail : 0);
+  }
+
+  /// Takes them.
+  void copy(const ExactStore &from, Index sinks, Index tail) {
+    sinks_.copy(from.sinks_, sinks);
+    tail_.copy(from.tail_, bytes_ ? 0 : tail);
+    byte_tail_.copy(from.byte_tail_, bytes_ ? tail : 0);
+  }
+
   /// Forgets tokens and turns the keys behind them.
   void shift(TokenRange sinks, TokenRange tail, const Turn *turn) {
     const auto shift_rows = [&](auto &rows, TokenRange range) {

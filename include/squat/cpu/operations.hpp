@@ -183,6 +183,22 @@ class Operations {
     exact.shift(sinks, tail, &turn);
   }
 
+  /// Makes memory in empty stores for the first tokens of others.
+  void reserve_copies(std::span<const ExactCopy<Exact>> copies) {
+    for (const ExactCopy<Exact> &copy : copies) {
+      copy.to->reserve_copy(*copy.from, copy.sinks, copy.tail);
+    }
+    workspace_.reserve(static_cast<Index>(copies.size()), 0);
+  }
+
+  /// Fills them.
+  void copy(std::span<const ExactCopy<Exact>> copies, Stream) {
+    workspace_.for_each(static_cast<Index>(copies.size()), [&](Index item, Scratch) {
+      const ExactCopy<Exact> &copy = copies[static_cast<std::size_t>(item)];
+      copy.to->copy(*copy.from, copy.sinks, copy.tail);
+    });
+  }
+
   /// Makes the matrices by which the keys of a coding go into their bases.
   void make_to_bases(Index coding) {
     workspace_.for_each(options_.kv_heads, [&](Index head, Scratch scratch) {

@@ -77,6 +77,24 @@ class RowStore {
     tokens_ += count;
   }
 
+  /// An empty store like this one, with room for its first `tokens` tokens and, where this has it, for a
+  /// quarter more.
+  RowStore room_for(Index tokens) const {
+    return tokens == 0 ? RowStore()
+                       : RowStore(kv_heads_, head_dim_, std::min(capacity_, tokens + tokens / 4));
+  }
+
+  /// Takes the first `tokens` tokens of another, having none and room for them.
+  void copy(const RowStore &from, Index tokens) {
+    SQUAT_ASSERT(tokens_ == 0 && tokens <= capacity_);
+    tokens_ = tokens;
+    if (tokens == 0) return;
+    for (Index block = 0; block < 2 * kv_heads_; ++block) {
+      std::copy_n(from.rows_.data() + block * from.capacity_ * row_elements_, tokens * row_elements_,
+                  rows_.data() + block * capacity_ * row_elements_);
+    }
+  }
+
   /// Forgets the tokens [first, first + count).
   void erase(Index first, Index count) {
     if (count == 0) return;

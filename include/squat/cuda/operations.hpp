@@ -45,6 +45,7 @@
 #include "squat/cuda/page/page_layouts.hpp"
 #include "squat/cuda/page/page_record.hpp"
 #include "squat/cuda/state/batch_arrays.hpp"
+#include "squat/cuda/state/copy_each.cuh"
 #include "squat/cuda/state/device_arena.hpp"
 #include "squat/cuda/state/device_buffer.hpp"
 #include "squat/cuda/state/device_state.cuh"
@@ -365,6 +366,46 @@ class Operations {
     write_added(stream);
   }
 
+  void reserve_state(Exact &exact) { exact.reserve_state(*arena_); }
+
+  /// Tells the kernels of layers whose tables are there, but for the page that was acquired ahead.
+  void publish_states(std::span<const Call> calls, cudaStream_t stream) {
+    states_.clear();
+    pages_.clear();
+    for (const Call &call : calls) {
+      Exact &exact = *call.exact;
+      exact.adopt_state();
+      states_.push_back({exact.device_state(), exact.state(call, shape_)});
+      if (!exact.empty()) add_pages(exact, call.pages.size(), {}, call.ready_page);
+    }
+    write_added(stream);
+  }
+
+  /// Makes memory in empty stores for the first tokens of others.
+  void reserve_copies(std::span<const ExactCopy<Exact>> copies) {
+    for (const ExactCopy<Exact> &copy : copies) {
+      copy.to->reserve_copy(*copy.from, shape_, copy.sinks, copy.tail, copy.pages.size(), *arena_);
+    }
+    copies_.reserve(most_pieces * copies.size());
+    pages_.reserve(copies.size());
+    states_.reserve(copies.size());
+  }
+
+  /// Fills them, and the tables of their pages, on the device.
+  void copy(std::span<const ExactCopy<Exact>> copies, cudaStream_t stream) {
+    copies_.clear();
+    pages_.clear();
+    for (const ExactCopy<Exact> &copy : copies) {
+      const std::size_t pages = copy.pages.size();
+      copy.to->adopt_copy(*copy.from, shape_, copy.sinks, copy.tail, pages, copies_);
+      if (pages == 0) continue;
+      PageEntry *last = copy.to->device_table() + pages - 1;  // which may be cut
+      pages_.push_back({last, page_entry(copy.pages.back())});
+    }
+    launch_copy_each(copies_, stream);
+    launch_write_each<PageEntry>(pages_, stream);
+  }
+
   void reserve_shift(const Exact &exact, cudaStream_t stream) {
     grow_rows(rows_, exact.row_elements(), stream);
   }
@@ -537,6 +578,7 @@ class Operations {
 
  private:
   static constexpr std::size_t most_checked = 3;  // tensors of a call
+  static constexpr std::size_t most_pieces = 5;   // of the rows and the table of a copy
 
   /// Runs run<Layout>() for the options' head_dim and group.
   template <class Run>
@@ -812,6 +854,7 @@ class Operations {
   std::vector<BatchEntry> entries_;
   std::vector<Write<LayerState>> states_;
   std::vector<Write<PageEntry>> pages_;
+  std::vector<PieceCopy> copies_;
 };
 
 }  // namespace squat::cuda

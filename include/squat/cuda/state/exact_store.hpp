@@ -9,16 +9,20 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "squat/cache/call.hpp"
 #include "squat/core/config.hpp"
 #include "squat/cuda/error.hpp"
+#include "squat/cuda/state/copy_each.cuh"
 #include "squat/cuda/state/device_arena.hpp"
 #include "squat/cuda/state/device_buffer.hpp"
 #include "squat/cuda/state/device_state.cuh"
 #include "squat/cuda/state/exact_slots.cuh"
 
 namespace squat::cuda {
+
+static_assert(sizeof(PageEntry) % sizeof(uint2) == 0, "squat: tables are copied in these pieces");
 
 inline PageEntry page_entry(const PageView &page) {
   return {.data = reinterpret_cast<const std::uint8_t *>(page.data),
@@ -62,6 +66,20 @@ class ExactStore {
     tail_ = static_cast<std::int32_t>(tail);
   }
 
+  /// The state stays, for captured steps name it; they find other tokens there once it is written anew.
+  void swap_tokens(ExactStore &other) {
+    for (ExactStore *store : {this, &other}) {
+      store->next_rows_ = {};
+      store->next_table_ = {};
+    }
+    std::swap(rows_, other.rows_);
+    std::swap(table_, other.table_);
+    std::swap(sinks_, other.sinks_);
+    std::swap(tail_, other.tail_);
+    std::swap(tail_first_, other.tail_first_);
+    std::swap(tail_blocks_, other.tail_blocks_);
+  }
+
   // What steps are counted by.
 
   void count() { take(0, 1); }
@@ -86,7 +104,8 @@ class ExactStore {
 
   LayerState *device_state() const { return state_.data(); }
   PageEntry *device_table() const { return table_.data(); }
-  bool empty() const { return state_.size() == 0; }
+  /// Whether there are no rows and no table. There may be a state, of tokens that were swapped away.
+  bool empty() const { return rows_.size() == 0; }
   Index capacity() const { return Index{16} * tail_blocks_; }
   /// Entries of the table, used or not, once adopt() has been called.
   std::size_t table_capacity() const { return std::max(table_.size(), next_table_.size()); }
@@ -98,7 +117,7 @@ class ExactStore {
   /// exactly once the coding is there (`learnt`).
   void reserve_rows(const ExactShape &shape, Index tokens, bool paged, bool learnt, DeviceArena &arena) {
     constexpr std::int32_t few = 4;
-    if (empty() && next_state_.size() == 0) next_state_ = ArenaPiece<LayerState>(arena, 1);
+    reserve_state(arena);
     const std::int32_t needed = std::max(1, token_blocks(tokens));
     next_tail_blocks_ = tail_blocks_;
     if (learnt && tail_blocks_ > shape.full_blocks) {
@@ -114,6 +133,11 @@ class ExactStore {
     next_rows_ = ArenaPiece<std::uint16_t>(arena, shape.elements(next_tail_blocks_));
   }
 
+  /// Makes a state, unless there is one.
+  void reserve_state(DeviceArena &arena) {
+    if (state_.size() == 0 && next_state_.size() == 0) next_state_ = ArenaPiece<LayerState>(arena, 1);
+  }
+
   /// Blocks of the tail once adopt() has been called.
   std::int32_t next_tail_blocks() const { return next_tail_blocks_; }
 
@@ -122,6 +146,47 @@ class ExactStore {
     if (table_capacity() <= pages) {
       next_table_ = ArenaPiece<PageEntry>(arena, std::max(least_pages, 2 * (pages + 1)));
     }
+  }
+
+  /// Makes, being empty, rows for the first tokens of another and a table for `pages` of its pages: as
+  /// large as there, so that sequences of one origin outgrow captured steps together.
+  void reserve_copy(const ExactStore &from, const ExactShape &shape, Index sinks, Index tail,
+                    std::size_t pages, DeviceArena &arena) {
+    if (sinks + tail == 0 && pages == 0) return;
+    reserve_rows(shape, tail, pages > 0, false, arena);
+    next_table_ = ArenaPiece<PageEntry>(arena, std::max(from.table_.size(), pages + 1));
+  }
+
+  /// Becomes those tokens, once `copies` are made, and the first `pages` entries of the table.
+  void adopt_copy(const ExactStore &from, const ExactShape &shape, Index sinks, Index tail,
+                  std::size_t pages, std::vector<PieceCopy> &copies) {
+    if (next_rows_.size() == 0) return;  // no tokens
+    rows_ = std::exchange(next_rows_, {});
+    table_ = std::exchange(next_table_, {});
+    tail_blocks_ = next_tail_blocks_;
+    tail_first_ = 0;
+    truncate(sinks, tail);
+    const auto add = [&](const auto *source, auto *target, std::size_t count) {
+      if (count == 0) return;
+      copies.push_back({reinterpret_cast<const uint2 *>(source), reinterpret_cast<uint2 *>(target),
+                        count * sizeof(*target) / sizeof(uint2)});
+    };
+    // The tail in its order, of a ring that begins at tail_first_: at most two runs of blocks.
+    const std::int32_t first = from.tail_first_ / 16, blocks = token_blocks(tail),
+                       run = std::min(blocks, from.tail_blocks_ - first);
+    std::uint16_t *to = rows_.data() + shape.elements(0);
+    const std::uint16_t *ring = from.rows_.data() + shape.elements(0);
+    add(from.rows_.data(), rows_.data(), shape.elements(0));
+    add(ring + shape.tail_elements(first), to, shape.tail_elements(run));
+    add(ring, to + shape.tail_elements(run), shape.tail_elements(blocks - run));
+    add(static_cast<const std::uint16_t *>(nullptr), to + shape.tail_elements(blocks),
+        shape.tail_elements(tail_blocks_ - blocks));
+    add(from.table_.data(), table_.data(), pages);
+  }
+
+  /// Takes a state that was reserved into use.
+  void adopt_state() {
+    if (next_state_.size() > 0) state_ = std::exchange(next_state_, {});
   }
 
   /// Takes a table that was reserved into use. Returns whether there was one: the state names it then.
@@ -135,7 +200,7 @@ class ExactStore {
   /// Takes all that was reserved into use. `overflow` takes the tokens for which a smaller tail has no
   /// slot.
   void adopt(const ExactShape &shape, std::uint16_t *overflow, cudaStream_t stream) {
-    if (next_state_.size() > 0) state_ = std::exchange(next_state_, {});
+    adopt_state();
     adopt_table(stream);
     if (next_rows_.size() == 0) return;
     // Zeros: what lies behind the last token of a block is multiplied by 0, and must be finite.
