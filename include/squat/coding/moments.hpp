@@ -5,14 +5,17 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <span>
 #include <vector>
 
+#include "squat/coding/hadamard.hpp"
 #include "squat/coding/matrix_product.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/coding/rotary.hpp"
 #include "squat/core/config.hpp"
+#include "squat/core/element_range.hpp"
 #include "squat/core/instruction_set.hpp"
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
@@ -176,13 +179,16 @@ inline std::vector<double> key_mean(const QueryStatistics &statistics, const Til
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
 
-/// The mean value, [head_dim]; zeros before the first.
-inline std::vector<float> value_mean(const QueryStatistics &statistics) {
-  const std::span<const double> sum = statistics.sums(&HeadSums::value_sum);
-  const double count = std::max(statistics.sums(&HeadSums::values)[0], 1.0);
-  std::vector<float> mean(sum.size());
-  std::transform(sum.begin(), sum.end(), mean.begin(),
-                 [&](double x) { return static_cast<float>(x / count); });
+/// The mean value, [head_dim], rotated as values are. Empty where there were none, or where the sums are
+/// of no values that a cache takes.
+inline std::vector<float> rotated_value_mean(const QueryStatistics &statistics) {
+  const double count = statistics.sums(&HeadSums::values)[0];
+  std::vector<float> mean;
+  for (const double sum : statistics.sums(&HeadSums::value_sum)) {
+    if (!(std::abs(sum) <= static_cast<double>(largest_element) * count) || count == 0) return {};
+    mean.push_back(static_cast<float>(sum / count));
+  }
+  rotate_hadamard(mean.data(), statistics.head_dim());
   return mean;
 }
 

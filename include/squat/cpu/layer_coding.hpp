@@ -15,7 +15,6 @@
 #include "squat/cache/options.hpp"
 #include "squat/coding/attention_weights.hpp"
 #include "squat/coding/coding_record.hpp"
-#include "squat/coding/hadamard.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/moments.hpp"
 #include "squat/coding/observation.hpp"
@@ -175,10 +174,7 @@ class LayerCoding {
     quantizers_[i].learn<Real>(*statistics_[i], frame(), weighting);
     quantizers_[i].round_basis<Real>();
     keep_matrix(i);
-    if (knows_values() && statistics_[i]->sums(&HeadSums::values)[0] > 0) {
-      value_means_[i] = squat::value_mean(*statistics_[i]);
-      rotate_hadamard(value_means_[i].data(), layout_.head_dim);
-    }
+    if (knows_values()) value_means_[i] = rotated_value_mean(*statistics_[i]);
   }
 
   /// All KV heads have learnt, with that weighting.

@@ -213,8 +213,8 @@ inline HeadTables head_tables(TableImage &image, const KeyQuantizer &quantizer,
   return tables;
 }
 
-/// The tables of a layer's codings, made of one quantiser, its matrices and, unless there are none, the
-/// rotated mean value a KV head.
+/// The tables of a layer's codings, made of one quantiser, its matrices and
+/// its rotated mean value, which may be empty, a KV head.
 inline CodingTables coding_tables(DeviceBuffer<std::byte> &memory,
                                   std::span<const KeyQuantizer> quantizers,
                                   std::span<const QueryMatrices> matrices,
@@ -224,7 +224,7 @@ inline CodingTables coding_tables(DeviceBuffer<std::byte> &memory,
     std::vector<HeadTables> heads;
     for (std::size_t i = 0; i < quantizers.size(); ++i) {
       heads.push_back(head_tables(image, quantizers[i], matrices[i], tiles));
-      if (value_means.empty()) continue;
+      if (value_means[i].empty()) continue;
       heads.back().value_mean = image.add(value_means[i].data(), quantizers[i].head_dim());
     }
     return CodingTables{.heads = image.add(heads.data(), static_cast<Index>(heads.size())),

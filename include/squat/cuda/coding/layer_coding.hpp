@@ -12,7 +12,6 @@
 
 #include "squat/cache/options.hpp"
 #include "squat/coding/coding_record.hpp"
-#include "squat/coding/hadamard.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/moments.hpp"
 #include "squat/coding/query_statistics.hpp"
@@ -34,11 +33,12 @@ class LayerCoding {
         tiles_(&tiles),
         quantizers_(static_cast<std::size_t>(options.kv_heads),
                     KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits,
-                                 options.head_dim)) {
+                                 options.head_dim)),
+        value_means_(quantizers_.size()) {
     learns_ = key_bits < 16 && learns_from_prompt(*options.coding);
     const std::vector<QueryMatrices> none(quantizers_.size());
     DeviceBuffer<std::byte> memory;
-    tables_ = coding_tables(memory, quantizers_, none, {}, tiles, !learns_, nullptr);
+    tables_ = coding_tables(memory, quantizers_, none, value_means_, tiles, !learns_, nullptr);
     memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
     check(cudaStreamSynchronize(nullptr), "coding tables");
   }
@@ -74,7 +74,9 @@ class LayerCoding {
     statistics_->template observe<HeadDim>(rows, tables_.tiles, workspace, stream);
   }
 
-  bool has_value_means() const { return !value_means_.empty(); }
+  bool has_value_mean(Index head) const {
+    return !value_means_[static_cast<std::size_t>(head)].empty();
+  }
 
   bool has_statistics() const { return statistics_ != nullptr; }
 
@@ -92,7 +94,7 @@ class LayerCoding {
   template <class ForEach>
   void learn(ForEach &&for_each, cudaStream_t stream) {
     std::vector<QueryMatrices> matrices(quantizers_.size());
-    value_means_.clear();
+    for (std::vector<float> &mean : value_means_) mean.clear();
     if (statistics_) {
       const std::vector<QueryStatistics> heads = statistics(stream);
       for_each([&](Index head) {
@@ -101,8 +103,8 @@ class LayerCoding {
         quantizers_[i].round_basis();
         quantizers_[i].invert_rounded();
         matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
+        value_means_[i] = rotated_value_mean(heads[i]);
       });
-      value_means_ = rotated_value_means(heads);
     }
     make_tables(matrices, true, stream);
     learnt_ = true;
@@ -117,7 +119,7 @@ class LayerCoding {
     record.code_bytes = code_bytes;
     for (const KeyQuantizer &quantizer : quantizers_) {
       HeadRecord &head = record.heads.emplace_back(quantizer.record());
-      if (!value_means_.empty()) head.value_mean = value_means_[record.heads.size() - 1];
+      head.value_mean = value_means_[record.heads.size() - 1];
       head.variance.clear();  // for layers that share bits
       head.value_bits = value_bits;
     }
@@ -142,13 +144,10 @@ class LayerCoding {
     for_each([&](Index head) {
       const auto i = static_cast<std::size_t>(head);
       quantizers_[i].adopt(record.heads[i]);
+      value_means_[i] = record.heads[i].value_mean;
       quantizers_[i].invert_rounded();
       matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
     });
-    value_means_.clear();
-    for (const HeadRecord &head : record.heads) {
-      if (!head.value_mean.empty()) value_means_.push_back(head.value_mean);
-    }
     make_tables(matrices, record.learnt || !learns_, stream);
     learnt_ = record.learnt;
     statistics_.reset();
@@ -186,7 +185,7 @@ class LayerCoding {
     has_prior_ = backup.has_prior;
     if (learnt_) return;
     for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
-    value_means_.clear();
+    for (std::vector<float> &mean : value_means_) mean.clear();
   }
 
   std::size_t statistics_bytes() const { return statistics_ ? statistics_->bytes() : 0; }
@@ -199,17 +198,6 @@ class LayerCoding {
   }
 
  private:
-  /// Empty where nothing is known of values.
-  static std::vector<std::vector<float>> rotated_value_means(std::span<const QueryStatistics> heads) {
-    std::vector<std::vector<float>> means;
-    for (const QueryStatistics &statistics : heads) {
-      if (statistics.sums(&HeadSums::values)[0] == 0) return {};
-      means.push_back(value_mean(statistics));
-      rotate_hadamard(means.back().data(), statistics.head_dim());
-    }
-    return means;
-  }
-
   /// Tables of what the quantizers know, which then let go of matrices that only tables need.
   void make_tables(std::span<const QueryMatrices> matrices, bool learnt, cudaStream_t stream) {
     DeviceBuffer<std::byte> memory;
@@ -227,7 +215,7 @@ class LayerCoding {
   const DeviceTiles *tiles_;
   std::unique_ptr<DeviceStatistics> statistics_;  // while they are wanted
   std::vector<KeyQuantizer> quantizers_;
-  std::vector<std::vector<float>> value_means_;  // of a KV head each, rotated; none where not learnt
+  std::vector<std::vector<float>> value_means_;  // of a KV head each, rotated; empty where not learnt
   std::shared_ptr<const DeviceBuffer<std::byte>> memory_;  // of the tables
   CodingTables tables_{};
   bool learns_ = false;  // from a prompt
