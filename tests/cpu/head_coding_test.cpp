@@ -41,6 +41,7 @@ TEST_P(Basis, GoesThereAndBackToFloatPrecision) {
     for (bool alike : {false, true}) {
       KeyQuantizer quantizer = learnt_quantizer(d, bits, alike);
       ASSERT_TRUE(quantizer.basis());
+      quantizer.round_basis();
       const QueryTransform transform(quantizer);
       RowMatrix there(d, d), back(d, d);
       transform.write_to_basis(there.data(), pivots.data());
@@ -57,6 +58,7 @@ TEST_P(Basis, IsTheLearntOneUpToRounding) {
     KeyQuantizer quantizer = learnt_quantizer(d, bits, false);
     const RowMatrix exact = quantizer.basis()->from_basis();
     RowMatrix back(d, d);
+    quantizer.round_basis();
     QueryTransform(quantizer).write_from_basis(back.data());
     const float error = (back - exact).norm() / exact.norm();
     // Words are steps of 2^-16 of the sum of an output's entries.
@@ -70,9 +72,11 @@ TEST_P(Basis, IsHeldOnce) {
   const auto size = static_cast<std::size_t>(d);
   for (int bits : {2, 3}) {
     KeyQuantizer quantizer = learnt_quantizer(d, bits, false);
+    quantizer.round_basis();
     const QueryTransform transform(quantizer);
     const BitAllocation before = quantizer.basis()->allocation;
     quantizer.drop_matrix();
+    quantizer.drop_rounded();
     quantizer.drop_variance();
     EXPECT_EQ(quantizer.bytes(), sizeof(SubspaceBasis) + size * sizeof(float)) << "the metric";
     EXPECT_EQ(quantizer.basis()->allocation.bytes(32), before.bytes(32));

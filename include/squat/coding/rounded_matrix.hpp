@@ -64,7 +64,8 @@ inline RoundedMatrix round_to_words(const Eigen::MatrixXd &matrix) {
       largest = std::max(largest, std::abs(matrix(output, input)));
     }
     if (!(largest > 1e-30)) continue;
-    const double most = 65535 - static_cast<double>((inputs + 1) / 2);
+    const Index pairs = (inputs + 1) / 2;  // rounding adds up to as much
+    const double most = 65535 - static_cast<double>(pairs);
     const double steps = std::min(most / sum, 32767 / largest);
     rounded.scales[static_cast<std::size_t>(output)] = static_cast<float>(1 / steps);
     for (Index input = 0; input < inputs; ++input) {
