@@ -29,8 +29,8 @@ inline bool possible_sums(const QueryStatistics &statistics) {
   QueryStatistics::visit_sums(statistics, [&](auto sums) {
     possible &= std::all_of(sums.begin(), sums.end(), [](auto sum) { return std::isfinite(sum); });
   });
-  possible &= statistics.queries() >= 0 && statistics.keys() >= 0 &&
-              statistics.sums(&HeadSums::values)[0] >= 0;
+  possible &=
+      statistics.queries() >= 0 && statistics.keys() >= 0 && statistics.sums(&HeadSums::values)[0] >= 0;
   for (const auto weights : {&HeadSums::far_queries, &HeadSums::key_weight, &HeadSums::value_weight,
                              &HeadSums::output_square}) {
     possible &= statistics.sums(weights)[0] >= 0;

@@ -522,7 +522,8 @@ class Operations {
     for_each_head_of_pages(pages.size(), staged.data(), from,
                            [&](auto &record, std::uint8_t *page, Index head, const std::byte *parameters,
                                const std::byte *codes) {
-                             record.read(parameters, codes, codings_.at(coding).quantizer(head), codings_.at(coding).has_value_mean(head), page);
+                             record.read(parameters, codes, codings_.at(coding).quantizer(head),
+                                         codings_.at(coding).has_value_mean(head), page);
                            });
     for (std::size_t i = 0; i < pages.size(); ++i) {
       cuda::check(cudaMemcpyAsync(pages[i].data, staged.data() + i * page_bytes_, page_bytes_,

@@ -44,7 +44,11 @@ class RecordCheck {
       require(head.mean.empty() || *options_.tile_tokens > 0, "a mean key without a tile");
       require(all(head.mean, [](float x) { return std::abs(x) <= largest_element; }), "mean key");
       require(head.value_mean.empty() || *options_.values == ValueCoding::symmetric, "a mean value");
-      require(all(head.value_mean, [&](float x) { return std::abs(x) <= largest_element * std::sqrt(static_cast<float>(d_)); }), "mean value");
+      require(all(head.value_mean,
+                  [&](float x) {
+                    return std::abs(x) <= largest_element * std::sqrt(static_cast<float>(d_));
+                  }),
+              "mean value");
       require(head.matrix.empty() || *options_.coding == Coding::subspace, "a basis");
       require(head.order.empty() || *options_.coding == Coding::orthogonal, "orthogonal rounding");
       if (!head.matrix.empty()) check_basis(head, record.shared);

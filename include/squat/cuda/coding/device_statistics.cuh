@@ -103,6 +103,7 @@ class DeviceStatistics {
     const double *counts = records.front().doubles.data();  // the same in all heads
     queries_ = counts[layout_.queries.first];
     groups_ = counts[layout_.groups.first];
+    values_ = counts[layout_.values.first];
     std::copy_n(counts + layout_.row_counts.first, row_counts_.size(), row_counts_.begin());
     in_group_ = static_cast<int>(records.front().in_group);
     odd_ = false;

@@ -31,9 +31,9 @@ class LayerCoding {
       : options_(&options),
         layer_(layer),
         tiles_(&tiles),
-        quantizers_(static_cast<std::size_t>(options.kv_heads),
-                    KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits,
-                                 options.head_dim)),
+        quantizers_(
+            static_cast<std::size_t>(options.kv_heads),
+            KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits, options.head_dim)),
         value_means_(quantizers_.size()) {
     learns_ = key_bits < 16 && learns_from_prompt(*options.coding);
     const std::vector<QueryMatrices> none(quantizers_.size());
@@ -74,9 +74,7 @@ class LayerCoding {
     statistics_->template observe<HeadDim>(rows, tables_.tiles, workspace, stream);
   }
 
-  bool has_value_mean(Index head) const {
-    return !value_means_[static_cast<std::size_t>(head)].empty();
-  }
+  bool has_value_mean(Index head) const { return !value_means_[static_cast<std::size_t>(head)].empty(); }
 
   bool has_statistics() const { return statistics_ != nullptr; }
 
@@ -201,7 +199,7 @@ class LayerCoding {
   /// Tables of what the quantizers know, which then let go of matrices that only tables need.
   void make_tables(std::span<const QueryMatrices> matrices, bool learnt, cudaStream_t stream) {
     DeviceBuffer<std::byte> memory;
-    const CodingTables tables = 
+    const CodingTables tables =
         coding_tables(memory, quantizers_, matrices, value_means_, *tiles_, learnt, stream);
     memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
     tables_ = tables;

@@ -78,8 +78,8 @@ class PageRecord {
     }
   }
 
-  /// Back, into a part that is filled with zeros. has_mean: a mean value was learnt. Throws Error for what
-  /// is no page of the coding.
+  /// Back, into a part that is filled with zeros. has_mean: a mean value was learnt. Throws Error for
+  /// what is no page of the coding.
   void read(const std::byte *parameters, const std::byte *codes, const KeyQuantizer &quantizer,
             bool has_mean, std::uint8_t *page) {
     require(detail::magnitudes_fit(parameters, parameter_bytes() / 2, 0x7bff),
