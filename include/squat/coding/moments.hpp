@@ -90,7 +90,7 @@ void add_keys(QueryStatistics &statistics, HeadRows keys, Index row) {
 }
 
 /// Adds values to their sum.
-inline void add_values(QueryStatistics &statistics, HeadRows values) {
+inline void add_values(QueryStatistics &statistics, const HeadRows &values) {
   double *sum = statistics.sums(&HeadSums::value_sum).data();
   for (Index token = 0; token < values.rows(); ++token) {
     for (Index i = 0; i < values.cols(); ++i) sum[i] += static_cast<double>(values(token, i));
