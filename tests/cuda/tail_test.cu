@@ -71,25 +71,34 @@ TYPED_TEST(CudaTail, HoldsWhatTheCpuHolds) {
   }
 }
 
+/// Steps, few and many queries over a sequence of `length` tokens.
+template <class Cache>
+void expect_attention_to_contents(const Options &options, Index length) {
+  Cache cache(options);
+  const SequenceId sequence = cache.add_sequence();
+  DeviceInputs in(options, length, 2);
+  spread(in.host);
+  in.v.write(in.host.v);
+  cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+  const Contents held = device_contents(cache, sequence);
+  for (const Index queries : {1, 3, 150}) {
+    if (queries > length) continue;
+    DeviceInputs next(options, queries, 3);
+    cache.attend(sequence, 0, next.q.view(), next.out.view());
+    const Tensor<float> out = next.out.read();
+    EXPECT_LT(attention_distance<float>(next.host.q.view(), held.k.view(), held.v.view(), out.view(),
+                                        length - queries),
+              device_tolerance)
+        << queries << " queries, " << length << " tokens";
+  }
+}
+
 TYPED_TEST(CudaTail, IsAttendedToAsItIsGivenBack) {
-  const Options options = TypeParam::options();
-  for (const Index length : {5, 20, 69, 143, 300}) {
-    typename TypeParam::Cache cache(options);
-    const SequenceId sequence = cache.add_sequence();
-    DeviceInputs in(options, length, 2);
-    spread(in.host);
-    in.v.write(in.host.v);
-    cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
-    const Contents held = device_contents(cache, sequence);
-    for (const Index queries : {1, 3, 150}) {
-      if (queries > length) continue;
-      DeviceInputs next(options, queries, 3);
-      cache.attend(sequence, 0, next.q.view(), next.out.view());
-      const Tensor<float> out = next.out.read();
-      EXPECT_LT(attention_distance<float>(next.host.q.view(), held.k.view(), held.v.view(), out.view(),
-                                          length - queries),
-                device_tolerance)
-          << queries << " queries, " << length << " tokens";
+  Options options = TypeParam::options();
+  for (const ValueCoding values : {ValueCoding::plain, ValueCoding::symmetric}) {
+    options.values = values;
+    for (const Index length : {5, 20, 69, 143, 300}) {
+      expect_attention_to_contents<typename TypeParam::Cache>(options, length);
     }
   }
 }

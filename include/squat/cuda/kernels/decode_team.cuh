@@ -139,12 +139,14 @@ class DecodeTeam {
     return &shared_at<float>(memory_ + (team - team_) * Memory::team_bytes + Memory::found +
                              warp_ * found_row_floats(HeadDim) * 4);
   }
-  /// Adds up what the warps have, see add_warps(). exact: of values that are not packed.
+  /// Adds up what the warps have, see add_warps(). rotated: of values that are, as those of rows of
+  /// bytes and of symmetric pages; what the row has come to is as values of pages are.
   template <class Value>
-  __device__ void add_up(bool exact, float reference, float weight, Value &&value) const {
+  __device__ void add_up(bool rotated, float reference, float weight, Value &&value) const {
     FoundRow<HeadDim> row = add_warps<HeadDim>(memory_, Memory::sums_row, memory_ + Memory::references,
                                                1 + team_, warp_, reference, weight, value);
-    if (Memory::rotates && exact) rotate_quads<HeadDim>(row.sum);
+    if (Memory::rotates && !rotated) rotate_quads<HeadDim>(row.sum);
+    if (!Memory::rotates && rotated) rotate_quads_back<HeadDim>(row.sum);
     row.add(FoundRow<HeadDim>::read(found(team_)));
     __syncwarp();
     row.write(found(team_));

@@ -129,7 +129,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     const float of_all = -middle * static_cast<float>(constant);
     const float *mean = tables().value_mean + lane_index() / 4;
     const bool has_mean = __any_sync(0xffffffffu, about_mean > 0);
-    add_up(false, sums.reference, sums.weight, [&](int j, int half) {
+    add_up(Memory::rotates, sums.reference, sums.weight, [&](int j, int half) {
       const auto high = static_cast<float>(sums.codes.c[j][2 * half]);
       const auto low = static_cast<float>(sums.codes.c[j][2 * half + 1]);
       const float sum = fmaf(fmaf(high, 256, low), sums.codes.factor(j),
