@@ -53,6 +53,8 @@ begin=$(date +%s)
 install_packages cmake ninja-build g++ libeigen3-dev libgtest-dev libbenchmark-dev libcli11-dev libfmt-dev libicu-dev
 # For the NEON kernels; without them their test says that it is skipped.
 install_packages g++-aarch64-linux-gnu qemu-user || echo "no AArch64 compiler or emulator to be had"
+# For the reader of snapshots in Python.
+install_packages python3-numpy || echo "no NumPy to be had"
 case $compiler in
   *clang*) install_packages clang libomp-dev
            [ $sanitize = ON ] && ! ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.asan-*.a >/dev/null 2>&1 &&

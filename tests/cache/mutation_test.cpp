@@ -60,7 +60,7 @@ class MemoryCap {
   MemoryCap &operator=(const MemoryCap &) = delete;
 
  private:
-  rlimit before_{};
+  [[maybe_unused]] rlimit before_{};
 };
 
 Options options_of(Coding coding, Codes codes, Allocation allocation) {
