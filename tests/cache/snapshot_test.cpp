@@ -80,6 +80,7 @@ void check(const Options &options) {
     KVCache<T, KeyBits, ValueBits> cache(options);
     const SequenceId sequence = cache.add_sequence();
     Inputs<> in(options, tokens, 3);
+    for (float &x : in.v.elements) x += 2;  // about a mean
     if (tokens > 0) fill(cache, sequence, in, 0, tokens);
     expect_it_goes_on(cache, sequence, 100);
   }
@@ -237,6 +238,7 @@ void write_files(const std::string &name, const Options &options) {
   KVCache<T, Bits> cache(options);
   const SequenceId sequence = cache.add_sequence();
   Inputs<> in(options, 200, 5);
+  for (float &x : in.v.elements) x += 2;  // about a mean
   fill(cache, sequence, in, 0, 200);
   cache.shift(sequence, 50, 60, options.rotary.empty() ? 0 : -10);
   std::ofstream snapshot(name + ".snapshot", std::ios::binary),
