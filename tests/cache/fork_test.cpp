@@ -360,7 +360,8 @@ TEST(SharedCodings, LearnFromTheWholeFamily) {
     }
     EXPECT_GT(cache.memory_report().packed_tokens, 0) << "20, 12 and 11 tokens are enough together";
     for (const SequenceId sequence : {parent, child}) held.push_back(contents(cache, sequence, 1));
-    const auto sums = cache.statistics().head(1, 0).sums(&HeadSums::key_weight);
+    const Prior learnt_from = cache.statistics();
+    const auto sums = learnt_from.head(1, 0).sums(&HeadSums::key_weight);
     taught.push_back(static_cast<float>(sums[0]));
   }
   EXPECT_EQ(held[0], held[2]);

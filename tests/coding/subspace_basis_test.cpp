@@ -41,7 +41,6 @@ TEST(SubspaceBasis, MakesTheMetricTheIdentityAndTheKeysUncorrelatedOfFallingVari
 
 TEST(SubspaceBasis, SurvivesStatisticsThatSayLittle) {
   const Eigen::MatrixXd nothing = Eigen::MatrixXd::Zero(64, 64), some = moment(64, 3, 200);
-  EXPECT_FALSE(learn_subspace_basis(nothing, some, 2)) << "no query";
   EXPECT_FALSE(learn_subspace_basis(some, nothing, 2)) << "constant keys";
   for (Index rank : {1, 2, 63}) {
     EXPECT_TRUE(learn_subspace_basis(moment(64, 4, rank), some, 2));
@@ -80,6 +79,21 @@ TEST(BitAllocation, GivesAFlatSpectrumTheSameWidthThroughout) {
   ASSERT_EQ(allocation.runs().size(), 1u);
   EXPECT_EQ(allocation.runs()[0].bits, 2);
   EXPECT_EQ(allocation.coded_channels(), 128);
+}
+
+/// Without queries all directions matter alike: the basis is that of the keys' covariance.
+TEST(SubspaceBasis, OfKeysAloneIsTheirPrincipalAxes) {
+  constexpr Index d = 32;
+  const Eigen::MatrixXd S = moment(d, 2, 100);
+  const auto basis = learn_subspace_basis<double>(Eigen::MatrixXd::Zero(d, d), S, 2);
+  ASSERT_TRUE(basis);
+  const Eigen::MatrixXd A = basis->to_basis.cast<double>();
+  EXPECT_LT((A * A.transpose() - Eigen::MatrixXd::Identity(d, d)).norm(), 1e-5);
+  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(S);  // values rise
+  for (Index i = 0; i < d; ++i) {
+    EXPECT_NEAR(basis->variance[static_cast<std::size_t>(i)], eigen.eigenvalues()(d - 1 - i),
+                1e-9 * eigen.eigenvalues()(d - 1));
+  }
 }
 
 }  // namespace

@@ -71,8 +71,9 @@ struct SubspaceBasis {
 /// The basis for the queries' moments C = sum q q^T and the keys' covariance S,
 /// both [head_dim, head_dim], and keys of `bits` bits on average. C is brought
 /// to a mean diagonal of 1 and 0.1 I is added: directions the prompt's queries
-/// did not show keep some weight. Nothing, where the statistics say nothing: no
-/// query, no variance, or numbers that leave the range of float.
+/// did not show keep some weight. Without queries, where C is 0, it is the
+/// identity: keys alone give their principal axes. Nothing, where the statistics
+/// say nothing: no variance, or numbers that leave the range of float.
 template <class Real = double>
 std::optional<SubspaceBasis> learn_subspace_basis(const Matrix<Real> &C, const Matrix<Real> &S,
                                                   int bits) {
@@ -88,14 +89,16 @@ std::optional<SubspaceBasis> learn_subspace_basis(const Matrix<Real> &C, const M
     return sum / static_cast<Real>(d);
   };
   // The scale of the keys is taken out: it may lie anywhere in float16's range.
-  const Real mean = mean_diagonal(C), scale = mean_diagonal(S);
-  if (!(mean > 0) || !(scale > 0) || !finite(C) || !finite(S)) return {};
+  const Real sum_of_queries = mean_diagonal(C), scale = mean_diagonal(S);
+  if (!(sum_of_queries >= 0) || !(scale > 0) || !finite(C) || !finite(S)) return {};
+  const bool keys_alone = sum_of_queries == 0;
+  const Real mean = keys_alone ? Real{1} : sum_of_queries;
   Matrix<Real> metric(d, d), scaled(d, d);
   for (Index i = 0; i < d * d; ++i) {
     metric.data()[i] = C.data()[i] / mean;
     scaled.data()[i] = S.data()[i] / scale;
   }
-  for (Index i = 0; i < d; ++i) metric(i, i) += ridge;
+  for (Index i = 0; i < d; ++i) metric(i, i) += keys_alone ? Real{1} : ridge;
   const Eigen::LLT<Matrix<Real>> cholesky(metric);
   if (cholesky.info() != Eigen::Success) return {};
   Matrix<Real> U = cholesky.matrixLLT();
