@@ -56,8 +56,6 @@ inline const Eigen::Matrix<float, chunk_size, chunk_size> &hadamard_16() {
 
 }  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE
 
-namespace squat::inline SQUAT_CPU_NAMESPACE {}  // namespace squat::inline SQUAT_CPU_NAMESPACE
-
 namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
 /// D of a block.

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "squat/core/config.hpp"
@@ -16,13 +17,15 @@
 
 namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
-/// Whether 16-bit numbers are all of magnitude up to `most`, a number's bits.
-inline bool magnitudes_fit(const std::byte *numbers, std::size_t count, std::uint16_t most) {
+/// Whether floating-point numbers are all of magnitude up to `most`, a number's bits.
+template <class Bits = std::uint16_t>
+bool magnitudes_fit(const std::byte *numbers, std::size_t count, std::type_identity_t<Bits> most) {
+  constexpr Bits magnitude = std::numeric_limits<Bits>::max() / 2;  // without the sign
   unsigned above = 0;
   for (std::size_t i = 0; i < count; ++i) {
-    std::uint16_t bits;
+    Bits bits;
     std::memcpy(&bits, numbers + i * sizeof bits, sizeof bits);
-    above |= (bits & 0x7fffu) > most;
+    above |= (bits & magnitude) > most;
   }
   return above == 0;
 }
@@ -32,14 +35,7 @@ template <Element T>
 bool elements_fit(const std::byte *elements, std::size_t count) {
   if constexpr (std::is_same_v<T, half>) return magnitudes_fit(elements, count, 0x7bff);
   if constexpr (std::is_same_v<T, bfloat16>) return magnitudes_fit(elements, count, 0x477f);
-  constexpr std::uint32_t most = std::bit_cast<std::uint32_t>(65504.0f);
-  unsigned above = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint32_t bits;
-    std::memcpy(&bits, elements + i * sizeof bits, sizeof bits);
-    above |= (bits & 0x7fffffffu) > most;
-  }
-  return above == 0;
+  return magnitudes_fit<std::uint32_t>(elements, count, std::bit_cast<std::uint32_t>(65504.0f));
 }
 
 /// Throws Error for rows that no sequence has. T: of exact rows. in_bytes: they are of bytes, each with
