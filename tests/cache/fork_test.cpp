@@ -31,14 +31,6 @@ Options small(Coding coding = Coding::plain) {
           .statistics_tokens = 40};
 }
 
-template <class Cache>
-void fill(Cache &cache, SequenceId sequence, Inputs<> &in, Index first, Index count) {
-  for (int layer : {0, 1}) {
-    cache.attend(sequence, layer, in.q.view(first, count), in.k.view(first, count),
-                 in.v.view(first, count), in.out.view(first, count));
-  }
-}
-
 /// Inputs of the prompt and of what follows it, in two ways.
 struct Texts {
   explicit Texts(const Options &options) : one(options, 240, 1), other(options, 240, 7) {}

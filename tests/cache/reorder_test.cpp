@@ -39,12 +39,7 @@ struct Beams {
     }
   }
 
-  void feed(SequenceId sequence, Index first, Index count) {
-    for (int layer : {0, 1}) {
-      cache.attend(sequence, layer, in.q.view(first, count), in.k.view(first, count),
-                   in.v.view(first, count), in.out.view(first, count));
-    }
-  }
+  void feed(SequenceId sequence, Index first, Index count) { fill(cache, sequence, in, first, count); }
   void feed(std::size_t beam, Index row) {
     feed(sequences[beam], row, 1);
     fed[beam].push_back(row);

@@ -22,14 +22,6 @@ Options small(Coding coding = Coding::plain) {
           .statistics_tokens = 40};
 }
 
-template <class Cache>
-void fill(Cache &cache, SequenceId sequence, Inputs<> &in, Index first, Index count) {
-  for (int layer : {0, 1}) {
-    cache.attend(sequence, layer, in.q.view(first, count), in.k.view(first, count),
-                 in.v.view(first, count), in.out.view(first, count));
-  }
-}
-
 TEST(Truncate, KeepsWhatStaysToAnyPoint) {
   for (Index keep = 0; keep <= 120; ++keep) {
     KVCache<float, 4> cache(small());

@@ -32,14 +32,6 @@ Options small(Coding coding) {
 }
 
 template <class Cache>
-void fill(Cache &cache, SequenceId sequence, Inputs<> &in, Index first, Index count) {
-  for (int layer = 0; layer < cache.options().layers; ++layer) {
-    cache.attend(sequence, layer, in.q.view(first, count), in.k.view(first, count),
-                 in.v.view(first, count), in.out.view(first, count));
-  }
-}
-
-template <class Cache>
 Bytes saved(Cache &cache, SequenceId sequence, bool codings = true) {
   Bytes bytes;
   cache.save(sequence, bytes, {.codings = codings});

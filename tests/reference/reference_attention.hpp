@@ -94,6 +94,15 @@ double attention_distance(TensorView<const S> q, TensorView<const float> k, Tens
   return std::sqrt(difference / norm);
 }
 
+/// Hands `count` tokens, rows of `in` from `first` on, to every layer of a cache.
+template <class Cache>
+void fill(Cache &cache, SequenceId sequence, Inputs<> &in, Index first, Index count) {
+  for (int layer = 0; layer < cache.options().layers; ++layer) {
+    cache.attend(sequence, layer, in.q.view(first, count), in.k.view(first, count),
+                 in.v.view(first, count), in.out.view(first, count));
+  }
+}
+
 /// What a cache holds of one sequence and layer.
 struct Contents {
   Tensor<float> k, v;
