@@ -38,7 +38,8 @@ struct Shape {
   }
 };
 
-/// Random tensors [tokens, heads, head_dim].
+/// Random tensors [tokens, heads, head_dim], each channel like the one before it: from noise no coding
+/// would learn.
 struct Inputs {
   Inputs(const Shape &shape, Index count)
       : tokens(count),
@@ -54,7 +55,8 @@ struct Inputs {
           elements(static_cast<std::size_t>(count * heads * head_dim)) {
       std::mt19937 random(static_cast<unsigned>(count + head_count));
       std::normal_distribution<float> normal;
-      std::generate(elements.begin(), elements.end(), [&] { return normal(random); });
+      std::generate(elements.begin(), elements.end(),
+                    [&, last = 0.0f]() mutable { return last = .7f * last + .7f * normal(random); });
     }
     TensorView<float> view(Index count) { return {elements.data(), count, heads, head_dim}; }
     int heads, head_dim;

@@ -29,7 +29,7 @@ class OperationsOf final : public AnyOperations<T> {
   OperationsOf(const Options &options, int key_bits, int value_bits)
       : operations_(options, key_bits, value_bits, cpu::code_kernels<2, 3, 4, 8, 16>()) {}
 
-  std::size_t page_bytes(int layer) const override { return operations_.page_bytes(layer); }
+  std::size_t page_bytes(Index coding) const override { return operations_.page_bytes(coding); }
 
   void check_elements(std::string_view name, AnyTensor tensor, Index first) const override {
     with_element(tensor.type(),
@@ -47,7 +47,9 @@ class OperationsOf final : public AnyOperations<T> {
     });
   }
 
-  void learn(Index coding) override { operations_.learn(coding, {}); }
+  bool learn(Index coding) override { return operations_.learn(coding, {}); }
+  void learn_nothing(Index coding) override { operations_.learn_nothing(coding, {}); }
+  void forget(Index coding) override { operations_.forget(coding, {}); }
   bool add_statistics(Index coding, Prior &prior) const override {
     return operations_.add_statistics(coding, prior);
   }
@@ -95,8 +97,8 @@ class OperationsOf final : public AnyOperations<T> {
   void adopt_coding(Index coding, const CodingRecord &record) override {
     operations_.adopt_coding(coding, record, {});
   }
-  std::size_t page_record_bytes(int layer) const override {
-    return operations_.page_record_bytes(layer);
+  std::size_t page_record_bytes(Index coding) const override {
+    return operations_.page_record_bytes(coding);
   }
   void write_pages(Index coding, std::span<const PageView> pages, std::byte *to) const override {
     operations_.write_pages(coding, pages, to, {});

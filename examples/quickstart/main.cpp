@@ -1,4 +1,5 @@
-// The smallest engine there is: one layer of attention over random queries, keys and values.
+// The smallest engine there is: one layer of attention over random queries, keys and values, each
+// channel like the one before it, as those of models are more alike in some directions than in others.
 
 #include <algorithm>
 #include <cstdio>
@@ -17,7 +18,11 @@ int main() {
   for (int step = 0; step <= generated; ++step) {
     const int tokens = step == 0 ? prompt : 1;
     std::vector<float> q(tokens * query_heads * head_dim), k(tokens * kv_heads * head_dim), v(k), out(q);
-    for (auto *x : {&q, &k, &v}) std::generate(x->begin(), x->end(), [&] { return normal(generator); });
+    for (auto *x : {&q, &k, &v}) {
+      std::generate(x->begin(), x->end(), [&, last = 0.0f]() mutable {
+        return last = 0.7f * last + 0.7f * normal(generator);
+      });
+    }
     cache.attend(sequence, 0, squat::TensorView<float>(q.data(), tokens, query_heads, head_dim),
                  {k.data(), tokens, kv_heads, head_dim}, {v.data(), tokens, kv_heads, head_dim},
                  {out.data(), tokens, query_heads, head_dim});

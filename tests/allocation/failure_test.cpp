@@ -110,7 +110,7 @@ TEST_P(OutOfMemory, InAStepThatFillsAPage) {
 
 TEST_P(OutOfMemory, InABatchWhoseSequencesLearnForThemselves) {
   Options options = small(GetParam());
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   EXPECT_GT(expect_nothing_lost(
                 options, [](World &world) { world.attend(0, 0, 40); },
                 [](World &world) {
@@ -181,7 +181,7 @@ TEST_P(OutOfMemory, InAShift) {
 TEST_P(OutOfMemory, InAddingASequence) {
   for (const bool own : {false, true}) {
     Options options = small(GetParam());
-    options.basis_per_sequence = own;
+    options.learning = own ? LearningMode::per_sequence : LearningMode::first_tokens;
     EXPECT_GT(expect_nothing_lost(
                   options, [](World &world) { world.attend(0, 0, 150); },
                   [](World &world) { world.cache.add_sequence(); }),
@@ -192,7 +192,7 @@ TEST_P(OutOfMemory, InAddingASequence) {
 TEST_P(OutOfMemory, InAFork) {
   for (const bool own : {false, true}) {
     Options options = small(GetParam());
-    options.basis_per_sequence = own;
+    options.learning = own ? LearningMode::per_sequence : LearningMode::first_tokens;
     EXPECT_GT(expect_nothing_lost(
                   options, [](World &world) { world.attend(0, 0, 150); },
                   [](World &world) { world.sequences[1] = world.cache.fork(world.sequences[0], 120); }),

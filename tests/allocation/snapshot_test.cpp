@@ -20,7 +20,7 @@ Options small(Coding coding, Allocation allocation, bool of_sequences) {
   options.page_tokens = 16;
   options.rotary = {{.inverse_frequencies = {1, .1f, .01f}}};
   options.statistics_tokens = 80;
-  options.basis_per_sequence = of_sequences;
+  options.learning = of_sequences ? LearningMode::per_sequence : LearningMode::first_tokens;
   return options;
 }
 

@@ -107,7 +107,7 @@ TEST(Fork, IsTheSameWithTrellisCodesAndSharedBits) {
 TEST(Fork, IsTheSameBeforeAnythingIsLearnt) {
   for (const bool own : {false, true}) {
     Options options = small(Coding::subspace);
-    options.basis_per_sequence = own;
+    options.learning = own ? LearningMode::per_sequence : LearningMode::first_tokens;
     options.statistics_tokens = prompt + 20;
     expect_forks_are_sequences<2>(options);
   }
@@ -310,7 +310,7 @@ TEST(SharedPages, LeaveAFullPoolAsItIs) {
 
 TEST(SharedCodings, GoWithTheLastThatUsesThem) {
   Options options = small(Coding::subspace);
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   KVCache<half, 2> cache(options), alone(options);
   Texts texts(options);
   const std::size_t none = cache.memory_report().bases;
@@ -339,7 +339,7 @@ TEST(SharedCodings, LearnFromTheWholeFamily) {
   std::vector<Contents> held;
   std::vector<float> taught;
   for (const bool own : {false, true}) {
-    options.basis_per_sequence = own;
+    options.learning = own ? LearningMode::per_sequence : LearningMode::first_tokens;
     KVCache<half, 2> cache(options);
     Inputs<> one(options, 20, 1), both(options, 23, 4);
     const SequenceId parent = cache.add_sequence();

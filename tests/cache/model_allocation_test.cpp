@@ -314,11 +314,11 @@ TEST(ModelAllocation, IsEqualWhereALayerKnowsNothingOfAttention) {
 
 TEST(ModelAllocation, IsNotForCodingsOfSequences) {
   Options options = model_options(2);
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   const std::string error = error_of([&] { KVCache<float, 2> cache(options); });
   EXPECT_NE(error.find("model"), std::string::npos) << error;
-  EXPECT_NE(error.find("basis_per_sequence"), std::string::npos) << error;
-  options.basis_per_sequence = false;
+  EXPECT_NE(error.find("per_sequence"), std::string::npos) << error;
+  options.learning = LearningMode::first_tokens;
   options.coding = Coding::plain;
   EXPECT_NE(error_of([&] { KVCache<float, 2> cache(options); }).find("allocation"), std::string::npos);
 }

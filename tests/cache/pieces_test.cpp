@@ -100,7 +100,7 @@ TEST(Pieces, ExactAttentionAgreesToRounding) {
 // Sequences with codings of their own, and a page or many of each in a call.
 TEST(Pieces, PagesInASubspaceAreTheSameOneAtATimeOrTogether) {
   Options options = small(Coding::subspace);
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   options.tail = TailCoding::exact;
   Inputs<> learnt(options, 2 * 200, 1), in(options, 2 * 160, 2);
   KVCache<float, 2> whole(options), cut(options);

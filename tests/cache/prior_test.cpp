@@ -254,7 +254,7 @@ TEST(Prior, IsGoneOnceLearntUnlessKept) {
 
 TEST(BasisPerSequence, LearnsFromItsOwnTokensAlone) {
   Options options = small();
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   Inputs<> first(options, 300, 1), second(options, 300, 2);
   KVCache<float, 2> shared(options), alone(options);
   const SequenceId other = feed(shared, first);

@@ -169,7 +169,7 @@ TEST(Reorder, MovesWhatNobodyElseWants) {
 
 TEST(Reorder, TakesCodingsAlong) {
   Options options = small();
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   KVCache<half, 2> cache(options);
   const std::size_t none = cache.memory_report().bases;
   std::vector<SequenceId> sequences;

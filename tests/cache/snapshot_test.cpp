@@ -113,7 +113,7 @@ TEST_P(Snapshot, GoesOnWithEveryTailAndValueCoding) {
 
 TEST_P(Snapshot, GoesOnWithACodingOfItsOwn) {
   Options options = small(GetParam());
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   check<half, 2>(options);
 }
 
@@ -284,20 +284,53 @@ TEST(Snapshot, NeedsNoCodingWhereTheCacheHasIt) {
   expect_equal(cache, sequence, cache, again);
 }
 
-TEST(Snapshot, OfPagesIsRefusedWhereTheCacheHasLearntOtherwise) {
-  KVCache<half, 2> cache(small(Coding::subspace)), other(cache.options());
-  Inputs<> in(cache.options(), 200, 5), others(cache.options(), 200, 15);
-  const SequenceId sequence = cache.add_sequence(), own = other.add_sequence();
-  fill(cache, sequence, in, 0, 200);
+TEST(Snapshot, OfPagesBringsItsCodingWhereTheCacheHasLearntAnother) {
+  KVCache<half, 2> other(small(Coding::subspace));
+  Inputs<> others(other.options(), 200, 15);
+  const SequenceId own = other.add_sequence();
   fill(other, own, others, 0, 200);
+  const Contents before = contents(other, own);
+  std::vector<Bytes> sessions;
+  for (unsigned seed = 0; seed < 4; ++seed) {
+    KVCache<half, 2> cache(other.options());
+    Inputs<> in(cache.options(), 200, 50 + 10 * seed);
+    const SequenceId sequence = cache.add_sequence();
+    fill(cache, sequence, in, 0, 200);
+    sessions.push_back(saved(cache, sequence));
+    if (seed == 3) break;
+    const SequenceId loaded = other.load(sessions.back());
+    expect_equal(cache, sequence, other, loaded);
+    EXPECT_EQ(saved(other, loaded), sessions.back());
+    const MemoryReport report = other.memory_report();
+    other.remove_sequence(other.load(sessions.back()));  // the coding is there
+    EXPECT_EQ(other.memory_report().bases, report.bases);
+    Bytes codings;
+    cache.save_codings(codings);
+    EXPECT_THROW(other.load_codings(codings), Error);
+  }
+  const MemoryReport report = other.memory_report();
+  EXPECT_THROW(other.load(sessions.back()), Error);  // a fifth
+  EXPECT_EQ(contents(other, own), before);
+  EXPECT_EQ(other.memory_report().total(), report.total());
+  other.remove_sequence(own);  // the cache's own coding stays
+  EXPECT_THROW(other.load(sessions.back()), Error);
+}
+
+TEST(Snapshot, OfPagesOfOtherSizesIsRefused) {
+  Options options = small(Coding::subspace);
+  options.allocation = Allocation::model;
+  KVCache<half, 2> cache(options), other(options);
+  const SequenceId sequence = cache.add_sequence(), own = other.add_sequence();
+  Inputs<> in(options, 200, 5), others(options, 200, 15);
+  for (Index first : {0, 150}) {
+    fill(cache, sequence, in, first, first == 0 ? 150 : 50);
+    fill(other, own, others, first, first == 0 ? 150 : 50);
+  }
   const Contents before = contents(other, own);
   const MemoryReport report = other.memory_report();
   EXPECT_THROW(other.load(saved(cache, sequence)), Error);
   EXPECT_EQ(contents(other, own), before);
   EXPECT_EQ(other.memory_report().total(), report.total());
-  Bytes codings;
-  cache.save_codings(codings);
-  EXPECT_THROW(other.load_codings(codings), Error);
 }
 
 TEST(Snapshot, OfExactRowsAloneGoesWithAnyCoding) {
@@ -315,7 +348,7 @@ TEST(Snapshot, OfExactRowsAloneGoesWithAnyCoding) {
 TEST(Snapshot, OfOneCachesCodingsBecomesASequencesOwn) {
   Options options = small(Coding::subspace);
   KVCache<half, 2> cache(options);
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   KVCache<half, 2> other(options);
   Inputs<> in(cache.options(), 200, 5), others(cache.options(), 200, 15);
   const SequenceId sequence = cache.add_sequence(), own = other.add_sequence();

@@ -113,7 +113,7 @@ TEST_F(DeviceOutOfMemory, InAPieceThatCompletesTheStatistics) {
 
 TEST_F(DeviceOutOfMemory, InABatchWhoseSequencesLearnForThemselves) {
   Options options = small(Coding::subspace);
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   EXPECT_GT(expect_nothing_lost(
                 options, [](World &world) { world.attend(0, 0, 40); },
                 [](World &world) {
@@ -138,7 +138,7 @@ TEST_F(DeviceOutOfMemory, InReadingAttentionAndAShiftAndAddingASequence) {
       small(Coding::plain), [](World &world) { world.attend(0, 0, 150); },
       [](World &world) { world.cache.shift(world.sequences[0], 10, 30, -20); });
   Options options = small(Coding::subspace);
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   EXPECT_GT(expect_nothing_lost(
                 options, [](World &world) { world.attend(0, 0, 150); },
                 [](World &world) { world.cache.add_sequence(); }),
@@ -148,7 +148,7 @@ TEST_F(DeviceOutOfMemory, InReadingAttentionAndAShiftAndAddingASequence) {
 TEST_F(DeviceOutOfMemory, InAForkAndAReorder) {
   for (const bool own : {false, true}) {
     Options options = small(Coding::subspace);
-    options.basis_per_sequence = own;
+    options.learning = own ? LearningMode::per_sequence : LearningMode::first_tokens;
     EXPECT_GT(expect_nothing_lost(
                   options, [](World &world) { world.attend(0, 0, 150); },
                   [](World &world) { world.sequences[1] = world.cache.fork(world.sequences[0], 120); }),

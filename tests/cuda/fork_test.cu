@@ -195,7 +195,7 @@ TEST_F(CudaFork, AndItsParentNeverNoticeEachOther) {
 
 TEST_F(CudaFork, HasItsParentsCodingUntilTheLastGoes) {
   Options options = small();
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   Cache cache(options);
   DeviceInputs in(options, prompt + 50, 1);
   const SequenceId parent = cache.add_sequence();

@@ -148,7 +148,7 @@ TEST_F(CudaSequences, KeepTheirTokensWhenOthersGo) {
 
 TEST_F(CudaSequences, EachLearnsForItselfWhereAsked) {
   Options options = small();
-  options.basis_per_sequence = true;
+  options.learning = LearningMode::per_sequence;
   Cache cache(options);
   DeviceInputs one(options, 150, 2), other(options, 150, 5);
   const SequenceId a = cache.add_sequence(), b = cache.add_sequence();

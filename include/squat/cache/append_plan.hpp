@@ -25,12 +25,13 @@ class AppendPlan {
     calls_.clear();
   }
 
-  /// Plans `tokens` rows of the call from `first_row` on for `layer`, whose pages can be packed by
-  /// then (`learnt`) or not: which of them become sinks, and how many pages become due. sinks: of a
-  /// sequence. observed: whether tokens of it join the coding's statistics.
-  void add(Layer &layer, Index first_row, Index tokens, bool learnt, bool observed, Index sinks,
-           const TailRule<> &rule) {
+  /// Plans `tokens` rows of the call from `first_row` on for `layer`, whose pages can be packed with
+  /// `coding` by then (`learnt`) or not: which of them become sinks, and how many pages become due.
+  /// sinks: of a sequence. observed: whether tokens of it join the coding's statistics.
+  void add(Layer &layer, Index first_row, Index tokens, Index coding, bool learnt, bool observed,
+           Index sinks, const TailRule<> &rule) {
     Call call = layer.call(first_row, tokens);
+    call.coding = coding;
     call.sinks = layer.sinks_to_fill(tokens, sinks);
     call.learnt = learnt;
     call.observed = observed;
@@ -39,13 +40,14 @@ class AppendPlan {
     calls_.push_back(call);
   }
 
-  /// Pages due that were not acquired ahead.
-  Index new_pages() const {
-    Index sum = 0;
+  /// Calls visit(coding, pages) for the pages that are due and were not acquired ahead.
+  template <class Visit>
+  void for_each_new_page(Visit &&visit) const {
     for (std::size_t i = 0; i < layers_.size(); ++i) {
-      sum += calls_[i].due - (calls_[i].due > 0 && layers_[i]->ready_page ? 1 : 0);
+      const Index due = calls_[i].due;
+      visit(calls_[i].coding,
+            static_cast<std::size_t>(due > 0 && layers_[i]->ready_page ? due - 1 : due));
     }
-    return sum;
   }
 
   std::span<Layer *const> layers() const { return layers_; }

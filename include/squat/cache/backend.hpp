@@ -22,8 +22,9 @@ namespace squat {
 /// nothing: KVCache did. A Stream names what a call's work is ordered by; on
 /// the CPU it is empty.
 ///
-/// - page_bytes(layer): bytes of a page of the layer, all its KV heads: fixed once codings of all
-/// layers are learnt. Memory(n) owns n bytes that pages can live in.
+/// - page_bytes(coding): bytes of a page of its layer, all KV heads: fixed once the coding is learnt,
+/// and under Allocation::model those of all layers. Of none, -1, while layers have not learnt. Memory(n)
+/// owns n bytes that pages can live in.
 /// - Exact: a sequence's sinks and tail in one layer: sinks(), tail(), bytes(), truncate(sinks, tail).
 /// shift: drops some of them and turns what follows.
 /// swap_tokens: swaps all of them with another store's.
@@ -33,8 +34,11 @@ namespace squat {
 /// - add_coding, remove_coding: what a layer learns, named by a number. observe: adds some tokens of a
 /// call to its coding's statistics, before the call's rows are anywhere. learn: makes the codings of
 /// them, or of the prior where there are none; under Allocation::model, where these were the last, it
-/// gives layers their page sizes. add_statistics: adds what it holds to a Prior, false if it is gone.
-/// back_up, restore: what a coding was, for a call in which learning fails; restore must not fail.
+/// gives layers their page sizes. Returns false where they are of no text (coding/evidence.hpp): the
+/// coding begins anew. learn_nothing: fixes a coding that was just added, keys plain in their frame and
+/// values about no mean. forget: makes a coding what it was when added. add_statistics: adds what it
+/// holds to a Prior, false if it is gone. back_up, restore: what a coding was, for a call in which
+/// learning fails; restore must not fail.
 /// - reserve: all memory that a call needs, of observe too; throws before anything changes. It is told
 /// whether the call attends.
 /// - append: attends to what is cached and to the call's own rows, unless `out` is empty; packs what
@@ -43,7 +47,7 @@ namespace squat {
 /// elements, unless that would make it wait for a device. dequantize: what attention sees, as rows.
 /// - record_coding, adopt_coding: a coding as every backend reads it; adopt_coding throws Error for an
 /// impossible one, and leaves restore() to the caller. write_pages, read_pages: pages of one coding as
-/// snapshots keep them (snapshot.hpp), page_record_bytes(layer) each. write_rows, read_rows: exact rows
+/// snapshots keep them (snapshot.hpp), page_record_bytes(coding) each. write_rows, read_rows: exact rows
 /// likewise; read_rows adds to sinks or tail, which will hold `expected`. All of these are done when
 /// they return, and what reads throws Error for what cannot be.
 /// - *_bytes(): what is allocated.
@@ -59,7 +63,7 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
              const std::byte *from, bool flag) {
   typename Operations::Memory;
   typename Operations::Backup;
-  { constant.page_bytes(layer) } -> std::same_as<std::size_t>;
+  { constant.page_bytes(index) } -> std::same_as<std::size_t>;
   operations.shift(index, exact, range, range, index, stream);
   exact.swap_tokens(exact);
   operations.reserve_copies(copies);
@@ -68,7 +72,9 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
   { operations.add_coding(layer) } -> std::same_as<Index>;
   operations.remove_coding(index);
   operations.observe(call, in, in, in, index, index, stream);
-  operations.learn(index, stream);
+  { operations.learn(index, stream) } -> std::same_as<bool>;
+  operations.learn_nothing(index, stream);
+  operations.forget(index, stream);
   { constant.add_statistics(index, prior) } -> std::same_as<bool>;
   operations.restore(index, operations.back_up(index, stream));
   operations.reserve(calls, true, stream);
@@ -77,7 +83,7 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
   operations.dequantize(call, out, out, stream);
   { constant.record_coding(index, stream) } -> std::same_as<CodingRecord>;
   operations.adopt_coding(index, record, stream);
-  { constant.page_record_bytes(layer) } -> std::same_as<std::size_t>;
+  { constant.page_record_bytes(index) } -> std::same_as<std::size_t>;
   operations.write_pages(index, pages, to, stream);
   operations.read_pages(index, pages, from, stream);
   operations.write_rows(exact, flag, index, index, to, stream);

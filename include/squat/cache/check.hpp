@@ -144,10 +144,12 @@ inline Options resolve(Options options, int key_bits, int value_bits) {
   if (!options.allocation) options.allocation = Allocation::head;
   if (options.allocation != Allocation::head && options.coding != Coding::subspace)
     throw_invalid("allocation", name_of(*options.allocation), "head unless coding is subspace");
-  if (options.allocation == Allocation::model && options.basis_per_sequence)
-    throw_invalid(
-        "allocation", name_of(*options.allocation),
-        "head or layer with basis_per_sequence: pages of a layer have one size for all sequences");
+  if (options.allocation == Allocation::model && options.learning == LearningMode::per_sequence)
+    throw_invalid("allocation", name_of(*options.allocation),
+                  "head or layer where learning is per_sequence: pages of a layer have one size for all "
+                  "sequences");
+  if (options.learning == LearningMode::frozen && options.keep_statistics)
+    throw_invalid("keep_statistics", true, "false where learning is frozen");
   if (!options.tile_tokens) {
     const bool tiles = options.coding == Coding::subspace && !options.rotary.empty();
     options.tile_tokens = tiles ? default_tile_tokens : 0;

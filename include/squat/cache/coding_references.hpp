@@ -14,13 +14,13 @@ namespace squat::detail {
 /// gives to new sequences. A coding goes with the last of them.
 class CodingReferences {
  public:
-  /// A coding that comes has one reference, of whoever asked for it. Allocates; on failure nothing has
-  /// changed.
-  void add(Index coding) {
+  /// A coding of a layer that comes has one reference, of whoever asked for it. Allocates; on failure
+  /// nothing has changed.
+  void add(Index coding, int layer) {
     const auto name = static_cast<std::size_t>(coding);
-    if (name >= references_.size()) references_.resize(name + 1, 0);
-    SQUAT_ASSERT(references_[name] == 0);
-    references_[name] = 1;
+    if (name >= codings_.size()) codings_.resize(name + 1);
+    SQUAT_ASSERT(codings_[name].references == 0);
+    codings_[name] = {1, layer};
   }
 
   /// One more reference to a coding that has some.
@@ -35,18 +35,25 @@ class CodingReferences {
     return --references(coding) == 0;
   }
 
-  /// Calls visit(coding) once for each coding that has references.
+  /// Calls visit(coding, layer) once for each coding that has references.
   template <class Visit>
   void for_each(Visit &&visit) const {
-    for (std::size_t name = 0; name < references_.size(); ++name) {
-      if (references_[name] > 0) visit(static_cast<Index>(name));
+    for (std::size_t name = 0; name < codings_.size(); ++name) {
+      if (codings_[name].references > 0) visit(static_cast<Index>(name), codings_[name].layer);
     }
   }
 
  private:
-  std::uint32_t &references(Index coding) { return references_[static_cast<std::size_t>(coding)]; }
+  struct Held {
+    std::uint32_t references = 0;
+    int layer = 0;
+  };
 
-  std::vector<std::uint32_t> references_;  // by the coding's name
+  std::uint32_t &references(Index coding) {
+    return codings_[static_cast<std::size_t>(coding)].references;
+  }
+
+  std::vector<Held> codings_;  // by name
 };
 
 }  // namespace squat::detail

@@ -57,7 +57,13 @@ constexpr bool supported_bits(int bits) {
 /// queries begin to pack when a layer has seen `statistics_tokens` tokens (and
 /// at least what fills the first page); exactly that many count, so pages do
 /// not depend on the pieces in which tokens arrive (under Allocation::layer on an exact tail: attention
-/// is weighed over rows as they wait).
+/// is weighed over rows as they wait). Options::learning says whose tokens, SequenceTokens::learn which
+/// of them.
+///
+/// All pages of a sequence and layer are of one coding. Beside the one that new sequences get, a layer
+/// has those of sequences that were there before reset_learning() or were loaded with another, 4 at most
+/// with it, each as long as there are such sequences; and one that has learnt nothing, for sequences
+/// that could not wait. memory_report() counts them as bases.
 ///
 /// T: float, half or bfloat16. Bits: 2, 3, 4 or 8; 16 keeps exact half-precision
 /// pages, the baseline.
@@ -101,18 +107,19 @@ class KVCache {
         operations_(options_),
         pages_(options_, KeyBits == 16 ? 0 : *options_.tile_tokens),
         learning_(options_, KeyBits) {
-    if (!options_.basis_per_sequence) {
-      for (int layer = 0; layer < options_.layers; ++layer) add_coding(layer);
-    }
-    if (learning_.learns_from_prior(options_)) learning_.learn_from_prior(operations_, Stream{});
-    for (int layer = 0; layer < options_.layers; ++layer) set_page_bytes(layer);
+    const auto layers = static_cast<std::size_t>(options_.layers);
+    own_.assign(layers, Layer::no_coding);
+    without_learning_.assign(layers, Layer::no_coding);
+    if (options_.learning == LearningMode::per_sequence) return;
+    for (int layer = 0; layer < options_.layers; ++layer) own_coding(layer) = add_coding(layer);
+    learn_from_prior(Stream{});
   }
 
   /// The options in force, defaults filled in.
   const Options &options() const { return options_; }
 
-  /// An empty sequence. Allocates; on failure nothing has changed. With basis_per_sequence it gets
-  /// codings of its own, which on a device waits for it.
+  /// An empty sequence. Allocates; on failure nothing has changed. Where sequences learn for themselves
+  /// it gets codings of its own, which on a device waits for it.
   SequenceId add_sequence() {
     return checks::memory_or_error([&] { return sequences_.add(make_sequence()); });
   }
@@ -141,11 +148,11 @@ class KVCache {
 
   /// A sequence as it was saved, by a cache of the same options (other limits of memory and tokens, and
   /// other parallel, do no harm). in: a std::istream, bytes, or any SnapshotSource. The snapshot's
-  /// coding of a layer becomes the cache's, or the sequence's own with basis_per_sequence, where that
-  /// has packed nothing; a cache that has learnt must hold the same, unless the sequence has no pages.
-  /// Throws Error for a snapshot of another version or other options, and for one that is truncated,
-  /// altered or impossible; the cache is as it was then. Allocates as for the same tokens appended; on a
-  /// device, waits for it.
+  /// coding of a layer becomes the cache's, or the sequence's own where sequences learn for themselves,
+  /// where that has not learnt; where it has, it comes beside it, as one of 4 at most, and under
+  /// Allocation::model not at all, unless the sequence has no pages. Throws Error for a snapshot of
+  /// another version or other options, and for one that is truncated, altered or impossible; the cache
+  /// is as it was then. Allocates as for the same tokens appended; on a device, waits for it.
   template <class In>
   SequenceId load(In &&in, const SnapshotProgress &progress = {}, Stream stream = {}) {
     return checks::memory_or_error([&] {
@@ -158,14 +165,13 @@ class KVCache {
           std::vector<detail::LayerCounts> counts;
           for (int layer = 0; layer < options_.layers; ++layer)
             counts.push_back(snapshots.read_counts(from, layer));
-          for (const Layer &layer : state->layers) {
+          for (Layer &layer : state->layers) {
             const bool paged = counts[static_cast<std::size_t>(layer.layer)].pages > 0;
-            snapshots.read_coding(from, found, layer.coding, layer.layer, paged,
-                                  [&] { undo.note(layer.coding, options_.basis_per_sequence); });
+            take_coding(snapshots, snapshots.read_coding(from, layer.layer), found, layer, paged, undo);
           }
           for (Layer &layer : state->layers) {
             snapshots.read_tokens(from, layer, counts[static_cast<std::size_t>(layer.layer)],
-                                  [&](std::size_t pages) { reserve_pages(layer.layer, pages, stream); });
+                                  [&](std::size_t pages) { reserve_pages(layer, pages, stream); });
           }
           snapshots.read_end(from);
           publish_loaded(*state, stream);
@@ -186,7 +192,7 @@ class KVCache {
     save_snapshot(out, SnapshotKind::codings, {true, progress}, stream,
                   [&](auto &snapshots, SnapshotWriter &to) {
                     for (int layer = 0; layer < options_.layers; ++layer)
-                      snapshots.write_coding(to, layer, layer, true);
+                      snapshots.write_coding(to, own_coding(layer), layer, true);
                   });
   }
 
@@ -201,7 +207,11 @@ class KVCache {
         load_snapshot(in, SnapshotKind::codings, progress, stream, [&](auto &snapshots, auto &from) {
           const SnapshotShape found = snapshots.read_shape(from);
           for (int layer = 0; layer < options_.layers; ++layer) {
-            snapshots.read_coding(from, found, layer, layer, true, [&] { undo.note(layer, false); });
+            const Index own = own_coding(layer);
+            const auto coding = snapshots.read_coding(from, layer);
+            if (snapshots.adoption_of(coding, own, true, false) == detail::Adoption::keep) continue;
+            undo.note(own);
+            snapshots.adopt(coding, found, own);
           }
           snapshots.read_end(from);
         });
@@ -214,10 +224,10 @@ class KVCache {
 
   /// A new sequence that begins with the first `tokens` tokens of another in every layer: 0 to
   /// length(parent). What is packed is shared and neither copied nor coded anew, a page cut by `tokens`
-  /// as well; sinks and what is kept of the tail are copied. From then on either goes its own way. With
-  /// basis_per_sequence it has its parent's codings, and what either brings teaches both until they are
-  /// learnt. Takes time by the pages; allocates the exact rows and a page table; does not wait. On
-  /// failure nothing has changed.
+  /// as well; sinks and what is kept of the tail are copied. From then on either goes its own way. It
+  /// has its parent's codings: where sequences learn for themselves, what either brings teaches both
+  /// until they are learnt. Takes time by the pages; allocates the exact rows and a page table; does not
+  /// wait. On failure nothing has changed.
   SequenceId fork(SequenceId parent, Index tokens, Stream stream = {}) {
     const Sequence &from = find(parent);
     check_kept(parent, tokens);
@@ -453,6 +463,47 @@ class KVCache {
     replay_.publish(operations_, pages_, layers_, stream);
   }
 
+  /// Learning begins anew, from the tokens to come: after a warm-up with dummies, or where texts have
+  /// become others. A coding that has packed nothing forgets what it has seen. One that has packed stays
+  /// with the sequences that have tokens of it, their forks too, and a new one serves all others; under
+  /// Allocation::model, where page sizes are the layers', there must be none. A prior counts along
+  /// again. Throws Error where 4 codings of a layer are held already, and where sequences learn for
+  /// themselves. Allocates; where that fails, some layers may have begun, and it can be called again. On
+  /// a device, waits for it.
+  void reset_learning(Stream stream = {}) {
+    check_shared_codings();
+    if (!learning_.learns_at_all()) return;
+    checks::memory_or_error([&] {
+      std::vector<Index> next(own_);
+      try {
+        for (int layer = 0; layer < options_.layers; ++layer) {
+          if (!has_packed(own_coding(layer))) continue;
+          if (*options_.allocation == Allocation::model)
+            throw Error("squat: layer " + std::to_string(layer) +
+                        " has packed pages: under allocation model learning begins anew without any");
+          check_room_for_coding(layer);
+          next[static_cast<std::size_t>(layer)] = add_coding(layer);
+        }
+      } catch (...) {
+        for (std::size_t layer = 0; layer < next.size(); ++layer) {
+          if (next[layer] != own_[layer]) release_coding(next[layer]);
+        }
+        throw;
+      }
+      for (int layer = 0; layer < options_.layers; ++layer) {
+        const Index coding = next[static_cast<std::size_t>(layer)];
+        if (coding == own_coding(layer)) {
+          operations_.forget(coding, stream);
+          learning_.add(coding);
+        } else {
+          give_to_empty_sequences(layer, coding);
+          release_coding(std::exchange(own_coding(layer), coding));
+        }
+      }
+      learn_from_prior(stream);
+    });
+  }
+
   /// The statistics of queries and keys that codings have learnt from, to be
   /// another cache's Options::prior; those of its own prior are part of them.
   /// Throws Error where they are gone: without Options::keep_statistics they
@@ -460,7 +511,7 @@ class KVCache {
   Prior statistics() const {
     Prior prior(options_.layers, options_.kv_heads, options_.head_dim,
                 std::max(1, *options_.tile_tokens));
-    coding_references_.for_each([&](Index coding) {
+    coding_references_.for_each([&](Index coding, int) {
       if (learning_.observed(coding) > 0 && !operations_.add_statistics(coding, prior)) {
         throw_invalid("keep_statistics", false, "true to read statistics that codings have learnt from");
       }
@@ -486,7 +537,7 @@ class KVCache {
   /// unless Options::allocation is model and they have learnt.
   std::size_t page_bytes(int layer) const {
     check_layer(layer);
-    return operations_.page_bytes(layer);
+    return operations_.page_bytes(own_[static_cast<std::size_t>(layer)]);
   }
 
   /// Pages that tokens can still be packed into before max_pages is reached; without a limit, more than
@@ -500,7 +551,7 @@ class KVCache {
     for (const Layer &layer : find(sequence).layers) {
       const std::size_t pages = pages_.held(layer).alone;
       freed.pages += pages;
-      freed.bytes += pages * operations_.page_bytes(layer.layer);
+      freed.bytes += pages * pages_.page_bytes(layer);
     }
     return freed;
   }
@@ -524,14 +575,14 @@ class KVCache {
         const detail::HeldPages pages = pages_.held(layer);
         held += pages.all;
         held_with_others += pages.all - pages.alone;
-        held_bytes += pages.all * operations_.page_bytes(layer.layer);
+        held_bytes += pages.all * pages_.page_bytes(layer);
       }
     });
     report.saved_by_sharing = held_bytes - report.pages_used;
     report.shared_pages = held_with_others - (held - pages_.used());  // but the first of who holds each
     const double elements = 2.0 * options_.kv_heads * options_.head_dim;  // of a token and layer
     std::size_t page_bytes = 0;                                           // of a page of each layer
-    for (int layer = 0; layer < options_.layers; ++layer) page_bytes += operations_.page_bytes(layer);
+    for (const Index own : own_) page_bytes += operations_.page_bytes(own);
     report.packed_bits_per_element =
         8.0 * static_cast<double>(page_bytes) / (elements * options_.page_tokens * options_.layers);
     const Index tokens = report.packed_tokens + report.exact_tokens;
@@ -711,13 +762,43 @@ class KVCache {
   }
 
   void check_shared_codings() const {
-    if (options_.basis_per_sequence)
-      throw_invalid("basis_per_sequence", true, "false where codings are the cache's");
+    if (options_.learning == LearningMode::per_sequence)
+      throw_invalid("learning", "per_sequence", "another where codings are the cache's");
+  }
+
+  /// Gives an empty layer the coding that a snapshot has for it.
+  template <class Undo>
+  void take_coding(Snapshots &snapshots, const typename Snapshots::FoundCoding &found,
+                   const SnapshotShape &shape, Layer &layer, bool needed, Undo &undo) {
+    Index same = Layer::no_coding;
+    coding_references_.for_each([&](Index coding, int of_layer) {
+      if (needed && of_layer == layer.layer && coding != layer.coding &&
+          snapshots.is_same(found, coding))
+        same = coding;
+    });
+    if (same != Layer::no_coding) return change_coding(layer, same);
+    const bool beside = *options_.allocation != Allocation::model;
+    switch (snapshots.adoption_of(found, layer.coding, needed, beside)) {
+      case detail::Adoption::keep:
+        return;
+      case detail::Adoption::adopt:
+        if (options_.learning != LearningMode::per_sequence) undo.note(layer.coding);
+        return snapshots.adopt(found, shape, layer.coding);
+      case detail::Adoption::add:
+        break;
+    }
+    if (snapshots.learnt_nothing(found))
+      return change_coding(layer, coding_without_learning(layer.layer, undo.stream()));
+    check_room_for_coding(layer.layer);
+    const Index coding = add_coding(layer.layer);
+    change_coding(layer, coding);
+    release_coding(coding);  // which is the sequence's alone
+    snapshots.adopt(found, shape, coding);
   }
 
   /// Makes sure of pages, those acquired ahead if there are no others.
-  void reserve_pages(int layer, std::size_t count, Stream stream) {
-    if (!pages_.try_reserve(layer, static_cast<Index>(count))) release_pages_ahead(stream);
+  void reserve_pages(const Layer &layer, std::size_t count, Stream stream) {
+    if (!pages_.try_reserve(layer, count)) release_pages_ahead(stream);
     pages_.reserve(layer, count);
   }
 
@@ -736,9 +817,10 @@ class KVCache {
       before_.reserve(static_cast<std::size_t>(cache.options_.layers));
     }
 
-    /// Before a coding is replaced; goes: it goes with its sequence.
-    void note(Index coding, bool goes) {
-      if (goes) return;
+    Stream stream() const { return stream_; }
+
+    /// Before a coding is replaced that does not go with its sequence.
+    void note(Index coding) {
       before_.push_back({coding, std::as_const(cache_.learning_).observed(coding),
                          cache_.operations_.back_up(coding, stream_)});
     }
@@ -802,7 +884,9 @@ class KVCache {
     });
     plan(batch, layer, q.tokens > 0, out.tokens > 0, stream);
     const std::span calls = std::as_const(plan_).calls();
-    learning_.template observe<Scalar>(operations_, calls, q, k, v, stream);
+    learning_.template observe<Scalar>(operations_, calls, q, k, v, stream,
+                                       [&] { plan_without_learning(layer, out.tokens > 0, stream); });
+    for (std::size_t i = 0; i < calls.size(); ++i) change_coding(*plan_.layers()[i], calls[i].coding);
     pages_.add(plan_);
     operations_.template append<Scalar>(calls, q, k, v, out, stream);
     layers_.clear();
@@ -820,14 +904,41 @@ class KVCache {
     for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
       Layer &state = find(entry.sequence, layer);
       const Index more = learning_.learnt(state.coding) ? 0 : tokens_of(batch, layer, state.coding);
-      plan_.add(state, row, entry.tokens, learning_.learnt(state.coding, more),
-                learning_.observes(state.coding, queries), options_.sinks, rule);
+      bool learnt = learning_.learnt(state.coding, more);
+      Index coding = state.coding;
+      if (!learnt && learning_.waited(state.length(), entry.tokens)) {
+        coding = coding_without_learning(layer, stream);
+        learnt = true;
+      }
+      const bool observed = entry.learn && learning_.observes(coding, queries);
+      plan_.add(state, row, entry.tokens, coding, learnt, observed, options_.sinks, rule);
+      if (*options_.allocation == Allocation::model) set_page_bytes(coding);
     });
-    set_page_bytes(layer);
-    if (!pages_.try_reserve(layer, plan_.new_pages())) release_pages_ahead(stream);
     make_room(plan_.calls().size());
-    pages_.reserve(layer, plan_);
+    reserve_plan(attends, stream);
+  }
+
+  void reserve_plan(bool attends, Stream stream) {
+    if (!pages_.try_reserve(plan_)) release_pages_ahead(stream);
+    make_room(plan_.calls().size());
+    pages_.reserve(plan_);
     operations_.reserve(std::as_const(plan_).calls(), attends, stream);
+  }
+
+  /// Plans anew for codings that were to learn by now and have not, for their tokens were no text.
+  void plan_without_learning(int layer, bool attends, Stream stream) {
+    bool changed = false;
+    for (SequenceCall<Exact> &call : plan_.calls()) {
+      if (!call.learnt || learning_.learnt(call.coding)) continue;
+      changed = true;
+      if (learning_.had_its_chance(call.past + call.tokens)) {
+        call.coding = coding_without_learning(layer, stream);
+      } else {
+        call.learnt = false;
+        call.due = 0;
+      }
+    }
+    if (changed) reserve_plan(attends, stream);
   }
 
   /// Gives back the pages that were acquired ahead, which are needed now.
@@ -838,11 +949,12 @@ class KVCache {
     });
   }
 
-  /// Tokens of a batch that are to be coded with `coding`.
+  /// Tokens of a batch that `coding` may learn from.
   Index tokens_of(Batch batch, int layer, Index coding) const {
+    if (!learning_.observes(coding, false)) return 0;
     Index tokens = 0;
     for (const SequenceTokens &entry : batch) {
-      if (find(entry.sequence, layer).coding == coding) tokens += entry.tokens;
+      if (entry.learn && find(entry.sequence, layer).coding == coding) tokens += entry.tokens;
     }
     return tokens;
   }
@@ -875,13 +987,14 @@ class KVCache {
   // ---- codings
 
   /// Learning gives layers their page sizes.
-  void set_page_bytes(int layer) { pages_.set_page_bytes(layer, operations_.page_bytes(layer)); }
+  void set_page_bytes(Index coding) { pages_.set_page_bytes(coding, operations_.page_bytes(coding)); }
 
   Index add_coding(int layer) {
     const Index coding = operations_.add_coding(layer);
     try {
+      set_page_bytes(coding);
       learning_.add(coding);
-      coding_references_.add(coding);
+      coding_references_.add(coding, layer);
     } catch (...) {
       operations_.remove_coding(coding);
       throw;
@@ -889,15 +1002,79 @@ class KVCache {
     return coding;
   }
 
+  /// The coding that new sequences get in a layer. None where each gets its own.
+  Index &own_coding(int layer) { return own_[static_cast<std::size_t>(layer)]; }
+
   /// What a layer of a new sequence is coded with, held for it.
   Index coding_for(int layer) {
-    if (options_.basis_per_sequence) return add_coding(layer);
-    coding_references_.retain(layer);  // the cache's own, one a layer
-    return layer;
+    if (options_.learning == LearningMode::per_sequence) return add_coding(layer);
+    coding_references_.retain(own_coding(layer));
+    return own_coding(layer);
+  }
+
+  /// The coding of a layer that has learnt nothing and never will, held by the cache once it is there.
+  Index coding_without_learning(int layer, Stream stream) {
+    Index &coding = without_learning_[static_cast<std::size_t>(layer)];
+    if (coding != Layer::no_coding) return coding;
+    const Index added = add_coding(layer);
+    try {
+      operations_.learn_nothing(added, stream);
+    } catch (...) {
+      release_coding(added);
+      throw;
+    }
+    learning_.fix(added);
+    return coding = added;
+  }
+
+  /// A layer without pages has another coding from now on.
+  void change_coding(Layer &layer, Index coding) {
+    if (coding == layer.coding) return;
+    coding_references_.retain(coding);
+    release_coding(std::exchange(layer.coding, coding));
   }
 
   void release_coding(Index coding) {
-    if (coding_references_.release(coding)) operations_.remove_coding(coding);
+    if (!coding_references_.release(coding)) return;
+    learning_.remove(coding);
+    operations_.remove_coding(coding);
+  }
+
+  /// Whether a sequence has pages of a coding.
+  bool has_packed(Index coding) const {
+    bool packed = false;
+    sequences_.for_each([&](const Sequence &sequence) {
+      for (const Layer &layer : sequence.layers)
+        packed = packed || (layer.coding == coding && !layer.pages.empty());
+    });
+    return packed;
+  }
+
+  void give_to_empty_sequences(int layer, Index coding) {
+    sequences_.for_each([&](Sequence &sequence) {
+      Layer &tokens = sequence.layers[static_cast<std::size_t>(layer)];
+      if (tokens.coding == own_coding(layer) && tokens.length() == 0) change_coding(tokens, coding);
+    });
+  }
+
+  /// Throws Error where a layer has as many codings that learnt as it may.
+  void check_room_for_coding(int layer) const {
+    constexpr int most = 4;
+    int held = 0;
+    coding_references_.for_each([&](Index coding, int of_layer) {
+      if (of_layer == layer && learning_.learns(coding)) ++held;
+    });
+    if (held >= most && options_.learning != LearningMode::per_sequence)
+      throw_invalid(
+          "codings", held + 1,
+          "at most 4 of layer " + std::to_string(layer) + ": remove the sequences of an earlier one");
+  }
+
+  /// Learns what a prior says, where that is enough.
+  void learn_from_prior(Stream stream) {
+    if (!learning_.learns_from_prior(options_)) return;
+    for (const Index coding : own_) learning_.learn_from_prior(operations_, coding, stream);
+    for (const Index coding : own_) set_page_bytes(coding);
   }
 
   Options options_;
@@ -905,6 +1082,8 @@ class KVCache {
   detail::LayerPages<typename Operations::Memory, Exact> pages_;
   detail::Learning learning_;
   detail::CodingReferences coding_references_;
+  std::vector<Index> own_;               // the coding that new sequences get, of each layer
+  std::vector<Index> without_learning_;  // the one that has learnt nothing, of each layer once needed
   detail::SequenceTable<Sequence> sequences_;
   std::uint64_t call_ = 0;
   detail::AppendPlan<Exact> plan_;  // of the call in progress

@@ -31,7 +31,7 @@ class LayerPages {
 
   /// tile_tokens: rows of a tile, 0 for none.
   LayerPages(const Options &options, Index tile_tokens)
-      : pools_(static_cast<std::size_t>(options.layers), options.max_pages,
+      : pools_(options.max_pages,
                *options.allocation == Allocation::model ? SlabSize::growing : SlabSize::whole),
         page_tokens_(options.page_tokens),
         tile_tokens_(tile_tokens) {}
@@ -51,24 +51,26 @@ class LayerPages {
     for (auto page = pages.begin(); page != pages.end();) {
       const auto next = std::find_if(page, pages.end(), [&](PageIndex other) { return other != *page; });
       ++held.all;
-      held.alone += pools_.of(layer.layer).references(*page) == next - page;
+      held.alone += pool(layer).references(*page) == next - page;
       page = next;
     }
     return held;
   }
 
-  /// What pages of a layer have from now on, none of which is there.
-  void set_page_bytes(int layer, std::size_t bytes) { pools_.set_page_bytes(layer, bytes); }
-
-  bool try_reserve(int layer, Index pages) {
-    return pools_.try_reserve(layer, static_cast<std::size_t>(pages));
-  }
+  /// What pages of a coding have from now on, none of which is there.
+  void set_page_bytes(Index coding, std::size_t bytes) { pools_.set_page_bytes(coding, bytes); }
+  std::size_t page_bytes(const Layer &layer) const { return pool(layer).page_bytes(); }
 
   // ---- pages come
 
-  /// Makes sure of all pages of a layer's plan. Throws Error where the limit is passed.
-  void reserve(int layer_of_plan, AppendPlan<Exact> &plan) {
-    pools_.reserve(layer_of_plan, static_cast<std::size_t>(plan.new_pages()));
+  /// Makes sure of all pages of a plan, if that needs no others to be given back. Returns whether it
+  /// does not.
+  bool try_reserve(const AppendPlan<Exact> &plan) {
+    return pools_.try_reserve([&](auto &&visit) { plan.for_each_new_page(visit); });
+  }
+  /// The same, and of entries for them. Throws Error where the limit is passed.
+  void reserve(AppendPlan<Exact> &plan) {
+    pools_.reserve([&](auto &&visit) { plan.for_each_new_page(visit); });
     for (std::size_t i = 0; i < plan.layers().size(); ++i) {
       Layer &layer = *plan.layers()[i];
       layer.reserve_pages(static_cast<std::size_t>(plan.calls()[i].due));
@@ -103,7 +105,10 @@ class LayerPages {
     return layer.page_views.back();
   }
   /// Makes sure of pages for restore(). Throws Error where the limit is passed.
-  void reserve(int layer, std::size_t pages) { pools_.reserve(layer, pages); }
+  void reserve(const Layer &layer, std::size_t pages) { pools_.reserve(of(layer, pages)); }
+  bool try_reserve(const Layer &layer, std::size_t pages) {
+    return pools_.try_reserve(of(layer, pages));
+  }
 
   /// The memory that there is, and back to it: pages beyond it must be free.
   using Mark = typename PoolsBySize<Memory>::Mark;
@@ -114,7 +119,7 @@ class LayerPages {
 
   /// Acquires the page that will be packed next, of a layer that has none. Returns whether it is there.
   bool acquire_ready(Layer &layer) {
-    if (!pools_.try_reserve(layer.layer, 1)) return false;
+    if (!try_reserve(layer, 1)) return false;
     layer.reserve_pages(1);
     layer.ready_page = pool(layer).acquire();
     ++ready_;
@@ -194,7 +199,12 @@ class LayerPages {
     layer.keep_pages(kept);
   }
 
-  PagePool<Memory> &pool(const Layer &layer) { return pools_.of(layer.layer); }
+  PagePool<Memory> &pool(const Layer &layer) { return pools_.of(layer.coding); }
+  const PagePool<Memory> &pool(const Layer &layer) const { return pools_.of(layer.coding); }
+
+  static auto of(const Layer &layer, std::size_t pages) {
+    return [coding = layer.coding, pages](auto &&visit) { visit(coding, pages); };
+  }
 
   PageIndex take_ready(Layer &layer) {
     --ready_;
@@ -208,8 +218,7 @@ class LayerPages {
   /// A page behind the layer's, its first token at `position`. sinks: before the first page, for the
   /// backend may not have counted them yet.
   PageView view_behind(const Layer &layer, PageIndex page, Index position, Index sinks) const {
-    PageView view =
-        layer.page_behind(pools_.of(layer.layer).data(page), page_tokens_, position, tile_tokens_);
+    PageView view = layer.page_behind(pool(layer).data(page), page_tokens_, position, tile_tokens_);
     if (layer.page_views.empty()) view.before = sinks;
     return view;
   }

@@ -25,15 +25,25 @@ class Learning {
   Learning(const Options &options, int key_bits)
       : tokens_to_learn_(tokens_to_learn(options, key_bits)),
         together_(*options.allocation == Allocation::model && tokens_to_learn_ > 0),
+        frozen_(options.learning == LearningMode::frozen),
         keep_statistics_(options.keep_statistics) {}
 
-  /// A coding begins anew.
+  /// A coding begins, or begins anew. Allocates; on failure nothing has changed.
   void add(Index coding) {
-    if (static_cast<std::size_t>(coding) == observed_.size()) observed_.push_back(0);
-    observed(coding) = 0;
+    const auto name = static_cast<std::size_t>(coding);
+    if (name >= codings_.size()) codings_.resize(name + 1);
+    codings_[name] = {.learns = tokens_to_learn_ > 0};
   }
+  /// It is fixed, nothing learnt.
+  void fix(Index coding) { codings_[static_cast<std::size_t>(coding)] = {}; }
+  /// It goes.
+  void remove(Index coding) { fix(coding); }
 
-  Index observed(Index coding) const { return observed_[static_cast<std::size_t>(coding)]; }
+  /// Whether codings learn in this cache.
+  bool learns_at_all() const { return tokens_to_learn_ > 0; }
+  Index observed(Index coding) const { return state(coding).observed; }
+  /// Whether it learns or has learnt.
+  bool learns(Index coding) const { return state(coding).learns; }
 
   /// The same, as far as it counts for learning.
   Index observed_to_learn(Index coding) const { return std::min(observed(coding), tokens_to_learn_); }
@@ -49,49 +59,60 @@ class Learning {
 
   /// A coding becomes one from elsewhere that check_adopted() let pass.
   void adopt(Index coding, bool ready, Index seen) {
-    observed(coding) = ready ? tokens_to_learn_ : seen;
+    state(coding).observed = ready ? tokens_to_learn_ : seen;
   }
   /// It is again what it was.
-  void restore(Index coding, Index seen) { observed(coding) = seen; }
+  void restore(Index coding, Index seen) { state(coding).observed = seen; }
 
-  /// Whether pages can be packed once `more` tokens of the coding are observed. Where all layers share
-  /// bits, that is after the call in which the last coding of all is learnt.
+  /// Whether pages can be packed once `more` tokens of the coding are observed, if these are of text.
+  /// Where all layers share bits, that is after the call in which the last coding of all is learnt.
   bool learnt(Index coding, Index more = 0) const {
-    if (!together_) return complete(coding, more);
-    return std::all_of(observed_.begin(), observed_.end(),
-                       [&](Index seen) { return seen >= tokens_to_learn_; });
+    if (!together_ || !learns(coding)) return complete(coding, more);
+    return std::all_of(codings_.begin(), codings_.end(), [&](const State &each) {
+      return !each.learns || each.observed >= tokens_to_learn_;
+    });
   }
+
+  /// Whether a sequence whose coding is not learnt has waited long enough, with `tokens` tokens before a
+  /// call and `more` in it. Where all layers learn together, they may yet do so behind this one.
+  bool waited(Index tokens, Index more) const {
+    return tokens + (together_ ? 0 : more) >= 2 * tokens_to_learn_;
+  }
+  /// Whether a sequence of so many tokens, which were no text, has had its chance to be learnt from.
+  bool had_its_chance(Index tokens) const { return tokens >= tokens_to_learn_; }
 
   /// Whether tokens of a call, with their queries or without, join the statistics.
   bool observes(Index coding, bool queries) const {
-    return !complete(coding) || (tokens_to_learn_ > 0 && queries && keep_statistics_);
+    if (frozen_ || (tokens_to_learn_ > 0 && !learns(coding))) return false;
+    return !complete(coding) || (queries && keep_statistics_);
   }
 
-  /// Whether codings can do with what a prior says: where all layers share bits by then, pages have
-  /// their sizes from the beginning.
+  /// Whether codings can do with what a prior says: where nothing else comes, and where all layers share
+  /// bits, so that pages have their sizes from the beginning.
   bool learns_from_prior(const Options &options) const {
-    return together_ && options.prior && options.prior->knows_attention();
+    if (!options.prior || tokens_to_learn_ == 0) return false;
+    return frozen_ || (together_ && options.prior->knows_attention());
   }
 
-  /// Learns all codings from the prior.
+  /// Learns a coding from the prior. Throws Error where that is of no text.
   template <class Operations, class Stream>
-  void learn_from_prior(Operations &operations, Stream stream) {
-    for (std::size_t coding = 0; coding < observed_.size(); ++coding) {
-      operations.learn(static_cast<Index>(coding), stream);
-      observed_[coding] = tokens_to_learn_;
-    }
+  void learn_from_prior(Operations &operations, Index coding, Stream stream) {
+    if (!operations.learn(coding, stream))
+      throw Error("squat: prior is of no text: few keys came again and again, or all of it is noise");
+    state(coding).observed = tokens_to_learn_;
   }
 
   /// Adds what a call's tokens bring to the statistics that are still wanted,
-  /// and learns from them when complete. What learning allocates is not known before: where it
-  /// throws, all codings of the call are what they were.
-  template <Element S, class Operations, class Exact, class Stream>
+  /// and learns from them when complete; then calls settle(), for they may be of no text. What all this
+  /// allocates is not known before: where it throws, all codings of the call are what they were.
+  template <Element S, class Operations, class Exact, class Stream, class Settle>
   void observe(Operations &operations, std::span<const SequenceCall<Exact>> calls, TensorView<const S> q,
-               TensorView<const S> k, TensorView<const S> v, Stream stream) {
+               TensorView<const S> k, TensorView<const S> v, Stream stream, Settle &&settle) {
     const auto learns = [&](const auto &call) {
-      if (complete(call.coding)) return false;
+      if (!call.observed || complete(call.coding)) return false;
       Index tokens = 0;
-      for (const auto &other : calls) tokens += other.coding == call.coding ? other.tokens : 0;
+      for (const auto &other : calls)
+        tokens += other.observed && other.coding == call.coding ? other.tokens : 0;
       return complete(call.coding, tokens);
     };
     if (std::none_of(calls.begin(), calls.end(), learns))
@@ -112,10 +133,11 @@ class Learning {
     }
     try {
       add<S>(operations, calls, q, k, v, stream);
+      settle();
     } catch (...) {
       for (Before &each : before) {
         operations.restore(each.coding, std::move(each.backup));
-        observed(each.coding) = each.observed;
+        state(each.coding).observed = each.observed;
       }
       throw;
     }
@@ -126,27 +148,35 @@ class Learning {
   void add(Operations &operations, std::span<const SequenceCall<Exact>> calls, TensorView<const S> q,
            TensorView<const S> k, TensorView<const S> v, Stream stream) {
     for (const auto &call : calls) {
-      Index &seen = observed(call.coding);
-      const auto add = [&](Index first, Index count) {
+      if (!call.observed) continue;
+      Index &seen = state(call.coding).observed, first = 0;
+      const auto add_next = [&](Index count) {
         operations.template observe<S>(call, q, k, v, first, count, stream);
         seen += count;
+        first += count;
       };
-      const Index wanted = std::clamp<Index>(tokens_to_learn_ - seen, 0, call.tokens);
-      if (wanted > 0) {
-        add(0, wanted);
-        if (seen == tokens_to_learn_) operations.learn(call.coding, stream);
+      while (first < call.tokens && seen < tokens_to_learn_) {
+        add_next(std::min(tokens_to_learn_ - seen, call.tokens - first));
+        if (seen < tokens_to_learn_ || operations.learn(call.coding, stream)) continue;
+        seen = 0;
+        if (had_its_chance(call.past + first)) break;
       }
-      const Index more = call.tokens - wanted;
-      if (more > 0 && q.tokens > 0 && keep_statistics_) add(wanted, more);
+      if (first < call.tokens && seen >= tokens_to_learn_ && q.tokens > 0 && keep_statistics_)
+        add_next(call.tokens - first);
     }
   }
 
   /// Whether the coding has seen enough once `more` tokens are observed.
   bool complete(Index coding, Index more = 0) const {
-    return observed(coding) + more >= tokens_to_learn_;
+    return !learns(coding) || observed(coding) + more >= tokens_to_learn_;
   }
 
-  Index &observed(Index coding) { return observed_[static_cast<std::size_t>(coding)]; }
+  struct State {
+    Index observed = 0;
+    bool learns = false;
+  };
+  State &state(Index coding) { return codings_[static_cast<std::size_t>(coding)]; }
+  const State &state(Index coding) const { return codings_[static_cast<std::size_t>(coding)]; }
 
   /// Tokens a coding has to see before it packs.
   static Index tokens_to_learn(const Options &options, int key_bits) {
@@ -158,8 +188,9 @@ class Learning {
 
   Index tokens_to_learn_;
   bool together_;  // codings of all layers are learnt before any packs
+  bool frozen_;
   bool keep_statistics_;
-  std::vector<Index> observed_;
+  std::vector<State> codings_;  // by name
 };
 
 }  // namespace squat::detail::inline SQUAT_API_NAMESPACE

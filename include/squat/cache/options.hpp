@@ -17,6 +17,14 @@
 
 namespace squat::inline SQUAT_API_NAMESPACE {
 
+/// What codings learn from.
+enum class LearningMode {
+  first_tokens,  ///< the first tokens that the cache takes: a layer's coding serves all sequences
+  per_sequence,  ///< each sequence's own, which a coding of its own serves
+  frozen,        ///< nothing: Options::prior or KVCache::load_codings() bring the codings, so that equal
+                 ///< tokens become equal pages in every cache that has them
+};
+
 struct Options {
   int layers = 0;
   int query_heads = 0;
@@ -42,7 +50,7 @@ struct Options {
   /// pages of a layer have a size of its own, KVCache::page_bytes(): fixed when the cache is made by a
   /// prior that knows attention, and else once every layer has seen `statistics_tokens` tokens. Until
   /// then no layer packs, and each begins to in the first call after it. It is not for
-  /// basis_per_sequence. Default: head. CUDA knows no other.
+  /// LearningMode::per_sequence. Default: head. CUDA knows no other.
   std::optional<Allocation> allocation{};
 
   int sinks = 4;          ///< first tokens of a sequence that stay exact for good
@@ -62,12 +70,14 @@ struct Options {
   std::optional<int> tile_tokens{};
 
   /// Tokens whose queries and keys a coding learns from before its first page
-  /// is packed; until then a cache keeps them exact. Once learnt, a layer's
-  /// coding serves all sequences of the cache, or, with basis_per_sequence, the
-  /// one whose tokens they were. With a prior, which counts along, the first
-  /// page is packed as soon as it is full.
+  /// is packed; until then a cache keeps them exact. With a prior, which counts along, the first
+  /// page is packed as soon as it is full. Tokens that are no text teach nothing: where a few keys come
+  /// again and again, as when zeros or one token warm an engine up, or where keys and queries are noise
+  /// (coding/evidence.hpp), the next so many count, of other sequences: this one's pages are
+  /// coded plainly then, all that it will ever have, as are those of a sequence that has twice as many
+  /// tokens of which none could be learnt from.
   int statistics_tokens = 512;
-  bool basis_per_sequence = false;
+  LearningMode learning = LearningMode::first_tokens;
   std::shared_ptr<const Prior> prior{};
 
   /// Keep the statistics, and add every token that comes with its queries, so

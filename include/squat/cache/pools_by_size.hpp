@@ -15,43 +15,48 @@
 
 namespace squat::detail {
 
-/// The pools of a cache's layers; layers whose pages have one size share theirs.
+/// The pools of a cache's codings, by name; codings whose pages have one size share theirs.
 template <class Memory>
 class PoolsBySize {
  public:
   using Pool = PagePool<Memory>;
 
-  PoolsBySize(std::size_t layers, std::size_t max_pages, SlabSize slab_size)
+  PoolsBySize(std::size_t max_pages, SlabSize slab_size)
       : slab_size_(slab_size),
-        max_pages_(std::min<std::size_t>(max_pages, std::numeric_limits<PageIndex>::max())),
-        pool_of_layer_(layers) {}
+        max_pages_(std::min<std::size_t>(max_pages, std::numeric_limits<PageIndex>::max())) {}
 
-  /// From now on pages of `layer`, which has none, have that size. Allocates; on failure nothing has
+  /// From now on pages of `coding`, which has none, have that size. Allocates; on failure nothing has
   /// changed.
-  void set_page_bytes(int layer, std::size_t page_bytes) {
+  void set_page_bytes(Index coding, std::size_t page_bytes) {
+    const auto name = static_cast<std::size_t>(coding);
+    if (name >= pool_of_coding_.size()) pool_of_coding_.resize(name + 1);
     std::size_t pool = 0;
     while (pool < pools_.size() && pools_[pool].page_bytes() != page_bytes) ++pool;
     if (pool == pools_.size()) pools_.emplace_back(page_bytes, max_pages_, slab_size_);
-    pool_of_layer_[static_cast<std::size_t>(layer)] = pool;
+    pool_of_coding_[name] = pool;
   }
 
-  Pool &of(int layer) { return pools_[pool_of_layer_[static_cast<std::size_t>(layer)]]; }
-  const Pool &of(int layer) const { return pools_[pool_of_layer_[static_cast<std::size_t>(layer)]]; }
+  Pool &of(Index coding) { return pools_[pool_of_coding_[static_cast<std::size_t>(coding)]]; }
+  const Pool &of(Index coding) const {
+    return pools_[pool_of_coding_[static_cast<std::size_t>(coding)]];
+  }
 
-  /// Makes sure that `count` pages of a layer can be acquired without allocating. Throws Error where
-  /// the limit is passed.
-  void reserve(int layer, std::size_t count) {
-    if (count > free()) {
-      throw_invalid("max_pages", max_pages_, "at least", used() + count);
-    }
-    of(layer).reserve(count);
+  /// Makes sure that pages can be acquired without allocating: each(visit) calls visit(coding, pages)
+  /// for all that are wanted. Throws Error where the limit is passed.
+  template <class Each>
+  void reserve(Each &&each) {
+    const std::size_t count = pages_of(each, [](Index) { return true; });
+    if (count > free()) throw_invalid("max_pages", max_pages_, "at least", used() + count);
+    if (count > 0) reserve_in_pools(each);
   }
 
   /// The same for pages that can be done without. Returns whether they are there.
-  bool try_reserve(int layer, std::size_t count) {
+  template <class Each>
+  bool try_reserve(Each &&each) {
+    const std::size_t count = pages_of(each, [](Index) { return true; });
     if (count > free()) return false;
     try {
-      of(layer).reserve(count);
+      if (count > 0) reserve_in_pools(each);
       return true;
     } catch (const std::exception &) {
       return false;  // no memory
@@ -78,6 +83,19 @@ class PoolsBySize {
   std::size_t used_bytes() const { return sum(&Pool::used_bytes); }
 
  private:
+  template <class Each, class Counts>
+  static std::size_t pages_of(Each &&each, Counts &&counts) {
+    std::size_t sum = 0;
+    each([&](Index coding, std::size_t pages) { sum += counts(coding) ? pages : 0; });
+    return sum;
+  }
+
+  template <class Each>
+  void reserve_in_pools(Each &&each) {
+    for (Pool &pool : pools_)
+      pool.reserve(pages_of(each, [&](Index coding) { return &of(coding) == &pool; }));
+  }
+
   std::size_t sum(std::size_t (Pool::*of_pool)() const) const {
     const auto add = [&](std::size_t so_far, const Pool &pool) { return so_far + (pool.*of_pool)(); };
     return std::accumulate(pools_.begin(), pools_.end(), std::size_t{0}, add);
@@ -86,7 +104,7 @@ class PoolsBySize {
   SlabSize slab_size_;
   std::size_t max_pages_;
   std::vector<Pool> pools_;  // of as many sizes
-  std::vector<std::size_t> pool_of_layer_;
+  std::vector<std::size_t> pool_of_coding_;
 };
 
 }  // namespace squat::detail

@@ -25,6 +25,8 @@ struct SequenceTokens {
   /// order. As soon as one of them says where it begins, rows that no entry names are padding: they
   /// are neither read nor written.
   Index first_row = behind_the_last;
+  /// Whether codings may learn from them: not from dummies that warm an engine up.
+  bool learn = true;
 };
 
 }  // namespace squat

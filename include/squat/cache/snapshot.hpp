@@ -82,6 +82,7 @@
 #include "squat/cache/snapshot/coding_bytes.hpp"
 #include "squat/cache/snapshot/sections.hpp"
 #include "squat/cache/snapshot/shape.hpp"
+#include "squat/coding/coding_record.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
@@ -179,7 +180,7 @@ class Snapshots {
       });
     }
     out.end();
-    const std::size_t page_bytes = operations_.page_record_bytes(layer.layer);
+    const std::size_t page_bytes = operations_.page_record_bytes(layer.coding);
     out.begin(Section::pages, index(layer), distinct.size() * page_bytes);
     for_each_piece(distinct.size(), page_bytes, [&](std::size_t first, std::size_t count) {
       piece.resize(count * page_bytes);
@@ -214,11 +215,14 @@ class Snapshots {
     return counts;
   }
 
-  /// Reads the coding of a layer and, where the rule says so (adoption.hpp), makes it `coding`.
-  /// before_adoption() is called then, and only then, before anything changes.
-  template <class BeforeAdoption>
-  void read_coding(SnapshotReader &in, const SnapshotShape &found, Index coding, int layer, bool needed,
-                   BeforeAdoption &&before_adoption) const {
+  /// A coding as it was found.
+  struct FoundCoding {
+    CodingHeader header;
+    std::vector<std::byte> bytes;
+    int layer;
+  };
+
+  FoundCoding read_coding(SnapshotReader &in, int layer) const {
     const auto at = static_cast<std::size_t>(layer);
     CodingHeader header{};
     const std::uint64_t size =
@@ -234,18 +238,39 @@ class Snapshots {
       throw_damaged(Section::coding, "it does not say what it holds");
     if (header.present == 1 && coding_fingerprint(bytes) != header.fingerprint)
       throw_damaged(Section::coding, "its fingerprint is not that of its bytes");
-    const OwnCoding own = own_coding(coding);
-    if (adoption(header, own, needed, std::to_string(layer)) == Adoption::keep) return;
-    const CodingRecord record = coding_record(bytes, sizes_);
+    return {header, std::move(bytes), layer};
+  }
+
+  /// Whether it is one of the cache's that has learnt.
+  bool is_same(const FoundCoding &found, Index coding) const {
+    return found.header.ready == 1 && learning_.learnt(coding) &&
+           found.header.fingerprint == coding_fingerprint(own_bytes(coding));
+  }
+
+  /// Whether it has learnt nothing and never will.
+  bool learnt_nothing(const FoundCoding &found) const {
+    return found.header.ready == 1 && !found.bytes.empty() && learning_.learns_at_all() &&
+           !coding_record(found.bytes, sizes_).knows_anything();
+  }
+
+  /// What becomes of it where the cache has `coding`, see adoption.hpp.
+  Adoption adoption_of(const FoundCoding &found, Index coding, bool needed, bool beside) const {
+    return adoption(found.header, own_coding(coding), needed, learnt_nothing(found), beside,
+                    std::to_string(found.layer));
+  }
+
+  /// Makes it `coding`. shape: of the snapshot. Throws Error for one that cannot be.
+  void adopt(const FoundCoding &found, const SnapshotShape &shape, Index coding) const {
+    const CodingHeader &header = found.header;
+    const CodingRecord record = coding_record(found.bytes, sizes_);
     learning_.check_adopted(record.learnt, header.ready == 1,
                             static_cast<Index>(std::min<std::uint64_t>(header.observed, most_count)));
     if (header.ready == 0) {
-      check_shape_of_snapshot(found, shape_, statistics_tokens_of_shape, found.size());
+      check_shape_of_snapshot(shape, shape_, statistics_tokens_of_shape, shape.size());
     }
-    before_adoption();
     operations_.adopt_coding(coding, record, stream_);
     learning_.adopt(coding, header.ready == 1, static_cast<Index>(header.observed));
-    pages_.set_page_bytes(layer, operations_.page_bytes(layer));
+    pages_.set_page_bytes(coding, operations_.page_bytes(coding));
   }
 
   /// Reads the tokens of a layer into an empty one, whose coding is there. make_room(count): makes sure
@@ -274,7 +299,7 @@ class Snapshots {
         std::count_if(table.begin(), table.end(), [](const auto &record) { return record.again == 0; }));
     if (distinct > 0 && !learning_.learnt(layer.coding))
       throw Error("squat: snapshot holds pages of a coding that has not learnt yet");
-    const std::size_t page_bytes = operations_.page_record_bytes(layer.layer);
+    const std::size_t page_bytes = operations_.page_record_bytes(layer.coding);
     in.begin(Section::pages, index(layer), distinct * page_bytes, distinct * page_bytes);
     auto next = table.begin();
     std::vector<PageView> views;

@@ -2,6 +2,7 @@
 
 // What a layer's coding is, in the form that every backend reads and writes: what snapshots keep of it.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -48,6 +49,9 @@ struct HeadRecord {
   std::int32_t block = 1;           ///< channels rounded together
 
   StatisticsRecord statistics;
+
+  /// Whether anything is learnt.
+  bool empty() const { return mean.empty() && value_mean.empty() && matrix.empty() && order.empty(); }
 };
 
 /// The coding of a layer. Where heads share the bits of a page, `shared` says so.
@@ -61,6 +65,10 @@ struct CodingRecord {
   std::vector<double> value_weights;  ///< [kv_heads], where attention was weighed
   double output_square = 0;
   std::vector<HeadRecord> heads;
+
+  bool knows_anything() const {
+    return std::any_of(heads.begin(), heads.end(), [](const HeadRecord &head) { return !head.empty(); });
+  }
 };
 
 }  // namespace squat

@@ -16,6 +16,7 @@
 #include "squat/coding/chunks.hpp"
 #include "squat/coding/coding.hpp"
 #include "squat/coding/coding_record.hpp"
+#include "squat/coding/evidence.hpp"
 #include "squat/coding/inverse.hpp"
 #include "squat/coding/moments.hpp"
 #include "squat/coding/orthogonal_rounding.hpp"
@@ -70,11 +71,12 @@ class KeyQuantizer {
   Index head_dim() const { return head_dim_; }
 
   /// Fixes what the coding takes from a prompt. Before it, and without queries,
-  /// rounding is plain. frame: the tile frame that keys are coded in, or null.
+  /// rounding is plain. frame: the tile frame that keys are coded in, or null. Returns what speaks for
+  /// having learnt.
   template <class Real = double>
-  void learn(const QueryStatistics &statistics, const TileFrame *frame,
-             QueryWeighting weighting = QueryWeighting::equal) {
-    if (!learns_from_prompt(coding_)) return;
+  Evidence learn(const QueryStatistics &statistics, const TileFrame *frame,
+                 QueryWeighting weighting = QueryWeighting::equal) {
+    if (!learns_from_prompt(coding_)) return {};
     if (frame != nullptr) {
       const std::vector<double> mean = key_mean(statistics, frame);
       mean_.resize(mean.size());
@@ -86,15 +88,16 @@ class KeyQuantizer {
     }
     const Matrix<Real> C = weighting == QueryWeighting::equal ? query_moment<Real>(statistics)
                                                               : attention_metric<Real>(statistics);
+    const Matrix<Real> covariance = key_covariance<Real>(statistics, frame);
+    const Evidence evidence = evidence_of(statistics, frame, covariance);
     if (coding_ == Coding::subspace) {
-      basis_ = learn_subspace_basis<Real>(C, key_covariance<Real>(statistics, frame), bits_);
-      return;
+      basis_ = learn_subspace_basis<Real>(C, covariance, bits_);
+      return evidence;
     }
     // A tile frame's mean is known only now: what keys deviate from it stands
     // in for the range of a group.
     std::vector<double> range = statistics.mean_range();
     if (frame != nullptr) {
-      const Matrix<Real> covariance = key_covariance<Real>(statistics, frame);
       for (Index i = 0; i < covariance.rows(); ++i) {
         range[static_cast<std::size_t>(i)] =
             std::sqrt(std::max(static_cast<double>(covariance(i, i)), 0.0));
@@ -104,6 +107,7 @@ class KeyQuantizer {
     const RowMatrix &feedback = rounding_->feedback;
     if (!std::all_of(feedback.data(), feedback.data() + feedback.size(), OrthogonalRounding::is_factor))
       rounding_.reset();
+    return evidence;
   }
 
   /// Takes other widths than the head's own: of the basis' coordinates, and of plain pages.

@@ -35,13 +35,15 @@ class AnyOperations {
 
   virtual ~AnyOperations() = default;
 
-  virtual std::size_t page_bytes(int layer) const = 0;
+  virtual std::size_t page_bytes(Index coding) const = 0;
   virtual void check_elements(std::string_view name, AnyTensor tensor, Index first) const = 0;
   virtual Index add_coding(int layer) = 0;
   virtual void remove_coding(Index coding) = 0;
   virtual void observe(const Call &call, AnyTensor q, AnyTensor k, AnyTensor v, Index first,
                        Index count) = 0;
-  virtual void learn(Index coding) = 0;
+  virtual bool learn(Index coding) = 0;
+  virtual void learn_nothing(Index coding) = 0;
+  virtual void forget(Index coding) = 0;
   virtual bool add_statistics(Index coding, Prior &prior) const = 0;
   virtual std::unique_ptr<AnyBackup> back_up(Index coding) const = 0;
   virtual void restore(Index coding, std::unique_ptr<AnyBackup> backup) = 0;
@@ -55,7 +57,7 @@ class AnyOperations {
   virtual void dequantize(const Call &call, AnyTensor k, AnyTensor v) = 0;
   virtual CodingRecord record_coding(Index coding) const = 0;
   virtual void adopt_coding(Index coding, const CodingRecord &record) = 0;
-  virtual std::size_t page_record_bytes(int layer) const = 0;
+  virtual std::size_t page_record_bytes(Index coding) const = 0;
   virtual void write_pages(Index coding, std::span<const PageView> pages, std::byte *to) const = 0;
   virtual void read_pages(Index coding, std::span<const PageView> pages,
                           const std::byte *from) const = 0;

@@ -34,7 +34,7 @@ class Operations {
   Operations(const Options &options, int key_bits, int value_bits)
       : operations_(kernels().make<T>()(options, key_bits, value_bits)) {}
 
-  std::size_t page_bytes(int layer) const { return operations_->page_bytes(layer); }
+  std::size_t page_bytes(Index coding) const { return operations_->page_bytes(coding); }
 
   template <Element S>
   void check_elements(std::initializer_list<NamedTensor<S>> tensors, Stream) const {
@@ -50,7 +50,9 @@ class Operations {
     operations_->observe(call, q, k, v, first, count);
   }
 
-  void learn(Index coding, Stream) { operations_->learn(coding); }
+  bool learn(Index coding, Stream) { return operations_->learn(coding); }
+  void learn_nothing(Index coding, Stream) { operations_->learn_nothing(coding); }
+  void forget(Index coding, Stream) { operations_->forget(coding); }
   bool add_statistics(Index coding, Prior &prior) const {
     return operations_->add_statistics(coding, prior);
   }
@@ -88,7 +90,7 @@ class Operations {
   void adopt_coding(Index coding, const CodingRecord &record, Stream) {
     operations_->adopt_coding(coding, record);
   }
-  std::size_t page_record_bytes(int layer) const { return operations_->page_record_bytes(layer); }
+  std::size_t page_record_bytes(Index coding) const { return operations_->page_record_bytes(coding); }
   void write_pages(Index coding, std::span<const PageView> pages, std::byte *to, Stream) const {
     operations_->write_pages(coding, pages, to);
   }

@@ -15,6 +15,7 @@
 #include "squat/cache/options.hpp"
 #include "squat/coding/attention_weights.hpp"
 #include "squat/coding/coding_record.hpp"
+#include "squat/coding/evidence.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/moments.hpp"
 #include "squat/coding/observation.hpp"
@@ -50,7 +51,8 @@ class LayerCoding {
                                  options.head_dim)),
         transforms_(static_cast<std::size_t>(options.kv_heads)),
         value_means_(static_cast<std::size_t>(options.kv_heads)),
-        allocation_(layout.key_bits <= 4 ? *options.allocation : Allocation::head) {}
+        allocation_(layout.key_bits <= 4 ? *options.allocation : Allocation::head),
+        code_bytes_(layout.code_bytes()) {}
 
   int layer() const { return layer_; }
   const TileTables *tiles() const { return tiles_; }
@@ -64,6 +66,9 @@ class LayerCoding {
     const std::vector<float> &mean = value_means_[static_cast<std::size_t>(head)];
     return mean.empty() ? nullptr : mean.data();
   }
+
+  /// Bytes of the codes of a page.
+  std::size_t code_bytes() const { return code_bytes_; }
 
   /// How the heads share the bits of a page; null where each has as many. Otherwise all heads of a page
   /// are coded in one space.
@@ -121,13 +126,22 @@ class LayerCoding {
   void restore(Backup backup) {
     statistics_ = std::move(backup.statistics);
     if (backup.learnt) return;
-    learnt_ = false;
-    shares_.reset();
+    learnt_ = learnt_nothing_ = false;
+    share({}, layout_.code_bytes());
     value_weights_.clear();
     output_square_ = 0;
     for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
     for (QueryTransform &transform : transforms_) transform = QueryTransform();
     for (std::vector<float> &mean : value_means_) mean.clear();
+  }
+
+  /// Makes it what it was when it began.
+  void forget() { restore({Statistics(statistics_.size()), false}); }
+
+  /// Pages are coded without anything learnt from now on, see BackendOperations.
+  void learn_nothing() {
+    forget();
+    learnt_ = learnt_nothing_ = true;
   }
 
   /// Adds `count` tokens of a call, from its token `first` on, to the statistics of one KV head, `heads`
@@ -166,15 +180,16 @@ class LayerCoding {
     return weighed ? QueryWeighting::attention : QueryWeighting::equal;
   }
 
-  /// Fixes the coding of one KV head from its statistics.
+  /// Fixes the coding of one KV head from its statistics. Returns what speaks for it.
   template <class Real = double>
-  void learn(Index head, QueryWeighting weighting) {
+  Evidence learn(Index head, QueryWeighting weighting) {
     const auto i = static_cast<std::size_t>(head);
-    if (!statistics_[i]) return;
-    quantizers_[i].learn<Real>(*statistics_[i], frame(), weighting);
+    if (!statistics_[i]) return {};
+    const Evidence evidence = quantizers_[i].learn<Real>(*statistics_[i], frame(), weighting);
     quantizers_[i].round_basis<Real>();
     keep_matrix(i);
     if (knows_values()) value_means_[i] = rotated_value_mean(*statistics_[i]);
+    return evidence;
   }
 
   /// All KV heads have learnt, with that weighting.
@@ -193,12 +208,13 @@ class LayerCoding {
   }
 
   bool learnt() const { return learnt_; }
+  bool learnt_nothing() const { return learnt_nothing_; }
 
   /// All of it, see CodingRecord. Statistics are part of it until the layer has learnt.
-  CodingRecord record(std::size_t code_bytes) const {
+  CodingRecord record() const {
     CodingRecord record;
     record.learnt = learnt_;
-    record.code_bytes = code_bytes;
+    record.code_bytes = code_bytes_;
     record.value_weights = value_weights_;
     record.output_square = output_square_;
     for (std::size_t i = 0; i < quantizers_.size(); ++i) {
@@ -228,7 +244,8 @@ class LayerCoding {
       if (head.statistics.empty()) continue;
       make_statistics(static_cast<Index>(i), layout_.head_dim, nullptr).adopt(head.statistics);
     }
-    share(record.shared ? std::optional<BitShares>(std::in_place, layout_, record) : std::nullopt);
+    share(record.shared ? std::optional<BitShares>(std::in_place, layout_, record) : std::nullopt,
+          record.code_bytes);
   }
 
   /// What its heads can be coded with, once learnt, where they are to share bits; nothing where each has
@@ -237,9 +254,10 @@ class LayerCoding {
     if (value_weights_.empty()) return {};
     return ShareChoices(layout_, quantizers_, value_weights_, output_square_);
   }
-  /// From now on they share them so; none: not any more.
-  void share(std::optional<BitShares> shares) {
+  /// From now on they share them so, the codes of a page taking so many bytes; none: not any more.
+  void share(std::optional<BitShares> shares, std::size_t code_bytes) {
     shares_ = std::move(shares);
+    code_bytes_ = code_bytes;
     if (shares_) shares_->apply(quantizers_);
   }
 
@@ -413,7 +431,8 @@ class LayerCoding {
   float attention_scale_;
   bool weighs_;
   bool learnt_ = false;
-  Statistics statistics_;  // a KV head each, while they are wanted
+  bool learnt_nothing_ = false;  // and never will
+  Statistics statistics_;        // a KV head each, while they are wanted
   std::vector<KeyQuantizer> quantizers_;
   std::vector<QueryTransform> transforms_;
   std::vector<std::vector<float>> value_means_;  // of a KV head each
@@ -421,6 +440,7 @@ class LayerCoding {
   std::vector<double> value_weights_;  // HeadSums::value_weight of each head, where bits are shared
   double output_square_ = 0;           // HeadSums::output_square of all heads, likewise
   std::optional<BitShares> shares_;
+  std::size_t code_bytes_;  // of a page
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

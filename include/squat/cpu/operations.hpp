@@ -17,6 +17,7 @@
 #include "squat/cache/snapshot/check_numbers.hpp"
 #include "squat/cache/snapshot/check_record.hpp"
 #include "squat/coding/coding_record.hpp"
+#include "squat/coding/evidence.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/prior.hpp"
 #include "squat/core/element_range.hpp"
@@ -53,15 +54,17 @@ class Operations {
       : options_(options),
         layout_(options, key_bits, value_bits),
         kernels_(kernels),
-        workspace_(options.parallel),
-        page_bytes_(static_cast<std::size_t>(options.layers), layout_.page_bytes()) {
+        workspace_(options.parallel) {
     for (const RotaryTable &table : options.rotary) {
       if (*options.tile_tokens > 0)
         tiles_.push_back(std::make_unique<TileTables>(table, *options.tile_tokens, options.head_dim));
     }
   }
 
-  std::size_t page_bytes(int layer) const { return page_bytes_[static_cast<std::size_t>(layer)]; }
+  std::size_t page_bytes(Index coding) const {
+    if (coding < 0) return layout_.page_bytes();
+    return layout_.codes_begin() + layer_coding(coding).code_bytes();
+  }
 
   template <Element S>
   void check_elements(std::initializer_list<NamedTensor<S>> tensors, Stream) const {
@@ -94,16 +97,36 @@ class Operations {
     });
   }
 
-  /// Fixes a coding from its statistics; from the prior where nothing was observed.
-  void learn(Index coding, Stream) {
+  /// Fixes a coding from its statistics; from the prior where nothing was observed. Returns false where
+  /// they are of no text: it begins anew.
+  bool learn(Index coding, Stream) {
     LayerCoding &layer = layer_coding(coding);
     layer.reserve_statistics(options_.head_dim, options_.prior.get());
     const QueryWeighting weighting = layer.weighting();
-    for_each_kv_head(0, [&](Index head, Scratch) { layer.learn(head, weighting); });
+    std::vector<Evidence> evidence(static_cast<std::size_t>(options_.kv_heads));
+    for_each_kv_head(0, [&](Index head, Scratch) {
+      evidence[static_cast<std::size_t>(head)] = layer.learn(head, weighting);
+    });
+    if (!is_of_text(evidence)) {
+      layer.forget();
+      return false;
+    }
     layer.finish_learning(weighting, options_.keep_statistics);
-    if (*options_.allocation == Allocation::model) return share_among_layers();
-    layer.share(shares(layer.choices(), layout_.code_bytes()));
-    layer.drop_choices();
+    if (*options_.allocation == Allocation::model) {
+      share_among_layers();
+    } else {
+      layer.share(shares(layer.choices(), layout_.code_bytes()), layout_.code_bytes());
+      layer.drop_choices();
+    }
+    return true;
+  }
+
+  /// A coding is fixed, nothing learnt.
+  void learn_nothing(Index coding, Stream) { layer_coding(coding).learn_nothing(); }
+  /// It is what it was when it was added.
+  void forget(Index coding, Stream) {
+    layer_coding(coding).forget();
+    if (*options_.allocation == Allocation::model) share_no_more();
   }
 
   /// Adds what a coding's statistics hold to `prior`. Returns whether they are
@@ -124,9 +147,7 @@ class Operations {
   void restore(Index coding, Backup backup) {
     LayerCoding &layer = layer_coding(coding);
     layer.restore(std::move(backup));
-    if (layer.learnt() || *options_.allocation != Allocation::model) return;
-    std::fill(page_bytes_.begin(), page_bytes_.end(), layout_.page_bytes());
-    for (const auto &other : codings_) other->share({});
+    if (!layer.learnt() && *options_.allocation == Allocation::model) share_no_more();
   }
 
   /// Makes all memory that observe() and append() need, so that they cannot fail.
@@ -318,27 +339,24 @@ class Operations {
 
   // ---- snapshots
 
-  CodingRecord record_coding(Index coding, Stream) const {
-    const LayerCoding &layer = layer_coding(coding);
-    return layer.record(page_bytes(layer.layer()) - layout_.codes_begin());
-  }
+  CodingRecord record_coding(Index coding, Stream) const { return layer_coding(coding).record(); }
 
   /// Becomes what a record says. Throws Error for one that is impossible.
   void adopt_coding(Index coding, const CodingRecord &record, Stream) {
     detail::RecordCheck(options_, layout_.key_bits)(record);
     check_shares(record);
-    LayerCoding &layer = layer_coding(coding);
-    layer.adopt(record);
-    page_bytes_[static_cast<std::size_t>(layer.layer())] = layout_.codes_begin() + record.code_bytes;
+    layer_coding(coding).adopt(record);
   }
 
-  std::size_t page_record_bytes(int layer) const { return Records::bytes(layout_, page_bytes(layer)); }
+  std::size_t page_record_bytes(Index coding) const {
+    return Records::bytes(layout_, page_bytes(coding));
+  }
 
   void write_pages(Index coding, std::span<const PageView> pages, std::byte *to, Stream) const {
     const Records records = page_records(coding);
     for (const PageView &page : pages) {
       records.write(page.data, to);
-      to += page_record_bytes(layer_coding(coding).layer());
+      to += page_record_bytes(coding);
     }
   }
 
@@ -347,7 +365,7 @@ class Operations {
     const Records records = page_records(coding);
     for (const PageView &page : pages) {
       records.read(from, page.data);
-      from += page_record_bytes(layer_coding(coding).layer());
+      from += page_record_bytes(coding);
     }
   }
 
@@ -428,8 +446,7 @@ class Operations {
   };
   using Records = PageRecords<T, HeadCodings>;
   Records page_records(Index coding) const {
-    const LayerCoding &layer = layer_coding(coding);
-    return {layout_, page_bytes(layer.layer()), layer, HeadCodings{this, coding}};
+    return {layout_, page_bytes(coding), layer_coding(coding), HeadCodings{this, coding}};
   }
 
   LayerCoding &layer_coding(Index coding) const { return *codings_[static_cast<std::size_t>(coding)]; }
@@ -456,22 +473,31 @@ class Operations {
   /// Once all layers have learnt, gives each its part of the bytes of pages. Equal parts where some know
   /// nothing of attention.
   void share_among_layers() {
-    const auto learnt = [](const auto &coding) { return coding->learnt(); };
-    if (!std::all_of(codings_.begin(), codings_.end(), learnt)) return;
+    std::vector<LayerCoding *> layers;
+    for (const auto &coding : codings_) {
+      if (coding && !coding->learnt_nothing()) layers.push_back(coding.get());
+    }
+    const auto learnt = [](const LayerCoding *layer) { return layer->learnt(); };
+    if (!std::all_of(layers.begin(), layers.end(), learnt)) return;
     std::vector<std::optional<ShareChoices>> choices;
     std::vector<LayerChoices> known;
-    for (const auto &coding : codings_) {
-      choices.push_back(coding->choices());
+    for (const LayerCoding *layer : layers) {
+      choices.push_back(layer->choices());
       if (choices.back()) known.push_back(choices.back()->choices);
     }
     const std::size_t equal = layout_.code_bytes();
-    std::vector<std::size_t> bytes(codings_.size(), equal);
-    if (known.size() == codings_.size()) bytes = layer_sizes(known, equal);
+    std::vector<std::size_t> bytes(layers.size(), equal);
+    if (known.size() == layers.size()) bytes = layer_sizes(known, equal);
     std::vector<std::optional<BitShares>> parts;
-    for (std::size_t i = 0; i < codings_.size(); ++i) parts.push_back(shares(choices[i], bytes[i]));
-    for (std::size_t i = 0; i < codings_.size(); ++i) {
-      page_bytes_[i] = layout_.codes_begin() + bytes[i];
-      codings_[i]->share(std::move(parts[i]));  // choices stay: restore() undoes it for all layers
+    for (std::size_t i = 0; i < layers.size(); ++i) parts.push_back(shares(choices[i], bytes[i]));
+    for (std::size_t i = 0; i < layers.size(); ++i)
+      layers[i]->share(std::move(parts[i]), bytes[i]);  // choices stay, for share_no_more()
+  }
+
+  /// Undoes that, for some layer has not learnt any more.
+  void share_no_more() {
+    for (const auto &coding : codings_) {
+      if (coding) coding->share({}, layout_.code_bytes());
     }
   }
 
@@ -627,7 +653,6 @@ class Operations {
   Workspace workspace_;
   std::vector<std::unique_ptr<TileTables>> tiles_;  // one, or one a layer; none: keys stay as they come
   std::vector<std::unique_ptr<LayerCoding>> codings_;  // by name
-  std::vector<std::size_t> page_bytes_;                // of a page of each layer
   Batch batch_;                                        // of the call in progress
   PartialResults partials_;
   Buffer<float> to_bases_;             // A of each KV head, of the coding whose pages are packed

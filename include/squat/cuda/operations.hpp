@@ -92,7 +92,7 @@ class Operations {
     cuda::check(cudaStreamSynchronize(nullptr), "start");
   }
 
-  std::size_t page_bytes(int) const { return page_bytes_; }
+  std::size_t page_bytes(Index) const { return page_bytes_; }
 
   // ---- codings
 
@@ -118,7 +118,9 @@ class Operations {
     });
   }
 
-  void learn(Index coding, cudaStream_t stream) { codings_.learn(coding, stream); }
+  bool learn(Index coding, cudaStream_t stream) { return codings_.learn(coding, stream); }
+  void learn_nothing(Index coding, cudaStream_t stream) { codings_.learn_nothing(coding, stream); }
+  void forget(Index coding, cudaStream_t stream) { codings_.forget(coding, stream); }
   bool add_statistics(Index coding, Prior &prior) const {
     return codings_.add_statistics(coding, prior);
   }
@@ -490,7 +492,7 @@ class Operations {
     codings_.adopt(coding, record, stream);
   }
 
-  std::size_t page_record_bytes(int) const {
+  std::size_t page_record_bytes(Index) const {
     std::size_t parameters = 0;
     with_layout([&]<class Layout>() {
       parameters = PageRecord<Layout, T>(*options_->values).parameter_bytes();

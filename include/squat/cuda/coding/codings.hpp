@@ -59,11 +59,25 @@ class Codings {
 
   void remove(Index coding) { codings_[static_cast<std::size_t>(coding)].reset(); }
 
-  /// Fixes a coding from its statistics.
-  void learn(Index coding, cudaStream_t stream) {
-    LayerCoding &layer = at(coding);
-    layer.learn([&](auto &&task) { for_each_kv_head(task); }, stream);
-    upload<CodingTables>({&layer.tables(), 1}, tables_.data() + coding, stream);
+  /// Fixes a coding from its statistics. Returns false where they are of no text: it begins anew.
+  bool learn(Index coding, cudaStream_t stream) {
+    const bool learnt = at(coding).learn([&](auto &&task) { for_each_kv_head(task); }, stream);
+    if (learnt) upload_tables(coding, stream);
+    return learnt;
+  }
+
+  /// Fixes a coding, nothing learnt. Waits for the stream, as forget() does.
+  void learn_nothing(Index coding, cudaStream_t stream) {
+    at(coding).begin(true, stream);
+    upload_tables(coding, stream);
+    check(cudaStreamSynchronize(stream), "coding tables");
+  }
+
+  /// Makes a coding what it was when it was added.
+  void forget(Index coding, cudaStream_t stream) {
+    at(coding).begin(false, stream);
+    upload_tables(coding, stream);
+    check(cudaStreamSynchronize(stream), "coding tables");
   }
 
   /// Becomes what a record says. Waits for the stream.
@@ -71,7 +85,7 @@ class Codings {
     LayerCoding &layer = at(coding);
     layer.adopt(
         record, [&](auto &&task) { for_each_kv_head(task); }, stream);
-    upload<CodingTables>({&layer.tables(), 1}, tables_.data() + coding, stream);
+    upload_tables(coding, stream);
     check(cudaStreamSynchronize(stream), "coding tables");
   }
 
@@ -109,6 +123,10 @@ class Codings {
   }
 
  private:
+  void upload_tables(Index coding, cudaStream_t stream) {
+    upload<CodingTables>({&at(coding).tables(), 1}, tables_.data() + coding, stream);
+  }
+
   /// What is given once for all layers, or once a layer.
   template <class Item>
   static const Item &of_layer(const std::vector<Item> &items, int layer) {

@@ -12,6 +12,7 @@
 
 #include "squat/cache/options.hpp"
 #include "squat/coding/coding_record.hpp"
+#include "squat/coding/evidence.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/moments.hpp"
 #include "squat/coding/query_statistics.hpp"
@@ -36,11 +37,15 @@ class LayerCoding {
             KeyQuantizer(*options.coding, *options.fit, options.orthogonal, key_bits, options.head_dim)),
         value_means_(quantizers_.size()) {
     learns_ = key_bits < 16 && learns_from_prompt(*options.coding);
-    const std::vector<QueryMatrices> none(quantizers_.size());
-    DeviceBuffer<std::byte> memory;
-    tables_ = coding_tables(memory, quantizers_, none, value_means_, tiles, !learns_, nullptr);
-    memory_ = std::make_shared<const DeviceBuffer<std::byte>>(std::move(memory));
+    begin(false, nullptr);
     check(cudaStreamSynchronize(nullptr), "coding tables");
+  }
+
+  /// Has seen and learnt nothing. fixed: and never will.
+  void begin(bool fixed, cudaStream_t stream) {
+    forget();
+    make_tables(std::vector<QueryMatrices>(quantizers_.size()), fixed || !learns_, stream);
+    learnt_ = fixed;
   }
 
   int layer() const { return layer_; }
@@ -88,25 +93,30 @@ class LayerCoding {
     return heads;
   }
 
-  /// Fixes the codings from their statistics; for_each(run) runs a task a KV head.
+  /// Fixes the codings from their statistics; for_each(run) runs a task a KV head. Returns false where
+  /// they are of no text: nothing is seen and learnt then.
   template <class ForEach>
-  void learn(ForEach &&for_each, cudaStream_t stream) {
+  bool learn(ForEach &&for_each, cudaStream_t stream) {
+    reserve_statistics(stream);
+    const std::vector<QueryStatistics> heads = statistics(stream);
+    std::vector<Evidence> evidence(quantizers_.size());
     std::vector<QueryMatrices> matrices(quantizers_.size());
-    for (std::vector<float> &mean : value_means_) mean.clear();
-    if (statistics_) {
-      const std::vector<QueryStatistics> heads = statistics(stream);
-      for_each([&](Index head) {
-        const auto i = static_cast<std::size_t>(head);
-        quantizers_[i].learn(heads[i], tiles_->frame());
-        quantizers_[i].round_basis();
-        quantizers_[i].invert_rounded();
-        matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
-        value_means_[i] = rotated_value_mean(heads[i]);
-      });
+    for_each([&](Index head) {
+      const auto i = static_cast<std::size_t>(head);
+      evidence[i] = quantizers_[i].learn(heads[i], tiles_->frame());
+      quantizers_[i].round_basis();
+      quantizers_[i].invert_rounded();
+      matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
+      value_means_[i] = rotated_value_mean(heads[i]);
+    });
+    if (!is_of_text(evidence)) {
+      forget();
+      return false;
     }
     make_tables(matrices, true, stream);
     learnt_ = true;
     if (!options_->keep_statistics) statistics_.reset();
+    return true;
   }
 
   /// All of it, see CodingRecord. Statistics are part of it until the layer has learnt. Waits for the
@@ -181,9 +191,7 @@ class LayerCoding {
     tables_ = backup.tables;
     learnt_ = backup.learnt;
     has_prior_ = backup.has_prior;
-    if (learnt_) return;
-    for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
-    for (std::vector<float> &mean : value_means_) mean.clear();
+    if (!learnt_) forget_learnt();
   }
 
   std::size_t statistics_bytes() const { return statistics_ ? statistics_->bytes() : 0; }
@@ -196,6 +204,17 @@ class LayerCoding {
   }
 
  private:
+  /// But for the tables.
+  void forget() {
+    statistics_.reset();
+    learnt_ = has_prior_ = false;
+    forget_learnt();
+  }
+  void forget_learnt() {
+    for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
+    for (std::vector<float> &mean : value_means_) mean.clear();
+  }
+
   /// Tables of what the quantizers know, which then let go of matrices that only tables need.
   void make_tables(std::span<const QueryMatrices> matrices, bool learnt, cudaStream_t stream) {
     DeviceBuffer<std::byte> memory;

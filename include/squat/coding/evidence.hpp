@@ -1,0 +1,125 @@
+#pragma once
+
+// Whether tokens were text: what a head's statistics say of it.
+//
+// A cache is warmed up with zeros, with one token over and over, with random numbers. A coding that
+// learnt from those would serve every later prompt badly. Their moments tell: keys that repeat vary in
+// no more directions than there are different ones, and noise varies in all directions alike, which
+// keys and queries of a model never do. SmolLM2-135M, head_dim 64, 512 tokens: keys of prose, code and
+// random characters have an effective rank of 12 to 23 in a layer, 4.7 to 5.3 in the first, whose keys
+// know of no context; one token repeated has 0 to 2.9, a loop of five 2.3 to 3.7, noise 57.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "squat/coding/matrix_product.hpp"
+#include "squat/coding/moments.hpp"
+#include "squat/coding/query_statistics.hpp"
+#include "squat/coding/rotary.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/instruction_set.hpp"
+
+namespace squat::inline SQUAT_CPU_NAMESPACE {
+
+/// What is known of one KV head.
+struct Evidence {
+  double key_rank = 0;    ///< effective_rank() of keys before their rotary embedding
+  double query_rank = 0;  ///< the same of the queries' moments
+  double draws = 0;       ///< of the keys that it is known by
+  double queries = 0;     ///< how many there were
+  double channels = 0;    ///< head_dim
+};
+
+/// In how many directions the correlations of channels spread: (sum l)^2 / sum l^2 over the eigenvalues
+/// of the correlation matrix, d where all are alike, 1 where channels vary as one. Channels whose
+/// deviations are at most `least` [channel], squared, do not vary.
+template <class Real>
+double effective_rank(const Matrix<Real> &covariance, std::span<const double> least) {
+  std::vector<Index> varying;
+  for (Index i = 0; i < covariance.rows(); ++i) {
+    if (static_cast<double>(covariance(i, i)) > least[static_cast<std::size_t>(i)]) varying.push_back(i);
+  }
+  double squares = 0;
+  for (const Index i : varying) {
+    for (const Index j : varying) {
+      const auto both = static_cast<double>(covariance(i, j));
+      squares +=
+          both * both / static_cast<double>(covariance(i, i)) / static_cast<double>(covariance(j, j));
+    }
+  }
+  const auto count = static_cast<double>(varying.size());
+  return squares > 0 ? count * count / squares : 0;
+}
+
+/// covariance: of the keys, see key_covariance(). In a tile frame, whose rows turn equal keys apart, the
+/// means of its rows, turned back, tell more: a loop of few tokens has few of them.
+template <class Real>
+Evidence evidence_of(const QueryStatistics &statistics, const TileFrame *frame,
+                     const Matrix<Real> &covariance) {
+  // What rounding to 16 bits makes of keys that are all the same: a channel's square by 2^-22 / 3 at
+  // most.
+  constexpr double rounding = 1e-7;
+  const Index d = statistics.head_dim(), rows = statistics.rows();
+  const std::span<const double> row_counts = statistics.sums(&HeadSums::row_counts);
+  std::vector<double> least;
+  for (Index i = 0; i < d; ++i) {
+    const auto square = static_cast<std::size_t>(triangle_index(i, i));
+    least.push_back(rounding * statistics.sums(&HeadSums::key_moment)[square] /
+                    std::max(statistics.keys(), 1.0));
+  }
+  Evidence evidence;
+  evidence.draws = statistics.keys();
+  if (frame == nullptr) {
+    evidence.key_rank = effective_rank(covariance, least);
+  } else {
+    const std::vector<double> sums = detail::sums_by_row(statistics);
+    const std::vector<double> mean = detail::key_mean(statistics, frame, sums.data());
+    Matrix<Real> deviations(rows, d), transposed_deviations(d, rows);
+    evidence.draws = 0;
+    std::vector<double> sum(mean.size());
+    for (Index row = 0; row < rows; ++row) {
+      const double keys = row_counts[static_cast<std::size_t>(row)];
+      if (keys > 0) evidence.draws += 1;
+      std::copy_n(sums.data() + row * d, sum.size(), sum.data());
+      detail::turn_in_frame(sum.data(), frame, row, -1);
+      for (Index i = 0; i < d; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        deviations(row, i) = transposed_deviations(i, row) =
+            static_cast<Real>(keys > 0 ? (sum[at] - keys * mean[at]) / std::sqrt(keys) : 0);
+      }
+    }
+    Matrix<Real> of_rows = matrix_product<Real>(transposed_deviations, deviations);
+    for (Index i = 0; i < d * d; ++i)
+      of_rows.data()[i] /= static_cast<Real>(std::max(evidence.draws, 1.0));
+    evidence.key_rank = effective_rank(of_rows, least);
+  }
+  std::fill(least.begin(), least.end(), 0.0);
+  evidence.query_rank = effective_rank(query_moment<Real>(statistics), least);
+  evidence.queries = statistics.sums(&HeadSums::queries)[0];
+  evidence.channels = static_cast<double>(d);
+  return evidence;
+}
+
+/// Whether the heads of a layer, all together, have seen something to learn from: not the same few keys
+/// again and again, and not noise.
+inline bool is_of_text(std::span<const Evidence> heads) {
+  constexpr double fewest_directions = 4, most_of_noise = .9;
+  // The share of what n draws of noise show: of d directions, n d / (n + d).
+  const auto of_noise = [](double rank, double draws, double channels) {
+    return draws > 0 ? rank * (draws + channels) / (draws * channels) : 0;
+  };
+  double key_rank = 0, limit = 0, key_noise = 0, query_noise = 0;
+  for (const Evidence &head : heads) {
+    key_rank += head.key_rank;
+    limit += std::min({fewest_directions, head.channels / 8, head.draws / 4});
+    key_noise += of_noise(head.key_rank, head.draws, head.channels);
+    query_noise += of_noise(head.query_rank, head.queries, head.channels);
+  }
+  const double most = most_of_noise * static_cast<double>(heads.size());
+  return key_rank >= limit && key_rank > 0 && !(key_noise > most && query_noise > most);
+}
+
+}  // namespace squat::inline SQUAT_CPU_NAMESPACE
