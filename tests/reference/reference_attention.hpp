@@ -43,7 +43,7 @@ Tensor<S> random_tensor(Index tokens, Index heads, Index head_dim, unsigned seed
 template <class S = float>
 Tensor<S> correlated_tensor(Index tokens, Index heads, Index head_dim, unsigned seed) {
   Tensor<S> tensor = random_tensor<S>(tokens, heads, head_dim, seed);
-  constexpr float alike = .7f;
+  constexpr float alike = .5f;
   const float apart = std::sqrt(1 - alike * alike);
   for (std::size_t i = 0; i < tensor.elements.size(); ++i) {
     if (i % static_cast<std::size_t>(head_dim) == 0) continue;

@@ -26,32 +26,44 @@ namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// What is known of one KV head.
 struct Evidence {
-  double key_rank = 0;    ///< effective_rank() of keys before their rotary embedding
+  double key_directions =
+      0;                  ///< effective_rank() of the correlation of keys before their rotary embedding
+  double key_rank = 0;    ///< the same of their covariance
   double query_rank = 0;  ///< the same of the queries' moments
   double draws = 0;       ///< of the keys that it is known by
   double queries = 0;     ///< how many there were
   double channels = 0;    ///< head_dim
 };
 
-/// In how many directions the correlations of channels spread: (sum l)^2 / sum l^2 over the eigenvalues
-/// of the correlation matrix, d where all are alike, 1 where channels vary as one. Channels whose
-/// deviations are at most `least` [channel], squared, do not vary.
+/// In how many directions a covariance spreads: (sum l)^2 / sum l^2 over its eigenvalues, d where all
+/// are alike, 1 where channels vary as one.
 template <class Real>
-double effective_rank(const Matrix<Real> &covariance, std::span<const double> least) {
-  std::vector<Index> varying;
-  for (Index i = 0; i < covariance.rows(); ++i) {
-    if (static_cast<double>(covariance(i, i)) > least[static_cast<std::size_t>(i)]) varying.push_back(i);
+double effective_rank(const Matrix<Real> &covariance) {
+  double trace = 0, squares = 0;
+  for (Index i = 0; i < covariance.rows(); ++i) trace += static_cast<double>(covariance(i, i));
+  for (Index i = 0; i < covariance.size(); ++i) {
+    squares += static_cast<double>(covariance.data()[i]) * static_cast<double>(covariance.data()[i]);
   }
-  double squares = 0;
-  for (const Index i : varying) {
-    for (const Index j : varying) {
-      const auto both = static_cast<double>(covariance(i, j));
-      squares +=
-          both * both / static_cast<double>(covariance(i, i)) / static_cast<double>(covariance(j, j));
+  return squares > 0 ? trace * trace / squares : 0;
+}
+
+/// The covariance of channels brought to a deviation of 1. Those whose deviation, squared, is at most
+/// `least` [channel] do not vary, and are 0.
+template <class Real>
+Matrix<Real> correlation(Matrix<Real> covariance, const std::vector<double> &least) {
+  const Index d = covariance.rows();
+  std::vector<double> inverse;
+  for (Index i = 0; i < d; ++i) {
+    const auto square = static_cast<double>(covariance(i, i));
+    inverse.push_back(square > least[static_cast<std::size_t>(i)] ? 1 / std::sqrt(square) : 0.0);
+  }
+  for (Index i = 0; i < d; ++i) {
+    for (Index j = 0; j < d; ++j) {
+      covariance(i, j) *=
+          static_cast<Real>(inverse[static_cast<std::size_t>(i)] * inverse[static_cast<std::size_t>(j)]);
     }
   }
-  const auto count = static_cast<double>(varying.size());
-  return squares > 0 ? count * count / squares : 0;
+  return covariance;
 }
 
 /// covariance: of the keys, see key_covariance(). In a tile frame, whose rows turn equal keys apart, the
@@ -71,9 +83,13 @@ Evidence evidence_of(const QueryStatistics &statistics, const TileFrame *frame,
                     std::max(statistics.keys(), 1.0));
   }
   Evidence evidence;
+  const auto note_keys = [&](const Matrix<Real> &of_keys) {
+    evidence.key_directions = effective_rank(correlation(of_keys, least));
+    evidence.key_rank = effective_rank(of_keys);
+  };
   evidence.draws = statistics.keys();
   if (frame == nullptr) {
-    evidence.key_rank = effective_rank(covariance, least);
+    note_keys(covariance);
   } else {
     const std::vector<double> sums = detail::sums_by_row(statistics);
     const std::vector<double> mean = detail::key_mean(statistics, frame, sums.data());
@@ -94,10 +110,9 @@ Evidence evidence_of(const QueryStatistics &statistics, const TileFrame *frame,
     Matrix<Real> of_rows = matrix_product<Real>(transposed_deviations, deviations);
     for (Index i = 0; i < d * d; ++i)
       of_rows.data()[i] /= static_cast<Real>(std::max(evidence.draws, 1.0));
-    evidence.key_rank = effective_rank(of_rows, least);
+    note_keys(of_rows);
   }
-  std::fill(least.begin(), least.end(), 0.0);
-  evidence.query_rank = effective_rank(query_moment<Real>(statistics), least);
+  evidence.query_rank = effective_rank(query_moment<Real>(statistics));
   evidence.queries = statistics.sums(&HeadSums::queries)[0];
   evidence.channels = static_cast<double>(d);
   return evidence;
@@ -111,15 +126,15 @@ inline bool is_of_text(std::span<const Evidence> heads) {
   const auto of_noise = [](double rank, double draws, double channels) {
     return draws > 0 ? rank * (draws + channels) / (draws * channels) : 0;
   };
-  double key_rank = 0, limit = 0, key_noise = 0, query_noise = 0;
+  double directions = 0, limit = 0, key_noise = 0, query_noise = 0;
   for (const Evidence &head : heads) {
-    key_rank += head.key_rank;
+    directions += head.key_directions;
     limit += std::min({fewest_directions, head.channels / 8, head.draws / 4});
     key_noise += of_noise(head.key_rank, head.draws, head.channels);
     query_noise += of_noise(head.query_rank, head.queries, head.channels);
   }
   const double most = most_of_noise * static_cast<double>(heads.size());
-  return key_rank >= limit && key_rank > 0 && !(key_noise > most && query_noise > most);
+  return directions >= limit && directions > 0 && !(key_noise > most && query_noise > most);
 }
 
 }  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -1,0 +1,120 @@
+// Learning under control on the device: what is no text teaches nothing, and learning can begin anew.
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "caches.cuh"
+#include "reference/inputs.hpp"
+
+namespace squat::test {
+namespace {
+
+using Bytes = std::vector<std::byte>;
+using Cache = DeviceCache<64, 32, 2, 2>;
+constexpr Index learnt_from = 192;
+
+class CudaLearning : public OnDevice {
+ protected:
+  static Options options() {
+    Options options{
+        .layers = 2, .query_heads = 4, .kv_heads = 2, .head_dim = 64, .coding = Coding::subspace};
+    options.residual = 16;
+    options.page_tokens = 32;
+    options.statistics_tokens = learnt_from;
+    options.rotary = {rotary_table(1e4, 64)};
+    return options;
+  }
+
+  /// Tokens from `period` on are those before again, each turned to where it stands.
+  static DeviceInputs inputs(Index tokens, unsigned seed, Index period, float scale = 1) {
+    DeviceInputs in(options(), tokens, seed);
+    for (auto *x : {&in.host.q, &in.host.k, &in.host.v}) {
+      const auto row = static_cast<std::size_t>(x->heads * x->head_dim);
+      for (float &element : x->elements) element *= scale;
+      for (std::size_t i = row * static_cast<std::size_t>(period); i < x->elements.size(); ++i)
+        x->elements[i] = x->elements[i - row * static_cast<std::size_t>(period)];
+      if (x == &in.host.v) continue;
+      for (Index token = 0; token < tokens; ++token) {
+        const Turn turn(options().rotary.front(), token);
+        for (Index head = 0; head < x->heads; ++head) turn.apply(x->view().row(token, head));
+      }
+    }
+    in.q.write(in.host.q);
+    in.k.write(in.host.k);
+    in.v.write(in.host.v);
+    return in;
+  }
+  static DeviceInputs text(Index tokens, unsigned seed) { return inputs(tokens, seed, tokens); }
+
+  static SequenceId sequence_of(Cache &cache, DeviceInputs in, bool learn = true) {
+    const SequenceId sequence = cache.add_sequence();
+    const SequenceTokens entry{.sequence = sequence, .tokens = in.host.q.tokens, .learn = learn};
+    for (int layer : {0, 1}) {
+      cache.attend(std::span(&entry, 1), layer, in.q.view(), in.k.view(), in.v.view(), in.out.view());
+    }
+    return sequence;
+  }
+
+  static Bytes saved(Cache &cache, SequenceId sequence) {
+    Bytes bytes;
+    cache.save(sequence, bytes);
+    return bytes;
+  }
+};
+
+TEST_F(CudaLearning, OfTokensThatAreNoTextChangesNothing) {
+  for (const auto &[period, scale] : {std::pair{1, 0.0f}, {1, 1.0f}, {5, 1.0f}}) {
+    SCOPED_TRACE(testing::Message() << period << " tokens, times " << scale);
+    Cache cache(options()), untouched(options());
+    const SequenceId warm = sequence_of(cache, inputs(learnt_from + 60, 91, period, scale));
+    EXPECT_GT(cache.memory_report().packed_tokens, 0);
+    const SequenceId a = sequence_of(cache, text(300, 5)), b = sequence_of(untouched, text(300, 5));
+    EXPECT_EQ(saved(cache, a), saved(untouched, b));
+    EXPECT_EQ(device_contents(cache, warm), device_contents(cache, cache.fork(warm)));
+  }
+}
+
+TEST_F(CudaLearning, IsTheCallersToForbid) {
+  Cache cache(options()), untouched(options());
+  sequence_of(cache, text(600, 44), false);
+  EXPECT_GT(cache.memory_report().packed_tokens, 0);
+  const SequenceId a = sequence_of(cache, text(300, 5)), b = sequence_of(untouched, text(300, 5));
+  EXPECT_EQ(saved(cache, a), saved(untouched, b));
+}
+
+TEST_F(CudaLearning, BeginsAnewBesideWhatIsPacked) {
+  Cache cache(options()), untouched(options());
+  const SequenceId partly = sequence_of(cache, text(100, 70));
+  cache.reset_learning();
+  cache.remove_sequence(partly);
+  const SequenceId old = sequence_of(cache, text(300, 44));
+  const Contents before = device_contents(cache, old);
+  cache.reset_learning();
+  const SequenceId a = sequence_of(cache, text(300, 5)), b = sequence_of(untouched, text(300, 5));
+  EXPECT_EQ(saved(cache, a), saved(untouched, b));
+  EXPECT_EQ(device_contents(cache, old), before);
+  const SequenceId loaded = untouched.load(saved(cache, old));  // brings its own
+  EXPECT_EQ(device_contents(untouched, loaded), before);
+}
+
+TEST_F(CudaLearning, OfFrozenCachesIsThePriorsAlone) {
+  Options with = options();
+  with.keep_statistics = true;
+  Cache collecting(with);
+  sequence_of(collecting, text(500, 3));
+  with.keep_statistics = false;
+  with.prior = std::make_shared<const Prior>(collecting.statistics());
+  with.learning = LearningMode::frozen;
+  Cache cache(with), replica(with);
+  sequence_of(replica, text(300, 25));
+  const SequenceId a = sequence_of(cache, text(300, 5)), b = sequence_of(replica, text(300, 5));
+  EXPECT_GT(cache.memory_report().packed_tokens, 0);
+  EXPECT_EQ(saved(cache, a), saved(replica, b));
+  EXPECT_EQ(cache.memory_report().statistics, 0u);
+}
+
+}  // namespace
+}  // namespace squat::test
