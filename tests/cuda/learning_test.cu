@@ -29,8 +29,10 @@ class CudaLearning : public OnDevice {
   }
 
   /// Tokens from `period` on are those before again, each turned to where it stands.
-  static DeviceInputs inputs(Index tokens, unsigned seed, Index period, float scale = 1) {
-    DeviceInputs in(options(), tokens, seed);
+  static std::unique_ptr<DeviceInputs> inputs(Index tokens, unsigned seed, Index period,
+                                              float scale = 1) {
+    auto made = std::make_unique<DeviceInputs>(options(), tokens, seed);
+    DeviceInputs &in = *made;
     for (auto *x : {&in.host.q, &in.host.k, &in.host.v}) {
       const auto row = static_cast<std::size_t>(x->heads * x->head_dim);
       for (float &element : x->elements) element *= scale;
@@ -45,11 +47,14 @@ class CudaLearning : public OnDevice {
     in.q.write(in.host.q);
     in.k.write(in.host.k);
     in.v.write(in.host.v);
-    return in;
+    return made;
   }
-  static DeviceInputs text(Index tokens, unsigned seed) { return inputs(tokens, seed, tokens); }
+  static std::unique_ptr<DeviceInputs> text(Index tokens, unsigned seed) {
+    return inputs(tokens, seed, tokens);
+  }
 
-  static SequenceId sequence_of(Cache &cache, DeviceInputs in, bool learn = true) {
+  static SequenceId sequence_of(Cache &cache, std::unique_ptr<DeviceInputs> made, bool learn = true) {
+    DeviceInputs &in = *made;
     const SequenceId sequence = cache.add_sequence();
     const SequenceTokens entry{.sequence = sequence, .tokens = in.host.q.tokens, .learn = learn};
     for (int layer : {0, 1}) {
