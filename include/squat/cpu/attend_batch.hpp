@@ -5,6 +5,9 @@
 // run of pages, so that one long sequence keeps every thread busy too.
 
 #include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -57,11 +60,13 @@ class AttendBatch {
     items_.clear();
     merges_.clear();
     rows_ = partial_rows_ = 0;
+    few_row_counts_ = 0;
     const Index block_tokens = std::max<Index>(1, most_rows / heads);
     for (const Call &call : calls) {
       for (Index first = 0; first < call.tokens; first += block_tokens) {
         const Index tokens = std::min(block_tokens, call.tokens - first);
         rows_ = std::max(rows_, tokens * heads);
+        if (tokens * heads <= few_rows) few_row_counts_ |= std::uint64_t{1} << (tokens * heads);
         for (Index head = 0; head < kv_heads; ++head) add({&call, head, first, tokens}, tokens * heads);
       }
     }
@@ -72,8 +77,15 @@ class AttendBatch {
   Index merges() const { return static_cast<Index>(merges_.size()); }
   const Merge &merge(Index index) const { return merges_[static_cast<std::size_t>(index)]; }
 
-  /// Of the largest block.
-  Index rows() const { return rows_; }
+  /// The largest of what `bytes(rows)` says for the rows of blocks. It rises with rows beyond few_rows;
+  /// up to there, fewer rows may ask for more.
+  template <class Bytes>
+  std::size_t most_bytes(Bytes &&bytes) const {
+    std::size_t most = rows_ > 0 ? bytes(rows_) : 0;
+    for (std::uint64_t left = few_row_counts_; left != 0; left &= left - 1)
+      most = std::max(most, bytes(Index{std::countr_zero(left)}));
+    return most;
+  }
   Index partial_rows() const { return partial_rows_; }
 
  private:
@@ -91,7 +103,8 @@ class AttendBatch {
 
   std::vector<Item> items_;
   std::vector<Merge> merges_;
-  Index rows_ = 0;
+  Index rows_ = 0;                    // of the largest block
+  std::uint64_t few_row_counts_ = 0;  // bit n: a block has n rows, up to few_rows
   Index partial_rows_ = 0;
 };
 

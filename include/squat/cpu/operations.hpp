@@ -290,7 +290,9 @@ class Operations {
   /// Cuts the work of attend_reserved() and makes its memory.
   void reserve_attend(std::span<const Call> calls) {
     batch_.cut(calls, options_.kv_heads, heads_per_kv_head());
-    workspace_.reserve(batch_.items(), Head::scratch_bytes(layout_, batch_.rows()));
+    workspace_.reserve(batch_.items(), batch_.most_bytes([&](Index rows) {
+      return Head::scratch_bytes(layout_, rows);
+    }));
     partials_.reserve(batch_.partial_rows(), options_.head_dim);
   }
 
