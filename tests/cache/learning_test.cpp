@@ -13,11 +13,11 @@
 
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
+#include "reference/saved.hpp"
 
 namespace squat::test {
 namespace {
 
-using Bytes = std::vector<std::byte>;
 constexpr Index learnt_from = 192;
 
 Options small(Coding coding = Coding::subspace) {
@@ -30,33 +30,19 @@ Options small(Coding coding = Coding::subspace) {
   return options;
 }
 
-/// Turns keys, and queries, to the positions they stand at, as engines hand them over.
-void embed(const Options &options, Inputs<> &in) {
-  for (auto *x : {&in.q, &in.k}) {
-    for (Index token = 0; token < x->tokens; ++token) {
-      const Turn turn(options.rotary.front(), token);
-      for (Index head = 0; head < x->heads; ++head) turn.apply(x->view().row(token, head));
-    }
-  }
-}
-
 /// What a text is like: channels that vary together, about a mean.
 Inputs<> text(const Options &options, Index tokens, unsigned seed) {
   Inputs<> in(options, tokens, seed);
   for (std::size_t i = 0; i < in.k.elements.size(); ++i) in.k.elements[i] += i % 64 == 7 ? 6.0f : 0.0f;
-  embed(options, in);
+  embed(in, options.rotary.front());
   return in;
 }
 
 /// The first `period` tokens of a text again and again.
 Inputs<> loop(const Options &options, Index tokens, Index period) {
   Inputs<> in(options, tokens, 91);
-  for (auto *x : {&in.q, &in.k, &in.v}) {
-    const auto row = static_cast<std::size_t>(x->heads * x->head_dim);
-    for (std::size_t i = row * static_cast<std::size_t>(period); i < x->elements.size(); ++i)
-      x->elements[i] = x->elements[i - row * static_cast<std::size_t>(period)];
-  }
-  embed(options, in);
+  repeat(in, period);
+  embed(in, options.rotary.front());
   return in;
 }
 
@@ -87,13 +73,6 @@ SequenceId sequence_of(Cache &cache, Inputs<> in) {
   const SequenceId sequence = cache.add_sequence();
   fill(cache, {sequence, in.q.tokens}, in);
   return sequence;
-}
-
-template <class Cache>
-Bytes saved(Cache &cache, SequenceId sequence) {
-  Bytes bytes;
-  cache.save(sequence, bytes);
-  return bytes;
 }
 
 struct Junk {

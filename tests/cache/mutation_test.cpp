@@ -18,6 +18,7 @@
 
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
+#include "reference/saved.hpp"
 #include "reference/snapshot_sections.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -31,7 +32,6 @@
 namespace squat::test {
 namespace {
 
-using Bytes = std::vector<std::byte>;
 using Cache = KVCache<half, 2>;
 
 int mutations() {
@@ -75,15 +75,13 @@ Options options_of(Coding coding, Codes codes, Allocation allocation) {
   return options;
 }
 
-Bytes saved(const Options &options, Index tokens) {
+Bytes snapshot_of(const Options &options, Index tokens) {
   Cache cache(options);
   const SequenceId sequence = cache.add_sequence();
   Inputs<> in(options, tokens, 3);
   cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
   cache.shift(sequence, 5, 9, -4);
-  Bytes bytes;
-  cache.save(sequence, bytes);
-  return bytes;
+  return saved(cache, sequence);
 }
 
 /// Changes some bytes, or numbers of 1 to 8 bytes to those that readers like least, or cuts, doubles or
@@ -157,7 +155,7 @@ TEST(Mutation, OfASnapshotIsRefusedOrGoesOn) {
                                     options_of(Coding::subspace, Codes::scalar, Allocation::model)};
   for (const Options &options : all) {
     for (const Index tokens : {Index{30}, Index{150}}) {
-      const Bytes bytes = saved(options, tokens);
+      const Bytes bytes = snapshot_of(options, tokens);
       for (int i = 0; i < mutations() / 10; ++i) {
         Bytes mutated = bytes;
         mutate(mutated, random);

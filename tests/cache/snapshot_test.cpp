@@ -15,11 +15,10 @@
 
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
+#include "reference/saved.hpp"
 
 namespace squat::test {
 namespace {
-
-using Bytes = std::vector<std::byte>;
 
 Options small(Coding coding) {
   Options options{.layers = 2, .query_heads = 4, .kv_heads = 2, .head_dim = 32, .coding = coding};
@@ -29,13 +28,6 @@ Options small(Coding coding) {
   options.statistics_tokens = 64;
   options.rotary = {rotary_table(1e3, 24)};
   return options;
-}
-
-template <class Cache>
-Bytes saved(Cache &cache, SequenceId sequence, bool codings = true) {
-  Bytes bytes;
-  cache.save(sequence, bytes, {.codings = codings});
-  return bytes;
 }
 
 template <class Cache>

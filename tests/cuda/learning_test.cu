@@ -1,18 +1,16 @@
 // Learning under control on the device: what is no text teaches nothing, and learning can begin anew.
 
-#include <cstddef>
 #include <memory>
 #include <span>
 #include <utility>
-#include <vector>
 
 #include "caches.cuh"
 #include "reference/inputs.hpp"
+#include "reference/saved.hpp"
 
 namespace squat::test {
 namespace {
 
-using Bytes = std::vector<std::byte>;
 using Cache = DeviceCache<64, 32, 2, 2>;
 constexpr Index learnt_from = 192;
 
@@ -34,16 +32,10 @@ class CudaLearning : public OnDevice {
     auto made = std::make_unique<DeviceInputs>(options(), tokens, seed);
     DeviceInputs &in = *made;
     for (auto *x : {&in.host.q, &in.host.k, &in.host.v}) {
-      const auto row = static_cast<std::size_t>(x->heads * x->head_dim);
       for (float &element : x->elements) element *= scale;
-      for (std::size_t i = row * static_cast<std::size_t>(period); i < x->elements.size(); ++i)
-        x->elements[i] = x->elements[i - row * static_cast<std::size_t>(period)];
-      if (x == &in.host.v) continue;
-      for (Index token = 0; token < tokens; ++token) {
-        const Turn turn(options().rotary.front(), token);
-        for (Index head = 0; head < x->heads; ++head) turn.apply(x->view().row(token, head));
-      }
     }
+    repeat(in.host, period);
+    embed(in.host, options().rotary.front());
     in.q.write(in.host.q);
     in.k.write(in.host.k);
     in.v.write(in.host.v);
@@ -61,12 +53,6 @@ class CudaLearning : public OnDevice {
       cache.attend(std::span(&entry, 1), layer, in.q.view(), in.k.view(), in.v.view(), in.out.view());
     }
     return sequence;
-  }
-
-  static Bytes saved(Cache &cache, SequenceId sequence) {
-    Bytes bytes;
-    cache.save(sequence, bytes);
-    return bytes;
   }
 };
 

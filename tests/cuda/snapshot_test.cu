@@ -6,11 +6,10 @@
 
 #include "caches.cuh"
 #include "reference/inputs.hpp"
+#include "reference/saved.hpp"
 
 namespace squat::test {
 namespace {
-
-using Bytes = std::vector<std::byte>;
 
 Options options_of(Coding coding, int head_dim, int page_tokens, TailCoding tail,
                    ValueCoding values = ValueCoding::symmetric) {
@@ -23,13 +22,6 @@ Options options_of(Coding coding, int head_dim, int page_tokens, TailCoding tail
   options.rotary = {rotary_table(1e3, 46)};
   options.statistics_tokens = 60;
   return options;
-}
-
-template <class Cache>
-Bytes saved(Cache &cache, SequenceId sequence) {
-  Bytes bytes;
-  cache.save(sequence, bytes);
-  return bytes;
 }
 
 template <class Cache, class In>

@@ -65,6 +65,24 @@ struct Inputs {
   Tensor<S> q, k, v, out;
 };
 
+/// Makes the tokens from `period` on those before again.
+inline void repeat(Inputs<> &in, Index period) {
+  for (auto *x : {&in.q, &in.k, &in.v}) {
+    const auto begin = static_cast<std::size_t>(period * x->heads * x->head_dim);
+    for (std::size_t i = begin; i < x->elements.size(); ++i) x->elements[i] = x->elements[i - begin];
+  }
+}
+
+/// Turns queries and keys to the positions they stand at, as engines hand them over.
+inline void embed(Inputs<> &in, const RotaryTable &table) {
+  for (auto *x : {&in.q, &in.k}) {
+    for (Index token = 0; token < x->tokens; ++token) {
+      const Turn turn(table, token);
+      for (Index head = 0; head < x->heads; ++head) turn.apply(x->view().row(token, head));
+    }
+  }
+}
+
 /// How far attention over codes of that width may be from attention over what they stand for: kernels
 /// round queries and probabilities to 8 bits, 14 for codes of 8 bits (squat/cpu/round_weights.hpp). Half
 /// of this is usual for one row, and a tenth of what 4-bit codes themselves err.

@@ -787,7 +787,7 @@ class KVCache {
       case detail::Adoption::add:
         break;
     }
-    if (snapshots.learnt_nothing(found))
+    if (found.learnt_nothing)
       return change_coding(layer, coding_without_learning(layer.layer, undo.stream()));
     check_room_for_coding(layer.layer);
     const Index coding = add_coding(layer.layer);
@@ -914,7 +914,6 @@ class KVCache {
       plan_.add(state, row, entry.tokens, coding, learnt, observed, options_.sinks, rule);
       if (*options_.allocation == Allocation::model) set_page_bytes(coding);
     });
-    make_room(plan_.calls().size());
     reserve_plan(attends, stream);
   }
 

@@ -220,6 +220,7 @@ class Snapshots {
     CodingHeader header;
     std::vector<std::byte> bytes;
     int layer;
+    bool learnt_nothing;  // and never will
   };
 
   FoundCoding read_coding(SnapshotReader &in, int layer) const {
@@ -238,7 +239,9 @@ class Snapshots {
       throw_damaged(Section::coding, "it does not say what it holds");
     if (header.present == 1 && coding_fingerprint(bytes) != header.fingerprint)
       throw_damaged(Section::coding, "its fingerprint is not that of its bytes");
-    return {header, std::move(bytes), layer};
+    const bool learnt_nothing = header.ready == 1 && header.present == 1 && learning_.learns_at_all() &&
+                                !coding_record(bytes, sizes_).knows_anything();
+    return {header, std::move(bytes), layer, learnt_nothing};
   }
 
   /// Whether it is one of the cache's that has learnt.
@@ -247,15 +250,9 @@ class Snapshots {
            found.header.fingerprint == coding_fingerprint(own_bytes(coding));
   }
 
-  /// Whether it has learnt nothing and never will.
-  bool learnt_nothing(const FoundCoding &found) const {
-    return found.header.ready == 1 && !found.bytes.empty() && learning_.learns_at_all() &&
-           !coding_record(found.bytes, sizes_).knows_anything();
-  }
-
   /// What becomes of it where the cache has `coding`, see adoption.hpp.
   Adoption adoption_of(const FoundCoding &found, Index coding, bool needed, bool beside) const {
-    return adoption(found.header, own_coding(coding), needed, learnt_nothing(found), beside,
+    return adoption(found.header, own_coding(coding), needed, found.learnt_nothing, beside,
                     std::to_string(found.layer));
   }
 

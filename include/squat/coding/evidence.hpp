@@ -26,13 +26,14 @@ namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// What is known of one KV head.
 struct Evidence {
-  double key_directions =
-      0;                  ///< effective_rank() of the correlation of keys before their rotary embedding
-  double key_rank = 0;    ///< the same of their covariance
-  double query_rank = 0;  ///< the same of the queries' moments
-  double draws = 0;       ///< of the keys that it is known by
-  double queries = 0;     ///< how many there were
-  double channels = 0;    ///< head_dim
+  // effective_rank() of keys before their rotary embedding, and of queries.
+  double key_directions = 0;  ///< of the correlation of keys
+  double key_rank = 0;        ///< of their covariance
+  double query_rank = 0;      ///< of the moments of queries
+
+  double draws = 0;     ///< of the keys that it is known by
+  double queries = 0;   ///< how many there were
+  double channels = 0;  ///< head_dim
 };
 
 /// In how many directions a covariance spreads: (sum l)^2 / sum l^2 over its eigenvalues, d where all
@@ -93,7 +94,7 @@ Evidence evidence_of(const QueryStatistics &statistics, const TileFrame *frame,
   } else {
     const std::vector<double> sums = detail::sums_by_row(statistics);
     const std::vector<double> mean = detail::key_mean(statistics, frame, sums.data());
-    Matrix<Real> deviations(rows, d), transposed_deviations(d, rows);
+    Matrix<Real> deviations(rows, d);
     evidence.draws = 0;
     std::vector<double> sum(mean.size());
     for (Index row = 0; row < rows; ++row) {
@@ -103,11 +104,11 @@ Evidence evidence_of(const QueryStatistics &statistics, const TileFrame *frame,
       detail::turn_in_frame(sum.data(), frame, row, -1);
       for (Index i = 0; i < d; ++i) {
         const auto at = static_cast<std::size_t>(i);
-        deviations(row, i) = transposed_deviations(i, row) =
+        deviations(row, i) =
             static_cast<Real>(keys > 0 ? (sum[at] - keys * mean[at]) / std::sqrt(keys) : 0);
       }
     }
-    Matrix<Real> of_rows = matrix_product<Real>(transposed_deviations, deviations);
+    Matrix<Real> of_rows = matrix_product<Real>(transposed<Real>(deviations), deviations);
     for (Index i = 0; i < d * d; ++i)
       of_rows.data()[i] /= static_cast<Real>(std::max(evidence.draws, 1.0));
     note_keys(of_rows);

@@ -69,24 +69,20 @@ class Codings {
   /// Fixes a coding, nothing learnt. Waits for the stream, as forget() does.
   void learn_nothing(Index coding, cudaStream_t stream) {
     at(coding).begin(true, stream);
-    upload_tables(coding, stream);
-    check(cudaStreamSynchronize(stream), "coding tables");
+    upload_tables_and_wait(coding, stream);
   }
 
   /// Makes a coding what it was when it was added.
   void forget(Index coding, cudaStream_t stream) {
     at(coding).begin(false, stream);
-    upload_tables(coding, stream);
-    check(cudaStreamSynchronize(stream), "coding tables");
+    upload_tables_and_wait(coding, stream);
   }
 
   /// Becomes what a record says. Waits for the stream.
   void adopt(Index coding, const CodingRecord &record, cudaStream_t stream) {
-    LayerCoding &layer = at(coding);
-    layer.adopt(
+    at(coding).adopt(
         record, [&](auto &&task) { for_each_kv_head(task); }, stream);
-    upload_tables(coding, stream);
-    check(cudaStreamSynchronize(stream), "coding tables");
+    upload_tables_and_wait(coding, stream);
   }
 
   void restore(Index coding, LayerCoding::Backup backup) noexcept {
@@ -125,6 +121,10 @@ class Codings {
  private:
   void upload_tables(Index coding, cudaStream_t stream) {
     upload<CodingTables>({&at(coding).tables(), 1}, tables_.data() + coding, stream);
+  }
+  void upload_tables_and_wait(Index coding, cudaStream_t stream) {
+    upload_tables(coding, stream);
+    check(cudaStreamSynchronize(stream), "coding tables");
   }
 
   /// What is given once for all layers, or once a layer.
