@@ -57,7 +57,7 @@ class CudaLearning : public OnDevice {
 };
 
 TEST_F(CudaLearning, OfTokensThatAreNoTextChangesNothing) {
-  for (const auto &[period, scale] : {std::pair{1, 0.0f}, {1, 1.0f}}) {
+  for (const auto &[period, scale] : {std::pair{1, 0.0f}, {1, 1.0f}, {5, 1.0f}}) {
     SCOPED_TRACE(testing::Message() << period << " tokens, times " << scale);
     Cache cache(options()), untouched(options());
     const SequenceId warm = sequence_of(cache, inputs(learnt_from + 60, 91, period, scale));

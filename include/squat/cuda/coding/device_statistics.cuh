@@ -49,6 +49,7 @@ class DeviceStatistics {
         filling_(static_cast<std::size_t>(2 * kv_heads * head_dim)) {
     doubles_.fill(0, stream);
     floats_.fill(0, stream);
+    filling_.fill(0, stream);  // which back-ups copy whether a group has begun or not
   }
 
   /// A copy, made on the stream.
