@@ -63,17 +63,18 @@ class OperationsOf final : public AnyOperations<T> {
     operations_.reserve(calls, attends, {});
   }
 
-  void append(std::span<const Call> calls, AnyTensor q, AnyTensor k, AnyTensor v,
-              AnyTensor out) override {
+  void append(std::span<const Call> calls, AnyTensor q, AnyTensor k, AnyTensor v, AnyTensor out,
+              TensorView<float> lse) override {
     with_element(k.type(), [&]<class S>() {
       operations_.template append<S>(calls, q.as<const S>(), k.as<const S>(), v.as<const S>(),
-                                     out.as<S>(), {});
+                                     AttentionOutput<S>(out.as<S>(), lse), {});
     });
   }
 
-  void attend(std::span<const Call> calls, AnyTensor q, AnyTensor out) override {
+  void attend(std::span<const Call> calls, AnyTensor q, AnyTensor out, TensorView<float> lse) override {
     with_element(q.type(), [&]<class S>() {
-      operations_.template attend<S>(calls, q.as<const S>(), out.as<S>(), cpu::Stream{});
+      operations_.template attend<S>(calls, q.as<const S>(), AttentionOutput<S>(out.as<S>(), lse),
+                                     cpu::Stream{});
     });
   }
 

@@ -4,6 +4,7 @@
 /// See squat::KVCache.
 
 #include "squat/cache/kv_cache.hpp"
+#include "squat/cache/merge_attention.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"

@@ -54,8 +54,8 @@ namespace squat {
 template <class Operations, class T, class Stream>
 concept BackendOperations = std::constructible_from<Operations, const Options &> &&
     requires(Operations operations, const Operations constant, Index index, int layer, Stream stream,
-             TensorView<const float> in, TensorView<float> out, TokenRange range, Prior &prior,
-             std::initializer_list<NamedTensor<float>> tensors,
+             TensorView<const float> in, TensorView<float> out, AttentionOutput<float> found,
+             TokenRange range, Prior &prior, std::initializer_list<NamedTensor<float>> tensors,
              std::span<const SequenceCall<typename Operations::Exact>> calls,
              std::span<const ExactCopy<typename Operations::Exact>> copies,
              const SequenceCall<typename Operations::Exact> &call, typename Operations::Exact &exact,
@@ -78,8 +78,8 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
   { constant.add_statistics(index, prior) } -> std::same_as<bool>;
   operations.restore(index, operations.back_up(index, stream));
   operations.reserve(calls, true, stream);
-  operations.append(calls, in, in, in, out, stream);
-  operations.attend(calls, in, out, stream);
+  operations.append(calls, in, in, in, found, stream);
+  operations.attend(calls, in, found, stream);
   operations.dequantize(call, out, out, stream);
   { constant.record_coding(index, stream) } -> std::same_as<CodingRecord>;
   operations.adopt_coding(index, record, stream);
@@ -114,9 +114,9 @@ concept ReplayableOperations = requires(Operations operations, const Operations 
                                         typename Operations::Exact &exact,
                                         std::span<const SequenceCall<typename Operations::Exact>> calls,
                                         Stream stream, int layer, bool due, std::size_t pages,
-                                        TensorView<const float> in, TensorView<float> out) {
+                                        TensorView<const float> in, AttentionOutput<float> found) {
   { constant.can_step(exact) } -> std::same_as<bool>;
-  operations.step(calls, layer, due, in, in, in, out, stream);
+  operations.step(calls, layer, due, in, in, in, found, stream);
   { constant.capturing(stream) } -> std::same_as<bool>;
   operations.publish(calls, stream);
   operations.publish_next_page(calls, stream);

@@ -7,8 +7,20 @@
 #include <span>
 
 #include "squat/core/config.hpp"
+#include "squat/core/tensor.hpp"
 
 namespace squat {
+
+/// Where attention puts what it finds out.
+template <class Scalar>
+struct AttentionOutput {
+  TensorView<Scalar> rows{};  ///< [tokens, query_heads, head_dim]; of no tokens: no attention
+  TensorView<float>
+      lse{};  ///< [tokens, query_heads, 1], see AttentionTensors; of no tokens: not asked for
+
+  AttentionOutput() = default;
+  AttentionOutput(TensorView<Scalar> out, TensorView<float> sums = {}) : rows(out), lse(sums) {}
+};
 
 /// A page of packed tokens. Its keys are coded in the rotary frame of a position
 /// `base`: as if that were position 0.
@@ -31,6 +43,8 @@ inline Index tail_begin(Index sinks, std::span<const PageView> pages) {
 struct TokenRange {
   Index first = 0;
   Index last = 0;
+
+  bool operator==(const TokenRange &) const = default;
 };
 
 /// The first sinks and tail tokens of a store, to be copied into an empty one: of a sequence that shares
@@ -56,6 +70,10 @@ struct SequenceCall {
   Index tokens = 0;
   Index past = 0;      ///< tokens of the sequence before the first row
   Index position = 0;  ///< rotary position of the first row
+  bool causal = true;  ///< row i sees past + i + 1 tokens; else all rows see `past` of them
+
+  /// How many tokens row `row` sees at most.
+  Index seen(Index row) const { return causal ? past + row + 1 : past; }
 
   // Of calls that append.
   Index sinks = 0;                        ///< how many of the rows become sinks

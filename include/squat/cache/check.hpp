@@ -22,6 +22,7 @@ namespace squat::inline SQUAT_API_NAMESPACE::checks {
 
 inline constexpr int default_tile_tokens = 256;
 inline constexpr int largest_tile_tokens = 4096;
+inline constexpr float largest_logit = 1e6f;
 
 /// `member` names the part of the argument that is meant, if it is not all of it. Texts are made only to
 /// be thrown.
@@ -67,6 +68,30 @@ inline void check_rotary(const Options &options) {
   }
 }
 
+/// What becomes of scores before their softmax.
+inline void check_scores(const Options &options) {
+  if (!std::isfinite(options.attention_scale))
+    throw_invalid("attention_scale", options.attention_scale, "finite");
+  check_range("attention_window", options.attention_window, 0, std::numeric_limits<int>::max());
+  if (!(options.soft_cap >= 0 && options.soft_cap <= largest_logit))
+    throw_invalid("soft_cap", options.soft_cap, "0 to", largest_logit);
+  const auto check_logits = [](std::string_view argument, const std::vector<float> &logits) {
+    for (const float logit : logits) {
+      if (!(std::abs(logit) <= largest_logit))
+        throw_invalid(argument, logit, "of magnitude at most", largest_logit);
+    }
+  };
+  check_logits("alibi_slopes", options.alibi_slopes);
+  check_logits("sink_logits", options.sink_logits);
+  const auto heads = static_cast<std::size_t>(options.query_heads);
+  const std::size_t slopes = options.alibi_slopes.size(), sinks = options.sink_logits.size();
+  if (slopes != 0 && slopes != heads)
+    throw_invalid("alibi_slopes.size", slopes, "0 or query_heads, which is", heads);
+  if (sinks != 0 && sinks != heads && sinks != heads * static_cast<std::size_t>(options.layers))
+    throw_invalid("sink_logits.size", sinks, "0, query_heads, or layers times query_heads, which is",
+                  heads * static_cast<std::size_t>(options.layers));
+}
+
 inline void check_codes(const Options &options) {
   if (options.codes != Codes::trellis) return;
   const auto check_multiple = [](std::string_view argument, int value) {
@@ -107,9 +132,7 @@ inline void check_options(const Options &options) {
   check_range("sinks", options.sinks, 0, most);
   check_range("residual", options.residual, 0, most);
   check_range("statistics_tokens", options.statistics_tokens, 0, most);
-  if (!std::isfinite(options.attention_scale)) {
-    throw_invalid("attention_scale", options.attention_scale, "finite");
-  }
+  check_scores(options);
   check_codes(options);
   check_rotary(options);
   const OrthogonalOptions &orthogonal = options.orthogonal;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "squat/cache/append_plan.hpp"
+#include "squat/cache/attention_tensors.hpp"
 #include "squat/cache/backend.hpp"
 #include "squat/cache/call.hpp"
 #include "squat/cache/check.hpp"
@@ -299,12 +300,9 @@ class KVCache {
   template <class S>
   void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
               std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out, Stream stream = {}) {
-    check_batch(batch, layer, q.tokens);
-    check_tensor<S>("q", q, q.tokens, options_.query_heads);
     check_tensor<S>("k", k, q.tokens, options_.kv_heads);
-    check_tensor<S>("v", v, q.tokens, options_.kv_heads);
-    check_tensor<S>("out", out, q.tokens, options_.query_heads);
-    append_checked<S>(batch, layer, q, k, v, out, stream);
+    attend(batch, layer, AttentionTensors<std::remove_const_t<S>>{.q = q, .k = k, .v = v, .out = out},
+           stream);
   }
 
   /// Attends without appending; on a device, without waiting. The queries of a sequence stand at its
@@ -313,23 +311,23 @@ class KVCache {
   template <class S>
   void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<Out<S>> out,
               Stream stream = {}) {
+    attend(batch, layer, AttentionTensors<std::remove_const_t<S>>{.q = q, .out = out}, stream);
+  }
+
+  /// Either of them, with what else AttentionTensors has.
+  template <Element S>
+  void attend(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream = {}) {
+    const auto &[q, k, v, out, lse, causal] = tensors;
     check_batch(batch, layer, q.tokens);
     check_tensor<S>("q", q, q.tokens, options_.query_heads);
     check_tensor<S>("out", out, q.tokens, options_.query_heads);
-    checks::memory_or_error([&] {
-      calls_.clear();
-      for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
-        auto call = find(entry.sequence, layer).call(row, entry.tokens);
-        if (call.tokens > call.past) {
-          throw_invalid("batch.tokens", call.tokens, "at most the length of the sequence, which is",
-                        call.past);
-        }
-        call.past -= call.tokens;
-        calls_.push_back(call);
-      });
-      if (calls_.empty()) return;
-      operations_.template attend<std::remove_const_t<S>>(calls_, q, out, stream);
-    });
+    if (lse.tokens > 0) checks::check_shape("lse", lse, q.tokens, options_.query_heads, 1);
+    const AttentionOutput<S> output(out, lse);
+    if (k.tokens == 0) return read<S>(batch, layer, q, output, causal, stream);
+    check_tensor<S>("k", k, q.tokens, options_.kv_heads);
+    check_tensor<S>("v", v, q.tokens, options_.kv_heads);
+    if (!causal) throw_invalid("causal", false, "true where keys are appended");
+    append_checked<S>(batch, layer, q, k, v, output, stream);
   }
 
   /// Appends k and v without attention.
@@ -847,10 +845,41 @@ class KVCache {
   };
   UndoOfLoad undo_of_load(Stream stream) { return {*this, stream}; }
 
+  // ---- reading
+
+  template <Element S>
+  void read(Batch batch, int layer, TensorView<const S> q, const AttentionOutput<S> &out, bool causal,
+            Stream stream) {
+    checks::memory_or_error([&] {
+      calls_.clear();
+      for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
+        auto call = find(entry.sequence, layer).call(row, entry.tokens);
+        call.causal = causal;
+        if (!causal && call.past == 0)
+          throw_invalid("causal", false, "true while there are no tokens in the sequence",
+                        entry.sequence.value);
+        if (causal) {
+          if (call.tokens > call.past) {
+            throw_invalid("batch.tokens", call.tokens, "at most the length of the sequence, which is",
+                          call.past);
+          }
+          call.past -= call.tokens;
+        }
+        calls_.push_back(call);
+      });
+      if (calls_.empty()) return;
+      operations_.template attend<S>(calls_, q, out, stream);
+    });
+  }
+
   // ---- appending
 
   template <class S>
-  void append_checked(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
+  using Output = AttentionOutput<std::remove_const_t<S>>;
+
+  template <class S>
+  void append_checked(Batch batch, int layer, In<S> q, In<S> k, In<S> v, const Output<S> &out,
+                      Stream stream) {
     checks::memory_or_error([&] {
       if (!take_step<S>(batch, layer, q, k, v, out, stream))
         append_planned<S>(batch, layer, q, k, v, out, stream);
@@ -859,7 +888,8 @@ class KVCache {
 
   /// A decode step, where the backend takes it on its own. Returns whether it did.
   template <class S>
-  bool take_step(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
+  bool take_step(Batch batch, int layer, In<S> q, In<S> k, In<S> v, const Output<S> &out,
+                 Stream stream) {
     if constexpr (!replayable) return false;
     find_layers(batch, layer);
     bool step = q.tokens == 0 || !options_.keep_statistics;
@@ -874,18 +904,20 @@ class KVCache {
   }
 
   template <class S>
-  void append_planned(Batch batch, int layer, In<S> q, In<S> k, In<S> v, Out<S> out, Stream stream) {
+  void append_planned(Batch batch, int layer, In<S> q, In<S> k, In<S> v, const Output<S> &out,
+                      Stream stream) {
     using Scalar = std::remove_const_t<S>;
+    const bool attends = out.rows.tokens > 0;
     for_each_run(batch, [&](Index first, Index count) {
       const auto rows = [&](const char *name, In<S> tensor) {
         return NamedTensor<Scalar>{name, tensor.tokens > 0 ? tensor.slice(first, count) : tensor, first};
       };
       operations_.template check_elements<Scalar>({rows("q", q), rows("k", k), rows("v", v)}, stream);
     });
-    plan(batch, layer, q.tokens > 0, out.tokens > 0, stream);
+    plan(batch, layer, q.tokens > 0, attends, stream);
     const std::span calls = std::as_const(plan_).calls();
     learning_.template observe<Scalar>(operations_, calls, q, k, v, stream,
-                                       [&] { plan_without_learning(layer, out.tokens > 0, stream); });
+                                       [&] { plan_without_learning(layer, attends, stream); });
     for (std::size_t i = 0; i < calls.size(); ++i) change_coding(*plan_.layers()[i], calls[i].coding);
     pages_.add(plan_);
     operations_.template append<Scalar>(calls, q, k, v, out, stream);

@@ -86,7 +86,23 @@ struct Options {
   /// pieces.
   bool keep_statistics = false;
 
-  float attention_scale = 0;                                        ///< 0: 1 / sqrt(head_dim)
+  float attention_scale = 0;  ///< 0: 1 / sqrt(head_dim)
+
+  /// Tokens that a query sees at most: the newest, its own among them (Mistral; Gemma 2 and 3 and
+  /// gpt-oss in some layers). 0: all.
+  int attention_window = 0;
+
+  /// c: scores s become c tanh(s / c) before the softmax (Gemma 2). 0: they stay.
+  float soft_cap = 0;
+
+  /// [query_heads]: what a score changes by a token between key and query (ALiBi, Press et al. 2022): it
+  /// becomes s - slope * distance, behind the cap. Empty: nothing.
+  std::vector<float> alibi_slopes{};
+
+  /// [query_heads], or [layers, query_heads]: the score of a token without a value that every query sees
+  /// (gpt-oss), one more term in the softmax's denominator. Empty: none.
+  std::vector<float> sink_logits{};
+
   std::size_t max_pages = std::numeric_limits<std::size_t>::max();  ///< over all layers and
                                                                     ///< sequences
   Parallel parallel{};  ///< empty: tasks run one after another on the calling thread

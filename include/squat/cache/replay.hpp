@@ -70,8 +70,8 @@ class Replay {
   /// being captured and they cannot.
   template <Element S, class Stream>
   bool take_step(Operations &operations, Pages &pages, Layers layers, bool learnt, int layer,
-                 TensorView<const S> q, TensorView<const S> k, TensorView<const S> v, TensorView<S> out,
-                 Stream stream) {
+                 TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
+                 const AttentionOutput<S> &out, Stream stream) {
     const bool capturing = operations.capturing(stream);
     const auto in_place = [&](Layer *state) {
       const Index tail = state->exact.tail() + 1;

@@ -16,6 +16,7 @@
 #include "squat/coding/prior.hpp"
 #include "squat/compiled/any_tensor.hpp"
 #include "squat/core/config.hpp"
+#include "squat/core/tensor.hpp"
 #include "squat/cpu/exact_store.hpp"
 
 namespace squat::compiled {
@@ -48,9 +49,10 @@ class AnyOperations {
   virtual std::unique_ptr<AnyBackup> back_up(Index coding) const = 0;
   virtual void restore(Index coding, std::unique_ptr<AnyBackup> backup) = 0;
   virtual void reserve(std::span<const Call> calls, bool attends) = 0;
-  virtual void append(std::span<const Call> calls, AnyTensor q, AnyTensor k, AnyTensor v,
-                      AnyTensor out) = 0;
-  virtual void attend(std::span<const Call> calls, AnyTensor q, AnyTensor out) = 0;
+  virtual void append(std::span<const Call> calls, AnyTensor q, AnyTensor k, AnyTensor v, AnyTensor out,
+                      TensorView<float> lse) = 0;
+  virtual void attend(std::span<const Call> calls, AnyTensor q, AnyTensor out,
+                      TensorView<float> lse) = 0;
   virtual void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by) const = 0;
   virtual void reserve_copies(std::span<const ExactCopy<Exact>> copies) = 0;
   virtual void copy(std::span<const ExactCopy<Exact>> copies) = 0;

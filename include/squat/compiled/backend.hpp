@@ -65,13 +65,13 @@ class Operations {
 
   template <Element S>
   void append(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
-              TensorView<const S> v, TensorView<S> out, Stream) {
-    operations_->append(calls, q, k, v, out);
+              TensorView<const S> v, AttentionOutput<S> out, Stream) {
+    operations_->append(calls, q, k, v, out.rows, out.lse);
   }
 
   template <Element S>
-  void attend(std::span<const Call> calls, TensorView<const S> q, TensorView<S> out, Stream) {
-    operations_->attend(calls, q, out);
+  void attend(std::span<const Call> calls, TensorView<const S> q, AttentionOutput<S> out, Stream) {
+    operations_->attend(calls, q, out.rows, out.lse);
   }
 
   void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by, Stream) const {

@@ -4,6 +4,7 @@
 // each must do.
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <initializer_list>
 #include <memory>
@@ -27,6 +28,7 @@
 #include "squat/cpu/exact_store.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/kernels/attend_head.hpp"
+#include "squat/cpu/kernels/bend_scores.hpp"
 #include "squat/cpu/kernels/check_elements.hpp"
 #include "squat/cpu/kernels/pack_page.hpp"
 #include "squat/cpu/kernels/stored_row.hpp"
@@ -174,8 +176,8 @@ class Operations {
   /// queries to answer; packs what became due and keeps the rest exact.
   template <Element S>
   void append(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
-              TensorView<const S> v, TensorView<S> out, Stream) {
-    if (out.tokens > 0) attend_reserved(q, k, v, out);
+              TensorView<const S> v, AttentionOutput<S> out, Stream) {
+    if (out.rows.tokens > 0) attend_reserved(q, k, v, out);
     Index entered = -1;
     for (const Call &call : calls) {
       if (call.due > 0 && entered != call.coding) make_to_bases(entered = call.coding);
@@ -188,7 +190,7 @@ class Operations {
 
   /// Attends to what is cached.
   template <Element S>
-  void attend(std::span<const Call> calls, TensorView<const S> q, TensorView<S> out, Stream) {
+  void attend(std::span<const Call> calls, TensorView<const S> q, AttentionOutput<S> out, Stream) {
     for (const Call &call : calls) {
       cpu::check_elements("q", q.slice(call.first_row, call.tokens), call.first_row);
     }
@@ -301,7 +303,7 @@ class Operations {
   /// queries' own keys are cached.
   template <Element S>
   void attend_reserved(TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
-                       TensorView<S> out) {
+                       const AttentionOutput<S> &out) {
     workspace_.for_each(batch_.items(), [&](Index index, Scratch scratch) {
       attend_item(batch_.item(index), q, k, v, out, scratch);
     });
@@ -543,15 +545,15 @@ class Operations {
 
   template <Element S>
   void attend_item(const typename Batch::Item &item, TensorView<const S> q, TensorView<const S> k,
-                   TensorView<const S> v, TensorView<S> out, Scratch scratch) {
+                   TensorView<const S> v, const AttentionOutput<S> &out, Scratch scratch) {
     const Block &block = item.block;
     const Call &call = *block.call;
     const Index heads = heads_per_kv_head(), rows = block.tokens * heads;
     const auto pages = call.pages;
     const StoredRows<T> sinks = call.exact->sink_rows();
     Head attention(layout_, kernels_, head_coding(call.coding, block.head), block.head, rows, scratch);
-    attention.begin(q, call.first_row + block.first, block.tokens, heads, call.past + block.first,
-                    options_.attention_scale);
+    attention.begin(q, call, block.first, block.tokens, heads, options_.attention_scale,
+                    score_rule(block.head));
     if (item.first_page == 0) {
       if (k.tokens > 0) {
         attention.own(k.row(call.first_row, block.head), k.token_stride,
@@ -561,6 +563,10 @@ class Operations {
     }
     const auto last_page = static_cast<std::size_t>(item.last_page);
     for (auto i = static_cast<std::size_t>(item.first_page); i < last_page;) {
+      if (!attention.sees(pages[i])) {
+        ++i;
+        continue;
+      }
       const auto count = static_cast<std::size_t>(attention.together(pages.subspan(i, last_page - i)));
       attention.pages(pages.subspan(i, count), pages.subspan(i + count));
       i += count;
@@ -572,7 +578,7 @@ class Operations {
     if (item.partial_row < 0) {
       const RowView<const float> sums = attention.sums();
       for (Index row = 0; row < rows; ++row) {
-        write_output(sums[row], attention.states()[row].sum, block, row, out);
+        write_output(sums[row], attention.states()[row], block, row, out);
       }
     } else {
       partials_.store(item.partial_row, rows, attention.sums(), attention.states());
@@ -581,25 +587,44 @@ class Operations {
 
   /// Adds up what the runs of a block left, in their order.
   template <Element S>
-  void merge(const typename Batch::Merge &merge, TensorView<S> out) {
+  void merge(const typename Batch::Merge &merge, const AttentionOutput<S> &out) {
     const Index rows = merge.block.tokens * heads_per_kv_head();
     for (Index row = 0; row < rows; ++row) {
       const Index first = merge.partial_row + row;
       for (Index run = 1; run < merge.runs; ++run) partials_.merge(first, first + run * rows);
-      write_output(partials_.sum(first), partials_.state(first).sum, merge.block, row, out);
+      write_output(partials_.sum(first), partials_.state(first), merge.block, row, out);
     }
   }
 
   template <Element S>
-  void write_output(const float *sum, float weight, const Block &block, Index row,
-                    TensorView<S> out) const {
+  void write_output(const float *sum, SoftmaxState state, const Block &block, Index row,
+                    const AttentionOutput<S> &out) const {
     const Index heads = heads_per_kv_head();
-    S *output =
-        out.row(block.call->first_row + block.first + row / heads, block.head * heads + row % heads);
-    const float inverse = 1.0f / weight;
+    const Index token = block.call->first_row + block.first + row / heads,
+                head = block.head * heads + row % heads;
+    float factor = 1;
+    if (!options_.sink_logits.empty()) {
+      const bool one = options_.sink_logits.size() == static_cast<std::size_t>(options_.query_heads);
+      const Index layer = one ? 0 : layer_coding(block.call->coding).layer();
+      const float logit =
+          options_.sink_logits[static_cast<std::size_t>(layer * options_.query_heads + head)];
+      factor = state.raise(logit);
+      state.sum += std::exp(logit - state.maximum);
+    }
+    const float inverse = state.sum > 0 ? factor / state.sum : 0.0f;
+    S *output = out.rows.row(token, head);
     for (Index i = 0; i < options_.head_dim; i += float_lanes) {
       store_floats(output + i, load_floats(sum + i) * broadcast(inverse));
     }
+    if (out.lse.tokens > 0) *out.lse.row(token, head) = state.maximum + std::log(state.sum);
+  }
+
+  /// What becomes of the scores of a KV head.
+  ScoreRule score_rule(Index head) const {
+    const float *slopes = options_.alibi_slopes.data();
+    return {.soft_cap = options_.soft_cap,
+            .slopes = options_.alibi_slopes.empty() ? nullptr : slopes + head * heads_per_kv_head(),
+            .window = options_.attention_window};
   }
 
   template <class From, Element S>

@@ -89,6 +89,7 @@ class Operations {
     shape_.sink_blocks = token_blocks(options.sinks);
     shape_.full_blocks = token_blocks(TailRule<>{options.residual, options.page_tokens}.full());
     errors_.fill(0, nullptr);
+    upload_logits();
     cuda::check(cudaStreamSynchronize(nullptr), "start");
   }
 
@@ -215,7 +216,8 @@ class Operations {
   /// answer, and packs what became due.
   template <Element S>
   void append(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
-              TensorView<const S> v, TensorView<S> out, cudaStream_t stream) {
+              TensorView<const S> v, AttentionOutput<S> out, cudaStream_t stream) {
+    const bool attends = out.rows.tokens > 0;
     entries_.clear();
     states_.clear();
     pages_.clear();
@@ -232,7 +234,7 @@ class Operations {
       states_.push_back({exact.device_state(), state});
       entries_.push_back({exact.device_state(), static_cast<std::int32_t>(call.first_row),
                           static_cast<std::int32_t>(call.tokens), static_cast<std::int32_t>(call.sinks),
-                          unpacked(i, out.tokens > 0)});
+                          true, unpacked(i, attends)});
       add_pages(exact, call.pages.size(), call.due_pages, call.ready_page);
       most_tokens = std::max(most_tokens, call.tokens);
       most_tail = std::max(most_tail, exact.tail());
@@ -248,13 +250,13 @@ class Operations {
       launch_append_byte_rows<Layout::HeadDim, S>(call_batch_.data(), static_cast<int>(calls.size()),
                                                   static_cast<int>(most_tokens), kv_heads(),
                                                   device_tensor(k), device_tensor(v), stream);
-      if (out.tokens == 0) return;
+      if (!attends) return;
       launch_unpack_tail<Layout::HeadDim, T, S>(call_batch_.data(), static_cast<int>(calls.size()),
                                                 static_cast<int>(most_tail), kv_heads(), true,
                                                 device_tensor(k), device_tensor(v), stream);
     });
     cuda::check(cudaGetLastError(), "append");
-    if (out.tokens > 0) attend_batch<S>(call_batch_.data(), calls, q, out, stream);
+    if (attends) attend_batch<S>(call_batch_.data(), calls, q, out, stream);
     if (most_pages == 0) return;
     const PackCall packing = pack_call(call_batch_.data(), calls.size(), most_pages);
     pack(packing, stream);
@@ -270,7 +272,7 @@ class Operations {
 
   /// Attends to what is cached. A query that is not finite spoils its own output.
   template <Element S>
-  void attend(std::span<const Call> calls, TensorView<const S> q, TensorView<S> out,
+  void attend(std::span<const Call> calls, TensorView<const S> q, AttentionOutput<S> out,
               cudaStream_t stream) {
     reserve_attend(calls, stream);
     const bool unpacks = shape_.byte_tail && most_tokens_ > 1;
@@ -307,9 +309,10 @@ class Operations {
   /// where a page is due. Nothing is counted on the host.
   template <Element S>
   void step(std::span<const Call> calls, int layer, bool due, TensorView<const S> q,
-            TensorView<const S> k, TensorView<const S> v, TensorView<S> out, cudaStream_t stream) {
+            TensorView<const S> k, TensorView<const S> v, AttentionOutput<S> out, cudaStream_t stream) {
+    const bool attends = out.rows.tokens > 0;
     make_entries(calls);
-    if (out.tokens > 0) reserve_attend(calls, stream);
+    if (attends) reserve_attend(calls, stream);
     const BatchEntry *batch = find_batch(batches_[static_cast<std::size_t>(layer)], stream);
     if (capturing(stream)) {
       for (const Call &call : calls) call.exact->note_capture();
@@ -325,7 +328,7 @@ class Operations {
       }
     });
     cuda::check(cudaGetLastError(), "append of a step");
-    if (out.tokens > 0) attend_batch<S>(batch, calls, q, out, stream);
+    if (attends) attend_batch<S>(batch, calls, q, out, stream);
     if (!due) return;
     const PackCall packing = pack_call(batch, calls.size(), 1);
     pack(packing, stream);
@@ -602,6 +605,15 @@ class Operations {
 
   int kv_heads() const { return options_->kv_heads; }
 
+  /// Slopes, then sinks' logits, times log2 e.
+  void upload_logits() {
+    std::vector<float> all(options_->alibi_slopes);
+    all.insert(all.end(), options_->sink_logits.begin(), options_->sink_logits.end());
+    for (float &logit : all) logit *= log2_e;
+    logits_ = DeviceBuffer<float>(all.size());
+    upload<float>(all, logits_.data(), nullptr);
+  }
+
   // ---- records of snapshots
 
   /// Of the codes of a page.
@@ -727,7 +739,7 @@ class Operations {
     for (std::size_t i = 0; i < calls.size(); ++i) {
       const Call &call = calls[i];
       entries_.push_back({call.exact->device_state(), static_cast<std::int32_t>(call.first_row),
-                          static_cast<std::int32_t>(call.tokens), 0, unpacked(i, unpacks)});
+                          static_cast<std::int32_t>(call.tokens), 0, call.causal, unpacked(i, unpacks)});
     }
   }
 
@@ -775,7 +787,7 @@ class Operations {
 
   template <Element S>
   void attend_batch(const BatchEntry *batch, std::span<const Call> calls, TensorView<const S> q,
-                    TensorView<S> out, cudaStream_t stream) const {
+                    const AttentionOutput<S> &out, cudaStream_t stream) const {
     AttendCall<S> call{};
     call.batch = batch;
     call.entries = static_cast<std::int32_t>(calls.size());
@@ -784,11 +796,25 @@ class Operations {
     call.scale = options_->attention_scale;
     call.codings = codings_.tables();
     call.q = device_tensor(q);
-    call.out = device_tensor(out);
+    call.out = device_tensor(out.rows);
+    call.lse = device_tensor(out.lse);
+    call.rule = score_rule(codings_.at(calls.front().coding).layer());
     call.table_pages = table_pages_;
     with_layout([&]<class Layout>() {
       launch_attend<Layout, T>(call, *options_->values, most_tokens_, attend_.data(), stream);
     });
+  }
+
+  /// What becomes of the scores of a layer.
+  ScoreRule score_rule(int layer) const {
+    const std::size_t slopes = options_->alibi_slopes.size(), sinks = options_->sink_logits.size();
+    const bool of_layers = sinks > static_cast<std::size_t>(options_->query_heads);
+    const float *logits = logits_.data() + slopes;
+    return {
+        .soft_cap = options_->soft_cap * log2_e,
+        .window = options_->attention_window,
+        .slopes = slopes > 0 ? logits_.data() : nullptr,
+        .sink_logits = sinks > 0 ? logits + (of_layers ? layer * options_->query_heads : 0) : nullptr};
   }
 
   PackCall pack_call(const BatchEntry *batch, std::size_t entries, Index most_pages) const {
@@ -842,6 +868,7 @@ class Operations {
   DeviceBuffer<std::uint16_t> unpacked_;  // tails of bytes as exact rows, likewise
   DeviceBuffer<std::byte> observing_;     // workspace of statistics
   DeviceBuffer<float> from_bases_;        // of dequantize()
+  DeviceBuffer<float> logits_;            // see upload_logits()
   DeviceBuffer<unsigned long long> first_bad_;
   DeviceBuffer<std::uint32_t> errors_;  // of steps
   bool captured_ = false;               // there are graphs that name buffers

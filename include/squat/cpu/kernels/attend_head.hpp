@@ -23,6 +23,7 @@
 #include "squat/core/tensor.hpp"
 #include "squat/cpu/attend_batch.hpp"
 #include "squat/cpu/head_coding.hpp"
+#include "squat/cpu/kernels/bend_scores.hpp"
 #include "squat/cpu/kernels/exact_attention.hpp"
 #include "squat/cpu/kernels/prefetch.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
@@ -75,7 +76,7 @@ class HeadAttention {
     packed_sum_ = scratch.take<float>(rows * d);
     mean_weights_ = scratch.take<float>(rows);
     scores_ = scratch.take<float>(rows * stride_);
-    limits_ = scratch.take<Index>(rows);
+    seen_ = scratch.take<TokenRange>(rows);
     states_ = scratch.take<SoftmaxState>(rows);
     own_keys_ = scratch.take<T>(run_tokens * d);
     own_values_ = scratch.take<T>(run_tokens * d);
@@ -94,22 +95,25 @@ class HeadAttention {
     const Index d = layout.head_dim, stride = score_stride(layout, rows);
     return TileQueries<float>::scratch_bytes(rows, d, pages_of(layout, rows)) +
            4 * Scratch::bytes<float>(rows * d) + Scratch::bytes<float>(rows * stride) +
-           Scratch::bytes<float>(rows) + Scratch::bytes<Index>(rows) +
+           Scratch::bytes<float>(rows) + Scratch::bytes<TokenRange>(rows) +
            Scratch::bytes<SoftmaxState>(rows) + 2 * Scratch::bytes<T>(run_tokens * d) +
            (rows > few_rows ? 2 * Scratch::bytes<float>(stride * d)
                             : static_cast<std::size_t>(pages_of(layout, rows)) *
                                   CodeWeights::scratch_bytes(rows, std::max(d, layout.group)));
   }
 
-  /// Takes in the queries of `tokens` tokens from row `first` of q on, the
-  /// first of which has `position` tokens before it.
-  template <Element S>
-  void begin(TensorView<const S> q, Index first, Index tokens, Index heads, Index position,
-             float scale) {
+  /// Takes in the queries of `tokens` tokens of a call from `first` on. rule: what becomes of scores,
+  /// its slopes those of this KV head.
+  template <Element S, class Call>
+  void begin(TensorView<const S> q, const Call &call, Index first, Index tokens, Index heads,
+             float scale, const ScoreRule &rule) {
     const Index d = layout_.head_dim;
+    rule_ = rule;
+    heads_ = heads;
     for (Index row = 0; row < tokens * heads; ++row) {
-      convert_row(q.row(first + row / heads, head_ * heads + row % heads), d, queries_ + row * d);
-      limits_[row] = position + row / heads + 1;
+      const Index token = first + row / heads, end = call.seen(token);
+      convert_row(q.row(call.first_row + token, head_ * heads + row % heads), d, queries_ + row * d);
+      seen_[row] = {rule.window > 0 ? std::max<Index>(end - rule.window, 0) : 0, end};
       states_[row] = {};
     }
     std::transform(queries_, queries_ + rows_ * d, queries_, [&](float x) { return x * scale; });
@@ -126,9 +130,10 @@ class HeadAttention {
   void exact(const S *keys, Index key_stride, const S *values, Index value_stride, Index position,
              Index tokens) {
     constexpr bool bytes = std::same_as<S, std::int8_t>;
-    tokens = std::min(tokens, limits_[rows_ - 1] - position);
-    if (bytes && tokens > 0) rotate_queries();
-    for (Index first = 0; first < tokens; first += run_tokens) {
+    tokens = std::min(tokens, seen_[rows_ - 1].last - position);
+    const Index hidden = std::max<Index>(seen_[0].first - position, 0);
+    if (bytes && tokens > hidden) rotate_queries();
+    for (Index first = hidden; first < tokens; first += run_tokens) {
       const Index count = std::min(run_tokens, tokens - first);
       const S *key = keys + first * key_stride, *value = values + first * value_stride;
       score_exact<S>({key, key_stride}, count, {bytes ? rotated_queries_ : queries_, layout_.head_dim},
@@ -155,8 +160,9 @@ class HeadAttention {
       exact(keys, key_stride, values, value_stride, position, tokens);
     } else {
       const Index d = layout_.head_dim;
-      tokens = std::min(tokens, limits_[rows_ - 1] - position);
-      for (Index first = 0; first < tokens; first += run_tokens) {
+      tokens = std::min(tokens, seen_[rows_ - 1].last - position);
+      for (Index first = std::max<Index>(seen_[0].first - position, 0); first < tokens;
+           first += run_tokens) {
         const Index count = std::min(run_tokens, tokens - first);
         for (Index token = 0; token < count; ++token) {
           convert_row(keys + (first + token) * key_stride, d, own_keys_ + token * d);
@@ -175,7 +181,9 @@ class HeadAttention {
     Index count = 0;
     const auto most = static_cast<std::size_t>(pages_of(layout_, rows_));
     for (const PageView &page : pages.first(std::min(pages.size(), most))) {
-      if (page.tokens < layout_.group || page.before + layout_.group > limits_[0]) break;
+      if (page.tokens < layout_.group || page.before + layout_.group > seen_[0].last ||
+          page.before < seen_[rows_ - 1].first)
+        break;
       ++count;
     }
     if (count == 0 || count == static_cast<Index>(pages.size())) return std::max<Index>(count, 1);
@@ -183,15 +191,19 @@ class HeadAttention {
     return whole > 0 ? whole : count;
   }
 
-  /// Attends to the tokens of pages that can be taken together. next: the pages whose
+  /// Whether a row sees any tokens of a page.
+  bool sees(const PageView &page) const {
+    return page.before < seen_[rows_ - 1].last && page.before + page.tokens > seen_[0].first;
+  }
+
+  /// Attends to the tokens of pages that can be taken together, which rows see. next: the pages whose
   /// turn comes next.
   void pages(std::span<const PageView> pages, std::span<const PageView> next) {
     const PageView &first = pages.front();
     const Index position = first.before;
     const auto count = static_cast<Index>(pages.size());
     const Index tokens =
-        std::min(count == 1 ? first.tokens : count * layout_.group, limits_[rows_ - 1] - position);
-    if (tokens <= 0) return;
+        std::min(count == 1 ? first.tokens : count * layout_.group, seen_[rows_ - 1].last - position);
     const auto for_each_page = [&](auto run) {
       for (Index i = 0; i < count; ++i) {
         const auto at = static_cast<std::size_t>(i);
@@ -317,13 +329,18 @@ class HeadAttention {
   /// `position` tokens before it, into exp(score - maximum), 0 for what a row
   /// does not see, and rescales what was summed before.
   void softmax(Index position, Index first, Index count) {
-    const auto visible = [&](Index row) { return std::clamp(limits_[row] - position, Index{0}, count); };
+    const auto visible = [&](Index row) {
+      const Index begin = std::clamp(seen_[row].first - position, Index{0}, count);
+      return TokenRange{begin, std::clamp(seen_[row].last - position, begin, count)};
+    };
     const auto take = [&]<int RowCount>(Index row) {
+      const TokenRange tokens = visible(row);
       float factors[RowCount];
-      exponentiate<RowCount>(states_ + row, {scores_ + row * stride_, stride_}, first, visible(row),
-                             stride_, factors);
+      exponentiate<RowCount>(states_ + row, {scores_ + row * stride_, stride_}, first + tokens.first,
+                             tokens.last - tokens.first, stride_, factors);
       for (int r = 0; r < RowCount; ++r) rescale(row + r, factors[r]);
     };
+    if (rule_.bends()) bend(position, first, count);
     Index row = 0;
     while (row < rows_) {
       // Rows of one token see the same.
@@ -334,6 +351,14 @@ class HeadAttention {
         take.template operator()<1>(row);
       }
       row += four ? 4 : 1;
+    }
+  }
+
+  /// Scores become what the rule makes of them.
+  void bend(Index position, Index first, Index count) {
+    for (Index row = 0; row < rows_; ++row) {
+      const float slope = rule_.slopes != nullptr ? rule_.slopes[row % heads_] : 0.0f;
+      bend_scores(rule_, slope, seen_[row].last - 1 - position, scores_ + row * stride_ + first, count);
     }
   }
 
@@ -393,7 +418,9 @@ class HeadAttention {
 
   const Layout &layout_;
   HeadCoding coding_;
+  ScoreRule rule_;
   Index head_;
+  Index heads_ = 1;  // query heads of a KV head
   Index rows_;
   Index stride_;    // of the scores, in floats
   float *queries_;  // [rows, head_dim], times the attention scale
@@ -407,7 +434,7 @@ class HeadAttention {
   float *scores_ = nullptr;                      // [rows, stride]
   float *keys_ = nullptr;           // [stride, head_dim] or [head_dim, group], for many rows
   float *values_ = nullptr;         // [stride, head_dim], for many rows
-  Index *limits_ = nullptr;         // [rows], the first position a row does not see
+  TokenRange *seen_ = nullptr;      // [rows], the tokens that a row sees
   SoftmaxState *states_ = nullptr;  // [rows]
   T *own_keys_ = nullptr;           // [run_tokens, head_dim], a call's rows as T
   T *own_values_ = nullptr;         // likewise

@@ -33,8 +33,8 @@
 
 namespace squat::cuda {
 
-/// One block's work on segments. RowTiles: tiles of 16 rows a warp.
-template <int HeadDim, int Group, int RowTiles, class T, class S>
+/// One block's work on segments. RowTiles: tiles of 16 rows a warp. Ruled: something becomes of scores.
+template <int HeadDim, int Group, int RowTiles, bool Ruled, class T, class S>
 class RowBlock {
  public:
   static constexpr int steps = HeadDim / 16;
@@ -66,15 +66,27 @@ class RowBlock {
         head_(head),
         first_row_(tile * RowBlock::rows),
         memory_(memory) {
-    const int heads = rows.call.heads_per_kv_head, all = rows.call.rows(entry);
-    const int past = state_.length() - entry.tokens;
+    const int all = rows.call.rows(entry), length = state_.length();
     const int first = first_row_ + warp_index() * warp_rows;
+    const auto seen = [&](int row) { return rows.call.seen(entry, length, row); };
     __syncwarp();
     for (int i = lane_index(); i < warp_rows; i += warp_lanes) {
-      own_limits()[i] = first + i < all ? past + (first + i) / heads + 1 : 0;
+      own_limits()[i] = first + i < all ? seen(first + i) : 0;
     }
-    least_limit_ = past + first / heads + 1;
-    most_limit_ = past + (min(first_row_ + RowBlock::rows, all) - 1) / heads + 1;
+    least_limit_ = seen(first);
+    most_limit_ = seen(min(first_row_ + RowBlock::rows, all) - 1);
+  }
+
+  /// The first of the units from `first` on that rows of the block may see. Pages that were cut have
+  /// fewer tokens than counted here, so that none is left out that counts.
+  __device__ int visible_begin(bool exact, int first) const {
+    if (!Ruled || rule().window == 0) return first;
+    const int limit = call_.call.seen(entry_, state_.length(), first_row_);
+    const int behind_sinks = rule().first_seen(limit) - state_.sinks;
+    if (behind_sinks <= 0) return first;
+    if (!exact) return max(first, behind_sinks / (16 * step_tiles) - shape_.first_page * page_steps);
+    const int tail = max(behind_sinks - state_.paged_tokens, 0);
+    return max(first, (sink_blocks() + tail / 16) / step_tiles);
   }
 
   /// The end of the units up to `last` that rows of the block see.
@@ -187,6 +199,9 @@ class RowBlock {
         }
       }
     }
+    if constexpr (Ruled) {
+      if (rule().bends()) bend(exact, unit, c);
+    }
     if (is_masked(exact, unit)) mask(exact, unit, c);
     Word p[step_tiles][columns][2];
     softmax_.weights(c, own_units() + lane_index() % 4 * 2, p, [&](const float(&factors)[2 * columns]) {
@@ -216,10 +231,40 @@ class RowBlock {
   __device__ bool is_masked(bool exact, int unit) const {
     if (!exact) {
       const PageEntry &at = page(unit);
-      return at.first != 0 || at.tokens != Group || at.before + Group > least_limit_;
+      return at.first != 0 || at.tokens != Group || at.before + Group > least_limit_ ||
+             is_behind_window(at.before);
     }
     const TokenTile last = token_tile(true, unit, step_tiles - 1);
-    return unit * step_tiles < sink_blocks() || last.position + 16 > min(last.end, least_limit_);
+    return unit * step_tiles < sink_blocks() || last.position + 16 > min(last.end, least_limit_) ||
+           is_behind_window(token_tile(true, unit, 0).position);
+  }
+  /// Whether rows of the warp do not see a position that they once saw.
+  __device__ bool is_behind_window(int position) const {
+    if (!Ruled || rule().window == 0) return false;
+    const int behind = min(first_row_ + (warp_index() + 1) * warp_rows, call_.call.rows(entry_));
+    return position < rule().first_seen(call_.call.seen(entry_, state_.length(), behind - 1));
+  }
+
+  /// Scores become what the rule makes of them.
+  __device__ void bend(bool exact, int unit, float (&c)[step_tiles][columns][4]) const {
+    const ScoreRule &rule = this->rule();
+    const int g = lane_index() / 4, t = lane_index() % 4, heads = call_.call.heads_per_kv_head;
+#pragma unroll
+    for (int i = 0; i < 2 * columns; ++i) {
+      const int own = i / 2 * 8 + 2 * t + i % 2;
+      const int row = first_row_ + warp_index() * warp_rows + own;
+      const float slope = rule.slope(head_ * heads + row % heads), units = own_units()[own];
+      const float inverse = inverse_of_power(units);
+#pragma unroll
+      for (int tile = 0; tile < step_tiles; ++tile) {
+        const int distance = own_limits()[own] - 1 - token_tile(exact, unit, tile).position - g;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          float &score = c[tile][i / 2][i % 2 + 2 * j];
+          score = rule.bent(score * units, slope, distance - 8 * j) * inverse;
+        }
+      }
+    }
   }
 
   /// Takes out the scores of tokens that do not count, or that rows do not see.
@@ -233,15 +278,18 @@ class RowBlock {
       const TokenTile tokens = token_tile(exact, unit, tile);
 #pragma unroll
       for (int i = 0; i < 2 * columns; ++i) {
-        const int end = min(tokens.end, limits[i]);
+        const int end = min(tokens.end, limits[i]),
+                  begin = Ruled ? max(tokens.begin, rule().first_seen(limits[i])) : tokens.begin;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int at = tokens.position + g + 8 * j;
-          if (at < tokens.begin || at >= end) c[tile][i / 2][i % 2 + 2 * j] = -INFINITY;
+          if (at < begin || at >= end) c[tile][i / 2][i % 2 + 2 * j] = -INFINITY;
         }
       }
     }
   }
+
+  __device__ const ScoreRule &rule() const { return call_.call.rule; }
 
   __device__ int sink_blocks() const { return (state_.sinks + 15) / 16; }
 
@@ -382,9 +430,9 @@ class RowBlock {
   float sums_[steps][columns][4];  // rows are channels, columns query rows
 };
 
-template <int HeadDim, int Group, int RowTiles, class T, class S>
+template <int HeadDim, int Group, int RowTiles, bool Ruled, class T, class S>
 __global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> rows) {
-  using Work = RowBlock<HeadDim, Group, RowTiles, T, S>;
+  using Work = RowBlock<HeadDim, Group, RowTiles, Ruled, T, S>;
   extern __shared__ __align__(128) std::uint8_t row_memory[];
   auto *starts = reinterpret_cast<RowStart *>(row_memory + Work::shared_bytes());
   const AttendCall<S> &call = rows.call;
@@ -416,7 +464,7 @@ __global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> r
       const int from = max(first, before), to = min(end, all);
       if (from >= to) continue;
       if (apart || from == first) work.clear();
-      work.attend(exact, from - before, work.visible_end(exact, to - before));
+      work.attend(exact, work.visible_begin(exact, from - before), work.visible_end(exact, to - before));
       if (apart || to == end) work.store(slot(!apart || !exact));
     }
     unit += end - first;

@@ -126,8 +126,12 @@ class DecodeWarp : public PageAttention<Layout, Values, S> {
 
   __device__ void write_row(int index, FoundRow<HeadDim> &row) const {
     if constexpr (Memory::rotates) rotate_quads_back<HeadDim>(row.sum);
-    auto *out = reinterpret_cast<DeviceElementOf<S> *>(call_.out.row(token_of(index), head_of(index)));
-    const float inverse = 1 / row.weight;
+    const int token = token_of(index), head = head_of(index);
+    auto *out = reinterpret_cast<DeviceElementOf<S> *>(call_.out.row(token, head));
+    const float factor = call_.rule.add_sink(head, row.reference, row.weight);
+    const float inverse = factor / row.weight;
+    if (call_.lse.data != nullptr && volatile_lane() == 0)
+      *call_.lse.row(token, head) = natural_logarithm(row.reference, row.weight);
     using Quads = RowSums<HeadDim>;
 #pragma unroll
     for (int i = 0; i < Quads::count; ++i) {

@@ -126,6 +126,12 @@ class DecodeTeam {
 
   /// Row t sees the positions below.
   __device__ int limit() const { return task().limits[lane_index() % 4]; }
+  /// And from here on.
+  __device__ int first_seen() const { return call_.rule.first_seen(limit()); }
+  /// Of row t.
+  __device__ float slope() const {
+    return call_.rule.slope(head_of(min(task().first_row + lane_index() % 4, task().rows - 1)));
+  }
 
   /// Of a row of the entry: the row of the call's tensors, and the query head.
   __device__ int token_of(int row) const { return task().token + row / call_.heads_per_kv_head; }
@@ -174,12 +180,12 @@ class DecodeTeam {
     const DecodePiece piece = piece_at(call_, plan_, line(), Layout::Group, stretch().head, left);
     const BatchEntry &entry = call_.batch[piece.entry];
     const LayerState *state = entry.state;
-    const int rows = call_.rows(entry), past = state->length() - entry.tokens;
+    const int rows = call_.rows(entry);
     const int first_row = (piece.tile + call_.first_tile) * plan_.rows() + team_in_group() * team_rows;
     left.own.begin = left.piece.begin = piece.own.end;
     const int lane = lane_index();
     if (lane < team_rows) {
-      task().limits[lane] = past + min(first_row + lane, rows - 1) / call_.heads_per_kv_head + 1;
+      task().limits[lane] = call_.seen(entry, state->length(), min(first_row + lane, rows - 1));
     }
     if (lane == 0) {
       DecodeTask &task = this->task();

@@ -64,7 +64,7 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
  public:
   using Team = DecodeTeam<Layout, Values, S>;
   using Team::Team;
-  using typename Team::Memory, Team::task, Team::sync_team, Team::add_up, Team::limit;
+  using typename Team::Memory, Team::task, Team::sync_team, Team::add_up, Team::limit, Team::first_seen;
   static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
   static constexpr bool exact = Memory::exact;
 
@@ -83,6 +83,13 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
   using Team::memory_, Team::warp_, Team::call_;
 
   __device__ int sink_blocks() const { return (task().state->sinks + 15) / 16; }
+
+  /// Whether row t sees a position.
+  __device__ bool sees(int position) const { return position < limit() && position >= first_seen(); }
+  /// The score of row t at a position becomes what the rule makes of it.
+  __device__ void bend(float &score, int position) const {
+    if (call_.rule.bends()) score = call_.rule.bent(score, this->slope(), limit() - 1 - position);
+  }
 
   /// The blocks [first, last), and pages.
   __device__ void attend_exact(int first, int last) const {
@@ -191,7 +198,9 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int row = token + g + 8 * j, at = state.sinks + state.paged_tokens + row;
-      x[j] = row < state.tail && at < limit() ? c[2 * j] * (this->norm() * key_steps[j]) : -INFINITY;
+      x[j] = c[2 * j] * (this->norm() * key_steps[j]);
+      bend(x[j], at);
+      if (row >= state.tail || !sees(at)) x[j] = -INFINITY;
     }
     sums.see(x);
     const float most_step = largest_row(fmaxf(value_steps[0], value_steps[1]));
@@ -257,7 +266,9 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int at = block.position + (lane >> 2) + 8 * j;
-      x[j] = at >= block.begin && at < min(block.end, limit()) ? c[2 * j] * norm : -INFINITY;
+      x[j] = c[2 * j] * norm;
+      bend(x[j], at);
+      if (at < block.begin || at >= block.end || !sees(at)) x[j] = -INFINITY;
     }
     sums.see(x);
     const uint2 b = {sums.column(x[0]), sums.column(x[1])};

@@ -75,17 +75,17 @@ constexpr std::size_t unpack_shared(std::size_t starts_bytes) {
          starts_bytes;
 }
 
-template <class Layout, ValueCoding Values, int RowTiles, class T, class S>
+template <class Layout, ValueCoding Values, int RowTiles, bool Ruled, class T, class S>
 void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspace &parts,
                              cudaStream_t stream) {
   constexpr int head_dim = Layout::HeadDim;
   constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
   constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
-  using Work = RowBlock<head_dim, Layout::Group, RowTiles, T, S>;
+  using Work = RowBlock<head_dim, Layout::Group, RowTiles, Ruled, T, S>;
   AttendCall<S> &call = rows.call;
   rows.values_are_rotated = rotated ? 1 : 0;
   const std::size_t starts_bytes = (static_cast<std::size_t>(call.entries) + 1) * sizeof(RowStart);
-  const auto attend = attend_rows<head_dim, Layout::Group, RowTiles, T, S>;
+  const auto attend = attend_rows<head_dim, Layout::Group, RowTiles, Ruled, T, S>;
   const auto merge = merge_rows<head_dim, rotated, S>;
   const std::size_t shared = Work::shared_bytes() + starts_bytes;
   const DeviceLimits &limits = device_limits();
@@ -158,13 +158,18 @@ void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *worksp
     rows.pages = std::max(1, static_cast<std::int32_t>((parts.end - parts.unpacked) / page));
   }
   const int row_count = most_tokens * call.heads_per_kv_head;
-  if constexpr (head_dim <= 128) {
-    if (row_tiles_of(head_dim, row_count) == 2) {
-      launch_attend_row_tiles<Layout, Values, 2, T>(rows, most_tokens, parts, stream);
-      return;
+  const auto launch = [&]<bool Ruled>() {
+    if constexpr (head_dim <= 128) {
+      if (row_tiles_of(head_dim, row_count) == 2)
+        return launch_attend_row_tiles<Layout, Values, 2, Ruled, T>(rows, most_tokens, parts, stream);
     }
+    launch_attend_row_tiles<Layout, Values, 1, Ruled, T>(rows, most_tokens, parts, stream);
+  };
+  if (call.rule.bends() || call.rule.window > 0) {
+    launch.template operator()<true>();
+  } else {
+    launch.template operator()<false>();
   }
-  launch_attend_row_tiles<Layout, Values, 1, T>(rows, most_tokens, parts, stream);
 }
 
 }  // namespace squat::cuda

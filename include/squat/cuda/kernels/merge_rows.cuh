@@ -175,9 +175,9 @@ __global__ void __launch_bounds__(merge_threads)
         if (Sums::has(k)) Sums::add(sums.exact[k], before[k], factor);
       }
     }
-    const float inverse = sums.weight > 0 ? 1 / sums.weight : 0.0f;
     __syncwarp();
     if (rows.last_chunk == 0) {
+      const float inverse = sums.weight > 0 ? 1 / sums.weight : 0.0f;
 #pragma unroll
       for (int k = 0; k < Sums::count; ++k) {
         if (Sums::has(k)) quads[Sums::quad(k)] = Sums::scaled(sums.exact[k], inverse);
@@ -187,8 +187,12 @@ __global__ void __launch_bounds__(merge_threads)
       }
       continue;
     }
-    auto *out = reinterpret_cast<DeviceElementOf<S> *>(
-        call.out.row(merged.entry.first_row + query / heads, merged.head * heads + query % heads));
+    const int token = merged.entry.first_row + query / heads, of = merged.head * heads + query % heads;
+    auto *out = reinterpret_cast<DeviceElementOf<S> *>(call.out.row(token, of));
+    const float factor = call.rule.add_sink(of, sums.reference, sums.weight);
+    const float inverse = sums.weight > 0 ? factor / sums.weight : 0.0f;
+    if (call.lse.data != nullptr && lane_index() == 0)
+      *call.lse.row(token, of) = natural_logarithm(sums.reference, sums.weight);
 #pragma unroll
     for (int k = 0; k < Sums::count; ++k) {
       if (!Sums::has(k)) continue;

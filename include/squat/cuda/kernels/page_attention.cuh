@@ -67,7 +67,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
   using Copies::Copies, Copies::page_at, Copies::first_batch, Copies::stage_pages, Copies::fill_parts,
       Copies::leave_slot, Copies::next_slot, Copies::pages_of_unit;
   using typename Copies::Memory, Copies::task, Copies::tables, Copies::copies, Copies::facing,
-      Copies::sync_team, Copies::add_up, Copies::limit, Copies::thread_of_team;
+      Copies::sync_team, Copies::add_up, Copies::limit, Copies::first_seen, Copies::thread_of_team;
   static constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group;
   static constexpr bool plain = Values == ValueCoding::plain;
 
@@ -140,7 +140,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
   }
 
  protected:
-  using Copies::block_, Copies::memory_, Copies::slots_, Copies::warp_;
+  using Copies::block_, Copies::memory_, Copies::slots_, Copies::warp_, Copies::call_;
 
  private:
   /// The queries of a batch, and then the copies for the next.
@@ -208,13 +208,21 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     const bool masked = page.masked != 0;
     float x[4];
     const auto find_exponents = [&](float reference) {
-      const float from = zero - reference;
+      const bool bends = call_.rule.bends();
+      const float from = bends ? zero : zero - reference;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         x[i] = fmaf(scores[i], i < 2 ? unit : unit * 0.0625f, fmaf(mean[i], mean_unit, from));
       }
+      if (bends) {
+        const float4 bent = ScoreRule::bent_apart({x[0], x[1], x[2], x[3]}, call_.rule, this->slope(),
+                                                  limit() - 1 - page.before - (slice * 32 + g));
+        x[0] = bent.x - reference, x[1] = bent.y - reference;
+        x[2] = bent.z - reference, x[3] = bent.w - reference;
+      }
       if (masked) {
-        const int first = page.first, last = page.last, seen = limit() - page.before;
+        const int last = page.last, seen = limit() - page.before,
+                  first = max(static_cast<int>(page.first), first_seen() - page.before);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int token = slice * 32 + g + 8 * i;

@@ -63,7 +63,9 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
                      .before = entry.before - first,
                      .first = static_cast<std::int16_t>(first),
                      .last = static_cast<std::int16_t>(last),
-                     .masked = first > 0 || last < Group || entry.before + entry.tokens > task.limits[0],
+                     .masked = first > 0 || last < Group ||
+                               entry.before + entry.tokens > task.limits[0] ||
+                               entry.before < call_.rule.first_seen(task.limits[team_rows - 1]),
                      .batch = 0,
                      .tile = i - entry.tile_page,
                      .mode_row = entry.row / 16 * 512,
@@ -155,7 +157,7 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
   }
 
  protected:
-  using Team::block_, Team::memory_, Team::slots_, Team::warp_, Team::plan_;
+  using Team::block_, Team::memory_, Team::slots_, Team::warp_, Team::plan_, Team::call_;
 };
 
 }  // namespace squat::cuda

@@ -48,7 +48,8 @@ struct BatchEntry {
   LayerState *state;
   std::int32_t first_row;  ///< of the call's tensors
   std::int32_t tokens;
-  std::int32_t sinks;  ///< how many of them became sinks, where the call's host appended them
+  std::int32_t sinks;       ///< how many of them became sinks, where the call's host appended them
+  std::int32_t causal = 1;  ///< see SequenceCall
   std::uint16_t *unpacked = nullptr;  ///< the tail as exact blocks, one behind the other, where
                                       ///< attention of the call is to meet these instead of bytes
 };
