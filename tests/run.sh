@@ -12,8 +12,8 @@ Installs missing packages (Debian, Ubuntu; as root or with sudo), builds the tes
   --debug           with assertions and for a debugger; squat::compiled for this machine alone, and no benchmarks
   --sanitize        with the address and undefined behaviour sanitizers and assertions; no CUDA either
   --no-native       for the compiler's default instruction set instead of this machine's
-  --only FOLDER     builds and runs the tests of one folder: allocation, attention, cache, cpu, cuda, llama, parallel,
-                    quantize
+  --only FOLDER     builds and runs the tests of one folder: allocation, cache, coding, cpu, cuda, llama, parallel,
+                    reliability
   --build-dir DIR   default: build/COMPILER[-debug][-sanitize][-baseline]
   --help            this text
 Further arguments go to ctest. SQUAT_LONG_TESTS=1 in the environment runs tests that have a long form in it.

@@ -32,7 +32,8 @@ namespace squat {
 /// tokens of others. Must not fail.
 /// - check_elements: throws Error for the first element out of range.
 /// - add_coding, remove_coding: what a layer learns, named by a number. observe: adds some tokens of a
-/// call to its coding's statistics, before the call's rows are anywhere. learn: makes the codings of
+/// call to its coding's statistics, before the call's rows are anywhere; observe_may_fail: it can throw
+/// behind reserve(), and what it has added then is undone by restore(). learn: makes the codings of
 /// them, or of the prior where there are none; under Allocation::model, where these were the last, it
 /// gives layers their page sizes. Returns false where they are of no text (coding/evidence.hpp): the
 /// coding begins anew. learn_nothing: fixes a coding that was just added, keys plain in their frame and
@@ -63,6 +64,7 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
              const std::byte *from, bool flag) {
   typename Operations::Memory;
   typename Operations::Backup;
+  { Operations::observe_may_fail } -> std::convertible_to<bool>;
   { constant.page_bytes(index) } -> std::same_as<std::size_t>;
   operations.shift(index, exact, range, range, index, stream);
   exact.swap_tokens(exact);

@@ -109,13 +109,16 @@ class Learning {
   void observe(Operations &operations, std::span<const SequenceCall<Exact>> calls, TensorView<const S> q,
                TensorView<const S> k, TensorView<const S> v, Stream stream, Settle &&settle) {
     const auto learns = [&](const auto &call) {
-      if (!call.observed || complete(call.coding)) return false;
+      if (complete(call.coding)) return false;
       Index tokens = 0;
       for (const auto &other : calls)
         tokens += other.observed && other.coding == call.coding ? other.tokens : 0;
       return complete(call.coding, tokens);
     };
-    if (std::none_of(calls.begin(), calls.end(), learns))
+    const auto may_fail = [&](const auto &call) {
+      return call.observed && (Operations::observe_may_fail || learns(call));
+    };
+    if (std::none_of(calls.begin(), calls.end(), may_fail))
       return add<S>(operations, calls, q, k, v, stream);
     using Backup = typename Operations::Backup;
     struct Before {

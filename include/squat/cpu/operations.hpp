@@ -87,9 +87,12 @@ class Operations {
   void remove_coding(Index coding) { codings_[static_cast<std::size_t>(coding)].reset(); }
 
   /// Adds `count` tokens of a call, from its token `first` on, to the statistics of its coding.
+  /// Allocates, on the engine's threads.
+  static constexpr bool observe_may_fail = true;
   template <Element S>
   void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
                Index first, Index count, Stream) {
+    layer_coding(call.coding).begin_to_observe();
     for_each_kv_head(observe_bytes(), [&](Index head, Scratch scratch) {
       layer_coding(call.coding)
           .observe(head, heads_per_kv_head(), call, q, k, v, first, count, options_.prior.get(),
