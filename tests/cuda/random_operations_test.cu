@@ -35,13 +35,18 @@ struct OnGpu {
 
   static double tolerance(int) { return 3 * device_tolerance; }
   static constexpr double turned = 3e-3;
-  static std::size_t &fails_at() { return refused_at; }
+  static bool fail(int at) {
+    const bool failed = armed > 0 && refused_at == 0;
+    armed = at;
+    refused_at = std::max(at, 0);
+    return failed;
+  }
   template <class AnyCache>
   static void settle(AnyCache &cache) {
     cache.check();
   }
 
-  static inline std::size_t refused_at = 0;
+  static inline int armed = 0, refused_at = 0;
   static bool refuse(std::size_t) { return refused_at > 0 && --refused_at == 0; }
 };
 

@@ -22,7 +22,8 @@ namespace squat::test {
 /// - dequantize(cache, sequence, layer, k, v), into tensors on the host
 /// - tolerance(bits): how far attention may be from that over the rows held; turned: how far rows may
 /// be from where they were turned to
-/// - fails_at(): the countdown to the allocation that fails, 0 where none does
+/// - fail(n): the n-th allocation from now on fails, or, -n, the n-th call of Options::parallel; 0:
+/// nothing does. Returns whether something has failed since
 /// - settle(cache): throws what calls have left to be told
 template <class Place, class T, int KeyBits, int ValueBits>
 class CheckedCache {
@@ -33,15 +34,15 @@ class CheckedCache {
       : cache_(options), model_(cache_.options(), KeyBits), checks_(cache_, model_) {}
 
  protected:
-  /// Makes a call that is to be refused, or to succeed; then, where an allocation is to fail, once more
+  /// Makes a call that is to be refused, or to succeed; then, where something is to fail, once more
   /// without that. Returns whether it succeeded. Where it throws, all is as it was.
   template <class Call>
   bool make(bool refused, Call &&call) {
-    std::size_t countdown = std::exchange(fails_at_, 0);
-    if (refused) countdown = 0;
+    const int at = refused ? 0 : fails_at_;
+    fails_at_ = 0;
     std::optional<Seen> before;
-    if (refused || countdown > 0) before = seen();
-    std::optional<std::string> error = error_of(call, countdown);
+    if (refused || at != 0) before = seen();
+    std::optional<std::string> error = error_of(call, at);
     if (error && failed_) {
       expect_as_before(*before, *error);
       error = error_of(call, 0);
@@ -66,7 +67,7 @@ class CheckedCache {
   Cache cache_;
   CacheModel model_;
   CacheChecks<Place, T, KeyBits, ValueBits> checks_;
-  std::size_t fails_at_ = 0;         // the allocation of the next call that fails, 0: none
+  int fails_at_ = 0;                 // what fails in the next call, see Place::fail()
   std::vector<SequenceId> touched_;  // by the operation in progress
 
  private:
@@ -97,24 +98,23 @@ class CheckedCache {
 
   /// What a call throws, nothing where it succeeds.
   template <class Call>
-  std::optional<std::string> error_of(Call &call, std::size_t countdown) {
+  std::optional<std::string> error_of(Call &call, int at) {
     std::optional<std::string> error;
-    Place::fails_at() = countdown;
+    Place::fail(at);
     try {
       call();
       Place::settle(cache_);
     } catch (const Error &thrown) {
       error = thrown.what();
     } catch (const std::exception &thrown) {
-      Place::fails_at() = 0;
+      Place::fail(0);
       throw Violation(std::string("no Error, but ") + thrown.what());
     }
-    failed_ = countdown > 0 && Place::fails_at() == 0;
-    Place::fails_at() = 0;
+    failed_ = Place::fail(0);
     return error;
   }
 
-  bool failed_ = false;  // an allocation did
+  bool failed_ = false;  // something did, as it was to
 };
 
 }  // namespace squat::test

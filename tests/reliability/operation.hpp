@@ -50,7 +50,7 @@ struct Operation {
   bool padded = false;  ///< rows of the batch's tensors are apart
   bool learn = true;    ///< from the first sequence; from the others always
   unsigned seed = 0;    ///< of rows, parents and damage
-  int fails_at = 0;     ///< the allocation of the first call that fails; 0: none
+  int fails_at = 0;     ///< in the first call, see CheckedCache's Place::fail()
 };
 
 /// As an initializer that leaves defaults out.

@@ -102,7 +102,8 @@ inline Operation draw_operation(Dice &dice) {
   operation.padded = dice.once_in(4);
   operation.learn = !dice.once_in(5);
   operation.seed = dice.seed();
-  if (dice.once_in(5)) operation.fails_at = dice.of({dice.between(1, 6), dice.between(1, 60)});
+  if (dice.once_in(5))
+    operation.fails_at = dice.of({dice.between(1, 6), dice.between(1, 60), -dice.between(1, 5)});
   return operation;
 }
 

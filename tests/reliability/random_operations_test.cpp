@@ -27,12 +27,26 @@ struct OnCpu {
     cache.dequantize(sequence, layer, k.view(), v.view());
   }
 
-  static void restrict(Options &) {}
+  /// Tasks run from the last to the first.
+  static void restrict(Options &options) {
+    options.parallel = [](int count, Task task) {
+      if (parallel_fails_at > 0 && --parallel_fails_at == 0) throw Error("squat: no threads");
+      for (int index = count; index-- > 0;) task(index);
+    };
+  }
   static double tolerance(int bits) { return rounding_tolerance(bits); }
-  static constexpr double turned = 2e-3;
-  static std::size_t &fails_at() { return test::fails_at; }
+  static constexpr double turned = 2e-4;
+  static bool fail(int at) {
+    const bool failed = (armed > 0 && fails_at == 0) || (armed < 0 && parallel_fails_at == 0);
+    armed = at;
+    fails_at = static_cast<std::size_t>(std::max(at, 0));
+    parallel_fails_at = std::max(-at, 0);
+    return failed;
+  }
   template <class AnyCache>
   static void settle(AnyCache &) {}
+
+  static inline int armed = 0, parallel_fails_at = 0;
 };
 
 template <class T, int KeyBits, int ValueBits>

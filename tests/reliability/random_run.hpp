@@ -28,7 +28,7 @@ class RandomRun : SnapshotOperations<Place, T, KeyBits, ValueBits> {
         &RandomRun::shift,        &RandomRun::fork,           &RandomRun::reorder,
         &RandomRun::save,         &RandomRun::load,           &RandomRun::save_codings,
         &RandomRun::load_codings, &RandomRun::reset_learning, &RandomRun::bad_call};
-    fails_at_ = static_cast<std::size_t>(operation.fails_at);
+    fails_at_ = operation.fails_at;
     touched_.clear();
     (this->*calls[static_cast<std::size_t>(operation.kind)])(operation);
     Base::check_touched();

@@ -174,19 +174,21 @@ class Operations {
   }
 
   /// Attends to what is cached and to the call's own rows, unless there are no
-  /// queries to answer; packs what became due and keeps the rest exact.
+  /// queries to answer; packs what became due, and then keeps the rest exact. The engine's threads work
+  /// before that: where they throw, rows are where they were.
   template <Element S>
   void append(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
               TensorView<const S> v, TensorView<S> out, Stream) {
     if (out.tokens > 0) attend_reserved(q, k, v, out);
     Index entered = -1;
     for (const Call &call : calls) {
-      if (call.due > 0 && entered != call.coding) make_to_bases(entered = call.coding);
+      if (call.due == 0) continue;
+      if (entered != call.coding) make_to_bases(entered = call.coding);
       call.exact->visit_tail([&](const auto &tail) {
         pack(call.coding, call.due_pages, tail, k, v, call.first_row + call.sinks);
       });
-      call.exact->append(call, k, v, call.due * options_.page_tokens);
     }
+    for (const Call &call : calls) call.exact->append(call, k, v, call.due * options_.page_tokens);
   }
 
   /// Attends to what is cached.
