@@ -4,17 +4,18 @@ set -eu
 
 usage() {
   cat <<'TEXT'
-usage: sh tests/run.sh [--compiler CXX] [--debug] [--sanitize] [--no-native] [--only FOLDER] [--build-dir DIR]
-                       [CTEST ARGUMENTS...]
+usage: sh tests/run.sh [--compiler CXX] [--debug] [--sanitize | --sanitize-threads] [--no-native] [--only FOLDER]
+                       [--build-dir DIR] [CTEST ARGUMENTS...]
 
 Installs missing packages (Debian, Ubuntu; as root or with sudo), builds the tests, and runs them with ctest.
   --compiler CXX    the C++ compiler (default: $CXX, or g++)
   --debug           with assertions and for a debugger; squat::compiled for this machine alone, and no benchmarks
   --sanitize        with the address and undefined behaviour sanitizers and assertions; no CUDA either
+  --sanitize-threads  the same with the thread sanitizer, for --only parallel
   --no-native       for the compiler's default instruction set instead of this machine's
-  --only FOLDER     builds and runs the tests of one folder: allocation, attention, cache, cpu, cuda, llama, parallel,
-                    quantize
-  --build-dir DIR   default: build/COMPILER[-debug][-sanitize][-baseline]
+  --only FOLDER     builds and runs the tests of one folder: allocation, cache, coding, cpu, cuda, llama, parallel,
+                    reliability
+  --build-dir DIR   default: build/COMPILER[-debug][-sanitize[-threads]][-baseline]
   --help            this text
 Further arguments go to ctest. SQUAT_LONG_TESTS=1 in the environment runs tests that have a long form in it.
 
@@ -34,6 +35,7 @@ while [ $# -gt 0 ]; do
     --compiler) compiler=${2:?--compiler needs a name}; shift 2 ;;
     --debug) type=Debug; shift ;;
     --sanitize) sanitize=ON; shift ;;
+    --sanitize-threads) sanitize=thread; shift ;;
     --no-native) native=OFF; shift ;;
     --only) only=${2:?--only needs a folder}; shift 2 ;;
     --build-dir) build=${2:?--build-dir needs a folder}; shift 2 ;;
@@ -45,6 +47,7 @@ if [ -z "$build" ]; then
   build=build/$(basename "$compiler")
   [ $type = Debug ] && build=$build-debug
   [ $sanitize = ON ] && build=$build-sanitize
+  [ $sanitize = thread ] && build=$build-sanitize-threads
   [ $native = OFF ] && build=$build-baseline
 fi
 
@@ -57,13 +60,13 @@ install_packages g++-aarch64-linux-gnu qemu-user || echo "no AArch64 compiler or
 install_packages python3-numpy || echo "no NumPy to be had"
 case $compiler in
   *clang*) install_packages clang libomp-dev
-           [ $sanitize = ON ] && ! ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.asan-*.a >/dev/null 2>&1 &&
+           [ $sanitize != OFF ] && ! ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.asan-*.a >/dev/null 2>&1 &&
              install_packages "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev" ;;
 esac
 
 # Benchmarks, and CUDA sources wherever nvcc is there, are compiled once: sanitizers see what tests run on the host, over
 # the kernels of this machine.
-if [ $sanitize = ON ]; then
+if [ $sanitize != OFF ]; then
   once="-DSQUAT_BUILD_CUDA=OFF -DSQUAT_BUILD_BENCHMARKS=OFF -DSQUAT_INSTRUCTION_SETS=native"
 elif [ $type = Debug ]; then
   once="-DSQUAT_BUILD_BENCHMARKS=OFF -DSQUAT_INSTRUCTION_SETS=native -DLLAMA_CUDA_WIDTHS=2_2"

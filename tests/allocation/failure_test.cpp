@@ -5,115 +5,49 @@
 
 #include <array>
 #include <cstddef>
-#include <optional>
-#include <utility>
-#include <vector>
 
 #include "counting_allocator.hpp"
 #include "reference/failing_allocations.hpp"
-#include "reference/reference_attention.hpp"
+#include "reference/small_world.hpp"
 
 namespace squat::test {
 namespace {
 
-using Cache = KVCache<half, 2>;
-
-Options small(Coding coding) {
-  return {.layers = 2,
-          .query_heads = 2,
-          .kv_heads = 1,
-          .head_dim = 32,
-          .coding = coding,
-          .residual = 16,
-          .page_tokens = 16,
-          .rotary = {{.inverse_frequencies = {1, .1f, .01f}}},
-          .statistics_tokens = 80};
-}
-
-/// A cache, its sequences, and inputs for calls.
-struct World {
-  explicit World(const Options &options, Index tokens = 200)
-      : cache(options), sequences{cache.add_sequence(), cache.add_sequence()}, in(options, tokens, 1) {}
-
-  void attend(std::size_t sequence, Index first, Index count) {
-    for (int layer : {0, 1}) attend(sequence, layer, first, count);
-  }
-  void attend(std::size_t sequence, int layer, Index first, Index count) {
-    cache.attend(sequences[sequence], layer, in.q.view(first, count), in.k.view(first, count),
-                 in.v.view(first, count), in.out.view(first, count));
-  }
-
-  /// What a caller can see.
-  std::vector<float> seen() {
-    std::vector<float> all;
-    for (const SequenceId sequence : sequences) {
-      for (int layer : {0, 1}) {
-        const Contents held = contents(cache, sequence, layer);
-        all.push_back(static_cast<float>(cache.length(sequence, layer)));
-        all.insert(all.end(), held.k.elements.begin(), held.k.elements.end());
-        all.insert(all.end(), held.v.elements.begin(), held.v.elements.end());
-      }
-    }
-    const MemoryReport report = cache.memory_report();
-    all.push_back(static_cast<float>(report.packed_tokens));
-    all.push_back(static_cast<float>(report.exact_tokens));
-    return all;
-  }
-
-  std::vector<float> outputs() const { return in.out.elements; }
-
-  /// Steps on, and what comes of them in every layer; the second sees what the first packs.
-  std::vector<float> decode() {
-    std::vector<float> all;
-    for (const auto &[sequence, first] : {std::pair<std::size_t, Index>{0, 190}, {0, 193}, {1, 190}}) {
-      for (int layer : {0, 1}) {
-        attend(sequence, layer, first, 3);
-        const std::vector<float> of_layer = outputs();
-        all.insert(all.end(), of_layer.begin(), of_layer.end());
-      }
-    }
-    return all;
-  }
-
-  Cache cache;
-  std::array<SequenceId, 2> sequences;
-  Inputs<> in;
-};
-
 template <class Prepare, class Call>
 std::size_t expect_nothing_lost(const Options &options, Prepare &&prepare, Call &&call) {
-  return test::expect_nothing_lost<World>(options, fails_at, prepare, call,
-                                          [](const auto &a, const auto &b) { EXPECT_EQ(a, b); });
+  return test::expect_nothing_lost<SmallWorld>(options, fails_at, prepare, call,
+                                               [](const auto &a, const auto &b) { EXPECT_EQ(a, b); });
 }
 
 class OutOfMemory : public testing::TestWithParam<Coding> {};
 
 TEST_P(OutOfMemory, InAFirstPromptThatTeachesAndPacks) {
   EXPECT_GT(expect_nothing_lost(
-                small(GetParam()), [](World &) {}, [](World &world) { world.attend(0, 0, 0, 150); }),
+                small_options(GetParam()), [](SmallWorld &) {},
+                [](SmallWorld &world) { world.attend(0, 0, 0, 150); }),
             0u);
 }
 
 TEST_P(OutOfMemory, InAPieceThatCompletesTheStatistics) {
   EXPECT_GT(expect_nothing_lost(
-                small(GetParam()), [](World &world) { world.attend(0, 0, 60); },
-                [](World &world) { world.attend(0, 0, 60, 90); }),
+                small_options(GetParam()), [](SmallWorld &world) { world.attend(0, 0, 60); },
+                [](SmallWorld &world) { world.attend(0, 0, 60, 90); }),
             0u);
 }
 
 TEST_P(OutOfMemory, InAStepThatFillsAPage) {
   // Most of them have all that they need.
   expect_nothing_lost(
-      small(GetParam()), [](World &world) { world.attend(0, 0, 4 + 16 + 16 + 64 - 1); },
-      [](World &world) { world.attend(0, 0, 99, 1); });
+      small_options(GetParam()), [](SmallWorld &world) { world.attend(0, 0, 4 + 16 + 16 + 64 - 1); },
+      [](SmallWorld &world) { world.attend(0, 0, 99, 1); });
 }
 
 TEST_P(OutOfMemory, InABatchWhoseSequencesLearnForThemselves) {
-  Options options = small(GetParam());
+  Options options = small_options(GetParam());
   options.learning = LearningMode::per_sequence;
   EXPECT_GT(expect_nothing_lost(
-                options, [](World &world) { world.attend(0, 0, 40); },
-                [](World &world) {
+                options, [](SmallWorld &world) { world.attend(0, 0, 40); },
+                [](SmallWorld &world) {
                   const std::array batch = {SequenceTokens{world.sequences[0], 70},
                                             SequenceTokens{world.sequences[1], 100}};
                   world.cache.attend(batch, 1, world.in.q.view(10, 170), world.in.k.view(10, 170),
@@ -123,16 +57,16 @@ TEST_P(OutOfMemory, InABatchWhoseSequencesLearnForThemselves) {
 }
 
 TEST(OutOfMemoryByLayer, InAFirstPromptWhoseHeadsShareBits) {
-  Options options = small(Coding::subspace);
+  Options options = small_options(Coding::subspace);
   options.kv_heads = 2;
   options.allocation = Allocation::layer;
   EXPECT_GT(expect_nothing_lost(
-                options, [](World &) {}, [](World &world) { world.attend(0, 0, 0, 150); }),
+                options, [](SmallWorld &) {}, [](SmallWorld &world) { world.attend(0, 0, 0, 150); }),
             0u);
 }
 
 Options small_model() {
-  Options options = small(Coding::subspace);
+  Options options = small_options(Coding::subspace);
   options.kv_heads = 2;
   options.allocation = Allocation::model;
   return options;
@@ -140,8 +74,8 @@ Options small_model() {
 
 TEST(OutOfMemoryByModel, InTheCallWithWhichAllLayersLearn) {
   EXPECT_GT(expect_nothing_lost(
-                small_model(), [](World &world) { world.attend(0, 0, 0, 150); },
-                [](World &world) { world.attend(0, 1, 0, 150); }),
+                small_model(), [](SmallWorld &world) { world.attend(0, 0, 0, 150); },
+                [](SmallWorld &world) { world.attend(0, 1, 0, 150); }),
             0u);
 }
 
@@ -149,22 +83,22 @@ TEST(OutOfMemoryByModel, BehindTheLastTokensThatLayersLearnFrom) {
   Options options = small_model();
   options.keep_statistics = true;  // so that the call goes on to observe
   EXPECT_GT(expect_nothing_lost(
-                options, [](World &world) { world.attend(0, 0, 0, 150); },
-                [](World &world) { world.attend(0, 1, 0, 150); }),
+                options, [](SmallWorld &world) { world.attend(0, 0, 0, 150); },
+                [](SmallWorld &world) { world.attend(0, 1, 0, 150); }),
             0u);
 }
 
 TEST(OutOfMemoryByModel, InTheCallThatPacksPagesOfANewSize) {
   EXPECT_GT(expect_nothing_lost(
-                small_model(), [](World &world) { world.attend(0, 0, 150); },
-                [](World &world) { world.attend(0, 0, 150, 1); }),
+                small_model(), [](SmallWorld &world) { world.attend(0, 0, 150); },
+                [](SmallWorld &world) { world.attend(0, 0, 150, 1); }),
             0u);
 }
 
 TEST_P(OutOfMemory, InReadingAttention) {
   EXPECT_GT(expect_nothing_lost(
-                small(GetParam()), [](World &world) { world.attend(0, 0, 150); },
-                [](World &world) {
+                small_options(GetParam()), [](SmallWorld &world) { world.attend(0, 0, 150); },
+                [](SmallWorld &world) {
                   world.cache.attend(world.sequences[0], 1, world.in.q.view(0, 60),
                                      world.in.out.view(0, 60));
                 }),
@@ -174,37 +108,38 @@ TEST_P(OutOfMemory, InReadingAttention) {
 TEST_P(OutOfMemory, InAShift) {
   // Most of them have all that they need.
   expect_nothing_lost(
-      small(GetParam()), [](World &world) { world.attend(0, 0, 150); },
-      [](World &world) { world.cache.shift(world.sequences[0], 10, 30, -20); });
+      small_options(GetParam()), [](SmallWorld &world) { world.attend(0, 0, 150); },
+      [](SmallWorld &world) { world.cache.shift(world.sequences[0], 10, 30, -20); });
 }
 
 TEST_P(OutOfMemory, InAddingASequence) {
   for (const bool own : {false, true}) {
-    Options options = small(GetParam());
+    Options options = small_options(GetParam());
     options.learning = own ? LearningMode::per_sequence : LearningMode::first_tokens;
     EXPECT_GT(expect_nothing_lost(
-                  options, [](World &world) { world.attend(0, 0, 150); },
-                  [](World &world) { world.cache.add_sequence(); }),
+                  options, [](SmallWorld &world) { world.attend(0, 0, 150); },
+                  [](SmallWorld &world) { world.cache.add_sequence(); }),
               0u);
   }
 }
 
 TEST_P(OutOfMemory, InAFork) {
   for (const bool own : {false, true}) {
-    Options options = small(GetParam());
+    Options options = small_options(GetParam());
     options.learning = own ? LearningMode::per_sequence : LearningMode::first_tokens;
-    EXPECT_GT(expect_nothing_lost(
-                  options, [](World &world) { world.attend(0, 0, 150); },
-                  [](World &world) { world.sequences[1] = world.cache.fork(world.sequences[0], 120); }),
-              0u);
+    EXPECT_GT(
+        expect_nothing_lost(
+            options, [](SmallWorld &world) { world.attend(0, 0, 150); },
+            [](SmallWorld &world) { world.sequences[1] = world.cache.fork(world.sequences[0], 120); }),
+        0u);
   }
 }
 
 TEST_P(OutOfMemory, InAReorderThatCopies) {
   EXPECT_GT(
       expect_nothing_lost(
-          small(GetParam()), [](World &world) { world.attend(0, 0, 150); },
-          [](World &world) {
+          small_options(GetParam()), [](SmallWorld &world) { world.attend(0, 0, 150); },
+          [](SmallWorld &world) {
             world.cache.reorder(world.sequences, std::array{world.sequences[0], world.sequences[0]});
           }),
       0u);
@@ -213,12 +148,12 @@ TEST_P(OutOfMemory, InAReorderThatCopies) {
 TEST_P(OutOfMemory, InAReorderThatMoves) {
   EXPECT_GT(
       expect_nothing_lost(
-          small(GetParam()),
-          [](World &world) {
+          small_options(GetParam()),
+          [](SmallWorld &world) {
             world.attend(0, 0, 150);
             world.attend(1, 20, 90);
           },
-          [](World &world) {
+          [](SmallWorld &world) {
             world.cache.reorder(world.sequences, std::array{world.sequences[1], world.sequences[0]});
           }),
       0u);

@@ -32,7 +32,8 @@ namespace squat {
 /// tokens of others. Must not fail.
 /// - check_elements: throws Error for the first element out of range.
 /// - add_coding, remove_coding: what a layer learns, named by a number. observe: adds some tokens of a
-/// call to its coding's statistics, before the call's rows are anywhere. learn: makes the codings of
+/// call to its coding's statistics, before the call's rows are anywhere; observe_may_fail: it can throw
+/// behind reserve(), and what it has added then is undone by restore(). learn: makes the codings of
 /// them, or of the prior where there are none; under Allocation::model, where these were the last, it
 /// gives layers their page sizes. Returns false where they are of no text (coding/evidence.hpp): the
 /// coding begins anew. learn_nothing: fixes a coding that was just added, keys plain in their frame and
@@ -42,7 +43,8 @@ namespace squat {
 /// - reserve: all memory that a call needs, of observe too; throws before anything changes. It is told
 /// whether the call attends.
 /// - append: attends to what is cached and to the call's own rows, unless `out` is empty; packs what
-/// became due; keeps the other rows exact. Must not fail.
+/// became due; keeps the other rows exact. Must not fail, but where the engine's threads do: then it
+/// throws what they threw, and nothing has changed but outputs and what due pages hold.
 /// - attend: the same for calls that only read; a call of its own, with its memory. It checks q's
 /// elements, unless that would make it wait for a device. dequantize: what attention sees, as rows.
 /// - record_coding, adopt_coding: a coding as every backend reads it; adopt_coding throws Error for an
@@ -63,6 +65,7 @@ concept BackendOperations = std::constructible_from<Operations, const Options &>
              const std::byte *from, bool flag) {
   typename Operations::Memory;
   typename Operations::Backup;
+  { Operations::observe_may_fail } -> std::convertible_to<bool>;
   { constant.page_bytes(index) } -> std::same_as<std::size_t>;
   operations.shift(index, exact, range, range, index, stream);
   exact.swap_tokens(exact);

@@ -916,16 +916,28 @@ class KVCache {
     });
     plan(batch, layer, q.tokens > 0, attends, stream);
     const std::span calls = std::as_const(plan_).calls();
-    learning_.template observe<Scalar>(operations_, calls, q, k, v, stream,
-                                       [&] { plan_without_learning(layer, attends, stream); });
-    for (std::size_t i = 0; i < calls.size(); ++i) change_coding(*plan_.layers()[i], calls[i].coding);
-    pages_.add(plan_);
-    operations_.template append<Scalar>(calls, q, k, v, out, stream);
+    learning_.template observe<Scalar>(operations_, calls, q, k, v, stream, [&] {
+      plan_without_learning(layer, attends, stream);
+      take_in<Scalar>(q, k, v, out, stream);
+    });
     layers_.clear();
     for (std::size_t i = 0; i < calls.size(); ++i) {
+      change_coding(*plan_.layers()[i], calls[i].coding);
       if (calls[i].learnt) layers_.push_back(plan_.layers()[i]);
     }
     replay_.acquire_pages(operations_, pages_, layers_, stream);
+  }
+
+  /// Appends as planned, or leaves sequences as they were where the engine's threads throw.
+  template <class S>
+  void take_in(In<S> q, In<S> k, In<S> v, const Output<S> &out, Stream stream) {
+    pages_.add(plan_);
+    try {
+      operations_.template append<S>(std::as_const(plan_).calls(), q, k, v, out, stream);
+    } catch (...) {
+      pages_.take_back(plan_);
+      throw;
+    }
   }
 
   /// Decides what an append will do, and allocates all that it needs. Throws

@@ -78,20 +78,36 @@ class LayerPages {
     }
   }
 
-  /// Adds the pages that a plan's tokens make due, and counts the tokens' positions.
+  /// Adds the pages that a plan's tokens make due, of the codings that its calls name, and counts the
+  /// tokens' positions.
   void add(AppendPlan<Exact> &plan) {
     for (std::size_t i = 0; i < plan.layers().size(); ++i) {
       Layer &layer = *plan.layers()[i];
       auto &call = plan.calls()[i];
       Index first = call.position + call.sinks - layer.exact.tail();  // position of the tail's first
       for (Index page = 0; page < call.due; ++page, first += page_tokens_) {
-        add(layer, first, layer.exact.sinks() + call.sinks);
+        add(layer, call.coding, first, layer.exact.sinks() + call.sinks);
       }
       call.due_pages = std::span(layer.page_views).last(static_cast<std::size_t>(call.due));
       if (layer.ready_page) {
-        call.ready_page = view_behind(layer, *layer.ready_page, first, layer.exact.sinks() + call.sinks);
+        call.ready_page =
+            view_behind(layer, call.coding, *layer.ready_page, first, layer.exact.sinks() + call.sinks);
       }
       layer.next_position += call.tokens;
+    }
+  }
+
+  /// Undoes that, where none of the pages was acquired ahead.
+  void take_back(const AppendPlan<Exact> &plan) {
+    for (std::size_t i = plan.layers().size(); i-- > 0;) {
+      Layer &layer = *plan.layers()[i];
+      const auto &call = plan.calls()[i];
+      for (Index page = 0; page < call.due; ++page) {
+        pools_.of(call.coding).release(layer.pages.back());
+        layer.pages.pop_back();
+        layer.page_views.pop_back();
+      }
+      layer.next_position -= call.tokens;
     }
   }
 
@@ -134,11 +150,12 @@ class LayerPages {
   /// That page as it will be packed; without data where there is none.
   PageView ready_page(const Layer &layer) const {
     if (!layer.ready_page) return {};
-    return view_behind(layer, *layer.ready_page, tail_position(layer), layer.exact.sinks());
+    return view_behind(layer, layer.coding, *layer.ready_page, tail_position(layer),
+                       layer.exact.sinks());
   }
 
   /// Takes it in, its tokens being the tail's oldest.
-  void add_ready(Layer &layer) { add(layer, tail_position(layer), layer.exact.sinks()); }
+  void add_ready(Layer &layer) { add(layer, layer.coding, tail_position(layer), layer.exact.sinks()); }
 
   // ---- pages are shared
 
@@ -217,15 +234,17 @@ class LayerPages {
 
   /// A page behind the layer's, its first token at `position`. sinks: before the first page, for the
   /// backend may not have counted them yet.
-  PageView view_behind(const Layer &layer, PageIndex page, Index position, Index sinks) const {
-    PageView view = layer.page_behind(pool(layer).data(page), page_tokens_, position, tile_tokens_);
+  PageView view_behind(const Layer &layer, Index coding, PageIndex page, Index position,
+                       Index sinks) const {
+    PageView view =
+        layer.page_behind(pools_.of(coding).data(page), page_tokens_, position, tile_tokens_);
     if (layer.page_views.empty()) view.before = sinks;
     return view;
   }
 
-  void add(Layer &layer, Index position, Index sinks) {
-    const PageIndex page = layer.ready_page ? take_ready(layer) : pool(layer).acquire();
-    layer.add_page(page, view_behind(layer, page, position, sinks));
+  void add(Layer &layer, Index coding, Index position, Index sinks) {
+    const PageIndex page = layer.ready_page ? take_ready(layer) : pools_.of(coding).acquire();
+    layer.add_page(page, view_behind(layer, coding, page, position, sinks));
   }
 
   PoolsBySize<Memory> pools_;

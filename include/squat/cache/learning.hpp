@@ -103,20 +103,26 @@ class Learning {
   }
 
   /// Adds what a call's tokens bring to the statistics that are still wanted,
-  /// and learns from them when complete; then calls settle(), for they may be of no text. What all this
-  /// allocates is not known before: where it throws, all codings of the call are what they were.
-  template <Element S, class Operations, class Exact, class Stream, class Settle>
+  /// and learns from them when complete; then calls take_in(), which does all else, for they may be of
+  /// no text. What all this allocates is not known before: where it throws, all codings of the call are
+  /// what they were.
+  template <Element S, class Operations, class Exact, class Stream, class TakeIn>
   void observe(Operations &operations, std::span<const SequenceCall<Exact>> calls, TensorView<const S> q,
-               TensorView<const S> k, TensorView<const S> v, Stream stream, Settle &&settle) {
+               TensorView<const S> k, TensorView<const S> v, Stream stream, TakeIn &&take_in) {
     const auto learns = [&](const auto &call) {
-      if (!call.observed || complete(call.coding)) return false;
+      if (complete(call.coding)) return false;
       Index tokens = 0;
       for (const auto &other : calls)
         tokens += other.observed && other.coding == call.coding ? other.tokens : 0;
       return complete(call.coding, tokens);
     };
-    if (std::none_of(calls.begin(), calls.end(), learns))
-      return add<S>(operations, calls, q, k, v, stream);
+    const auto may_fail = [&](const auto &call) {
+      return call.observed && (Operations::observe_may_fail || learns(call));
+    };
+    if (std::none_of(calls.begin(), calls.end(), may_fail)) {
+      add<S>(operations, calls, q, k, v, stream);
+      return take_in();
+    }
     using Backup = typename Operations::Backup;
     struct Before {
       Index coding;
@@ -133,7 +139,7 @@ class Learning {
     }
     try {
       add<S>(operations, calls, q, k, v, stream);
-      settle();
+      take_in();
     } catch (...) {
       for (Before &each : before) {
         operations.restore(each.coding, std::move(each.backup));

@@ -14,8 +14,8 @@
 //              (64 bits) over, a layer: u64 pairs (RotaryPairs), u64 how many, f32 each frequency
 //   3 counts   a layer each, of a sequence alone: u64 sinks, u64 tail, u64 pages, i64 next position
 //   2 coding   a layer each: u64 fingerprint (FNV-1a, 64 bits, of the coding), u64 tokens observed while
-//              it learns, u32 whether pages can be packed with it, u32 whether the coding follows; the
-//              coding
+//              it learns, then 0, u32 whether pages can be packed with it, u32 whether the coding
+//              follows; the coding
 //   then for each layer of a sequence
 //   4 table    a page each: i64 base, i32 row, i32 first, i32 tokens (see PageView), u32 1 where it is
 //              the page before it once more, of which other tokens count
@@ -235,7 +235,8 @@ class Snapshots {
       in.read(std::span(bytes).subspan(first, count));
     });
     in.end();
-    if (header.present > 1 || header.ready > 1 || (header.present == 0) != bytes.empty())
+    if (header.present > 1 || header.ready > 1 || (header.present == 0) != bytes.empty() ||
+        (header.ready == 1 && header.observed != 0))
       throw_damaged(Section::coding, "it does not say what it holds");
     if (header.present == 1 && coding_fingerprint(bytes) != header.fingerprint)
       throw_damaged(Section::coding, "its fingerprint is not that of its bytes");

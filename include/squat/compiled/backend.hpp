@@ -44,6 +44,7 @@ class Operations {
   Index add_coding(int layer) { return operations_->add_coding(layer); }
   void remove_coding(Index coding) { operations_->remove_coding(coding); }
 
+  static constexpr bool observe_may_fail = true;
   template <Element S>
   void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
                Index first, Index count, Stream) {

@@ -26,7 +26,8 @@ class Task {
 
 /// Runs `task(0) ... task(count - 1)`, in any order and on any threads, and
 /// returns when all have ended. No result depends on which thread runs a task
-/// or in which order.
+/// or in which order. It may throw, what a task has thrown or for reasons of its own, once every task
+/// that has begun has ended: the call that it works for throws the same, and the cache is as it was.
 using Parallel = std::function<void(int count, Task task)>;
 
 }  // namespace squat

@@ -14,6 +14,7 @@
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/coding/attention_weights.hpp"
+#include "squat/coding/coding.hpp"
 #include "squat/coding/coding_record.hpp"
 #include "squat/coding/evidence.hpp"
 #include "squat/coding/key_quantizer.hpp"
@@ -45,6 +46,7 @@ class LayerCoding {
         far_{options.sinks, options.residual},
         attention_scale_(options.attention_scale),
         weighs_(weighs_attention(options)),
+        learns_(layout.key_bits < 16 && learns_from_prompt(*options.coding)),
         statistics_(static_cast<std::size_t>(options.kv_heads)),
         quantizers_(static_cast<std::size_t>(options.kv_heads),
                     KeyQuantizer(*options.coding, *options.fit, options.orthogonal, layout.key_bits,
@@ -113,10 +115,11 @@ class LayerCoding {
   struct Backup {
     Statistics statistics;
     bool learnt = false;
+    bool observed = false;
   };
 
   Backup back_up() const {
-    Backup backup{{}, learnt_};
+    Backup backup{{}, learnt_, observed_};
     for (const auto &statistics : statistics_) {
       backup.statistics.push_back(statistics ? std::make_unique<QueryStatistics>(*statistics) : nullptr);
     }
@@ -125,6 +128,7 @@ class LayerCoding {
 
   void restore(Backup backup) {
     statistics_ = std::move(backup.statistics);
+    observed_ = backup.observed;
     if (backup.learnt) return;
     learnt_ = learnt_nothing_ = false;
     share({}, layout_.code_bytes());
@@ -136,13 +140,16 @@ class LayerCoding {
   }
 
   /// Makes it what it was when it began.
-  void forget() { restore({Statistics(statistics_.size()), false}); }
+  void forget() { restore({Statistics(statistics_.size())}); }
 
   /// Pages are coded without anything learnt from now on, see BackendOperations.
   void learn_nothing() {
     forget();
     learnt_ = learnt_nothing_ = true;
   }
+
+  /// Tokens are about to be observed.
+  void begin_to_observe() { observed_ = true; }
 
   /// Adds `count` tokens of a call, from its token `first` on, to the statistics of one KV head, `heads`
   /// query heads to each. Without queries (q.tokens = 0) keys alone are added. What queries attend to is
@@ -210,7 +217,8 @@ class LayerCoding {
   bool learnt() const { return learnt_; }
   bool learnt_nothing() const { return learnt_nothing_; }
 
-  /// All of it, see CodingRecord. Statistics are part of it until the layer has learnt.
+  /// All of it, see CodingRecord. Statistics are part of it once they hold tokens, while the layer is to
+  /// learn from them.
   CodingRecord record() const {
     CodingRecord record;
     record.learnt = learnt_;
@@ -223,7 +231,7 @@ class LayerCoding {
       head.matrix = transforms_[i].rounded();
       head.value_bits = place(static_cast<Index>(i), KeySpace::basis).value_bits;
       if (allocation_ != Allocation::model) head.variance.clear();
-      if (!learnt_ && statistics_[i]) head.statistics = statistics_[i]->record();
+      if (learns_ && observed_ && !learnt_) head.statistics = statistics_[i]->record();
     }
     if (shares_) shares_->write(record);
     return record;
@@ -232,6 +240,7 @@ class LayerCoding {
   /// Becomes what a record says, which was checked.
   void adopt(const CodingRecord &record) {
     learnt_ = record.learnt;
+    observed_ = false;
     value_weights_ = record.value_weights;
     output_square_ = record.output_square;
     for (std::size_t i = 0; i < quantizers_.size(); ++i) {
@@ -242,6 +251,7 @@ class LayerCoding {
       keep_matrix(i);
       statistics_[i].reset();
       if (head.statistics.empty()) continue;
+      observed_ = true;
       make_statistics(static_cast<Index>(i), layout_.head_dim, nullptr).adopt(head.statistics);
     }
     share(record.shared ? std::optional<BitShares>(std::in_place, layout_, record) : std::nullopt,
@@ -430,6 +440,8 @@ class LayerCoding {
   FarTokens far_;
   float attention_scale_;
   bool weighs_;
+  bool learns_;
+  bool observed_ = false;  // some tokens
   bool learnt_ = false;
   bool learnt_nothing_ = false;  // and never will
   Statistics statistics_;        // a KV head each, while they are wanted

@@ -89,9 +89,12 @@ class Operations {
   void remove_coding(Index coding) { codings_[static_cast<std::size_t>(coding)].reset(); }
 
   /// Adds `count` tokens of a call, from its token `first` on, to the statistics of its coding.
+  /// Allocates, on the engine's threads.
+  static constexpr bool observe_may_fail = true;
   template <Element S>
   void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
                Index first, Index count, Stream) {
+    layer_coding(call.coding).begin_to_observe();
     for_each_kv_head(observe_bytes(), [&](Index head, Scratch scratch) {
       layer_coding(call.coding)
           .observe(head, heads_per_kv_head(), call, q, k, v, first, count, options_.prior.get(),
@@ -173,19 +176,21 @@ class Operations {
   }
 
   /// Attends to what is cached and to the call's own rows, unless there are no
-  /// queries to answer; packs what became due and keeps the rest exact.
+  /// queries to answer; packs what became due, and then keeps the rest exact. The engine's threads work
+  /// before that: where they throw, rows are where they were.
   template <Element S>
   void append(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
               TensorView<const S> v, AttentionOutput<S> out, Stream) {
     if (out.rows.tokens > 0) attend_reserved(q, k, v, out);
     Index entered = -1;
     for (const Call &call : calls) {
-      if (call.due > 0 && entered != call.coding) make_to_bases(entered = call.coding);
+      if (call.due == 0) continue;
+      if (entered != call.coding) make_to_bases(entered = call.coding);
       call.exact->visit_tail([&](const auto &tail) {
         pack(call.coding, call.due_pages, tail, k, v, call.first_row + call.sinks);
       });
-      call.exact->append(call, k, v, call.due * options_.page_tokens);
     }
+    for (const Call &call : calls) call.exact->append(call, k, v, call.due * options_.page_tokens);
   }
 
   /// Attends to what is cached.

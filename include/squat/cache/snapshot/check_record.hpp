@@ -40,7 +40,8 @@ class RecordCheck {
       require(record.learnt || (head.mean.empty() && head.value_mean.empty() && head.matrix.empty() &&
                                 head.order.empty()),
               "it holds what was not learnt yet");
-      require(!record.learnt || head.statistics.empty(), "it holds statistics that were learnt from");
+      require((learns && !record.learnt) || head.statistics.empty(),
+              "it holds statistics that nothing is to be learnt from");
       require(head.mean.empty() || *options_.tile_tokens > 0, "a mean key without a tile");
       require(all(head.mean, [](float x) { return std::abs(x) <= largest_element; }), "mean key");
       require(head.value_mean.empty() || *options_.values == ValueCoding::symmetric, "a mean value");

@@ -30,9 +30,10 @@ class BytesOut {
   void array(const std::vector<Number> &numbers, std::size_t) {
     append(std::as_bytes(std::span(numbers)));
   }
+  void flag(bool value) { number<std::uint32_t>(value); }
   /// Whether a part is there.
   bool part(bool there) {
-    number<std::uint32_t>(there);
+    flag(there);
     return there;
   }
 
@@ -57,11 +58,15 @@ class BytesIn {
     numbers.resize(count);
     if (count > 0) std::memcpy(numbers.data(), from, count * sizeof(Number));
   }
-  bool part(bool) {
-    std::uint32_t there = 0;
-    number<std::uint32_t>(there);
-    if (there > 1) throw_damaged(Section::coding, "it does not say whether a part of it is there");
-    return there == 1;
+  void flag(bool &value) {
+    std::uint32_t in_file = 0;
+    number<std::uint32_t>(in_file);
+    if (in_file > 1) throw_damaged(Section::coding, "what is yes or no is neither");
+    value = in_file == 1;
+  }
+  bool part(bool there) {
+    flag(there);
+    return there;
   }
   void end() const {
     if (!left_.empty()) throw_damaged(Section::coding, "it is too long");
@@ -102,7 +107,7 @@ void visit_head(Bytes &bytes, Head &head, const CodingSizes &sizes) {
   if (bytes.part(!head.value_mean.empty())) bytes.array(head.value_mean, d);
   if (bytes.part(!head.matrix.empty())) {
     auto &matrix = head.matrix;
-    bytes.template number<std::uint32_t>(matrix.bytes);
+    bytes.flag(matrix.bytes);
     if constexpr (!std::is_const_v<Head>) matrix.outputs = matrix.inputs = static_cast<Index>(d);
     bytes.array(matrix.codes, d * d);
     bytes.array(matrix.scales, d);
@@ -133,7 +138,7 @@ void visit_head(Bytes &bytes, Head &head, const CodingSizes &sizes) {
 /// The same of a layer's.
 template <class Bytes, class Record>
 void visit_record(Bytes &bytes, Record &record, const CodingSizes &sizes) {
-  bytes.template number<std::uint32_t>(record.learnt);
+  bytes.flag(record.learnt);
   bytes.template number<std::uint64_t>(record.code_bytes);
   if (bytes.part(record.shared)) {
     if constexpr (!std::is_const_v<Record>) record.shared = true;

@@ -76,6 +76,7 @@ class LayerCoding {
   template <int HeadDim, class S>
   void observe(const ObservedRows<S> &rows, DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
     reserve_statistics(stream);
+    observed_ = true;
     statistics_->template observe<HeadDim>(rows, tables_.tiles, workspace, stream);
   }
 
@@ -119,8 +120,8 @@ class LayerCoding {
     return true;
   }
 
-  /// All of it, see CodingRecord. Statistics are part of it until the layer has learnt. Waits for the
-  /// stream.
+  /// All of it, see CodingRecord. Statistics are part of it once they hold tokens, while the layer is to
+  /// learn from them. Waits for the stream.
   CodingRecord record(std::size_t code_bytes, int value_bits, cudaStream_t stream) const {
     CodingRecord record;
     record.learnt = learnt_;
@@ -131,7 +132,7 @@ class LayerCoding {
       head.variance.clear();  // for layers that share bits
       head.value_bits = value_bits;
     }
-    if (learnt_ || !statistics_) return record;
+    if (!learns_ || !observed_ || learnt_) return record;
     std::vector<StatisticsRecord> statistics = statistics_->record(stream);
     for (std::size_t head = 0; head < statistics.size(); ++head) {
       if (options_->prior && !has_prior_) {
@@ -158,6 +159,7 @@ class LayerCoding {
     });
     make_tables(matrices, record.learnt || !learns_, stream);
     learnt_ = record.learnt;
+    observed_ = false;
     statistics_.reset();
     std::vector<StatisticsRecord> statistics;
     for (const HeadRecord &head : record.heads) {
@@ -166,7 +168,7 @@ class LayerCoding {
     if (statistics.empty()) return;
     if (statistics.size() != record.heads.size())
       throw Error("squat: snapshot.coding is impossible: some heads have statistics and some do not");
-    has_prior_ = true;
+    observed_ = has_prior_ = true;
     reserve_statistics(stream);
     statistics_->adopt(std::move(statistics), stream);
   }
@@ -176,12 +178,18 @@ class LayerCoding {
     std::unique_ptr<DeviceStatistics> statistics;
     std::shared_ptr<const DeviceBuffer<std::byte>> memory;
     CodingTables tables{};
+    bool observed = false;
     bool learnt = false;
     bool has_prior = false;
   };
 
   Backup back_up(cudaStream_t stream) const {
-    return {statistics_ ? statistics_->copy(stream) : nullptr, memory_, tables_, learnt_, has_prior_};
+    return {statistics_ ? statistics_->copy(stream) : nullptr,
+            memory_,
+            tables_,
+            observed_,
+            learnt_,
+            has_prior_};
   }
 
   /// Its tables on the device are the owner's to upload.
@@ -189,6 +197,7 @@ class LayerCoding {
     statistics_ = std::move(backup.statistics);
     memory_ = std::move(backup.memory);
     tables_ = backup.tables;
+    observed_ = backup.observed;
     learnt_ = backup.learnt;
     has_prior_ = backup.has_prior;
     if (!learnt_) forget_learnt();
@@ -207,7 +216,7 @@ class LayerCoding {
   /// But for the tables.
   void forget() {
     statistics_.reset();
-    learnt_ = has_prior_ = false;
+    observed_ = learnt_ = has_prior_ = false;
     forget_learnt();
   }
   void forget_learnt() {
@@ -235,7 +244,8 @@ class LayerCoding {
   std::vector<std::vector<float>> value_means_;  // of a KV head each, rotated; empty where not learnt
   std::shared_ptr<const DeviceBuffer<std::byte>> memory_;  // of the tables
   CodingTables tables_{};
-  bool learns_ = false;  // from a prompt
+  bool learns_ = false;    // from a prompt
+  bool observed_ = false;  // some tokens
   bool learnt_ = false;
   bool has_prior_ = false;  // statistics came from elsewhere, with a prior's
 };
