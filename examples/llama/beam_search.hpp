@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -49,27 +50,30 @@ inline std::vector<Extension> extend(std::span<const Beam> beams, const RowMatri
 inline std::vector<Beam> search_beams(Engine &engine, const CacheSpec &spec,
                                       const squat::Options &options, std::span<const int> prompt,
                                       std::size_t width, int length) {
-  std::vector<Position> rows;
-  for (int token : prompt) rows.push_back({token, static_cast<int>(rows.size())});
-  int position = static_cast<int>(rows.size());
-  std::vector<int> sequences = {engine.add_sequence(spec, options)};
+  const std::unique_ptr<Cache> cache = engine.make_cache(spec, options);
+  std::vector<squat::SequenceId> sequences = {cache->add_sequence()};
+  std::vector<int> tokens(prompt.begin(), prompt.end());
+  std::vector<SequenceRows> rows = {
+      {cache.get(), sequences[0], static_cast<squat::Index>(tokens.size())}};
   std::vector<Beam> beams(1);
-  for (int step = 0; step < length; ++step, ++position) {
-    const std::vector<Extension> next = extend(beams, engine.forward(rows, sequences), width);
-    while (sequences.size() < next.size()) sequences.push_back(engine.fork_sequence(sequences[0]));
-    std::vector<int> parents;
+  for (int step = 0; step < length; ++step) {
+    const std::vector<Extension> next = extend(beams, engine.forward(tokens, rows), width);
+    while (sequences.size() < next.size())
+      sequences.push_back(cache->fork(sequences[0], cache->length(sequences[0])));
+    std::vector<squat::SequenceId> parents;
     std::vector<Beam> longer;
+    tokens.clear();
     rows.clear();
     for (const Extension &extension : next) {
       parents.push_back(sequences[extension.parent]);
       longer.push_back({beams[extension.parent].tokens, extension.log_probability});
       longer.back().tokens.push_back(extension.token);
-      rows.push_back({extension.token, position});
+      tokens.push_back(extension.token);
+      rows.push_back({cache.get(), sequences[rows.size()]});
     }
-    engine.reorder(sequences, parents);
+    cache->reorder(sequences, parents);
     beams = std::move(longer);
   }
-  for (int sequence : sequences) engine.remove_sequence(sequence);
   return beams;
 }
 

@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <stdexcept>
-#include <utility>
-
-#include "shared_sequence.hpp"
+#include <vector>
 
 namespace llama {
 namespace {
@@ -67,56 +65,6 @@ bool parse_option(std::string_view part, CacheSpec &spec) {
                                        : nullptr;
   part.remove_prefix(1);
   return number != nullptr && take_number(part, *number) && part.empty();
-}
-
-template <int KeyBits, int ValueBits>
-class CacheOf : public Cache {
- public:
-  using KVCache = squat::KVCache<squat::half, KeyBits, ValueBits>;
-
-  explicit CacheOf(const squat::Options &options) : sequence_(options) {}
-  explicit CacheOf(const SharedSequence<KVCache> *parent) : sequence_(parent) {}
-
-  void attend(int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out, squat::Index first,
-              squat::Index count) override {
-    const int query_heads = options().query_heads, kv_heads = options().kv_heads;
-    sequence_.cache().attend(sequence_.id(), layer, view(q, query_heads, first, count),
-                             view(k, kv_heads, first, count), view(v, kv_heads, first, count),
-                             view(out, query_heads, first, count));
-  }
-  std::unique_ptr<Cache> fork() const override { return std::make_unique<CacheOf>(&sequence_); }
-  const void *shared() const override { return &sequence_.cache(); }
-  squat::SequenceId id() const override { return sequence_.id(); }
-  void reorder(std::span<Cache *const> sequences, std::span<Cache *const> parents) const override {
-    sequence_.cache().reorder(ids_of(sequences, shared()), ids_of(parents, shared()));
-  }
-  squat::MemoryReport memory_report() const override { return sequence_.cache().memory_report(); }
-  const squat::Options &options() const override { return sequence_.cache().options(); }
-
- private:
-  squat::TensorView<float> view(RowMatrix &rows, int heads, squat::Index first,
-                                squat::Index count) const {
-    return squat::TensorView<float>(rows.data(), rows.rows(), heads, options().head_dim)
-        .slice(first, count);
-  }
-
-  SharedSequence<KVCache> sequence_;
-};
-
-template <int KeyBits>
-std::unique_ptr<Cache> make_with_keys(int value_bits, const squat::Options &options) {
-  switch (value_bits) {
-    case 2:
-      return std::make_unique<CacheOf<KeyBits, 2>>(options);
-    case 3:
-      return std::make_unique<CacheOf<KeyBits, 3>>(options);
-    case 4:
-      return std::make_unique<CacheOf<KeyBits, 4>>(options);
-    case 8:
-      return std::make_unique<CacheOf<KeyBits, 8>>(options);
-    default:
-      return std::make_unique<CacheOf<KeyBits, 16>>(options);
-  }
 }
 
 }  // namespace
@@ -184,21 +132,6 @@ squat::Options CacheSpec::options_for(const Config &config) const {
     filled.page_tokens = options.page_tokens;
   }
   return filled;
-}
-
-std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options) {
-  switch (spec.key_bits) {
-    case 2:
-      return make_with_keys<2>(spec.value_bits, options);
-    case 3:
-      return make_with_keys<3>(spec.value_bits, options);
-    case 4:
-      return make_with_keys<4>(spec.value_bits, options);
-    case 8:
-      return make_with_keys<8>(spec.value_bits, options);
-    default:
-      return make_with_keys<16>(spec.value_bits, options);
-  }
 }
 
 }  // namespace llama

@@ -1,37 +1,35 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
-#include "cache_spec.hpp"
+#include "batch.hpp"
 #include "engine.hpp"
 #include "model.hpp"
 
 namespace llama {
 
-/// Model and caches in the memory of the host; sequences attend side by side, but for those of one
-/// cache.
+/// Model and caches in the memory of the host; caches attend side by side.
 class CpuEngine : public Engine {
  public:
   explicit CpuEngine(const Gguf &file) : model_(file) {}
 
   const Config &config() const override { return model_.config(); }
-  int add_sequence(const CacheSpec &spec, const squat::Options &options) override;
-  int fork_sequence(int parent) override;
-  void reorder(std::span<const int> sequences, std::span<const int> parents) override;
-  void remove_sequence(int sequence) override { caches_[static_cast<std::size_t>(sequence)].reset(); }
-  squat::MemoryReport memory_report(int sequence) const override {
-    return cache(sequence).memory_report();
+  std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options) override {
+    return make_cpu_cache(spec, options);
   }
-  const RowMatrix &forward(std::span<const Position> rows, std::span<const int> sequences) override;
-  const RowMatrix &prefill(std::span<const Position> prompt, std::span<const int> sequences) override;
+  const RowMatrix &forward(std::span<const int> tokens,
+                           std::span<const SequenceRows> sequences) override;
+  const RowMatrix &prefill(std::span<const int> prompt,
+                           std::span<const SequenceRows> sequences) override;
 
  private:
-  Cache &cache(int sequence) const { return *caches_[static_cast<std::size_t>(sequence)]; }
+  void attend(const Batch::OfCache &part, int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v,
+              RowMatrix &out) const;
 
   Model model_;
-  std::vector<std::unique_ptr<Cache>> caches_;  // by sequence, none where it was removed
-  std::vector<RowMatrix> unused_;               // attention of all sequences of a prompt but the first
+  std::vector<RowMatrix> unused_;  // attention of all sequences of a prompt but the first
 };
 
 }  // namespace llama

@@ -57,26 +57,6 @@ CudaEngine::Layer CudaEngine::read_layer(const Gguf &file, int index) const {
           Linear({tensor("ffn_down", c.embedding, c.feed_forward)}, c.feed_forward)};
 }
 
-int CudaEngine::add_sequence(const CacheSpec &spec, const squat::Options &options) {
-  caches_.push_back(cuda::make_cache(spec, options));
-  return static_cast<int>(caches_.size()) - 1;
-}
-
-int CudaEngine::fork_sequence(int parent) {
-  caches_.push_back(cache(parent).fork(stream_));
-  return static_cast<int>(caches_.size()) - 1;
-}
-
-void CudaEngine::reorder(std::span<const int> sequences, std::span<const int> parents) {
-  if (sequences.empty()) return;
-  const auto caches = [&](std::span<const int> numbers) {
-    std::vector<Cache *> found;
-    for (int sequence : numbers) found.push_back(&cache(sequence));
-    return found;
-  };
-  cache(sequences.front()).reorder(caches(sequences), caches(parents), stream_);
-}
-
 void CudaEngine::reserve(std::size_t rows, std::size_t wanted) {
   const auto width = [](int elements) { return static_cast<std::size_t>(elements); };
   const int widest = std::max({config_.embedding, config_.feed_forward, mixed_width()});
@@ -108,18 +88,18 @@ void CudaEngine::upload(std::span<const Position> rows, std::span<const int> wan
 }
 
 /// The rows of q, k and v are those of one product, strided: a cache takes them where they are.
-void CudaEngine::attend(int layer, int rows, int sequence, squat::Index first, squat::Index count) {
+void CudaEngine::attend(const Batch::OfCache &part, int layer) const {
   const Config &c = config_;
   const auto view = [&](float *data, int heads, int width) {
-    return squat::TensorView<float>(data, rows, heads, c.head_dim, width, c.head_dim)
-        .slice(first, count);
+    return squat::TensorView<float>(data + part.first * width, part.count, heads, c.head_dim, width,
+                                    c.head_dim);
   };
   float *const q = qkv_.data();
   float *const k = q + c.query_heads * c.head_dim;
   float *const v = k + c.kv_heads * c.head_dim;
-  cache(sequence).attend(layer, view(q, c.query_heads, qkv_width()), view(k, c.kv_heads, qkv_width()),
-                         view(v, c.kv_heads, qkv_width()),
-                         view(mixed_.data(), c.query_heads, mixed_width()), stream_);
+  part.cache->attend(part.sequences, layer, view(q, c.query_heads, qkv_width()),
+                     view(k, c.kv_heads, qkv_width()), view(v, c.kv_heads, qkv_width()),
+                     view(mixed_.data(), c.query_heads, mixed_width()));
 }
 
 void CudaEngine::feed_forward(const Layer &layer, int rows) {
@@ -132,13 +112,12 @@ void CudaEngine::feed_forward(const Layer &layer, int rows) {
 }
 
 template <class Attend>
-const RowMatrix &CudaEngine::run_layers(std::span<const Position> batch, const std::vector<int> &wanted,
-                                        Attend &&attend_rows) {
-  check_tokens(config_, batch);
+const RowMatrix &CudaEngine::run_layers(const Batch &batch, Attend &&attend_rows) {
+  check_tokens(config_, batch.rows);
   const Config &c = config_;
-  const int rows = static_cast<int>(batch.size()), results = static_cast<int>(wanted.size());
-  reserve(batch.size(), wanted.size());
-  upload(batch, wanted);
+  const int rows = static_cast<int>(batch.rows.size()), results = static_cast<int>(batch.last.size());
+  reserve(batch.rows.size(), batch.last.size());
+  upload(batch.rows, batch.last);
   // Queries and keys stand side by side: one rotation turns the heads of both.
   const Rotation rotation{positions_.data(), inverse_frequencies_.data(), c.rotary_dim / 2,
                           c.query_heads + c.kv_heads, c.head_dim};
@@ -164,22 +143,20 @@ const RowMatrix &CudaEngine::run_layers(std::span<const Position> batch, const s
   return logits_;
 }
 
-const RowMatrix &CudaEngine::forward(std::span<const Position> batch, std::span<const int> sequences) {
-  const auto rows = static_cast<int>(batch.size());
-  const auto count = static_cast<squat::Index>(batch.size() / sequences.size());
-  return run_layers(batch, last_rows(batch.size(), sequences.size()), [&](int layer) {
-    squat::Index first = 0;
-    for (int sequence : sequences) {
-      attend(layer, rows, sequence, first, count);
-      first += count;
-    }
+const RowMatrix &CudaEngine::forward(std::span<const int> tokens,
+                                     std::span<const SequenceRows> sequences) {
+  const Batch batch(tokens, sequences);
+  return run_layers(batch, [&](int layer) {
+    for (const Batch::OfCache &part : batch.caches) attend(part, layer);
   });
 }
 
-const RowMatrix &CudaEngine::prefill(std::span<const Position> prompt, std::span<const int> sequences) {
-  const auto rows = static_cast<int>(prompt.size());
-  return run_layers(prompt, last_rows(prompt.size(), 1), [&](int layer) {
-    for (int sequence : sequences) attend(layer, rows, sequence, 0, rows);
+const RowMatrix &CudaEngine::prefill(std::span<const int> prompt,
+                                     std::span<const SequenceRows> sequences) {
+  const auto count = static_cast<squat::Index>(prompt.size());
+  return run_layers(Batch(prompt, sequences.first(1)), [&](int layer) {
+    for (const SequenceRows &rows : sequences)
+      attend({rows.cache, 0, count, {{rows.sequence, count}}}, layer);
   });
 }
 

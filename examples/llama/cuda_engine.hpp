@@ -8,10 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "cuda/cache.hpp"
+#include "batch.hpp"
 #include "cuda/device_array.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/linear.hpp"
+#include "cuda/make_cache.hpp"
 #include "engine.hpp"
 
 namespace llama::cuda {
@@ -37,15 +38,13 @@ class CudaEngine : public Engine {
   ~CudaEngine() override;
 
   const Config &config() const override { return config_; }
-  int add_sequence(const CacheSpec &spec, const squat::Options &options) override;
-  int fork_sequence(int parent) override;
-  void reorder(std::span<const int> sequences, std::span<const int> parents) override;
-  void remove_sequence(int sequence) override { caches_[static_cast<std::size_t>(sequence)].reset(); }
-  squat::MemoryReport memory_report(int sequence) const override {
-    return cache(sequence).memory_report();
+  std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options) override {
+    return cuda::make_cache(spec, options, stream_);
   }
-  const RowMatrix &forward(std::span<const Position> rows, std::span<const int> sequences) override;
-  const RowMatrix &prefill(std::span<const Position> prompt, std::span<const int> sequences) override;
+  const RowMatrix &forward(std::span<const int> tokens,
+                           std::span<const SequenceRows> sequences) override;
+  const RowMatrix &prefill(std::span<const int> prompt,
+                           std::span<const SequenceRows> sequences) override;
 
  private:
   struct Layer {
@@ -53,19 +52,16 @@ class CudaEngine : public Engine {
     Linear qkv, output, gate_up, down;
   };
 
-  Cache &cache(int sequence) const { return *caches_[static_cast<std::size_t>(sequence)]; }
   Layer read_layer(const Gguf &file, int index) const;
   int qkv_width() const { return (config_.query_heads + 2 * config_.kv_heads) * config_.head_dim; }
   int mixed_width() const { return config_.query_heads * config_.head_dim; }
 
   void reserve(std::size_t rows, std::size_t wanted);
   void upload(std::span<const Position> rows, std::span<const int> wanted);
-  /// Rows [first, first + count) of the call's `rows` are the sequence's next tokens.
-  void attend(int layer, int rows, int sequence, squat::Index first, squat::Index count);
-  /// attend_rows(layer): attention of all rows. Returns the logits of the rows in `wanted`.
+  void attend(const Batch::OfCache &part, int layer) const;
+  /// attend_rows(layer): attention of all rows. Returns the logits of the last of each sequence.
   template <class Attend>
-  const RowMatrix &run_layers(std::span<const Position> batch, const std::vector<int> &wanted,
-                              Attend &&attend_rows);
+  const RowMatrix &run_layers(const Batch &batch, Attend &&attend_rows);
   void feed_forward(const Layer &layer, int rows);
 
   Config config_;
@@ -74,7 +70,6 @@ class CudaEngine : public Engine {
   std::vector<Layer> layers_;
   Linear embedding_, output_;  // output_ is empty where both are one
   DeviceArray<float> norm_, inverse_frequencies_;
-  std::vector<std::unique_ptr<Cache>> caches_;  // by sequence, none where it was removed
 
   // Of the call in progress, a row a token.
   DeviceArray<int> tokens_, positions_, wanted_;

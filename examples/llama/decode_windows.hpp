@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -26,6 +27,10 @@ struct Windows {
     return tokens[static_cast<std::size_t>(window) * static_cast<std::size_t>(length) +
                   static_cast<std::size_t>(position)];
   }
+  std::span<const int> prompt_of(int window) const {
+    return tokens.subspan(static_cast<std::size_t>(window) * static_cast<std::size_t>(length),
+                          static_cast<std::size_t>(prompt));
+  }
 };
 
 /// A coding of the cache and what came of it.
@@ -43,19 +48,22 @@ struct CodingRun {
 inline void decode_together(Engine &engine, const Windows &windows, int first, int count,
                             std::vector<CodingRun> &runs, const std::function<void(int)> &progress) {
   const std::size_t width = runs.size();
-  std::vector<int> sequences;  // window after window, in each the order of the runs
+  std::vector<std::unique_ptr<Cache>> caches;  // window after window, in each the order of the runs
+  std::vector<SequenceRows> sequences;
   for (int window = first; window < first + count; ++window) {
-    std::vector<Position> prompt;
-    for (int i = 0; i < windows.prompt; ++i) prompt.push_back({windows.token(window, i), i});
-    for (const CodingRun &run : runs) sequences.push_back(engine.add_sequence(run.spec, run.options));
-    engine.prefill(prompt, std::span(sequences).last(width));
+    for (const CodingRun &run : runs) {
+      caches.push_back(engine.make_cache(run.spec, run.options));
+      sequences.push_back({caches.back().get(), caches.back()->add_sequence(), windows.prompt});
+    }
+    engine.prefill(windows.prompt_of(window), std::span(sequences).last(width));
   }
+  for (SequenceRows &rows : sequences) rows.tokens = 1;
   std::vector<Prediction> predictions(sequences.size());
   for (int position = windows.prompt; position + 1 < windows.length; ++position) {
-    std::vector<Position> rows;
+    std::vector<int> tokens;
     for (int window = first; window < first + count; ++window)
-      rows.insert(rows.end(), width, {windows.token(window, position), position});
-    const RowMatrix &logits = engine.forward(rows, sequences);
+      tokens.insert(tokens.end(), width, windows.token(window, position));
+    const RowMatrix &logits = engine.forward(tokens, sequences);
     parallel_for(static_cast<int>(sequences.size()), [&](int i) {
       const int window = i / static_cast<int>(width);
       predictions[static_cast<std::size_t>(i)] =
@@ -66,10 +74,8 @@ inline void decode_together(Engine &engine, const Windows &windows, int first, i
       runs[i % width].predictions.push_back(predictions[i]);
     progress(position);
   }
-  for (std::size_t i = 0; i < sequences.size(); ++i) {
-    runs[i % width].memory.push_back(engine.memory_report(sequences[i]));
-    engine.remove_sequence(sequences[i]);
-  }
+  for (std::size_t i = 0; i < caches.size(); ++i)
+    runs[i % width].memory.push_back(caches[i]->memory_report());
 }
 
 /// Decodes all windows over all runs, at most `batch` sequences together, but at least one window.

@@ -7,13 +7,13 @@
 #include <cstdio>
 #include <exception>
 #include <memory>
-#include <numeric>
 #include <random>
 #include <span>
 #include <vector>
 
 #include "cache_spec.hpp"
 #include "engine.hpp"
+#include "sample.hpp"
 #include "tokenizer.hpp"
 
 namespace {
@@ -26,16 +26,6 @@ struct Arguments {
   std::uint64_t seed = 1;
   double temperature = 0;
 };
-
-/// The most likely token at temperature 0, otherwise one drawn from softmax(logits / temperature).
-int sample(const Eigen::RowVectorXf &logits, double temperature, std::mt19937_64 &random) {
-  Eigen::Index best = 0;
-  const float most = logits.maxCoeff(&best);
-  if (temperature <= 0) return static_cast<int>(best);
-  const Eigen::ArrayXd weights = ((logits.array() - most).cast<double>() / temperature).exp();
-  std::discrete_distribution<int> choose(weights.begin(), weights.end());
-  return choose(random);
-}
 
 std::vector<int> read_prompt(const Arguments &arguments, const Tokenizer &tokenizer) {
   if (!arguments.prompt_file.empty()) {
@@ -101,20 +91,20 @@ void run(const Arguments &arguments) {
     throw std::invalid_argument(fmt::format("prompt and tokens are {} + {}, the model's context is {}",
                                             prompt.size(), arguments.tokens, room));
   }
-  const int sequence = engine->add_sequence(spec, spec.options_for(config));
-  const auto forward = [&](const std::vector<Position> &rows) -> Eigen::RowVectorXf {
-    return engine->forward(rows, std::span(&sequence, 1)).row(0);
+  const std::unique_ptr<Cache> cache = engine->make_cache(spec, spec.options_for(config));
+  const squat::SequenceId sequence = cache->add_sequence();
+  const auto forward = [&](std::span<const int> tokens) -> Eigen::RowVectorXf {
+    const SequenceRows rows{cache.get(), sequence, static_cast<squat::Index>(tokens.size())};
+    return engine->forward(tokens, std::span(&rows, 1)).row(0);
   };
   using Clock = std::chrono::steady_clock;
   using Seconds = std::chrono::duration<double>;
 
   show_prompt(arguments, tokenizer, prompt);
   std::mt19937_64 random(arguments.seed);
-  std::vector<Position> rows;
-  for (int token : prompt) rows.push_back({token, static_cast<int>(rows.size())});
-  int position = static_cast<int>(rows.size()), generated = 0;
+  int generated = 0;
   const auto start = Clock::now();
-  Eigen::RowVectorXf logits = forward(rows);
+  Eigen::RowVectorXf logits = forward(prompt);
   const auto prompt_end = Clock::now();
   while (generated < arguments.tokens) {
     const int token = sample(logits, arguments.temperature, random);
@@ -122,13 +112,13 @@ void run(const Arguments &arguments) {
     fmt::print("{}", tokenizer.decode(token));
     std::fflush(stdout);
     ++generated;
-    logits = forward({{token, position++}});
+    logits = forward(std::span(&token, 1));
   }
   const Seconds reading = prompt_end - start, writing = Clock::now() - prompt_end;
   fmt::print(
       "\n\nprompt: {} tokens in {:.1f} s, all at once; then {} tokens in {:.1f} s, {:.1f} a second\n",
       prompt.size(), reading.count(), generated, writing.count(), generated / writing.count());
-  report_memory(engine->memory_report(sequence), spec, config, position);
+  report_memory(cache->memory_report(), spec, config, static_cast<int>(cache->length(sequence)));
 }
 
 }  // namespace

@@ -45,9 +45,13 @@ Model::Model(const Gguf &file) : config_(read_config(file)) {
   }
 }
 
+/// Row by row, so that no row depends, by its rounding, on how many others there are.
 void Model::normalize(const RowMatrix &x, const Eigen::RowVectorXf &weight, RowMatrix &y) const {
-  const Eigen::ArrayXf mean = x.array().square().rowwise().mean() + config_.rms_epsilon;
-  y = (x.array().colwise() * mean.rsqrt()).rowwise() * weight.array();
+  y.resize(x.rows(), x.cols());
+  for (Eigen::Index row = 0; row < x.rows(); ++row) {
+    const float mean = x.row(row).squaredNorm() / static_cast<float>(x.cols());
+    y.row(row) = x.row(row).cwiseProduct(weight) / std::sqrt(mean + config_.rms_epsilon);
+  }
 }
 
 void Model::set_angles(std::span<const Position> batch) {

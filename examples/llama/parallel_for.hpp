@@ -1,6 +1,7 @@
 #pragma once
 
-// A loop over the threads of OpenMP that lets exceptions out.
+// A loop over the threads of OpenMP that lets exceptions out. One turn leaves the threads to what it
+// calls.
 
 #include <exception>
 
@@ -9,7 +10,7 @@ namespace llama {
 template <class Run>
 void parallel_for(int count, Run &&run) {
   std::exception_ptr failure;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (count > 1)
   for (int i = 0; i < count; ++i) {
     try {
       run(i);

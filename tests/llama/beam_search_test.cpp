@@ -6,7 +6,7 @@
 
 #include <cstddef>
 #include <memory>
-#include <stdexcept>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -27,16 +27,12 @@ class BeamSearch : public testing::Test {
   /// Logits behind the prompt and a beam's tokens, of a sequence of its own that is fed them as beams
   /// are: the prompt, and then one by one.
   Eigen::RowVectorXf recomputed(const Beam &beam) {
-    const int sequence = engine_->add_sequence(spec_, options());
-    std::vector<Position> rows;
-    for (int token : prompt_) rows.push_back({token, static_cast<int>(rows.size())});
-    Eigen::RowVectorXf logits = engine_->forward(rows, std::span(&sequence, 1)).row(0);
-    int position = static_cast<int>(rows.size());
-    for (int token : beam.tokens) {
-      const Position row{token, position++};
-      logits = engine_->forward(std::span(&row, 1), std::span(&sequence, 1)).row(0);
-    }
-    engine_->remove_sequence(sequence);
+    const std::unique_ptr<Cache> cache = engine_->make_cache(spec_, options());
+    SequenceRows rows{cache.get(), cache->add_sequence(), static_cast<squat::Index>(prompt_.size())};
+    Eigen::RowVectorXf logits = engine_->forward(prompt_, std::span(&rows, 1)).row(0);
+    rows.tokens = 1;
+    for (int token : beam.tokens)
+      logits = engine_->forward(std::span(&token, 1), std::span(&rows, 1)).row(0);
     return logits;
   }
 
@@ -76,13 +72,6 @@ TEST_F(BeamSearch, IsRecomputingEachBeamTokenForToken) {
     EXPECT_EQ(beams[i].tokens, anew[i].tokens) << "beam " << i;
     EXPECT_NEAR(beams[i].log_probability, anew[i].log_probability, 1e-3);
   }
-}
-
-TEST_F(BeamSearch, ReordersForksOfOneAlone) {
-  const std::vector<int> strangers = {engine_->add_sequence(spec_, options()),
-                                      engine_->add_sequence(spec_, options())};
-  const std::vector<int> swapped = {strangers[1], strangers[0]};
-  EXPECT_THROW(engine_->reorder(strangers, swapped), std::invalid_argument);
 }
 
 }  // namespace

@@ -8,14 +8,14 @@
 #include <memory>
 #include <new>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <vector>
 
-#include "cache_spec.hpp"
 #include "dequantize.hpp"
+#include "engine.hpp"
 #include "gguf.hpp"
 #include "llama/small_model.hpp"
-#include "model.hpp"
 #include "tokenizer.hpp"
 
 namespace llama::test {
@@ -28,20 +28,14 @@ Outcome load_and_run(std::vector<std::byte> bytes) {
   try {
     const Gguf file(std::move(bytes));
     const Tokenizer tokenizer(file);
-    Model model(file);
+    const std::unique_ptr<Engine> engine = make_engine("cpu", file);
     const CacheSpec spec = parse_cache_spec("exact");
-    const auto cache = make_cache(spec, spec.options_for(model.config()));
-    std::vector<Position> rows;
-    for (int token : tokenizer.encode("the inn, 42"))
-      rows.push_back({token, static_cast<int>(rows.size())});
-    if (rows.empty()) return Outcome::refused;
-    const int last = 0;
-    model.forward(
-        rows,
-        [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
-          cache->attend(layer, q, k, v, out, 0, q.rows());
-        },
-        std::span(&last, 1));
+    const std::unique_ptr<Cache> cache = engine->make_cache(spec, spec.options_for(engine->config()));
+    const std::vector<int> tokens = tokenizer.encode("the inn, 42");
+    if (tokens.empty()) return Outcome::refused;
+    const SequenceRows rows{cache.get(), cache->add_sequence(),
+                            static_cast<squat::Index>(tokens.size())};
+    engine->forward(tokens, std::span(&rows, 1));
     return Outcome::runs;
   } catch (const FileError &) {
   } catch (const squat::Error &) {       // weights that make keys infinite

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -99,25 +100,26 @@ TEST_F(DecodeWindows, DivergeOnlyWhereACodingRounds) {
 
 TEST_F(DecodeWindows, APromptForAllIsAPromptForEach) {
   const std::unique_ptr<Engine> engine = make_engine("cpu", file_);
-  std::vector<int> shared, own;
-  for (std::vector<int> *sequences : {&shared, &own}) {
+  std::vector<std::unique_ptr<Cache>> caches;
+  std::vector<SequenceRows> shared, own;
+  for (std::vector<SequenceRows> *sequences : {&shared, &own}) {
     for (const std::string &coding : codings) {
       const CacheSpec spec = parse_cache_spec(coding);
       squat::Options options = spec.options_for(engine->config());
       options.statistics_tokens = prompt;
-      sequences->push_back(engine->add_sequence(spec, options));
+      caches.push_back(engine->make_cache(spec, options));
+      sequences->push_back({caches.back().get(), caches.back()->add_sequence(), prompt});
     }
   }
-  std::vector<Position> rows;
-  for (int i = 0; i < prompt; ++i) rows.push_back({tokens_[static_cast<std::size_t>(i)], i});
-  const RowMatrix after_prompt = engine->prefill(rows, shared);
+  const std::span text(tokens_);
+  const RowMatrix after_prompt = engine->prefill(text.first(prompt), shared);
   ASSERT_EQ(after_prompt.rows(), 1);
-  const std::vector<Position> next = {{tokens_[prompt], prompt}};
   for (std::size_t i = 0; i < codings.size(); ++i) {
-    const RowMatrix alone = engine->forward(rows, std::span(&own[i], 1));
+    const RowMatrix alone = engine->forward(text.first(prompt), std::span(&own[i], 1));
     EXPECT_LT((alone - after_prompt).norm(), 1e-5 * alone.norm()) << codings[i];
-    const RowMatrix step = engine->forward(next, std::span(&own[i], 1));
-    const RowMatrix shared_step = engine->forward(next, std::span(&shared[i], 1));
+    own[i].tokens = shared[i].tokens = 1;
+    const RowMatrix step = engine->forward(text.subspan(prompt, 1), std::span(&own[i], 1));
+    const RowMatrix shared_step = engine->forward(text.subspan(prompt, 1), std::span(&shared[i], 1));
     EXPECT_LT((step - shared_step).norm(), 1e-5 * step.norm()) << codings[i];
   }
 }

@@ -1,9 +1,13 @@
 // The parts of the example engine: tokenizer, block formats, SPECs and the transformer over caches.
 
+#include "engine.hpp"
+
 #include <gtest/gtest.h>
 
 #include <Eigen/Core>
 #include <cstring>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,7 +16,6 @@
 #include "gguf.hpp"
 #include "llama/small_model.hpp"
 #include "metrics.hpp"
-#include "model.hpp"
 #include "tokenizer.hpp"
 
 namespace llama::test {
@@ -134,24 +137,18 @@ TEST(CacheSpecs, UnknownOnesListWhatExists) {
 
 RowMatrix logits_of(const std::vector<int> &pieces, const std::string &text) {
   const Gguf file(small_model());
-  const Tokenizer tokenizer(file);
-  Model model(file);
+  const std::vector<int> tokens = Tokenizer(file).encode(text);
+  const std::unique_ptr<Engine> engine = make_engine("cpu", file);
   const CacheSpec spec = parse_cache_spec("exact");
-  const auto cache = make_cache(spec, spec.options_for(model.config()));
-  const std::vector<int> tokens = tokenizer.encode(text);
+  const std::unique_ptr<Cache> cache = engine->make_cache(spec, spec.options_for(engine->config()));
+  SequenceRows rows{cache.get(), cache->add_sequence()};
   RowMatrix logits;
-  int position = 0;
+  std::size_t first = 0;
   for (int piece : pieces) {
-    std::vector<Position> rows;
-    for (int i = 0; i < piece; ++i, ++position)
-      rows.push_back({tokens[static_cast<std::size_t>(position)], position});
-    const int last = piece - 1;
-    logits = model.forward(
-        rows,
-        [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
-          cache->attend(layer, q, k, v, out, 0, q.rows());
-        },
-        std::span(&last, 1));
+    const auto count = static_cast<std::size_t>(piece);
+    rows.tokens = piece;
+    logits = engine->forward(std::span(tokens).subspan(first, count), std::span(&rows, 1));
+    first += count;
   }
   return logits;
 }

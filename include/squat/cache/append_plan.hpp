@@ -35,7 +35,7 @@ class AppendPlan {
     call.sinks = layer.sinks_to_fill(tokens, sinks);
     call.learnt = learnt;
     call.observed = observed;
-    if (learnt) call.due = rule.due_pages(layer.exact.tail() + tokens - call.sinks);
+    if (learnt) call.due = layer.due_pages(tokens, sinks, rule);
     layers_.push_back(&layer);
     calls_.push_back(call);
   }

@@ -542,6 +542,21 @@ class KVCache {
   /// memory has. Neither allocates nor waits.
   std::size_t free_pages() const { return pages_.free(); }
 
+  /// Pages that the tokens of a batch take once they come to every layer, no more than free_pages()
+  /// where the calls fit. Fewer are taken where tokens turn out to be no text. Neither allocates nor
+  /// waits.
+  std::size_t pages_due(Batch batch) const {
+    Index pages = 0;
+    for (int layer = 0; layer < options_.layers; ++layer) {
+      for_each_entry(batch, [&](const SequenceTokens &entry, Index) {
+        const Layer &state = find(entry.sequence, layer);
+        if (packs_learnt(batch, state) || packs_without_learning(entry, state))
+          pages += state.due_pages(entry.tokens, options_.sinks, tail_rule());
+      });
+    }
+    return static_cast<std::size_t>(pages);
+  }
+
   /// What free_pages() and the memory for pages gain once a sequence is removed: the pages that no other
   /// sequence holds. Takes time by the pages; neither allocates nor waits.
   FreedPages freed_if_removed(SequenceId sequence) const {
@@ -874,6 +889,8 @@ class KVCache {
 
   // ---- appending
 
+  TailRule<> tail_rule() const { return {options_.residual, options_.page_tokens}; }
+
   template <class S>
   using Output = AttentionOutput<std::remove_const_t<S>>;
 
@@ -943,22 +960,31 @@ class KVCache {
   /// Decides what an append will do, and allocates all that it needs. Throws
   /// before anything changes.
   void plan(Batch batch, int layer, bool queries, bool attends, Stream stream) {
-    const TailRule<> rule{options_.residual, options_.page_tokens};
     plan_.clear();
     for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
       Layer &state = find(entry.sequence, layer);
-      const Index more = learning_.learnt(state.coding) ? 0 : tokens_of(batch, layer, state.coding);
-      bool learnt = learning_.learnt(state.coding, more);
+      bool learnt = packs_learnt(batch, state);
       Index coding = state.coding;
-      if (!learnt && learning_.waited(state.length(), entry.tokens)) {
+      if (!learnt && packs_without_learning(entry, state)) {
         coding = coding_without_learning(layer, stream);
         learnt = true;
       }
       const bool observed = entry.learn && learning_.observes(coding, queries);
-      plan_.add(state, row, entry.tokens, coding, learnt, observed, options_.sinks, rule);
+      plan_.add(state, row, entry.tokens, coding, learnt, observed, options_.sinks, tail_rule());
       if (*options_.allocation == Allocation::model) set_page_bytes(coding);
     });
     reserve_plan(attends, stream);
+  }
+
+  /// Whether pages of a sequence can be packed by the end of a call, with what its coding has learnt
+  /// then.
+  bool packs_learnt(Batch batch, const Layer &state) const {
+    return learning_.learnt(state.coding) ||
+           learning_.learnt(state.coding, tokens_of(batch, state.layer, state.coding));
+  }
+  /// Whether they are packed with what is there, for the sequence has waited long enough.
+  bool packs_without_learning(const SequenceTokens &entry, const Layer &state) const {
+    return learning_.waited(state.length(), entry.tokens);
   }
 
   void reserve_plan(bool attends, Stream stream) {

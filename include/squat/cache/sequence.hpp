@@ -11,6 +11,7 @@
 
 #include "squat/cache/call.hpp"
 #include "squat/cache/page_pool.hpp"
+#include "squat/cache/tail_rule.hpp"
 #include "squat/core/config.hpp"
 
 namespace squat::detail {
@@ -58,6 +59,11 @@ struct LayerTokens {
   /// tokens do.
   Index sinks_to_fill(Index count, Index most) const {
     return pages.empty() && exact.tail() == 0 ? std::min(count, most - exact.sinks()) : 0;
+  }
+
+  /// Pages that are due once its next `count` tokens are there. sinks: of a sequence.
+  Index due_pages(Index count, Index sinks, const TailRule<> &rule) const {
+    return rule.due_pages(exact.tail() + count - sinks_to_fill(count, sinks));
   }
 
   /// What a backend is told of the layer, its next tokens being `tokens` rows from `first_row` on.

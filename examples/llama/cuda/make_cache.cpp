@@ -1,13 +1,14 @@
-#include "cuda/cache.hpp"
+#include "cuda/make_cache.hpp"
 
 #include <stdexcept>
 
 namespace llama::cuda {
 
-std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options) {
+std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options,
+                                  cudaStream_t stream) {
 #define WIDTHS(key_bits_, value_bits_)                              \
   if (spec.key_bits == key_bits_ && spec.value_bits == value_bits_) \
-    return make_cache_of<key_bits_, value_bits_>(options);
+    return make_cache_of<key_bits_, value_bits_>(options, stream);
   LLAMA_WIDTHS
 #undef WIDTHS
   throw std::invalid_argument(
