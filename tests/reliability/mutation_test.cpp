@@ -11,9 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <memory>
-#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -24,7 +22,7 @@
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 #include "reference/saved.hpp"
-#include "reference/snapshot_sections.hpp"
+#include "what_it_says.hpp"
 
 namespace squat::test {
 namespace {
@@ -58,25 +56,6 @@ Bytes snapshot_of(const Options &options, Index tokens) {
   fill(cache, sequence, in, 0, tokens);
   cache.shift(sequence, 5, 9, -4);
   return saved(cache, sequence);
-}
-
-/// The sections of a snapshot up to its end, but for what counts for nothing: how many tokens statistics
-/// ask for once none are gathered, and, unless `coding_counts`, the coding of rows that are not packed
-/// with it.
-Bytes what_it_says(const Bytes &bytes, bool coding_counts = false) {
-  std::map<std::uint32_t, std::uint64_t> pages;  // by layer
-  bool ended = false;
-  Bytes says;
-  for_each_section(bytes, [&](const detail::SectionHeader &header, std::span<const std::byte> payload) {
-    if (header.section == detail::Section::counts)
-      std::memcpy(&pages[header.layer], payload.data() + 16, sizeof(std::uint64_t));
-    const bool of_rows = header.section == detail::Section::coding && pages[header.layer] == 0;
-    if (ended || (of_rows && !coding_counts)) return;
-    ended = header.section == detail::Section::end;
-    if (header.section == detail::Section::shape) payload = payload.first(payload.size() - 8);
-    says.insert(says.end(), payload.begin(), payload.end());
-  });
-  return says;
 }
 
 /// Goes on with what was loaded; what is saved of it is loaded as the same.

@@ -1,15 +1,17 @@
 // libFuzzer's entry: bytes are loaded as a snapshot, as they are and with checksums that fit, and as a
-// prior. Build with -DSQUAT_BUILD_FUZZERS=ON and clang++; see tests/CMakeLists.txt.
+// prior; what is accepted holds what it says. Build with -DSQUAT_BUILD_FUZZERS=ON and clang++; see
+// tests/CMakeLists.txt.
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "reference/reference_attention.hpp"
-#include "reference/snapshot_sections.hpp"
+#include "reliability/what_it_says.hpp"
 
 namespace {
 
@@ -30,11 +32,13 @@ void load(const std::vector<std::byte> &bytes) {
   Cache cache(options());
   try {
     const squat::SequenceId sequence = cache.load(bytes);
+    if (squat::test::what_it_says(squat::test::saved(cache, sequence)) !=
+        squat::test::what_it_says(bytes))
+      std::abort();
     squat::test::contents(cache, sequence);
     squat::test::Inputs<> in(cache.options(), 30, 1);
     cache.attend(sequence, 0, in.q.view(), in.k.view(), in.v.view(), in.out.view());
-    std::vector<std::byte> again;
-    cache.save(sequence, again);
+    squat::test::saved(cache, sequence);
   } catch (const squat::Error &) {
   }
 }

@@ -1,0 +1,32 @@
+// A serving pattern on the device.
+//
+// usage: cuda_soak [SECONDS [SECONDS BETWEEN SAMPLES [FILE.csv]]]
+
+#include <cstdlib>
+
+#include "caches.cuh"
+#include "reliability/soak.hpp"
+
+namespace {
+
+struct OnGpu {
+  using Cache = squat::test::DeviceCache<64, 32, 2, 2>;
+  using Copy = squat::test::DeviceTensorCopy<>;
+
+  static squat::Options options(squat::Options options) { return options; }
+  static void settle(const Cache &cache) { cache.check(); }
+  static double device_mib() {
+    std::size_t free = 0, all = 0;
+    squat::test::require(cudaMemGetInfo(&free, &all));
+    return static_cast<double>(all - free) / (1 << 20);
+  }
+};
+
+}  // namespace
+
+int main(int count, char **arguments) {
+  if (!squat::test::has_device()) return 77;
+  const double seconds = count > 1 ? std::atof(arguments[1]) : 3;
+  const double every = count > 2 ? std::atof(arguments[2]) : seconds / 60;
+  return squat::test::soak<OnGpu>(seconds, every, count > 3 ? arguments[3] : "") ? 0 : 1;
+}
