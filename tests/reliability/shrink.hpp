@@ -62,8 +62,8 @@ Case shrink(Case failing, Fails &&fails) {
       if (now.padded) try_with(at, [&](Operation &operation) { operation.padded = false; });
       if (!now.learn) try_with(at, [&](Operation &operation) { operation.learn = true; });
       using Number = int Operation::*;  // by name, for nvcc writes it with parentheses of its own
-      for (const Number number : {&Operation::tokens, &Operation::more, &Operation::first, &Operation::by,
-                                  &Operation::sequence, &Operation::sequences}) {
+      for (const Number number : {&Operation::tokens, &Operation::more, &Operation::first,
+                                  &Operation::by, &Operation::sequence, &Operation::sequences}) {
         for (const int less : {0, now.*number / 2, now.*number - 1}) {
           if (now.*number > less && less >= usual.*number)
             try_with(at, [&](Operation &operation) { operation.*number = less; });
