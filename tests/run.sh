@@ -14,7 +14,7 @@ Installs missing packages (Debian, Ubuntu; as root or with sudo), builds the tes
   --sanitize-threads  the same with the thread sanitizer, for --only parallel
   --no-native       for the compiler's default instruction set instead of this machine's
   --only FOLDER     builds and runs the tests of one folder: allocation, cache, coding, cpu, cuda, llama, parallel,
-                    reliability
+                    reliability, serve
   --build-dir DIR   default: build/COMPILER[-debug][-sanitize[-threads]][-baseline]
   --help            this text
 Further arguments go to ctest. SQUAT_LONG_TESTS=1 in the environment runs tests that have a long form in it.
@@ -53,7 +53,8 @@ fi
 
 begin=$(date +%s)
 . cmake/packages.sh
-install_packages cmake ninja-build g++ libeigen3-dev libgtest-dev libbenchmark-dev libcli11-dev libfmt-dev libicu-dev
+install_packages cmake ninja-build g++ libeigen3-dev libgtest-dev libbenchmark-dev libcli11-dev libfmt-dev libicu-dev \
+  nlohmann-json3-dev
 # For the NEON kernels; without them their test says that it is skipped.
 install_packages g++-aarch64-linux-gnu qemu-user || echo "no AArch64 compiler or emulator to be had"
 # For the reader of snapshots in Python.
