@@ -52,7 +52,7 @@ void expect_pages_as_said(const Options &options) {
       const bool decode = random() % 2 == 0;
       batch.push_back({sequence, static_cast<Index>(random() % (decode ? 2 : 40))});
     }
-    Inputs<> in(options, 120, random());
+    Inputs<> in(options, 120, static_cast<unsigned>(random()));
     const std::size_t due = cache.pages_due(batch), free = cache.free_pages();
     fill(cache, batch, in);
     ASSERT_EQ(free - cache.free_pages(), due) << "call " << call;

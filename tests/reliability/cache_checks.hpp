@@ -150,7 +150,7 @@ class CacheChecks {
           const LayerModel &layer = sequence.layers[header.layer];
           if (header.section == detail::Section::counts) {
             detail::LayerCounts counts{};
-            std::memcpy(&counts, payload.data(), sizeof counts);
+            std::memcpy(&counts, payload.data(), std::min(sizeof counts, payload.size()));
             const std::array found = {static_cast<Index>(counts.sinks), static_cast<Index>(counts.tail),
                                       static_cast<Index>(counts.pages),
                                       static_cast<Index>(counts.next_position)};

@@ -395,6 +395,7 @@ class KVCache {
     for (int layer = 0; layer < options_.layers; ++layer) {
       find_layers(batch, layer);
       replay_.count(operations_, pages_, layers_, steps, stream);
+      leave_window(stream);
     }
     for (const SequenceTokens &entry : batch) check_graphs(entry.sequence);
   }
@@ -405,7 +406,8 @@ class KVCache {
 
   /// Writes all tokens of a sequence and layer as attention sees them: exact
   /// rows as they are, others as their codes say. k, v: [length(sequence,
-  /// layer), kv_heads, head_dim]. On a device it does not wait, unless its workspace grows.
+  /// layer), kv_heads, head_dim]; rows of tokens that have left an attention window are not written. On a
+  /// device it does not wait, unless its workspace grows.
   template <Element S>
   void dequantize(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<TensorView<S>> v,
                   Stream stream = {}) {
@@ -440,6 +442,10 @@ class KVCache {
     checks::check_range("first", first, 0, last);
     checks::check_range("by", by, -farthest, farthest);
     if (by != 0 && options_.rotary.empty()) throw_invalid("by", by, "0 without a rotary table");
+    for (const Layer &layer : state.layers) {
+      if (layer.left() > 0)
+        check_in_window("first", first, layer.page_views.front().before);
+    }
     find_layers(state);
     checks::memory_or_error([&] {
       for (Layer &layer : state.layers) {
@@ -448,13 +454,13 @@ class KVCache {
       }
     });
     for (Layer &layer : state.layers) {
-      const Index sinks = layer.exact.sinks(), tail = layer.tail_begin();
+      const Index sinks = layer.exact.sinks(), paged = sinks + layer.left(), tail = layer.tail_begin();
       const auto part = [&](Index begin, Index count) {
         return TokenRange{std::clamp<Index>(first - begin, 0, count),
                           std::clamp<Index>(last - begin, 0, count)};
       };
       const TokenRange of_sinks = part(0, sinks), of_tail = part(tail, layer.exact.tail());
-      pages_.shift(layer, first - sinks, last - sinks, by, sinks - (of_sinks.last - of_sinks.first));
+      pages_.shift(layer, first - paged, last - paged, by, paged - (of_sinks.last - of_sinks.first));
       operations_.shift(layer.coding, layer.exact, of_sinks, of_tail, by, stream);
       layer.next_position += by;
     }
@@ -616,11 +622,21 @@ class KVCache {
 
   void check_layer(int layer) const { checks::check_range("layer", layer, 0, options_.layers - 1); }
 
-  /// tokens: that are to be kept of a sequence.
+  /// tokens: that are to be kept of a sequence. What a query behind them sees must be there.
   void check_kept(SequenceId sequence, Index tokens) const {
     const Index most = length(sequence);
     if (tokens < 0 || tokens > most)
       throw_invalid("tokens", tokens, "0 to the length of the sequence,", most);
+    for (const Layer &layer : find(sequence).layers) {
+      if (layer.left() > 0 && tokens > layer.exact.sinks())
+        check_in_window("tokens", tokens,
+                        layer.page_views.front().before + options_.attention_window - 1);
+    }
+  }
+  void check_in_window(const char *name, Index tokens, Index least) const {
+    if (tokens < least)
+      throw_invalid(name, tokens, "such that no tokens are needed that have left the attention window: at "
+                                  "least", least);
   }
 
   /// Throws Error where captured steps of a sequence do not hold any more.
@@ -916,8 +932,10 @@ class KVCache {
              (first_row == SequenceTokens::behind_the_last || first_row == static_cast<Index>(i)) &&
              learning_.learnt(layers_[i]->coding);
     }
-    return replay_.template take_step<std::remove_const_t<S>>(operations_, pages_, layers_, step, layer,
-                                                              q, k, v, out, stream);
+    const bool taken = replay_.template take_step<std::remove_const_t<S>>(
+        operations_, pages_, layers_, step, layer, q, k, v, out, stream);
+    if (taken) leave_window(stream);
+    return taken;
   }
 
   template <class S>
@@ -943,6 +961,17 @@ class KVCache {
       if (calls[i].learnt) layers_.push_back(plan_.layers()[i]);
     }
     replay_.acquire_pages(operations_, pages_, layers_, stream);
+    leave_window(stream);
+  }
+
+  /// Pages that no query to come sees leave the layers in layers_.
+  void leave_window(Stream stream) {
+    if (options_.attention_window == 0) return;
+    const auto stays = [&](Layer *layer) {
+      return !pages_.leave_before(*layer, layer->length() + 1 - options_.attention_window);
+    };
+    layers_.erase(std::remove_if(layers_.begin(), layers_.end(), stays), layers_.end());
+    if (!layers_.empty()) replay_.publish(operations_, pages_, layers_, stream);
   }
 
   /// Appends as planned, or leaves sequences as they were where the engine's threads throw.

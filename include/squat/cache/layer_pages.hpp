@@ -177,10 +177,23 @@ class LayerPages {
     layer.exact.truncate(kept.sinks, kept.tail);
   }
 
+  /// Releases the pages whose tokens are all before `position`, but the last. Returns whether there were
+  /// any.
+  bool leave_before(Layer &layer, Index position) {
+    const std::size_t count = layer.pages_before(position);
+    if (count == 0) return false;
+    for (std::size_t page = 0; page < count; ++page) pool(layer).release(layer.pages[page]);
+    const auto leaving = static_cast<std::ptrdiff_t>(count);
+    layer.pages.erase(layer.pages.begin(), layer.pages.begin() + leaving);
+    layer.page_views.erase(layer.page_views.begin(), layer.page_views.begin() + leaving);
+    layer.count_pages(layer.page_views.front().before);
+    return true;
+  }
+
   /// Drops the paged tokens [first, last), which count from the first page on and may lie outside. What
   /// lies before stays, what lies behind changes its base. At most one page is cut in two, for which
-  /// Layer::reserve_pages(1) has made room. sinks: that are left before the pages.
-  void shift(Layer &layer, Index first, Index last, Index by, Index sinks) {
+  /// Layer::reserve_pages(1) has made room. before: tokens that are left before the pages.
+  void shift(Layer &layer, Index first, Index last, Index by, Index before) {
     Index begin = 0;  // of the page, in tokens
     for (std::size_t page = 0; page < layer.pages.size();) {
       PageView left = layer.page_views[page], right = left;
@@ -205,7 +218,7 @@ class LayerPages {
         layer.page_views.erase(layer.page_views.begin() + at);
       }
     }
-    layer.count_pages(sinks);
+    layer.count_pages(before);
   }
 
  private:

@@ -40,18 +40,20 @@ struct LayerTokens {
 
   /// Tokens before the tail.
   Index tail_begin() const { return squat::tail_begin(exact.sinks(), page_views); }
-  Index paged_tokens() const { return tail_begin() - exact.sinks(); }
+  /// Tokens behind the sinks whose pages have left an attention window. They count, and are not there.
+  Index left() const { return page_views.empty() ? 0 : page_views.front().before - exact.sinks(); }
+  Index paged_tokens() const { return tail_begin() - exact.sinks() - left(); }
   Index length() const { return tail_begin() + exact.tail(); }
 
   /// Where the first `tokens` of its tokens are.
   FirstTokens first(Index tokens) const {
     FirstTokens kept{.sinks = std::min(tokens, exact.sinks())};
-    Index left = tokens - kept.sinks;
-    while (kept.pages < pages.size() && left > 0) {
-      kept.last_page_tokens = std::min(page_views[kept.pages++].tokens, left);
-      left -= kept.last_page_tokens;
+    Index more = tokens - kept.sinks - left();
+    while (kept.pages < pages.size() && more > 0) {
+      kept.last_page_tokens = std::min(page_views[kept.pages++].tokens, more);
+      more -= kept.last_page_tokens;
     }
-    kept.tail = std::min(left, exact.tail());
+    kept.tail = std::clamp<Index>(more, 0, exact.tail());
     return kept;
   }
 
@@ -139,15 +141,25 @@ struct LayerTokens {
     page_views.push_back(view);
   }
 
-  /// Counts anew what stands before each page, `sinks` tokens before the first.
-  void count_pages(Index sinks) {
+  /// Counts anew what stands before each page, `before` tokens before the first.
+  void count_pages(Index before) {
     for (std::size_t i = 0; i < page_views.size(); ++i) {
       PageView &page = page_views[i];
-      page.before = sinks;
+      page.before = before;
       page.tile_page =
           i > 0 && page_views[i - 1].base == page.base ? page_views[i - 1].tile_page + 1 : 0;
-      sinks += page.tokens;
+      before += page.tokens;
     }
+  }
+
+  /// Pages whose tokens are all before `position`, but never the last: where tokens are counted from.
+  std::size_t pages_before(Index position) const {
+    const auto end = page_views.empty() ? page_views.end() : page_views.end() - 1;
+    const auto begins_behind = [&](const PageView &page) {
+      return page.before + page.tokens > position;
+    };
+    return static_cast<std::size_t>(std::find_if(page_views.begin(), end, begins_behind) -
+                                    page_views.begin());
   }
 };
 

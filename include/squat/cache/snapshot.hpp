@@ -12,7 +12,8 @@
 //   1 shape    u64 each, in the order of detail::shape_names; floats are their 32 bits, enumerations
 //              count from 0 as declared, element_type is 0 float, 1 half, 2 bfloat16, rotary is FNV-1a
 //              (64 bits) over, a layer: u64 pairs (RotaryPairs), u64 how many, f32 each frequency
-//   3 counts   a layer each, of a sequence alone: u64 sinks, u64 tail, u64 pages, i64 next position
+//   3 counts   a layer each, of a sequence alone: u64 sinks, u64 tail, u64 pages, i64 next position; and,
+//              where there are any, u64 tokens behind the sinks that have left an attention window
 //   2 coding   a layer each: u64 fingerprint (FNV-1a, 64 bits, of the coding), u64 tokens observed while
 //              it learns, then 0, u32 whether pages can be packed with it, u32 whether the coding
 //              follows; the coding
@@ -96,8 +97,9 @@ struct LayerCounts {
   std::uint64_t tail;
   std::uint64_t pages;
   std::int64_t next_position;
+  std::uint64_t left;  ///< not written where it is 0
 };
-static_assert(sizeof(LayerCounts) == 32);
+static_assert(sizeof(LayerCounts) == 40);
 
 /// An entry of a page table.
 struct TableRecord {
@@ -138,8 +140,8 @@ class Snapshots {
   void write_counts(SnapshotWriter &out, const Layer &layer) const {
     const LayerCounts counts{static_cast<std::uint64_t>(layer.exact.sinks()),
                              static_cast<std::uint64_t>(layer.exact.tail()), layer.pages.size(),
-                             layer.next_position};
-    out.section(Section::counts, index(layer), bytes_of(counts));
+                             layer.next_position, static_cast<std::uint64_t>(layer.left())};
+    out.section(Section::counts, index(layer), bytes_of(counts).first(bytes_of_counts(counts.left)));
   }
 
   void write_coding(SnapshotWriter &out, Index coding, int layer, bool with_coding) const {
@@ -203,13 +205,19 @@ class Snapshots {
 
   LayerCounts read_counts(SnapshotReader &in, int layer) const {
     LayerCounts counts{};
-    in.section(Section::counts, static_cast<std::size_t>(layer), bytes_to(counts));
+    const std::uint64_t size = in.begin(Section::counts, static_cast<std::size_t>(layer),
+                                        bytes_of_counts(0), bytes_of_counts(1));
+    in.read(bytes_to(counts).first(static_cast<std::size_t>(size)));
+    in.end();
+    if (size != bytes_of_counts(counts.left)) throw_damaged(Section::counts, "it is cut");
     const auto check = [](const char *name, std::uint64_t value, std::uint64_t most) {
       if (value > most) throw_invalid(std::string("snapshot.") + name, value, "at most", most);
     };
     check("sinks", counts.sinks, static_cast<std::uint64_t>(options_.sinks));
     check("tail", counts.tail, most_count);
     check("pages", counts.pages, std::min<std::uint64_t>(most_count, options_.max_pages));
+    check("left", counts.left,
+          counts.pages > 0 && options_.attention_window > 0 ? most_count : std::uint64_t{0});
     if (counts.next_position < -farthest || counts.next_position > farthest)
       throw_invalid("snapshot.next_position", counts.next_position, "of magnitude at most", farthest);
     return counts;
@@ -314,7 +322,7 @@ class Snapshots {
       operations_.read_pages(layer.coding, views, piece.data(), stream_);
     });
     in.end();
-    layer.count_pages(layer.exact.sinks());
+    layer.count_pages(layer.exact.sinks() + static_cast<Index>(counts.left));
     layer.next_position = counts.next_position;
   }
 
@@ -332,6 +340,9 @@ class Snapshots {
   template <class Value>
   static std::span<std::byte> bytes_to(Value &value) {
     return std::as_writable_bytes(std::span(&value, 1));
+  }
+  static constexpr std::size_t bytes_of_counts(std::uint64_t left) {
+    return sizeof(LayerCounts) - (left == 0 ? sizeof left : 0);
   }
   static std::size_t index(const Layer &layer) { return static_cast<std::size_t>(layer.layer); }
 

@@ -338,9 +338,9 @@ class Operations {
       };
       copy_rows(call.exact->sink_rows());
       for (const PageView &page : call.pages) {
-        dequantize_page(head_keys, from_basis, page, head, k.slice(position, page.tokens),
-                        v.slice(position, page.tokens), scratch);
-        position += page.tokens;
+        dequantize_page(head_keys, from_basis, page, head, k.slice(page.before, page.tokens),
+                        v.slice(page.before, page.tokens), scratch);
+        position = page.before + page.tokens;
       }
       call.exact->visit_tail(copy_rows);
     });

@@ -81,11 +81,13 @@ class RowBlock {
   /// fewer tokens than counted here, so that none is left out that counts.
   __device__ int visible_begin(bool exact, int first) const {
     if (!Ruled || rule().window == 0) return first;
-    const int limit = call_.call.seen(entry_, state_.length(), first_row_);
-    const int behind_sinks = rule().first_seen(limit) - state_.sinks;
-    if (behind_sinks <= 0) return first;
-    if (!exact) return max(first, behind_sinks / (16 * step_tiles) - shape_.first_page * page_steps);
-    const int tail = max(behind_sinks - state_.paged_tokens, 0);
+    const int seen = rule().first_seen(call_.call.seen(entry_, state_.length(), first_row_));
+    if (!exact) {
+      const int paged = max(seen - state_.pages[0].before, 0);  // those before have left
+      return max(first, paged / (16 * step_tiles) - shape_.first_page * page_steps);
+    }
+    if (seen <= state_.sinks) return first;
+    const int tail = max(seen - state_.sinks - state_.paged_tokens, 0);
     return max(first, (sink_blocks() + tail / 16) / step_tiles);
   }
 
