@@ -152,7 +152,7 @@ HttpServer::Front::Front(const Tokenizer &tokenizer, std::string model, Inbox &i
 
 void HttpServer::Front::answer_errors() {
   server_.set_exception_handler(
-      [](const httplib::Request &, httplib::Response &response, std::exception_ptr) {
+      [](const httplib::Request &, httplib::Response &response, const std::exception_ptr &) {
         set_error(response, 500, "the server has failed");
       });
   server_.set_error_handler([this](const httplib::Request &request, httplib::Response &response) {
