@@ -54,9 +54,11 @@ fi
 begin=$(date +%s)
 . cmake/packages.sh
 install_packages cmake ninja-build g++ libeigen3-dev libgtest-dev libbenchmark-dev libcli11-dev libfmt-dev libicu-dev \
-  nlohmann-json3-dev
+  nlohmann-json3-dev libcpp-httplib-dev pkg-config
 # For the NEON kernels; without them their test says that it is skipped.
 install_packages g++-aarch64-linux-gnu qemu-user || echo "no AArch64 compiler or emulator to be had"
+# For the server's clients.
+install_packages curl python3-venv || echo "no curl or virtual environments to be had"
 # For the reader of snapshots in Python.
 install_packages python3-numpy || echo "no NumPy to be had"
 case $compiler in

@@ -170,7 +170,10 @@ Tokenizer::Tokenizer(const Gguf &file) {
   constexpr double normal = 1;
   pieces_.resize(names.size());
   for (std::size_t i = 0; i < names.size(); ++i) {
-    if (types[i] != normal) continue;
+    if (types[i] != normal) {
+      controls_.emplace(names[i], static_cast<int>(i));
+      continue;
+    }
     pieces_[i] = to_bytes(names[i]);
     tokens_.emplace(pieces_[i], static_cast<int>(i));
   }

@@ -31,6 +31,11 @@ class Tokenizer {
 
   int size() const { return static_cast<int>(pieces_.size()); }
   int end_of_text() const { return end_of_text_; }
+  /// The control token of that name, -1 where there is none.
+  int control(const std::string &name) const {
+    const auto found = controls_.find(name);
+    return found == controls_.end() ? -1 : found->second;
+  }
 
  private:
   struct Merge {
@@ -41,7 +46,7 @@ class Tokenizer {
   void encode_word(std::string_view word, std::vector<int> &tokens) const;
 
   std::vector<std::string> pieces_;
-  std::unordered_map<std::string, int> tokens_;
+  std::unordered_map<std::string, int> tokens_, controls_;
   std::unordered_map<std::uint64_t, Merge> merges_;  // of two tokens
   std::vector<int> bytes_;                           // the token of every byte
   int end_of_text_ = -1;

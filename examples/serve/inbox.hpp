@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "clock.hpp"
 #include "request.hpp"
-#include "task.hpp"
 
 namespace llama::serve {
 

@@ -8,6 +8,29 @@
 #include "status_line.hpp"
 
 namespace llama::serve {
+namespace {
+
+void submit(Scheduler &scheduler, Inbox::Entry &entry) {
+  try {
+    scheduler.submit(std::move(entry.request), entry.client, entry.arrival);
+  } catch (const std::invalid_argument &error) {
+    return entry.client->on_refused(error.what());
+  }
+  entry.client->on_taken();
+}
+
+void serve_until_closed(Scheduler &scheduler, Inbox &inbox) {
+  StatusLine status;
+  while (true) {
+    const bool closed = inbox.closed();  // and then nothing comes any more
+    for (Inbox::Entry &entry : inbox.take(scheduler.idle())) submit(scheduler, entry);
+    if (closed) return scheduler.cancel_all();
+    if (!scheduler.idle()) scheduler.step();
+    status.show(scheduler);
+  }
+}
+
+}  // namespace
 
 std::unique_ptr<Cache> make_served_cache(Engine &engine, const CacheSpec &spec,
                                          std::span<const int> text) {
@@ -26,21 +49,14 @@ std::unique_ptr<Cache> make_served_cache(Engine &engine, const CacheSpec &spec,
 }
 
 void serve(Scheduler &scheduler, Inbox &inbox) {
-  StatusLine status;
-  while (true) {
-    const bool idle = scheduler.idle();
-    std::vector<Inbox::Entry> entries = inbox.take(idle);
-    if (idle && entries.empty()) return;
-    for (Inbox::Entry &entry : entries) {
-      try {
-        scheduler.submit(std::move(entry.request), entry.client, entry.arrival);
-        entry.client->on_taken();
-      } catch (const std::invalid_argument &error) {
-        entry.client->on_refused(error.what());
-      }
-    }
-    if (!scheduler.idle()) scheduler.step();
-    status.show(scheduler);
+  try {
+    serve_until_closed(scheduler, inbox);
+  } catch (...) {
+    inbox.close();
+    scheduler.cancel_all();
+    for (const Inbox::Entry &entry : inbox.take(false))
+      entry.client->on_refused("the server has failed");
+    throw;
   }
 }
 

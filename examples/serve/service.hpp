@@ -17,7 +17,7 @@ namespace llama::serve {
 std::unique_ptr<Cache> make_served_cache(Engine &engine, const CacheSpec &spec,
                                          std::span<const int> text);
 
-/// Serves what comes to the inbox until that is closed and all is done.
+/// Serves what comes to the inbox until that is closed. Requests that are not done then are cancelled.
 void serve(Scheduler &scheduler, Inbox &inbox);
 
 }  // namespace llama::serve

@@ -9,8 +9,8 @@
 #include <cstdio>
 #include <string>
 
+#include "clock.hpp"
 #include "scheduler.hpp"
-#include "task.hpp"
 
 namespace llama::serve {
 

@@ -3,7 +3,6 @@
 // A request in progress.
 
 #include <algorithm>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -13,17 +12,12 @@
 #include <utility>
 #include <vector>
 
+#include "clock.hpp"
 #include "request.hpp"
 #include "squat/squat.hpp"
 #include "text_stream.hpp"
 
 namespace llama::serve {
-
-using Clock = std::chrono::steady_clock;
-
-inline double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 struct Task {
   Task(std::uint64_t order, Request wanted, std::shared_ptr<Client> asker)
