@@ -72,7 +72,8 @@ TEST(Window, ChangesNothingThatIsSeen) {
     const Contents held = contents(keeping, kept);
     fill(keeping, kept, in, 0, 1);
     fill(cache, sequence, in, 0, 1);
-    Tensor<float> k = held.k, v = held.v, lse(1, options.query_heads, 1), out(1, options.query_heads, 32);
+    Tensor<float> k = held.k, v = held.v, lse(1, options.query_heads, 1),
+                  out(1, options.query_heads, 32);
     cache.attend({{{sequence, 1}}}, 0,
                  AttentionTensors<float>{.q = in.q.view(), .out = out.view(), .lse = lse.view()});
     const Contents now = contents(keeping, kept);

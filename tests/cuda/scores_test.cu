@@ -145,5 +145,63 @@ TEST_F(CudaScoresInGraphs, AreBentAlike) {
   require(cudaStreamDestroy(stream));
 }
 
+/// A sequence beside one of a cache that keeps everything; replays of a captured step as well.
+TEST_F(CudaScoresInGraphs, PagesBehindAWindowAreGivenBack) {
+  Options all = RuledWidths<64, 32, 2, 2>::options(6, 2);
+  all.tail = TailCoding::exact;  // a step's own row is met as it came
+  Options options = all;
+  options.attention_window = 100;
+  Cache cache(options), keeping(all);
+  const SequenceId sequence = cache.add_sequence(), kept = keeping.add_sequence();
+  cudaStream_t stream = nullptr;
+  require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  for (unsigned piece = 0; piece < 20; ++piece) {
+    DeviceInputs in(options, 77, piece);
+    cache.append(sequence, 0, in.q.view(), in.k.view(), in.v.view(), stream);
+    keeping.append(kept, 0, in.q.view(), in.k.view(), in.v.view(), stream);
+  }
+  EXPECT_LE(cache.memory_report().packed_tokens, 100 + 2 * 32);
+  DeviceInputs step(options, 1, 4);
+  DeviceTensorCopy<> lse(Tensor<float>(1, options.query_heads, 1));
+  const SequenceTokens entry{sequence, 1};
+  const auto attend = [&] {
+    cache.attend(std::span(&entry, 1), 0,
+                 AttentionTensors<float>{.q = step.q.view(),
+                                         .k = step.k.view(),
+                                         .v = step.v.view(),
+                                         .out = step.out.view(),
+                                         .lse = lse.view()},
+                 stream);
+  };
+  attend();
+  keeping.append(kept, 0, step.q.view(), step.k.view(), step.v.view(), stream);
+  CapturedGraph graph(stream, attend);
+  for (int i = 0; i < 150; ++i) {
+    require(cudaStreamSynchronize(stream));
+    const Contents held = device_contents(keeping, kept);
+    if (i % 2 == 0) {
+      attend();
+    } else {
+      graph.replay();
+      cache.advance(std::span(&entry, 1), 1, stream);
+    }
+    keeping.append(kept, 0, step.q.view(), step.k.view(), step.v.view(), stream);
+    require(cudaStreamSynchronize(stream));
+    Contents seen = held;
+    for (auto [rows, own] : {std::pair{&seen.k, &step.host.k}, {&seen.v, &step.host.v}}) {
+      rows->elements.insert(rows->elements.end(), own->elements.begin(), own->elements.end());
+      ++rows->tokens;
+    }
+    const Tensor<float> out = step.out.read(), logarithms = lse.read();
+    const RuleDistance distance =
+        rule_distance(options, step.host.q.view(), seen.k.view(), seen.v.view(), out.view(),
+                      logarithms.view(), [&](Index) { return seen.k.tokens; });
+    EXPECT_LT(distance.output, device_tolerance) << i;
+    EXPECT_LT(distance.lse, device_tolerance) << i;
+    EXPECT_LE(cache.memory_report().packed_tokens, 100 + 2 * 32);
+  }
+  require(cudaStreamDestroy(stream));
+}
+
 }  // namespace
 }  // namespace squat::test

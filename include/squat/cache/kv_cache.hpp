@@ -406,8 +406,8 @@ class KVCache {
 
   /// Writes all tokens of a sequence and layer as attention sees them: exact
   /// rows as they are, others as their codes say. k, v: [length(sequence,
-  /// layer), kv_heads, head_dim]; rows of tokens that have left an attention window are not written. On a
-  /// device it does not wait, unless its workspace grows.
+  /// layer), kv_heads, head_dim]; rows of tokens that have left an attention window are not written. On
+  /// a device it does not wait, unless its workspace grows.
   template <Element S>
   void dequantize(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<TensorView<S>> v,
                   Stream stream = {}) {
@@ -443,8 +443,7 @@ class KVCache {
     checks::check_range("by", by, -farthest, farthest);
     if (by != 0 && options_.rotary.empty()) throw_invalid("by", by, "0 without a rotary table");
     for (const Layer &layer : state.layers) {
-      if (layer.left() > 0)
-        check_in_window("first", first, layer.page_views.front().before);
+      if (layer.left() > 0) check_in_window("first", first, layer.page_views.front().before);
     }
     find_layers(state);
     checks::memory_or_error([&] {
@@ -635,8 +634,10 @@ class KVCache {
   }
   void check_in_window(const char *name, Index tokens, Index least) const {
     if (tokens < least)
-      throw_invalid(name, tokens, "such that no tokens are needed that have left the attention window: at "
-                                  "least", least);
+      throw_invalid(name, tokens,
+                    "such that no tokens are needed that have left the attention window: at "
+                    "least",
+                    least);
   }
 
   /// Throws Error where captured steps of a sequence do not hold any more.

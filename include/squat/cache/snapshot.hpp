@@ -12,7 +12,8 @@
 //   1 shape    u64 each, in the order of detail::shape_names; floats are their 32 bits, enumerations
 //              count from 0 as declared, element_type is 0 float, 1 half, 2 bfloat16, rotary is FNV-1a
 //              (64 bits) over, a layer: u64 pairs (RotaryPairs), u64 how many, f32 each frequency
-//   3 counts   a layer each, of a sequence alone: u64 sinks, u64 tail, u64 pages, i64 next position; and,
+//   3 counts   a layer each, of a sequence alone: u64 sinks, u64 tail, u64 pages, i64 next position;
+//   and,
 //              where there are any, u64 tokens behind the sinks that have left an attention window
 //   2 coding   a layer each: u64 fingerprint (FNV-1a, 64 bits, of the coding), u64 tokens observed while
 //              it learns, then 0, u32 whether pages can be packed with it, u32 whether the coding
