@@ -325,6 +325,27 @@ TEST(Snapshot, OfPagesOfOtherSizesIsRefused) {
   EXPECT_EQ(other.memory_report().total(), report.total());
 }
 
+TEST(Snapshot, OfPagesThatKnowNothingTeachesNoCache) {
+  for (const Allocation allocation : {Allocation::head, Allocation::layer, Allocation::model}) {
+    Options options = small(Coding::subspace);
+    options.allocation = allocation;
+    KVCache<half, 2> cache(options), other(options), untouched(options);
+    Inputs<> dummies(options, 200, 5), in(options, 200, 15);
+    std::fill(dummies.k.elements.begin(), dummies.k.elements.end(), 1.0f);  // no text
+    const SequenceId sequence = cache.add_sequence();
+    for (Index first : {0, 150}) fill(cache, sequence, dummies, first, first == 0 ? 150 : 50);
+    ASSERT_GT(cache.memory_report().packed_tokens, 0);
+    const SequenceId loaded = other.load(saved(cache, sequence));
+    expect_equal(cache, sequence, other, loaded);
+    const SequenceId taught = other.add_sequence(), as_ever = untouched.add_sequence();
+    for (Index first : {0, 150}) {
+      fill(other, taught, in, first, first == 0 ? 150 : 50);
+      fill(untouched, as_ever, in, first, first == 0 ? 150 : 50);
+    }
+    expect_equal(other, taught, untouched, as_ever);
+  }
+}
+
 TEST(Snapshot, OfExactRowsAloneGoesWithAnyCoding) {
   KVCache<half, 2> cache(small(Coding::subspace)), other(cache.options());
   Inputs<> in(cache.options(), 200, 5), others(cache.options(), 200, 15);

@@ -37,7 +37,7 @@ class TakenCodings {
     if (saved.coding.content == own->content && saved.ready == ready) return own;
     const bool nothing = saved.ready && saved.present && learning_.learns_at_all() &&
                          saved.coding.content == LearningModel::nothing;
-    if (nothing) return !needed ? own : beside ? learning_.without_learning(layer) : nullptr;
+    if (nothing) return needed ? learning_.without_learning(layer) : own;
     if ((saved.ready ? !ready : untouched) && saved.present) {
       before_.emplace_back(own, *own);
       own->content = saved.coding.content;

@@ -151,9 +151,10 @@ class KVCache {
   /// other parallel, do no harm). in: a std::istream, bytes, or any SnapshotSource. The snapshot's
   /// coding of a layer becomes the cache's, or the sequence's own where sequences learn for themselves,
   /// where that has not learnt; where it has, it comes beside it, as one of 4 at most, and under
-  /// Allocation::model not at all, unless the sequence has no pages. Throws Error for a snapshot of
-  /// another version or other options, and for one that is truncated, altered or impossible; the cache
-  /// is as it was then. Allocates as for the same tokens appended; on a device, waits for it.
+  /// Allocation::model not at all, unless the sequence has no pages or it has learnt nothing. Throws
+  /// Error for a snapshot of another version or other options, and for one that is truncated, altered or
+  /// impossible; the cache is as it was then. Allocates as for the same tokens appended; on a device,
+  /// waits for it.
   template <class In>
   SequenceId load(In &&in, const SnapshotProgress &progress = {}, Stream stream = {}) {
     return checks::memory_or_error([&] {
@@ -807,7 +808,7 @@ class KVCache {
         same = coding;
     });
     if (same != Layer::no_coding) return change_coding(layer, same);
-    const bool beside = *options_.allocation != Allocation::model;
+    const bool beside = *options_.allocation != Allocation::model || found.learnt_nothing;
     switch (snapshots.adoption_of(found, layer.coding, needed, beside)) {
       case detail::Adoption::keep:
         return;
