@@ -42,6 +42,8 @@ TEST(TokenizerOfAFile, MergesByRankAndDecodesBack) {
   ASSERT_EQ(tokens.size(), 6u);  // the|n| the| |in|n
   EXPECT_EQ(tokenizer.decode(tokens[0]), "the");
   EXPECT_EQ(tokenizer.decode(tokens[2]), " the");
+  EXPECT_EQ(tokenizer.control("<end>"), 0);
+  EXPECT_EQ(tokenizer.control("the"), -1);
   const std::string text = "any bytes: \x01\xff caf\u00e9\n 7";
   std::string back;
   for (int token : tokenizer.encode(text)) back += tokenizer.decode(token);
