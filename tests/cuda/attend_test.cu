@@ -96,6 +96,14 @@ void check_pieces(const Options &options, const std::vector<Index> &pieces, unsi
             1.1 * distance(on_cpu.k.elements, fed.k.elements) + 1e-3);
 }
 
+/// Neighbours stand in the same rows of different tiles.
+TYPED_TEST(CudaAttend, TilesOfOnePage) {
+  Options options = TypeParam::options(4, 2);
+  options.rotary = {rotary_table(1e4, TypeParam::HeadDim)};
+  options.tile_tokens = TypeParam::Group;
+  check_pieces<TypeParam>(options, {500, 1, 1, 3, 1}, 77);
+}
+
 TYPED_TEST(CudaAttend, EqualsAttentionOverDequantizedRowsAndThoseAreTheCpus) {
   std::mt19937 random(5);
   const std::array<int, 5> shared = {1, 3, 4, 8, 16};

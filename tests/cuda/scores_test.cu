@@ -72,7 +72,7 @@ TYPED_TEST(CudaScores, AreBentAsOptionsSay) {
                                              .out = in.out.view(),
                                              .lse = lse.view()});
         // A step meets its own row as the tail keeps it: in bytes where these are 8 bits.
-        const double tolerance = cache.options().tail == TailCoding::int8 ? 1.5e-2 : device_tolerance;
+        const double tolerance = cache.options().tail == TailCoding::int8 ? 3e-2 : device_tolerance;
         const RuleDistance distance = distance_of(cache, in, held, in.out.read(), lse.read());
         EXPECT_LT(distance.output, tolerance);
         EXPECT_LT(distance.lse, tolerance);

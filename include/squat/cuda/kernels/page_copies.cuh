@@ -95,7 +95,9 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
         if (tiles[j] == tiles[i]) name = batch.name(j);
       }
       if (name == found && i < count) page_at(first + found++).named_base = page_at(first + i).base;
-      batch.add(i, name, i % 2 != 0 && rows[i] == rows[i - 1] && (batch.name(i - 1) ^ name) == 1);
+      // Only where a warp meets one page after the other.
+      const bool follows = pages_of_unit == 1 && i % 2 != 0;
+      batch.add(i, name, follows && rows[i] == rows[i - 1] && (batch.name(i - 1) ^ name) == 1);
     }
     page_at(first).batch = batch.known();
   }
