@@ -1,11 +1,13 @@
 // libFuzzer's entry: bytes are loaded as a snapshot, as they are and with checksums that fit, and as a
-// prior; what is accepted holds what it says. Build with -DSQUAT_BUILD_FUZZERS=ON and clang++; see
-// tests/CMakeLists.txt.
+// prior; what is accepted holds what it says. An empty corpus gets a few to begin with. Build with
+// -DSQUAT_BUILD_FUZZERS=ON and clang++; see tests/CMakeLists.txt.
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -43,7 +45,31 @@ void load(const std::vector<std::byte> &bytes) {
   }
 }
 
+void write_seeds(const std::filesystem::path &folder) {
+  squat::Options with_statistics = options();
+  with_statistics.keep_statistics = true;
+  for (const squat::Index tokens : {1, 10, 40, 90}) {
+    Cache cache(with_statistics);
+    const squat::SequenceId sequence = cache.add_sequence();
+    squat::test::Inputs<> in(cache.options(), tokens, 1);
+    squat::test::fill(cache, sequence, in, 0, tokens);
+    if (tokens > 40) cache.shift(sequence, 4, 9, -5);
+    std::ofstream file(folder / ("sequence_" + std::to_string(tokens)), std::ios::binary);
+    cache.save(sequence, file);
+    std::ofstream prior(folder / ("prior_" + std::to_string(tokens)), std::ios::binary);
+    cache.statistics().save(prior);
+  }
+}
+
 }  // namespace
+
+extern "C" int LLVMFuzzerInitialize(int *count, char ***arguments) {
+  for (int i = 1; i < *count; ++i) {
+    const std::filesystem::path folder = (*arguments)[i];
+    if (std::filesystem::is_directory(folder) && std::filesystem::is_empty(folder)) write_seeds(folder);
+  }
+  return 0;
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size) {
   std::vector<std::byte> bytes(size);
