@@ -53,16 +53,24 @@ class PageRecords {
   void read(const std::byte *from, std::byte *page) const {
     const std::size_t parameters = layout_.parameter_bytes();
     const std::byte *codes = from + static_cast<std::size_t>(layout_.kv_heads) * parameters;
+    std::size_t end = 0;  // of the codes so far, which follow each other
+    const auto require_nothing_until = [&](std::size_t begin) {
+      require(begin >= end && detail::all_zero(codes + end, begin - end), "bytes that are no codes");
+    };
     for (Index head = 0; head < layout_.kv_heads; ++head, from += parameters) {
       require(detail::magnitudes_fit(from, parameters / sizeof(half), 0x7bff),
               "a scale or zero is not finite");
       std::memcpy(layout_.parameters(page, head), from, parameters);
       check_space(page, head);
       for_each_part(page, head, [&](std::byte *part, std::size_t size) {
-        std::memcpy(part, codes + (part - page) - layout_.codes_begin(), size);
+        const std::size_t begin = static_cast<std::size_t>(part - page) - layout_.codes_begin();
+        require_nothing_until(begin);
+        end = begin + size;
+        std::memcpy(part, codes + begin, size);
         check_exact(part, size, part == head_coding_(head).codes(page, space(page, head)).keys);
       });
     }
+    require_nothing_until(code_bytes_);
   }
 
  private:

@@ -56,4 +56,9 @@ void check_rows(const std::byte *from, std::size_t rows, std::size_t head_dim, b
   if (!fit) throw Error("squat: snapshot.rows are impossible: an element is out of range");
 }
 
+/// Whether no byte of [from, from + size) says anything.
+inline bool all_zero(const std::byte *from, std::size_t size) {
+  return std::all_of(from, from + size, [](std::byte byte) { return byte == std::byte{0}; });
+}
+
 }  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE

@@ -97,13 +97,16 @@ class PageRecord {
       require(has_mean || !Layout::values_about_mean(page), "values about a mean that is not there");
       require((page[Layout::key_scales + 2 * key_element(1) + 1] & 0x80) == 0,
               "trellis codes, which are the CPU's alone");
+      std::size_t end = 0;  // of the keys' codes
       for_each_run(page, quantizer, [&](const CodeRun &run, int first_byte, std::size_t in_record) {
+        end = in_record + code_bytes(run.bits, Group, run.channels);
         for_each_key(run, [&](int unit, int column, int token, Index i) {
           const int code = packed_code(run.bits, keys + in_record, Group, run.channels, token, i);
           put_key(page + first_byte + unit * Layout::key_unit_bytes(run.bits), run.bits, token, column,
                   code);
         });
       });
+      require(detail::all_zero(codes + end, key_bytes - end), "bytes that are no codes");
     }
     if constexpr (Layout::ValueBits == 16) {
       require(detail::elements_fit<T>(codes + key_bytes, std::size_t{HeadDim} * Group),
