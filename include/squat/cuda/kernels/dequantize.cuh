@@ -61,8 +61,8 @@ class PageSlice {
           return sum;
         });
       }
-      leave_frame(coding.tiles, head.mean, entry);
     }
+    leave_frame(coding.tiles, head.mean, entry);
   }
 
   __device__ void load_values(ValueCoding coding, const HeadTables &head) {
