@@ -47,12 +47,7 @@ TEST_P(OutOfMemory, InABatchWhoseSequencesLearnForThemselves) {
   options.learning = LearningMode::per_sequence;
   EXPECT_GT(expect_nothing_lost(
                 options, [](SmallWorld &world) { world.attend(0, 0, 40); },
-                [](SmallWorld &world) {
-                  const std::array batch = {SequenceTokens{world.sequences[0], 70},
-                                            SequenceTokens{world.sequences[1], 100}};
-                  world.cache.attend(batch, 1, world.in.q.view(10, 170), world.in.k.view(10, 170),
-                                     world.in.v.view(10, 170), world.in.out.view(10, 170));
-                }),
+                [](SmallWorld &world) { world.attend_batch(); }),
             0u);
 }
 

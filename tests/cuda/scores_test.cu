@@ -48,6 +48,18 @@ RuleDistance distance_of(const Cache &cache, const DeviceInputs &in, Contents he
                        lse.view(), [&](Index token) { return past + token + 1; });
 }
 
+/// Hands all of `in` to the first layer, and asks for its logarithms.
+template <class Cache>
+void attend_once(Cache &cache, SequenceId sequence, DeviceInputs &in, DeviceTensorCopy<> &lse,
+                 cudaStream_t stream = nullptr) {
+  const SequenceTokens entry{sequence, in.host.q.tokens};
+  cache.attend(
+      std::span(&entry, 1), 0,
+      AttentionTensors<float>{
+          .q = in.q.view(), .k = in.k.view(), .v = in.v.view(), .out = in.out.view(), .lse = lse.view()},
+      stream);
+}
+
 TYPED_TEST(CudaScores, AreBentAsOptionsSay) {
   using T = typename TypeParam::T;
   for (const Options &base :
@@ -64,13 +76,7 @@ TYPED_TEST(CudaScores, AreBentAsOptionsSay) {
         DeviceInputs in(options, piece, static_cast<unsigned>(past + 5), nearest<T>);
         DeviceTensorCopy<> lse(Tensor<float>(piece, options.query_heads, 1));
         const Contents held = device_contents(cache, sequence);
-        const SequenceTokens entry{sequence, piece};
-        cache.attend(std::span(&entry, 1), 0,
-                     AttentionTensors<float>{.q = in.q.view(),
-                                             .k = in.k.view(),
-                                             .v = in.v.view(),
-                                             .out = in.out.view(),
-                                             .lse = lse.view()});
+        attend_once(cache, sequence, in, lse);
         // A step meets its own row as the tail keeps it: in bytes where these are 8 bits.
         const double tolerance = cache.options().tail == TailCoding::int8 ? 3e-2 : device_tolerance;
         const RuleDistance distance = distance_of(cache, in, held, in.out.read(), lse.read());
@@ -118,14 +124,7 @@ TEST_F(CudaScoresInGraphs, AreBentAlike) {
   stepped.append(b, 0, prompt.q.view(), prompt.k.view(), prompt.v.view());
   DeviceTensorCopy<> lse(Tensor<float>(1, options.query_heads, 1));
   const auto attend = [&](Cache &cache, SequenceId sequence, cudaStream_t stream) {
-    const SequenceTokens entry{sequence, 1};
-    cache.attend(std::span(&entry, 1), 0,
-                 AttentionTensors<float>{.q = step.q.view(),
-                                         .k = step.k.view(),
-                                         .v = step.v.view(),
-                                         .out = step.out.view(),
-                                         .lse = lse.view()},
-                 stream);
+    attend_once(cache, sequence, step, lse, stream);
   };
   const auto found = [&] { return std::pair(step.out.read().elements, lse.read().elements); };
   attend(replayed, a, nullptr);
@@ -164,15 +163,7 @@ TEST_F(CudaScoresInGraphs, PagesBehindAWindowAreGivenBack) {
   DeviceInputs step(options, 1, 4);
   DeviceTensorCopy<> lse(Tensor<float>(1, options.query_heads, 1));
   const SequenceTokens entry{sequence, 1};
-  const auto attend = [&] {
-    cache.attend(std::span(&entry, 1), 0,
-                 AttentionTensors<float>{.q = step.q.view(),
-                                         .k = step.k.view(),
-                                         .v = step.v.view(),
-                                         .out = step.out.view(),
-                                         .lse = lse.view()},
-                 stream);
-  };
+  const auto attend = [&] { attend_once(cache, sequence, step, lse, stream); };
   attend();
   keeping.append(kept, 0, step.q.view(), step.k.view(), step.v.view(), stream);
   CapturedGraph graph(stream, attend);
@@ -187,15 +178,7 @@ TEST_F(CudaScoresInGraphs, PagesBehindAWindowAreGivenBack) {
     }
     keeping.append(kept, 0, step.q.view(), step.k.view(), step.v.view(), stream);
     require(cudaStreamSynchronize(stream));
-    Contents seen = held;
-    for (auto [rows, own] : {std::pair{&seen.k, &step.host.k}, {&seen.v, &step.host.v}}) {
-      rows->elements.insert(rows->elements.end(), own->elements.begin(), own->elements.end());
-      ++rows->tokens;
-    }
-    const Tensor<float> out = step.out.read(), logarithms = lse.read();
-    const RuleDistance distance =
-        rule_distance(options, step.host.q.view(), seen.k.view(), seen.v.view(), out.view(),
-                      logarithms.view(), [&](Index) { return seen.k.tokens; });
+    const RuleDistance distance = distance_of(cache, step, held, step.out.read(), lse.read());
     EXPECT_LT(distance.output, device_tolerance) << i;
     EXPECT_LT(distance.lse, device_tolerance) << i;
     EXPECT_LE(cache.memory_report().packed_tokens, 100 + 2 * 32);

@@ -35,6 +35,13 @@ struct SmallWorld {
                  in.v.view(first, count), in.out.view(first, count));
   }
 
+  /// Both sequences in one call to the second layer.
+  void attend_batch() {
+    const std::array batch = {SequenceTokens{sequences[0], 70}, SequenceTokens{sequences[1], 100}};
+    cache.attend(batch, 1, in.q.view(10, 170), in.k.view(10, 170), in.v.view(10, 170),
+                 in.out.view(10, 170));
+  }
+
   /// What a caller can see.
   std::vector<float> seen() {
     std::vector<float> all;

@@ -184,6 +184,13 @@ inline Options resolve(Options options, int key_bits, int value_bits) {
   if (options.attention_scale == 0) {
     options.attention_scale = 1.0f / std::sqrt(static_cast<float>(options.head_dim));
   }
+  const std::size_t logits = options.sink_logits.size();
+  if (logits == static_cast<std::size_t>(options.query_heads)) {  // of every layer
+    for (int layer = 1; layer < options.layers; ++layer) {
+      for (std::size_t head = 0; head < logits; ++head)
+        options.sink_logits.push_back(options.sink_logits[head]);
+    }
+  }
   check_prior(options);
   return options;
 }

@@ -89,8 +89,7 @@ struct Options {
   float attention_scale = 0;  ///< 0: 1 / sqrt(head_dim)
 
   /// Tokens that a query sees at most: the newest, its own among them (Mistral; Gemma 2 and 3 and
-  /// gpt-oss in some layers). Pages that
-  /// no query to come will see are given back. 0: all.
+  /// gpt-oss in some layers). Pages that no query to come will see are given back. 0: all.
   int attention_window = 0;
 
   /// c: scores s become c tanh(s / c) before the softmax (Gemma 2). 0: they stay.

@@ -609,8 +609,7 @@ class Operations {
                 head = block.head * heads + row % heads;
     float factor = 1;
     if (!options_.sink_logits.empty()) {
-      const bool one = options_.sink_logits.size() == static_cast<std::size_t>(options_.query_heads);
-      const Index layer = one ? 0 : layer_coding(block.call->coding).layer();
+      const Index layer = layer_coding(block.call->coding).layer();
       const float logit =
           options_.sink_logits[static_cast<std::size_t>(layer * options_.query_heads + head)];
       factor = state.raise(logit);

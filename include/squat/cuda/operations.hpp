@@ -42,6 +42,7 @@
 #include "squat/cuda/kernels/launch_attend.cuh"
 #include "squat/cuda/kernels/pack_keys.cuh"
 #include "squat/cuda/kernels/pack_values.cuh"
+#include "squat/cuda/kernels/score_rule.cuh"
 #include "squat/cuda/page/page_layouts.hpp"
 #include "squat/cuda/page/page_record.hpp"
 #include "squat/cuda/state/batch_arrays.hpp"
@@ -808,14 +809,12 @@ class Operations {
 
   /// What becomes of the scores of a layer.
   ScoreRule score_rule(int layer) const {
-    const std::size_t slopes = options_->alibi_slopes.size(), sinks = options_->sink_logits.size();
-    const bool of_layers = sinks > static_cast<std::size_t>(options_->query_heads);
-    const float *logits = logits_.data() + slopes;
-    return {
-        .soft_cap = options_->soft_cap * log2_e,
-        .window = options_->attention_window,
-        .slopes = slopes > 0 ? logits_.data() : nullptr,
-        .sink_logits = sinks > 0 ? logits + (of_layers ? layer * options_->query_heads : 0) : nullptr};
+    const std::size_t slopes = options_->alibi_slopes.size();
+    const float *logits = logits_.data() + slopes + layer * options_->query_heads;
+    return {.soft_cap = options_->soft_cap * log2_e,
+            .window = options_->attention_window,
+            .slopes = slopes > 0 ? logits_.data() : nullptr,
+            .sink_logits = options_->sink_logits.empty() ? nullptr : logits};
   }
 
   PackCall pack_call(const BatchEntry *batch, std::size_t entries, Index most_pages) const {

@@ -24,7 +24,7 @@ inline FloatVector tanh_of(FloatVector x) {
   const FloatVector zero = broadcast(0), magnitude = greater_of(x, zero - x);
   const FloatVector power = power_of_two(magnitude * broadcast(-2.88539008f));
   const FloatVector result = (broadcast(1) - power) / (broadcast(1) + power);
-  // 0 or 1 of positive ones, so that the sign needs no comparison of lanes.
+  // 1, -1 or 0: a quotient, for lanes have no comparison here.
   const FloatVector sign = x / greater_of(magnitude, broadcast(1e-30f));
   return result * sign;
 }

@@ -9,8 +9,6 @@
 
 namespace squat::cuda {
 
-inline constexpr float log2_e = 1.4426950408889634f;
-
 /// Attention of a call: what its kernels take. The call's tokens are in the cache already; query i of an
 /// entry's n sees the first length - n + i + 1 tokens of its sequence, unless the entry is not causal.
 template <class S>

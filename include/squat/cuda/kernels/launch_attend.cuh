@@ -15,6 +15,7 @@
 #include "squat/cuda/kernels/decode.cuh"
 #include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/kernels/launch_rows.cuh"
+#include "squat/cuda/kernels/score_rule.cuh"
 
 namespace squat::cuda {
 

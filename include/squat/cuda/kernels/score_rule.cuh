@@ -10,6 +10,8 @@
 
 namespace squat::cuda {
 
+inline constexpr float log2_e = 1.4426950408889634f;
+
 struct ScoreRule {
   float soft_cap;            ///< 0: none
   std::int32_t window;       ///< newest tokens that a row sees; 0: all
@@ -25,7 +27,7 @@ struct ScoreRule {
   __device__ float bent(float score, float slope, int distance) const {
     if (soft_cap > 0) {
       // tanh(x) of |x|: (1 - p) / (1 + p), p = e^(-2 |x|).
-      const float p = power_of_two(fabsf(score) * __fdividef(-2 * 1.4426950408889634f, soft_cap));
+      const float p = power_of_two(fabsf(score) * __fdividef(-2 * log2_e, soft_cap));
       score = copysignf(soft_cap * __fdividef(1 - p, 1 + p), score);
     }
     return fmaf(-slope, static_cast<float>(distance), score);
