@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <httplib.h>
+#include <sys/socket.h>
 
 #include <atomic>
 #include <chrono>
@@ -107,6 +108,7 @@ class HttpServer::Front {
   Front(const Tokenizer &tokenizer, std::string model, Inbox &inbox, const HttpLimits &limits);
 
   httplib::Server &server() { return server_; }
+  int bind(const std::string &host, int port);
 
  private:
   using Parse = ApiCall (*)(const std::string &, const Tokenizer &);
@@ -120,6 +122,7 @@ class HttpServer::Front {
   Inbox &inbox_;
   HttpLimits limits_;
   std::atomic<int> open_ = 0;
+  socket_t socket_ = INVALID_SOCKET;
   httplib::Server server_;
 };
 
@@ -133,6 +136,12 @@ HttpServer::Front::Front(const Tokenizer &tokenizer, std::string model, Inbox &i
   server_.set_payload_max_length(limits.body_bytes);
   server_.set_keep_alive_timeout(1);
   server_.set_tcp_nodelay(true);
+  // Without SO_REUSEPORT, which the default has: a port that another server listens on is taken.
+  server_.set_socket_options([this](socket_t socket) {
+    const int yes = 1;
+    setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    socket_ = socket;
+  });
   server_.Get("/health", [this](const httplib::Request &, httplib::Response &response) {
     if (inbox_.closed()) return set_error(response, 503, "the server is shutting down");
     response.set_content(R"({"status":"ok"})", json_type);
@@ -148,6 +157,16 @@ HttpServer::Front::Front(const Tokenizer &tokenizer, std::string model, Inbox &i
   post("/v1/completions", parse_completion);
   post("/v1/chat/completions", parse_chat);
   answer_errors();
+}
+
+int HttpServer::Front::bind(const std::string &host, int port) {
+  const int bound = port == 0                          ? server_.bind_to_any_port(host)
+                    : server_.bind_to_port(host, port) ? port
+                                                       : -1;
+  // The library lets 5 clients wait to be accepted; one more would be dropped and come again in seconds.
+  if (bound < 0 || ::listen(socket_, SOMAXCONN) != 0)
+    throw std::runtime_error(fmt::format("cannot listen on {}:{}", host, port));
+  return bound;
 }
 
 void HttpServer::Front::answer_errors() {
@@ -202,14 +221,7 @@ HttpServer::HttpServer(const Tokenizer &tokenizer, std::string model, Inbox &inb
 
 HttpServer::~HttpServer() = default;
 
-int HttpServer::bind(const std::string &host, int port) {
-  httplib::Server &server = front_->server();
-  const int bound = port == 0                         ? server.bind_to_any_port(host)
-                    : server.bind_to_port(host, port) ? port
-                                                      : -1;
-  if (bound < 0) throw std::runtime_error(fmt::format("cannot listen on {}:{}", host, port));
-  return bound;
-}
+int HttpServer::bind(const std::string &host, int port) { return front_->bind(host, port); }
 
 void HttpServer::listen() { front_->server().listen_after_bind(); }
 

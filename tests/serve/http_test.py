@@ -57,6 +57,11 @@ class Served(unittest.TestCase):
         text = "".join(piece["choices"][0]["delta"].get("content", "") for piece in pieces)
         self.assertEqual(text, whole["choices"][0]["message"]["content"])
 
+    def test_a_taken_port_is_refused(self):
+        port = str(urllib.parse.urlparse(self.server.url).port)
+        second = subprocess.run([PROGRAM, MODEL, *ARGUMENTS, "--port", port], capture_output=True, text=True, timeout=60)
+        self.assertEqual((second.returncode, second.stderr), (1, f"serve: cannot listen on 127.0.0.1:{port}\n"))
+
     def test_models(self):
         status, answer = self.server.get("/models")
         self.assertEqual((status, answer["data"][0]["object"]), (200, "model"))
@@ -99,12 +104,10 @@ class Clients(unittest.TestCase):
     COUNT = 40
     BODY = {"prompt": "in the inn", "max_tokens": 400, "temperature": 0}
 
-    def open_streams(self, server):
-        address = urllib.parse.urlparse(server.url).netloc
-        connections = [http.client.HTTPConnection(address, timeout=60) for _ in range(self.COUNT)]
-        for connection in connections:
-            connection.request("POST", "/v1/completions", json.dumps(self.BODY | {"stream": True}))
-        return connections
+    def open_stream(self, server):
+        connection = http.client.HTTPConnection(urllib.parse.urlparse(server.url).netloc, timeout=60)
+        connection.request("POST", "/v1/completions", json.dumps(self.BODY | {"stream": True}))
+        return connection
 
     def test_beyond_the_limit_get_429(self):
         with Server(PROGRAM, MODEL, *ARGUMENTS, "--open", "4", "--running", "1") as server:
@@ -117,8 +120,8 @@ class Clients(unittest.TestCase):
 
     def test_that_leave_are_not_served(self):
         with Server(PROGRAM, MODEL, *ARGUMENTS, "--running", "1") as server:
-            for connection in self.open_streams(server):
-                connection.close()
+            for _ in range(self.COUNT):
+                self.open_stream(server).close()
             self.assertEqual(server.post("/completions", self.BODY)[0], 200)
             status, said = server.end()
             self.assertEqual(status, 0, said)
@@ -127,7 +130,7 @@ class Clients(unittest.TestCase):
 
     def test_are_cut_off_when_the_server_ends(self):
         with Server(PROGRAM, MODEL, *ARGUMENTS, "--running", "1") as server:
-            connections = self.open_streams(server)
+            connections = [self.open_stream(server) for _ in range(self.COUNT)]
             self.assertEqual(connections[0].getresponse().status, 200)
             status, said = server.end()
             self.assertEqual(status, 0, said)
