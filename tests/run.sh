@@ -13,8 +13,8 @@ Installs missing packages (Debian, Ubuntu; as root or with sudo), builds the tes
   --sanitize        with the address and undefined behaviour sanitizers and assertions; no CUDA either
   --sanitize-threads  the same with the thread sanitizer, for --only parallel
   --no-native       for the compiler's default instruction set instead of this machine's
-  --only FOLDER     builds and runs the tests of one folder: allocation, cache, coding, cpu, cuda, llama, parallel,
-                    reliability, serve
+  --only FOLDER     builds and runs the tests of one folder: allocation, cache, coding, cpu, cuda, llama, model,
+                    parallel, reliability, serve
   --build-dir DIR   default: build/COMPILER[-debug][-sanitize[-threads]][-baseline]
   --help            this text
 Further arguments go to ctest. SQUAT_LONG_TESTS=1 in the environment runs tests that have a long form in it.

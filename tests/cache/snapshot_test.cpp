@@ -46,6 +46,7 @@ void expect_it_goes_on(Cache &cache, SequenceId sequence, Index tokens) {
   const SequenceId loaded = other.load(bytes);
   expect_equal(cache, sequence, other, loaded);
   EXPECT_EQ(saved(other, loaded), bytes);
+  EXPECT_EQ(other.memory_report().pages_used, cache.memory_report().pages_used);  // a cut page is one
   Inputs<> here(cache.options(), tokens, 77), there(cache.options(), tokens, 77);
   for (Index token = 0; token + 5 <= tokens; token += 5) {
     fill(cache, sequence, here, token, 5);

@@ -54,15 +54,17 @@ namespace squat {
 /// they return, and what reads throws Error for what cannot be.
 /// - *_bytes(): what is allocated.
 template <class Operations, class T, class Stream>
-concept BackendOperations = std::constructible_from<Operations, const Options &> &&
-    requires(Operations operations, const Operations constant, Index index, int layer, Stream stream,
-             TensorView<const float> in, TensorView<float> out, AttentionOutput<float> found,
-             TokenRange range, Prior &prior, std::initializer_list<NamedTensor<float>> tensors,
-             std::span<const SequenceCall<typename Operations::Exact>> calls,
-             std::span<const ExactCopy<typename Operations::Exact>> copies,
-             const SequenceCall<typename Operations::Exact> &call, typename Operations::Exact &exact,
-             const CodingRecord &record, std::span<const PageView> pages, std::byte *to,
-             const std::byte *from, bool flag) {
+concept BackendOperations = requires(Operations operations, const Operations constant, Index index,
+                                     int layer, Stream stream, TensorView<const float> in,
+                                     TensorView<float> out, AttentionOutput<float> found,
+                                     TokenRange range, Prior &prior,
+                                     std::initializer_list<NamedTensor<float>> tensors,
+                                     std::span<const SequenceCall<typename Operations::Exact>> calls,
+                                     std::span<const ExactCopy<typename Operations::Exact>> copies,
+                                     const SequenceCall<typename Operations::Exact> &call,
+                                     typename Operations::Exact &exact, const CodingRecord &record,
+                                     std::span<const PageView> pages, std::byte *to,
+                                     const std::byte *from, bool flag) {
   typename Operations::Memory;
   typename Operations::Backup;
   { Operations::observe_may_fail } -> std::convertible_to<bool>;

@@ -49,45 +49,10 @@ constexpr bool supported_bits(int bits) {
   return bits == 2 || bits == 3 || bits == 4 || bits == 8 || bits == 16;
 }
 
-/// The keys and values of every past token of a set of sequences, packed to
-/// KeyBits and ValueBits bits.
-///
-/// The first `sinks` tokens of a sequence stay exact, as T; at least its newest `residual`
-/// tokens are not packed either, its tail (TailCoding). Each time `residual + page_tokens` tokens are
-/// in it, the oldest `page_tokens` of them become a page. Codings that learn from
-/// queries begin to pack when a layer has seen `statistics_tokens` tokens (and
-/// at least what fills the first page); exactly that many count, so pages do
-/// not depend on the pieces in which tokens arrive (under Allocation::layer on an exact tail: attention
-/// is weighed over rows as they wait). Options::learning says whose tokens, SequenceTokens::learn which
-/// of them.
-///
-/// All pages of a sequence and layer are of one coding. Beside the one that new sequences get, a layer
-/// has those of sequences that were there before reset_learning() or were loaded with another, 4 at most
-/// with it, each as long as there are such sequences; and one that has learnt nothing, for sequences
-/// that could not wait. memory_report() counts them as bases.
-///
-/// T: float, half or bfloat16. Bits: 2, 3, 4 or 8; 16 keeps exact half-precision
-/// pages, the baseline.
-///
-/// Tensors are `[tokens, heads, head_dim]` in float, half or bfloat16, whatever
-/// T is. A batched call takes several sequences, each once, their rows one after another or where
-/// SequenceTokens says. Errors are `squat::Error`, name the argument and the
-/// limit, and leave the cache as it was. One thread at a time may call a cache.
-///
-/// A call allocates where what it adds needs more memory than there is: pages come in slabs, a tail and
-/// the workspaces grow. A decode step that fits allocates nothing.
-///
-/// A backend on a device takes tensors in its memory and, as the last argument of
-/// every call, the stream that the call's work is put into. Calls on several
-/// streams are the engine's to order. Decode steps (a token a sequence, behind the prompt) do not wait
-/// for the device, and what their kernels meet is thrown by check(). Other calls that append wait for it
-/// once, to check their elements, and again where codings are learnt or a workspace grows.
-template <Element T, int KeyBits, int ValueBits = KeyBits, class Backend = Cpu>
-class KVCache {
-  static_assert(supported_bits(KeyBits) && supported_bits(ValueBits),
-                "squat: KeyBits and ValueBits are 2, 3, 4, 8 or 16");
-  using Operations = typename Backend::template Operations<T, KeyBits, ValueBits>;
-  using Stream = typename Backend::Stream;
+/// What caches of one element type and backend have in common, whatever their widths: all of KVCache but
+/// its constructor.
+template <Element T, class Operations, class Stream>
+class KVCacheBase {
   static_assert(BackendOperations<Operations, T, Stream>,
                 "squat: the backend does not offer what BackendOperations asks for");
   static constexpr bool replayable = ReplayableOperations<Operations, Stream>;
@@ -101,13 +66,16 @@ class KVCache {
   using Batch = std::span<const SequenceTokens>;
 
  public:
-  /// Throws Error for options that do not fit each other, before anything is allocated. Allocates
-  /// little: memory for tokens comes with them. On a device, waits for it.
-  explicit KVCache(const Options &options)
-      : options_(checks::resolve(options, KeyBits, ValueBits)),
-        operations_(options_),
-        pages_(options_, KeyBits == 16 ? 0 : *options_.tile_tokens),
-        learning_(options_, KeyBits) {
+  /// make(options) returns the backend's Operations for the options in force. Bits: supported_bits().
+  /// For the rest see KVCache.
+  template <class Make>
+  KVCacheBase(const Options &options, int key_bits, int value_bits, Make &&make)
+      : key_bits_(key_bits),
+        value_bits_(value_bits),
+        options_(checks::resolve(options, key_bits, value_bits)),
+        operations_(make(std::as_const(options_))),
+        pages_(options_, key_bits == 16 ? 0 : *options_.tile_tokens),
+        learning_(options_, key_bits) {
     const auto layers = static_cast<std::size_t>(options_.layers);
     own_.assign(layers, Layer::no_coding);
     without_learning_.assign(layers, Layer::no_coding);
@@ -115,6 +83,9 @@ class KVCache {
     for (int layer = 0; layer < options_.layers; ++layer) own_coding(layer) = add_coding(layer);
     learn_from_prior(Stream{});
   }
+
+  int key_bits() const { return key_bits_; }
+  int value_bits() const { return value_bits_; }
 
   /// The options in force, defaults filled in.
   const Options &options() const { return options_; }
@@ -232,7 +203,7 @@ class KVCache {
   /// wait. On failure nothing has changed.
   SequenceId fork(SequenceId parent, Index tokens, Stream stream = {}) {
     const Sequence &from = find(parent);
-    check_kept(parent, tokens);
+    check_truncate(parent, tokens);
     return checks::memory_or_error([&] {
       sequences_.reserve();
       detail::SequenceCopies<Exact> copies;
@@ -261,10 +232,22 @@ class KVCache {
   /// device, throws Error, once all is done, where a sequence has outgrown a graph, see advance().
   void reorder(std::span<const SequenceId> sequences, std::span<const SequenceId> parents,
                Stream stream = {}) {
+    PreparedReorder plan = prepare_reorder(sequences, parents, stream);
+    commit_reorder(plan, stream);
+    if constexpr (replayable) {
+      for (const SequenceId sequence : sequences) check_graphs(sequence);
+    }
+  }
+
+  /// reorder() in halves, for an engine that reorders several caches together: the first checks,
+  /// allocates and copies; the second, before any other call, cannot fail.
+  using PreparedReorder = detail::ReorderPlan<typename Operations::Exact>;
+  PreparedReorder prepare_reorder(std::span<const SequenceId> sequences,
+                                  std::span<const SequenceId> parents, Stream stream = {}) {
     if (sequences.size() != parents.size())
       throw_invalid("parents.size", parents.size(), "that of sequences,", sequences.size());
     ++call_;
-    detail::ReorderPlan<Exact> plan;
+    PreparedReorder plan;
     checks::memory_or_error([&] {
       for (std::size_t i = 0; i < sequences.size(); ++i) {
         Sequence &sequence = find(sequences[i]);
@@ -283,15 +266,15 @@ class KVCache {
       }
       copies.make(operations_, stream);
     });
+    return plan;
+  }
+  void commit_reorder(PreparedReorder &plan, Stream stream = {}) {
     for (auto &heir : plan.heirs()) {
       if (!heir.moves) retain(*heir.tokens);
     }
     plan.exchange();
     for (auto &heir : plan.heirs()) release(*heir.tokens);
     replay_.publish_states(operations_, pages_, layers_, stream);
-    if constexpr (replayable) {
-      for (const SequenceId sequence : sequences) check_graphs(sequence);
-    }
   }
 
   /// Appends k and v and attends: each query sees every token before its own,
@@ -422,10 +405,22 @@ class KVCache {
   /// Keeps the first `tokens` tokens of a sequence in every layer. A page cut
   /// in two stays packed. Does not wait.
   void truncate(SequenceId sequence, Index tokens, Stream stream = {}) {
-    check_kept(sequence, tokens);
+    check_truncate(sequence, tokens);
     find_layers(find(sequence));
     for (Layer *layer : layers_) pages_.truncate(*layer, tokens);
     replay_.publish(operations_, pages_, layers_, stream);
+  }
+
+  /// Throws Error where truncate() would, and fork().
+  void check_truncate(SequenceId sequence, Index tokens) const {
+    const Index most = length(sequence);
+    if (tokens < 0 || tokens > most)
+      throw_invalid("tokens", tokens, "0 to the length of the sequence,", most);
+    for (const Layer &layer : find(sequence).layers) {
+      if (layer.left() > 0 && tokens > layer.exact.sinks())
+        check_in_window("tokens", tokens,
+                        layer.page_views.front().before + options_.attention_window - 1);
+    }
   }
 
   /// Drops the tokens [first, last) of a sequence in every layer and moves what
@@ -436,6 +431,24 @@ class KVCache {
   /// from where it would have stood. by other than 0 needs Options::rotary. Allocates a page table's
   /// growth; on a device it waits only where its workspace grows.
   void shift(SequenceId sequence, Index first, Index last, Index by, Stream stream = {}) {
+    prepare_shift(sequence, first, last, by, stream);
+    Sequence &state = find(sequence);
+    for (Layer &layer : state.layers) {
+      const Index sinks = layer.exact.sinks(), paged = sinks + layer.left(), tail = layer.tail_begin();
+      const auto part = [&](Index begin, Index count) {
+        return TokenRange{std::clamp<Index>(first - begin, 0, count),
+                          std::clamp<Index>(last - begin, 0, count)};
+      };
+      const TokenRange of_sinks = part(0, sinks), of_tail = part(tail, layer.exact.tail());
+      pages_.shift(layer, first - paged, last - paged, by, paged - (of_sinks.last - of_sinks.first));
+      operations_.shift(layer.coding, layer.exact, of_sinks, of_tail, by, stream);
+      layer.next_position += by;
+    }
+    replay_.publish(operations_, pages_, layers_, stream);
+  }
+
+  /// Throws Error where shift() would, and makes the room it needs: it cannot fail then.
+  void prepare_shift(SequenceId sequence, Index first, Index last, Index by, Stream stream = {}) {
     Sequence &state = find(sequence);
     const Index most = length(sequence);
     constexpr Index farthest = Index{1} << 32;
@@ -453,18 +466,6 @@ class KVCache {
         replay_.reserve_shift(operations_, layer, stream);
       }
     });
-    for (Layer &layer : state.layers) {
-      const Index sinks = layer.exact.sinks(), paged = sinks + layer.left(), tail = layer.tail_begin();
-      const auto part = [&](Index begin, Index count) {
-        return TokenRange{std::clamp<Index>(first - begin, 0, count),
-                          std::clamp<Index>(last - begin, 0, count)};
-      };
-      const TokenRange of_sinks = part(0, sinks), of_tail = part(tail, layer.exact.tail());
-      pages_.shift(layer, first - paged, last - paged, by, paged - (of_sinks.last - of_sinks.first));
-      operations_.shift(layer.coding, layer.exact, of_sinks, of_tail, by, stream);
-      layer.next_position += by;
-    }
-    replay_.publish(operations_, pages_, layers_, stream);
   }
 
   /// Learning begins anew, from the tokens to come: after a warm-up with dummies, or where texts have
@@ -544,8 +545,8 @@ class KVCache {
     return operations_.page_bytes(own_[static_cast<std::size_t>(layer)]);
   }
 
-  /// Pages that tokens can still be packed into before max_pages is reached; without a limit, more than
-  /// memory has. Neither allocates nor waits.
+  /// Pages that tokens can still be packed into before max_pages or page_budget is reached; without a
+  /// limit, more than memory has. Neither allocates nor waits.
   std::size_t free_pages() const { return pages_.free(); }
 
   /// Pages that the tokens of a batch take once they come to every layer, no more than free_pages()
@@ -622,17 +623,6 @@ class KVCache {
 
   void check_layer(int layer) const { checks::check_range("layer", layer, 0, options_.layers - 1); }
 
-  /// tokens: that are to be kept of a sequence. What a query behind them sees must be there.
-  void check_kept(SequenceId sequence, Index tokens) const {
-    const Index most = length(sequence);
-    if (tokens < 0 || tokens > most)
-      throw_invalid("tokens", tokens, "0 to the length of the sequence,", most);
-    for (const Layer &layer : find(sequence).layers) {
-      if (layer.left() > 0 && tokens > layer.exact.sinks())
-        check_in_window("tokens", tokens,
-                        layer.page_views.front().before + options_.attention_window - 1);
-    }
-  }
   void check_in_window(const char *name, Index tokens, Index least) const {
     if (tokens < least)
       throw_invalid(name, tokens,
@@ -770,7 +760,7 @@ class KVCache {
   template <class Out, class Write>
   void save_snapshot(Out &out, SnapshotKind kind, const SaveOptions &how, Stream stream, Write &&write) {
     checks::memory_or_error([&] {
-      const SnapshotShape shape = detail::snapshot_shape<T>(options_, KeyBits, ValueBits);
+      const SnapshotShape shape = detail::snapshot_shape<T>(options_, key_bits_, value_bits_);
       Snapshots snapshots(options_, shape, operations_, pages_, learning_, stream);
       detail::with_sink(out, [&](auto &sink) {
         SnapshotWriter to(sink, kind, how.progress);
@@ -784,7 +774,7 @@ class KVCache {
   template <class In, class Read>
   void load_snapshot(In &in, SnapshotKind kind, const SnapshotProgress &progress, Stream stream,
                      Read &&read) {
-    const SnapshotShape shape = detail::snapshot_shape<T>(options_, KeyBits, ValueBits);
+    const SnapshotShape shape = detail::snapshot_shape<T>(options_, key_bits_, value_bits_);
     Snapshots snapshots(options_, shape, operations_, pages_, learning_, stream);
     detail::with_source(in, [&](auto &source) {
       detail::SnapshotReader from(source, kind, progress);
@@ -843,7 +833,7 @@ class KVCache {
   /// What a load has changed of codings and of memory, which restore() undoes.
   class UndoOfLoad {
    public:
-    UndoOfLoad(KVCache &cache, Stream stream)
+    UndoOfLoad(KVCacheBase &cache, Stream stream)
         : cache_(cache), stream_(stream), memory_(cache.pages_.mark()) {
       before_.reserve(static_cast<std::size_t>(cache.options_.layers));
     }
@@ -871,7 +861,7 @@ class KVCache {
       typename Operations::Backup backup;
     };
 
-    KVCache &cache_;
+    KVCacheBase &cache_;
     Stream stream_;
     typename detail::LayerPages<typename Operations::Memory, Exact>::Mark memory_;
     std::vector<Before> before_;
@@ -1177,6 +1167,7 @@ class KVCache {
     for (const Index coding : own_) set_page_bytes(coding);
   }
 
+  int key_bits_, value_bits_;
   Options options_;
   Operations operations_;
   detail::LayerPages<typename Operations::Memory, Exact> pages_;
@@ -1190,6 +1181,54 @@ class KVCache {
   std::vector<SequenceCall<Exact>> calls_;
   std::vector<Layer *> layers_;
   [[no_unique_address]] detail::ReplayOf<Operations, Stream> replay_{options_};
+};
+
+/// The keys and values of every past token of a set of sequences, packed to
+/// KeyBits and ValueBits bits.
+///
+/// The first `sinks` tokens of a sequence stay exact, as T; at least its newest `residual`
+/// tokens are not packed either, its tail (TailCoding). Each time `residual + page_tokens` tokens are
+/// in it, the oldest `page_tokens` of them become a page. Codings that learn from
+/// queries begin to pack when a layer has seen `statistics_tokens` tokens (and
+/// at least what fills the first page); exactly that many count, so pages do
+/// not depend on the pieces in which tokens arrive (under Allocation::layer on an exact tail: attention
+/// is weighed over rows as they wait). Options::learning says whose tokens, SequenceTokens::learn which
+/// of them.
+///
+/// All pages of a sequence and layer are of one coding. Beside the one that new sequences get, a layer
+/// has those of sequences that were there before reset_learning() or were loaded with another, 4 at most
+/// with it, each as long as there are such sequences; and one that has learnt nothing, for sequences
+/// that could not wait. memory_report() counts them as bases.
+///
+/// T: float, half or bfloat16. Bits: 2, 3, 4 or 8; 16 keeps exact half-precision
+/// pages, the baseline.
+///
+/// Tensors are `[tokens, heads, head_dim]` in float, half or bfloat16, whatever
+/// T is. A batched call takes several sequences, each once, their rows one after another or where
+/// SequenceTokens says. Errors are `squat::Error`, name the argument and the
+/// limit, and leave the cache as it was. One thread at a time may call a cache.
+///
+/// A call allocates where what it adds needs more memory than there is: pages come in slabs, a tail and
+/// the workspaces grow. A decode step that fits allocates nothing.
+///
+/// A backend on a device takes tensors in its memory and, as the last argument of
+/// every call, the stream that the call's work is put into. Calls on several
+/// streams are the engine's to order. Decode steps (a token a sequence, behind the prompt) do not wait
+/// for the device, and what their kernels meet is thrown by check(). Other calls that append wait for it
+/// once, to check their elements, and again where codings are learnt or a workspace grows.
+template <Element T, int KeyBits, int ValueBits = KeyBits, class Backend = Cpu>
+class KVCache : public KVCacheBase<T, typename Backend::template Operations<T, KeyBits, ValueBits>,
+                                   typename Backend::Stream> {
+  static_assert(supported_bits(KeyBits) && supported_bits(ValueBits),
+                "squat: KeyBits and ValueBits are 2, 3, 4, 8 or 16");
+
+ public:
+  /// Throws Error for options that do not fit each other, before anything is allocated. Allocates
+  /// little: memory for tokens comes with them. On a device, waits for it.
+  explicit KVCache(const Options &options)
+      : KVCache::KVCacheBase(options, KeyBits, ValueBits, [](const Options &in_force) {
+          return Backend::template make_operations<T, KeyBits, ValueBits>(in_force);
+        }) {}
 };
 
 }  // namespace squat

@@ -31,7 +31,7 @@ class LayerPages {
 
   /// tile_tokens: rows of a tile, 0 for none.
   LayerPages(const Options &options, Index tile_tokens)
-      : pools_(options.max_pages,
+      : pools_(options.max_pages, options.page_budget,
                *options.allocation == Allocation::model ? SlabSize::growing : SlabSize::whole),
         page_tokens_(options.page_tokens),
         tile_tokens_(tile_tokens) {}

@@ -37,6 +37,20 @@ struct MemoryReport {
   /// counts for each sequence that holds it here, its bytes like its elements.
   double total_bits_per_element = 0;
 
+  /// Counts and bytes of another cache come to these. The figures in bits are left as they are.
+  void add(const MemoryReport &other) {
+    pages += other.pages;
+    pages_used += other.pages_used;
+    exact += other.exact;
+    statistics += other.statistics;
+    bases += other.bases;
+    workspace += other.workspace;
+    shared_pages += other.shared_pages;
+    saved_by_sharing += other.saved_by_sharing;
+    packed_tokens += other.packed_tokens;
+    exact_tokens += other.exact_tokens;
+  }
+
   std::size_t total() const { return pages + exact + statistics + bases + workspace; }
 };
 

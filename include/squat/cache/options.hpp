@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "squat/cache/page_budget.hpp"
 #include "squat/coding/coding.hpp"
 #include "squat/coding/prior.hpp"
 #include "squat/coding/rotary_table.hpp"
@@ -105,6 +106,7 @@ struct Options {
 
   std::size_t max_pages = std::numeric_limits<std::size_t>::max();  ///< over all layers and
                                                                     ///< sequences
+  std::shared_ptr<PageBudget> page_budget{};  ///< bytes of pages, with other caches that have it too
   Parallel parallel{};  ///< empty: tasks run one after another on the calling thread
 };
 

@@ -7,8 +7,11 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
+#include <memory>
+#include <utility>
 #include <vector>
 
+#include "squat/cache/page_budget.hpp"
 #include "squat/core/config.hpp"
 
 namespace squat::detail {
@@ -23,15 +26,23 @@ enum class SlabSize {
 };
 
 /// Hands out pages of `page_bytes` bytes, at most `max_pages` of them, from
-/// slabs of memory. A page is free again when its last reference is released.
+/// slabs of memory. A page is free again when its last reference is released. Pages in use count in
+/// `budget`, if there is one.
 template <class Memory>
 class PagePool {
  public:
-  PagePool(std::size_t page_bytes, std::size_t max_pages, SlabSize slab_size)
+  PagePool(std::size_t page_bytes, std::size_t max_pages, SlabSize slab_size,
+           std::shared_ptr<PageBudget> budget)
       : page_bytes_(page_bytes),
         slab_size_(slab_size),
+        budget_(std::move(budget)),
         max_pages_(std::min<std::size_t>(max_pages, std::numeric_limits<PageIndex>::max())),
         slab_pages_(slab_bytes(page_bytes) / page_bytes) {}
+
+  PagePool(PagePool &&) noexcept = default;
+  ~PagePool() {
+    if (budget_) budget_->give_back(used_bytes());
+  }
 
   /// Makes sure that `count` pages can be acquired without allocating. No more than `max_pages` are
   /// used then.
@@ -46,6 +57,7 @@ class PagePool {
     const PageIndex page = free_.back();
     free_.pop_back();
     references_[page] = 1;
+    if (budget_) budget_->take(page_bytes_);
     return page;
   }
 
@@ -57,7 +69,9 @@ class PagePool {
 
   void release(PageIndex page) {
     SQUAT_ASSERT(references_[page] > 0);
-    if (--references_[page] == 0) free_.push_back(page);
+    if (--references_[page] > 0) return;
+    free_.push_back(page);
+    if (budget_) budget_->give_back(page_bytes_);
   }
 
   std::uint32_t references(PageIndex page) const { return references_[page]; }
@@ -128,6 +142,7 @@ class PagePool {
 
   std::size_t page_bytes_;
   SlabSize slab_size_;
+  std::shared_ptr<PageBudget> budget_;
   std::size_t max_pages_;
   std::size_t slab_pages_;
   std::vector<Slab> slabs_;

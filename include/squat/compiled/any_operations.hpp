@@ -14,7 +14,7 @@
 #include "squat/cache/options.hpp"
 #include "squat/coding/coding_record.hpp"
 #include "squat/coding/prior.hpp"
-#include "squat/compiled/any_tensor.hpp"
+#include "squat/core/any_tensor.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/tensor.hpp"
 #include "squat/cpu/exact_store.hpp"

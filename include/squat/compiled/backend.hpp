@@ -12,7 +12,7 @@
 #include "squat/cache/options.hpp"
 #include "squat/coding/coding_record.hpp"
 #include "squat/compiled/any_operations.hpp"
-#include "squat/compiled/any_tensor.hpp"
+#include "squat/core/any_tensor.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/element_range.hpp"
 #include "squat/core/instruction_set.hpp"
@@ -123,9 +123,17 @@ struct Cpu {
   using Stream = cpu::Stream;
 
   template <class T, int KeyBits, int ValueBits>
-  struct Operations : compiled::Operations<T> {
-    explicit Operations(const Options &options) : compiled::Operations<T>(options, KeyBits, ValueBits) {}
-  };
+  using Operations = compiled::Operations<T>;
+
+  template <class T, int KeyBits, int ValueBits>
+  static Operations<T, KeyBits, ValueBits> make_operations(const Options &options) {
+    return {options, KeyBits, ValueBits};
+  }
+
+  template <class T>
+  static compiled::Operations<T> make_operations(const Options &options, int key_bits, int value_bits) {
+    return {options, key_bits, value_bits};
+  }
 };
 
 }  // namespace squat::inline SQUAT_API_NAMESPACE

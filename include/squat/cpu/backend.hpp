@@ -14,18 +14,22 @@ struct Cpu {
   using Stream = cpu::Stream;
 
   template <class T, int KeyBits, int ValueBits>
-  struct Operations : cpu::Operations<T> {
-    explicit Operations(const Options &options)
-        : cpu::Operations<T>(options, KeyBits, ValueBits, kernels()) {}
+  using Operations = cpu::Operations<T>;
 
-   private:
-    static constexpr cpu::CodeKernels kernels() {
-      cpu::CodeKernels kernels;
-      kernels.add_keys<KeyBits>();
-      kernels.add_values<ValueBits>();
-      return kernels;
-    }
-  };
+  /// Compiles the kernels of these widths alone.
+  template <class T, int KeyBits, int ValueBits>
+  static Operations<T, KeyBits, ValueBits> make_operations(const Options &options) {
+    cpu::CodeKernels kernels;
+    kernels.add_keys<KeyBits>();
+    kernels.add_values<ValueBits>();
+    return {options, KeyBits, ValueBits, kernels};
+  }
+
+  /// Those of all widths: see model/cpu_group.hpp.
+  template <class T>
+  static cpu::Operations<T> make_operations(const Options &options, int key_bits, int value_bits) {
+    return {options, key_bits, value_bits, cpu::code_kernels<2, 3, 4, 8, 16>()};
+  }
 };
 
 }  // namespace squat::inline SQUAT_CPU_NAMESPACE

@@ -898,6 +898,11 @@ struct CudaOf {
   using Stream = cudaStream_t;
   template <class T, int KeyBits, int ValueBits>
   using Operations = cuda::Operations<T, KeyBits, ValueBits, HeadDims, Groups>;
+
+  template <class T, int KeyBits, int ValueBits>
+  static Operations<T, KeyBits, ValueBits> make_operations(const Options &options) {
+    return Operations<T, KeyBits, ValueBits>(options);
+  }
 };
 
 /// Any group, a few head_dims: what is left out need not be compiled.

@@ -1,0 +1,105 @@
+#pragma once
+
+// The cache of a group of layers, whatever its widths and backend.
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "squat/cache/memory_report.hpp"
+#include "squat/cache/options.hpp"
+#include "squat/cache/sequence_tokens.hpp"
+#include "squat/cache/snapshot/streams.hpp"
+#include "squat/coding/prior.hpp"
+#include "squat/core/any_tensor.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/instruction_set.hpp"
+#include "squat/core/tensor.hpp"
+
+namespace squat::inline SQUAT_API_NAMESPACE {
+
+/// A stream of a backend on a device, cudaStream_t, as a plain pointer; others pay no heed to it.
+using AnyStream = void *;
+
+/// AttentionTensors of any element type. All but lse are of one.
+struct AnyAttentionTensors {
+  AnyTensor q, k, v, out;
+  TensorView<float> lse{};
+  bool causal = true;
+};
+
+/// A SnapshotSink that is a function.
+struct AnySink {
+  std::function<void(std::span<const std::byte>)> take;
+  void write(std::span<const std::byte> bytes) { take(bytes); }
+};
+
+/// A SnapshotSource that is a function.
+struct AnySource {
+  std::function<void(std::span<std::byte>)> give;
+  void read(std::span<std::byte> bytes) { give(bytes); }
+};
+
+/// A KVCache behind virtual calls, which are those of KVCache. `layer` counts the group's layers.
+class GroupCache {
+ public:
+  using Batch = std::span<const SequenceTokens>;
+
+  virtual ~GroupCache() = default;
+
+  virtual const Options &options() const = 0;
+  virtual int key_bits() const = 0;
+  virtual int value_bits() const = 0;
+
+  virtual SequenceId add_sequence() = 0;
+  virtual void remove_sequence(SequenceId sequence) = 0;
+  virtual SequenceId fork(SequenceId parent, Index tokens, AnyStream stream) = 0;
+
+  /// A reorder() that waits to be done, before any other call.
+  class PreparedReorder {
+   public:
+    virtual ~PreparedReorder() = default;
+    virtual void commit(AnyStream stream) = 0;
+  };
+  virtual std::unique_ptr<PreparedReorder> prepare_reorder(std::span<const SequenceId> sequences,
+                                                           std::span<const SequenceId> parents,
+                                                           AnyStream stream) = 0;
+
+  virtual void check_truncate(SequenceId sequence, Index tokens) const = 0;
+  virtual void truncate(SequenceId sequence, Index tokens, AnyStream stream) = 0;
+  virtual void prepare_shift(SequenceId sequence, Index first, Index last, Index by,
+                             AnyStream stream) = 0;
+  virtual void shift(SequenceId sequence, Index first, Index last, Index by, AnyStream stream) = 0;
+
+  virtual void save(SequenceId sequence, AnySink out, const SaveOptions &how, AnyStream stream) = 0;
+  virtual SequenceId load(AnySource in, const SnapshotProgress &progress, AnyStream stream) = 0;
+  virtual void save_codings(AnySink out, const SnapshotProgress &progress, AnyStream stream) = 0;
+  virtual void load_codings(AnySource in, const SnapshotProgress &progress, AnyStream stream) = 0;
+
+  virtual void attend(Batch batch, int layer, const AnyAttentionTensors &tensors, AnyStream stream) = 0;
+  /// q: of no tokens where there are no queries to learn from.
+  virtual void append(Batch batch, int layer, AnyTensor q, AnyTensor k, AnyTensor v,
+                      AnyStream stream) = 0;
+  virtual void dequantize(SequenceId sequence, int layer, AnyTensor k, AnyTensor v,
+                          AnyStream stream) = 0;
+
+  virtual void reset_learning(AnyStream stream) = 0;
+  virtual Prior statistics() const = 0;
+
+  virtual Index length(SequenceId sequence) const = 0;
+  virtual Index length(SequenceId sequence, int layer) const = 0;
+  virtual std::size_t page_bytes(int layer) const = 0;
+  virtual std::size_t free_pages() const = 0;
+  virtual std::size_t pages_due(Batch batch) const = 0;
+  virtual FreedPages freed_if_removed(SequenceId sequence) const = 0;
+  virtual MemoryReport memory_report() const = 0;
+
+  /// Of captured steps on a device; others throw Error.
+  virtual void advance(Batch batch, Index steps, AnyStream stream) = 0;
+  /// On a device, what decode steps have met; others do nothing.
+  virtual void check(AnyStream stream) const = 0;
+};
+
+}  // namespace squat::inline SQUAT_API_NAMESPACE
