@@ -1,5 +1,6 @@
 // squat.h over ModelCache.
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -7,10 +8,10 @@
 #include <exception>
 #include <memory>
 #include <new>
-#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "squat/model.hpp"
@@ -97,6 +98,20 @@ TensorView<Scalar> view_of(const char *name, const squat_tensor &tensor, squat_e
   if (tensor.token_stride == 0 && tensor.head_stride == 0)
     return {data, tensor.tokens, tensor.heads, tensor.head_dim};
   return {data, tensor.tokens, tensor.heads, tensor.head_dim, tensor.token_stride, tensor.head_stride};
+}
+
+/// Calls run(tensors) with AttentionTensors of q's element type.
+template <class Run>
+void with_tensors(const squat_tensor &q, const squat_tensor &k, const squat_tensor &v,
+                  const squat_tensor &out, float *lse, Run &&run) {
+  squat::with_element(type_of(q.element), [&]<class S>() {
+    AttentionTensors<S> tensors{.q = view_of<const S>("q", q, q.element),
+                                .k = view_of<const S>("k", k, q.element),
+                                .v = view_of<const S>("v", v, q.element),
+                                .out = view_of<S>("out", out, q.element)};
+    if (lse != nullptr) tensors.lse = {lse, tensors.q.tokens, tensors.q.heads, 1};
+    run(std::as_const(tensors));
+  });
 }
 
 std::vector<SequenceTokens> batch_of(const squat_share *batch, std::size_t count) {
@@ -328,13 +343,21 @@ squat_status squat_attend(squat_cache *cache, const squat_share *batch, size_t c
                           squat_tensor q, squat_tensor k, squat_tensor v, squat_tensor out, float *lse) {
   return guarded([&] {
     const auto shares = batch_of(batch, count);
-    squat::with_element(type_of(q.element), [&]<class S>() {
-      AttentionTensors<S> tensors{.q = view_of<const S>("q", q, q.element),
-                                  .k = view_of<const S>("k", k, q.element),
-                                  .v = view_of<const S>("v", v, q.element),
-                                  .out = view_of<S>("out", out, q.element)};
-      if (lse != nullptr) tensors.lse = {lse, tensors.q.tokens, tensors.q.heads, 1};
+    with_tensors(q, k, v, out, lse, [&](const auto &tensors) {
       there("cache", cache).cache.attend(shares, layer, tensors);
+    });
+  });
+}
+
+squat_status squat_draft(squat_cache *cache, const squat_share *batch, size_t count, int layer,
+                         squat_tensor q, squat_tensor k, squat_tensor v, squat_tensor out,
+                         const int64_t *parents, float *lse) {
+  return guarded([&] {
+    const auto shares = batch_of(batch, count);
+    const int64_t *first = &there("parents", parents);
+    const std::vector<Index> of_rows(first, first + std::max<int64_t>(q.tokens, 0));
+    with_tensors(q, k, v, out, lse, [&](const auto &tensors) {
+      there("cache", cache).cache.draft(shares, layer, tensors, of_rows);
     });
   });
 }

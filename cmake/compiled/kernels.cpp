@@ -78,6 +78,14 @@ class OperationsOf final : public AnyOperations<T> {
     });
   }
 
+  void draft(std::span<const Call> calls, AnyTensor q, AnyTensor k, AnyTensor v, AnyTensor out,
+             TensorView<float> lse) override {
+    with_element(q.type(), [&]<class S>() {
+      operations_.template draft<S>(calls, q.as<const S>(), k.as<const S>(), v.as<const S>(),
+                                    AttentionOutput<S>(out.as<S>(), lse), cpu::Stream{});
+    });
+  }
+
   void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by) const override {
     operations_.shift(coding, exact, sinks, tail, by, {});
   }

@@ -136,6 +136,11 @@ typedef struct squat_share {
 SQUAT_PUBLIC squat_status squat_attend(squat_cache *cache, const squat_share *batch, size_t count,
                                        int layer, squat_tensor q, squat_tensor k, squat_tensor v,
                                        squat_tensor out, float *lse);
+/* Attends for a tree of proposed tokens and appends nothing. parents: a row each, that of its parent
+ * among its sequence's rows, or -1. */
+SQUAT_PUBLIC squat_status squat_draft(squat_cache *cache, const squat_share *batch, size_t count,
+                                      int layer, squat_tensor q, squat_tensor k, squat_tensor v,
+                                      squat_tensor out, const int64_t *parents, float *lse);
 /* Appends alone. q: what codings learn from, or no tokens. */
 SQUAT_PUBLIC squat_status squat_append(squat_cache *cache, const squat_share *batch, size_t count,
                                        int layer, squat_tensor q, squat_tensor k, squat_tensor v);

@@ -185,6 +185,18 @@ int main(void) {
   CHECK(squat_reorder(cache, &child, &sequence, 1) == SQUAT_OK);
   CHECK(squat_layer_length(cache, child, 1, &tokens) == SQUAT_OK && tokens == most_tokens);
 
+  /* A draft of two tokens that are one path is their call. */
+  const squat_share two = {child, 2, 0};
+  const int64_t path[] = {-1, 0}, no_path[] = {-1, 1};
+  float drafted[2 * query_heads * head_dim];
+  CHECK(squat_draft(cache, &two, 1, 0, rows(q, 0, 2, query_heads), rows(k, 0, 2, kv_heads),
+                    rows(v, 0, 2, kv_heads), rows(drafted, 0, 2, query_heads), path, NULL) == SQUAT_OK);
+  CHECK(feed(cache, child, 0, 0, 2, out) == SQUAT_OK);
+  for (int i = 0; i < 2 * query_heads * head_dim; ++i) CHECK(fabsf(drafted[i] - out[i]) < 1e-5f);
+  EXPECT_ERROR(squat_draft(cache, &two, 1, 0, rows(q, 0, 2, query_heads), rows(k, 0, 2, kv_heads),
+                           rows(v, 0, 2, kv_heads), rows(drafted, 0, 2, query_heads), no_path, NULL),
+               SQUAT_INVALID, "squat: parents is 1, must be -1 to 0");
+
   snapshot saved = {malloc(1 << 20), 0, 0, 1 << 20};
   CHECK(squat_save(cache, sequence, 1, write_snapshot, &saved) == SQUAT_OK);
   CHECK(squat_load(cache, read_snapshot, &saved, &loaded) == SQUAT_OK);

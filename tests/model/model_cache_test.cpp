@@ -102,6 +102,28 @@ TEST_F(ModelCaches, GiveKeysToLayersThatShareThem) {
   EXPECT_EQ(error_of([&] { cache.length(sequence, 7); }), "squat: layer is 7, must be 0 to 6");
 }
 
+TEST_F(ModelCaches, Draft) {
+  const SequenceId sequence = cache.add_sequence();
+  feed(cache, sequence, in, 0, 100);
+  const std::vector<float> before = seen(cache, sequence, in);
+  const std::array<Index, 3> parents = {-1, 0, 1};
+  const std::array batch{SequenceTokens{sequence, 3}};
+  for (const int layer : {0, 4}) {  // exact ones
+    auto &[q, k, v, out] = in.of(layer);
+    Tensor<float> drafted(3, q.heads, q.head_dim);
+    cache.draft(
+        batch, layer,
+        AttentionTensors<float>{
+            .q = q.view(100, 3), .k = k.view(100, 3), .v = v.view(100, 3), .out = drafted.view()},
+        parents);
+    const SequenceId appended = cache.fork(sequence);
+    cache.attend(appended, layer, q.view(100, 3), k.view(100, 3), v.view(100, 3), out.view(0, 3));
+    for (std::size_t i = 0; i < drafted.elements.size(); ++i)
+      EXPECT_NEAR(drafted.elements[i], out.elements[i], 1e-5);
+  }
+  EXPECT_EQ(seen(cache, sequence, in), before);
+}
+
 TEST(ModelLayers, AreEachNamedOnce) {
   const auto error = [](const std::function<void(ModelOptions &)> &change) {
     ModelOptions options = layered_model();

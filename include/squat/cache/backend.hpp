@@ -98,6 +98,16 @@ concept BackendOperations = requires(Operations operations, const Operations con
   { constant.workspace_bytes() } -> std::same_as<std::size_t>;
 };
 
+/// A backend that knows drafts: as attend, to what is cached and to the paths of the call's own rows
+/// (SequenceCall::draft). It checks their elements.
+template <class Operations, class Stream>
+concept DraftingOperations = requires(Operations operations,
+                                      std::span<const SequenceCall<typename Operations::Exact>> calls,
+                                      TensorView<const float> in, AttentionOutput<float> found,
+                                      Stream stream) {
+  operations.template draft<float>(calls, in, in, in, found, stream);
+};
+
 /// A backend whose kernels take decode steps (a token a sequence, all else in
 /// its place) on their own: they count tokens and pack into a page that was
 /// acquired ahead, so that a captured graph of a step can be replayed. The host

@@ -59,6 +59,13 @@ struct ExactCopy {
                                       ///< last of them perhaps with fewer tokens
 };
 
+/// A token of a draft (KVCache::draft()): its path is itself, its parent, and so on to the token behind
+/// those of the cache.
+struct DraftToken {
+  Index parent = -1;  ///< among the rows of its sequence; -1: none, it stands right behind the cache's
+  Index depth = 1;    ///< tokens of its path
+};
+
 /// `tokens` rows of the call's tensors from `first_row` on, which belong to one sequence. Exact: the
 /// backend's store of its sinks and tail in the layer.
 template <class Exact>
@@ -71,9 +78,14 @@ struct SequenceCall {
   Index past = 0;      ///< tokens of the sequence before the first row
   Index position = 0;  ///< rotary position of the first row
   bool causal = true;  ///< row i sees past + i + 1 tokens; else all rows see `past` of them
+  std::span<const DraftToken> draft{};  ///< of a draft's rows, which see `past` tokens and their paths
 
-  /// How many tokens row `row` sees at most.
-  Index seen(Index row) const { return causal ? past + row + 1 : past; }
+  /// How many tokens row `row` sees at most, its path aside.
+  Index seen(Index row) const { return causal && draft.empty() ? past + row + 1 : past; }
+  /// Where its own token stands: so many tokens are before it.
+  Index place(Index row) const {
+    return draft.empty() ? seen(row) - 1 : past + draft[static_cast<std::size_t>(row)].depth - 1;
+  }
 
   // Of calls that append.
   Index sinks = 0;                        ///< how many of the rows become sinks

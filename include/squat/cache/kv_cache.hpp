@@ -56,6 +56,7 @@ class KVCacheBase {
   static_assert(BackendOperations<Operations, T, Stream>,
                 "squat: the backend does not offer what BackendOperations asks for");
   static constexpr bool replayable = ReplayableOperations<Operations, Stream>;
+  static constexpr Index most_draft_tokens = 256;  // of a sequence
 
   // A call's element type follows from its first tensor; the others may be
   // views of const or mutable elements.
@@ -83,6 +84,9 @@ class KVCacheBase {
     for (int layer = 0; layer < options_.layers; ++layer) own_coding(layer) = add_coding(layer);
     learn_from_prior(Stream{});
   }
+
+  /// Whether the backend knows draft().
+  static constexpr bool drafts = DraftingOperations<Operations, Stream>;
 
   int key_bits() const { return key_bits_; }
   int value_bits() const { return value_bits_; }
@@ -312,6 +316,46 @@ class KVCacheBase {
     check_tensor<S>("v", v, q.tokens, options_.kv_heads);
     if (!causal) throw_invalid("causal", false, "true where keys are appended");
     append_checked<S>(batch, layer, q, k, v, output, stream);
+  }
+
+  /// Attends for tokens that are only proposed, and appends nothing: a tree of continuations of each
+  /// sequence, as speculative decoding checks them in one call (Miao et al., SpecInfer, 2024). Each
+  /// query sees what is cached and its path: itself, its parent, and so on to the root. parents, a row
+  /// each: the row of the parent among the sequence's own, before it, or -1 for the roots, which stand
+  /// right behind the cached tokens. Keys and queries carry the rotary position of their depth. What is
+  /// accepted is appended afterwards: append() takes the rows of its path. Up to 256 tokens a sequence.
+  /// On the CPU alone.
+  template <Element S>
+  void draft(Batch batch, int layer, const AttentionTensors<S> &tensors, std::span<const Index> parents,
+             Stream stream = {}) requires drafts {
+    const auto &[q, k, v, out, lse, causal] = tensors;
+    check_batch(batch, layer, q.tokens);
+    check_tensor<S>("q", q, q.tokens, options_.query_heads);
+    check_tensor<S>("k", k, q.tokens, options_.kv_heads);
+    check_tensor<S>("v", v, q.tokens, options_.kv_heads);
+    check_tensor<S>("out", out, q.tokens, options_.query_heads);
+    if (lse.tokens > 0) checks::check_shape("lse", lse, q.tokens, options_.query_heads, 1);
+    if (!causal) throw_invalid("causal", false, "true in a draft");
+    const auto rows = static_cast<std::size_t>(q.tokens);
+    if (parents.size() != rows) throw_invalid("parents.size", parents.size(), "the tokens of q,", rows);
+    checks::memory_or_error([&] {
+      draft_.resize(rows);
+      calls_.clear();
+      for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
+        checks::check_range("batch.tokens", entry.tokens, 0, most_draft_tokens);
+        const auto first = static_cast<std::size_t>(row), count = static_cast<std::size_t>(entry.tokens);
+        const std::span tokens = std::span(draft_).subspan(first, count);
+        for (std::size_t i = 0; i < count; ++i) {
+          const Index parent = parents[first + i];
+          checks::check_range("parents", parent, -1, static_cast<Index>(i) - 1);
+          tokens[i] = {parent, parent < 0 ? 1 : tokens[static_cast<std::size_t>(parent)].depth + 1};
+        }
+        calls_.push_back(find(entry.sequence, layer).call(row, entry.tokens));
+        calls_.back().draft = tokens;
+      });
+      if (!calls_.empty())
+        operations_.template draft<S>(calls_, q, k, v, AttentionOutput<S>(out, lse), stream);
+    });
   }
 
   /// Appends k and v without attention.
@@ -1179,6 +1223,7 @@ class KVCacheBase {
   std::uint64_t call_ = 0;
   detail::AppendPlan<Exact> plan_;  // of the call in progress
   std::vector<SequenceCall<Exact>> calls_;
+  std::vector<DraftToken> draft_;  // of the call in progress, a row each
   std::vector<Layer *> layers_;
   [[no_unique_address]] detail::ReplayOf<Operations, Stream> replay_{options_};
 };

@@ -53,6 +53,8 @@ class AnyOperations {
                       TensorView<float> lse) = 0;
   virtual void attend(std::span<const Call> calls, AnyTensor q, AnyTensor out,
                       TensorView<float> lse) = 0;
+  virtual void draft(std::span<const Call> calls, AnyTensor q, AnyTensor k, AnyTensor v, AnyTensor out,
+                     TensorView<float> lse) = 0;
   virtual void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by) const = 0;
   virtual void reserve_copies(std::span<const ExactCopy<Exact>> copies) = 0;
   virtual void copy(std::span<const ExactCopy<Exact>> copies) = 0;

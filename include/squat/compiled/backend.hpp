@@ -75,6 +75,12 @@ class Operations {
     operations_->attend(calls, q, out.rows, out.lse);
   }
 
+  template <Element S>
+  void draft(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
+             TensorView<const S> v, AttentionOutput<S> out, Stream) {
+    operations_->draft(calls, q, k, v, out.rows, out.lse);
+  }
+
   void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by, Stream) const {
     operations_->shift(coding, exact, sinks, tail, by);
   }

@@ -203,6 +203,18 @@ class Operations {
     attend_reserved<S>(q, {}, {}, out);
   }
 
+  /// Attends to what is cached and to the paths of the call's own rows.
+  template <Element S>
+  void draft(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
+             TensorView<const S> v, AttentionOutput<S> out, Stream) {
+    for (const Call &call : calls) {
+      for (const auto &[name, rows] : {std::pair{"q", q}, std::pair{"k", k}, std::pair{"v", v}})
+        cpu::check_elements(name, rows.slice(call.first_row, call.tokens), call.first_row);
+    }
+    reserve_attend(calls);
+    attend_reserved<S>(q, k, v, out);
+  }
+
   /// Exact tokens without those of `sinks` and `tail`, and what follows them
   /// turned by `by` positions.
   void shift(Index coding, Exact &exact, TokenRange sinks, TokenRange tail, Index by, Stream) const {
@@ -560,7 +572,9 @@ class Operations {
     attention.begin(q, call, block.first, block.tokens, heads, options_.attention_scale,
                     score_rule(block.head));
     if (item.first_page == 0) {
-      if (k.tokens > 0) {
+      if (!call.draft.empty()) {
+        attention.paths(k, v, call, block.first);
+      } else if (k.tokens > 0) {
         attention.own(k.row(call.first_row, block.head), k.token_stride,
                       v.row(call.first_row, block.head), v.token_stride, call.past, call.tokens);
       }

@@ -79,6 +79,8 @@ class GroupCache {
   virtual void load_codings(AnySource in, const SnapshotProgress &progress, AnyStream stream) = 0;
 
   virtual void attend(Batch batch, int layer, const AnyAttentionTensors &tensors, AnyStream stream) = 0;
+  virtual void draft(Batch batch, int layer, const AnyAttentionTensors &tensors,
+                     std::span<const Index> parents, AnyStream stream) = 0;
   /// q: of no tokens where there are no queries to learn from.
   virtual void append(Batch batch, int layer, AnyTensor q, AnyTensor k, AnyTensor v,
                       AnyStream stream) = 0;

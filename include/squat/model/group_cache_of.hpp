@@ -67,14 +67,16 @@ class GroupCacheOf final : public GroupCache {
   }
 
   void attend(Batch batch, int layer, const AnyAttentionTensors &tensors, AnyStream stream) override {
-    with_element(tensors.q.type(), [&]<class S>() {
-      const AttentionTensors<S> typed{.q = tensors.q.as<const S>(),
-                                      .k = tensors.k.as<const S>(),
-                                      .v = tensors.v.as<const S>(),
-                                      .out = tensors.out.as<S>(),
-                                      .lse = tensors.lse,
-                                      .causal = tensors.causal};
-      cache_.attend(batch, layer, typed, of(stream));
+    with_tensors(tensors, [&](const auto &typed) { cache_.attend(batch, layer, typed, of(stream)); });
+  }
+  void draft(Batch batch, int layer, const AnyAttentionTensors &tensors, std::span<const Index> parents,
+             AnyStream stream) override {
+    with_tensors(tensors, [&](const auto &typed) {
+      if constexpr (Cache::drafts) {
+        cache_.draft(batch, layer, typed, parents, of(stream));
+      } else {
+        throw Error("squat: drafts are on the CPU alone");
+      }
     });
   }
   void append(Batch batch, int layer, AnyTensor q, AnyTensor k, AnyTensor v, AnyStream stream) override {
@@ -126,6 +128,19 @@ class GroupCacheOf final : public GroupCache {
     Cache &cache_;
     typename Cache::PreparedReorder plan_;
   };
+
+  /// Calls run(tensors) with them as they are.
+  template <class Run>
+  static void with_tensors(const AnyAttentionTensors &any, Run &&run) {
+    with_element(any.q.type(), [&]<class S>() {
+      run(AttentionTensors<S>{.q = any.q.as<const S>(),
+                              .k = any.k.as<const S>(),
+                              .v = any.v.as<const S>(),
+                              .out = any.out.as<S>(),
+                              .lse = any.lse,
+                              .causal = any.causal});
+    });
+  }
 
   static constexpr bool on_device = std::is_pointer_v<Stream>;
   static Stream of(AnyStream stream) {

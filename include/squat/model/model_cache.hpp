@@ -169,9 +169,15 @@ class ModelCache {
   void attend(Batch batch, int layer, const AttentionTensors<S> &tensors, AnyStream stream = {}) {
     const detail::LayerPlace &place =
         tensors.k.tokens > 0 ? layers_.find_owner(layer) : layers_.find(layer);
-    const AnyAttentionTensors any{tensors.q,   tensors.k,   tensors.v,
-                                  tensors.out, tensors.lse, tensors.causal};
-    group(place).attend(in_group(batch, place), place.layer, any, stream);
+    group(place).attend(in_group(batch, place), place.layer, any_of(tensors), stream);
+  }
+
+  /// Of layers with keys of their own.
+  template <Element S>
+  void draft(Batch batch, int layer, const AttentionTensors<S> &tensors, std::span<const Index> parents,
+             AnyStream stream = {}) {
+    const detail::LayerPlace &place = layers_.find_owner(layer);
+    group(place).draft(in_group(batch, place), place.layer, any_of(tensors), parents, stream);
   }
 
   template <class S>
@@ -309,6 +315,11 @@ class ModelCache {
 
   GroupCache &group(const detail::LayerPlace &place) const {
     return *groups_[static_cast<std::size_t>(place.group)];
+  }
+
+  template <class S>
+  static AnyAttentionTensors any_of(const AttentionTensors<S> &tensors) {
+    return {tensors.q, tensors.k, tensors.v, tensors.out, tensors.lse, tensors.causal};
   }
 
   static std::size_t largest_page(const GroupCache &group) {

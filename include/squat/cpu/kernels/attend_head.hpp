@@ -77,9 +77,11 @@ class HeadAttention {
     mean_weights_ = scratch.take<float>(rows);
     scores_ = scratch.take<float>(rows * stride_);
     seen_ = scratch.take<TokenRange>(rows);
+    places_ = scratch.take<Index>(rows);
     states_ = scratch.take<SoftmaxState>(rows);
     own_keys_ = scratch.take<T>(run_tokens * d);
     own_values_ = scratch.take<T>(run_tokens * d);
+    path_row_ = scratch.take<float>(d);
     if (rows > few_rows) {
       keys_ = scratch.take<float>(stride_ * d);
       values_ = scratch.take<float>(stride_ * d);
@@ -95,8 +97,9 @@ class HeadAttention {
     const Index d = layout.head_dim, stride = score_stride(layout, rows);
     return TileQueries<float>::scratch_bytes(rows, d, pages_of(layout, rows)) +
            4 * Scratch::bytes<float>(rows * d) + Scratch::bytes<float>(rows * stride) +
-           Scratch::bytes<float>(rows) + Scratch::bytes<TokenRange>(rows) +
+           Scratch::bytes<float>(rows) + Scratch::bytes<TokenRange>(rows) + Scratch::bytes<Index>(rows) +
            Scratch::bytes<SoftmaxState>(rows) + 2 * Scratch::bytes<T>(run_tokens * d) +
+           Scratch::bytes<float>(d) +
            (rows > few_rows ? 2 * Scratch::bytes<float>(stride * d)
                             : static_cast<std::size_t>(pages_of(layout, rows)) *
                                   CodeWeights::scratch_bytes(rows, std::max(d, layout.group)));
@@ -111,10 +114,15 @@ class HeadAttention {
     rule_ = rule;
     heads_ = heads;
     for (Index row = 0; row < tokens * heads; ++row) {
-      const Index token = first + row / heads, end = call.seen(token);
+      const Index token = first + row / heads, end = call.seen(token), place = call.place(token);
       convert_row(q.row(call.first_row + token, head_ * heads + row % heads), d, queries_ + row * d);
-      seen_[row] = {rule.window > 0 ? std::max<Index>(end - rule.window, 0) : 0, end};
+      const Index begin = rule.window > 0 ? std::clamp<Index>(place + 1 - rule.window, 0, end) : 0;
+      seen_[row] = {begin, end};
+      places_[row] = place;
       states_[row] = {};
+      if (row == 0) all_see_ = some_see_ = seen_[0];
+      all_see_ = {std::max(all_see_.first, begin), std::min(all_see_.last, end)};
+      some_see_ = {std::min(some_see_.first, begin), std::max(some_see_.last, end)};
     }
     std::transform(queries_, queries_ + rows_ * d, queries_, [&](float x) { return x * scale; });
     tile_.reset();
@@ -130,8 +138,8 @@ class HeadAttention {
   void exact(const S *keys, Index key_stride, const S *values, Index value_stride, Index position,
              Index tokens) {
     constexpr bool bytes = std::same_as<S, std::int8_t>;
-    tokens = std::min(tokens, seen_[rows_ - 1].last - position);
-    const Index hidden = std::max<Index>(seen_[0].first - position, 0);
+    tokens = std::min(tokens, some_see_.last - position);
+    const Index hidden = std::max<Index>(some_see_.first - position, 0);
     if (bytes && tokens > hidden) rotate_queries();
     for (Index first = hidden; first < tokens; first += run_tokens) {
       const Index count = std::min(run_tokens, tokens - first);
@@ -160,8 +168,8 @@ class HeadAttention {
       exact(keys, key_stride, values, value_stride, position, tokens);
     } else {
       const Index d = layout_.head_dim;
-      tokens = std::min(tokens, seen_[rows_ - 1].last - position);
-      for (Index first = std::max<Index>(seen_[0].first - position, 0); first < tokens;
+      tokens = std::min(tokens, some_see_.last - position);
+      for (Index first = std::max<Index>(some_see_.first - position, 0); first < tokens;
            first += run_tokens) {
         const Index count = std::min(run_tokens, tokens - first);
         for (Index token = 0; token < count; ++token) {
@@ -169,6 +177,26 @@ class HeadAttention {
           convert_row(values + (first + token) * value_stride, d, own_values_ + token * d);
         }
         exact<T>(own_keys_, d, own_values_, d, position + first, count);
+      }
+    }
+  }
+
+  /// Attends to the paths of a draft's tokens, which begin() took in: k, v are its call's rows, which
+  /// count as the cache will keep them.
+  template <Element S, class Call>
+  void paths(TensorView<const S> k, TensorView<const S> v, const Call &call, Index first) {
+    std::array<Index, run_tokens> path;
+    for (Index row = 0; row < rows_; row += heads_) {
+      Index token = first + row / heads_, place = places_[row];
+      const Index depth = place + 1 - call.past;
+      for (Index left = rule_.window > 0 ? std::min(depth, rule_.window) : depth; left > 0;) {
+        const Index count = std::min(left, run_tokens);
+        for (Index i = count; i-- > 0; token = call.draft[static_cast<std::size_t>(token)].parent)
+          path[static_cast<std::size_t>(i)] = token;
+        left -= count;
+        place -= count;
+        attend_path(k, v, call.first_row, std::span(path).first(static_cast<std::size_t>(count)), row,
+                    place + 1);
       }
     }
   }
@@ -181,8 +209,8 @@ class HeadAttention {
     Index count = 0;
     const auto most = static_cast<std::size_t>(pages_of(layout_, rows_));
     for (const PageView &page : pages.first(std::min(pages.size(), most))) {
-      if (page.tokens < layout_.group || page.before + layout_.group > seen_[0].last ||
-          page.before < seen_[rows_ - 1].first)
+      if (page.tokens < layout_.group || page.before + layout_.group > all_see_.last ||
+          page.before < all_see_.first)
         break;
       ++count;
     }
@@ -193,7 +221,7 @@ class HeadAttention {
 
   /// Whether a row sees any tokens of a page.
   bool sees(const PageView &page) const {
-    return page.before < seen_[rows_ - 1].last && page.before + page.tokens > seen_[0].first;
+    return page.before < some_see_.last && page.before + page.tokens > some_see_.first;
   }
 
   /// Attends to the tokens of pages that can be taken together, which rows see. next: the pages whose
@@ -203,7 +231,7 @@ class HeadAttention {
     const Index position = first.before;
     const auto count = static_cast<Index>(pages.size());
     const Index tokens =
-        std::min(count == 1 ? first.tokens : count * layout_.group, seen_[rows_ - 1].last - position);
+        std::min(count == 1 ? first.tokens : count * layout_.group, some_see_.last - position);
     const auto for_each_page = [&](auto run) {
       for (Index i = 0; i < count; ++i) {
         const auto at = static_cast<std::size_t>(i);
@@ -344,7 +372,8 @@ class HeadAttention {
     Index row = 0;
     while (row < rows_) {
       // Rows of one token see the same.
-      const bool four = row + 4 <= rows_ && visible(row) == visible(row + 3);
+      const bool four = row + 4 <= rows_ && visible(row) == visible(row + 3) &&
+                        visible(row) == visible(row + 1) && visible(row) == visible(row + 2);
       if (four) {
         take.template operator()<4>(row);
       } else {
@@ -354,12 +383,51 @@ class HeadAttention {
     }
   }
 
+  /// Attends, for the rows of one token from `row` on, to those of a call in `path`, the first of which
+  /// has `position` tokens before it.
+  template <Element S>
+  void attend_path(TensorView<const S> k, TensorView<const S> v, Index first_row,
+                   std::span<const Index> path, Index row, Index position) {
+    const Index d = layout_.head_dim;
+    const auto count = static_cast<Index>(path.size());
+    const auto load = [&](TensorView<const S> from, Index i) {
+      convert_row(from.row(first_row + path[static_cast<std::size_t>(i)], head_), d, path_row_);
+      if constexpr (!std::is_same_v<S, T>) round_row<T>(path_row_, d);
+    };
+    for (Index i = 0; i < count; ++i) {
+      load(k, i);
+      for (Index h = row; h < row + heads_; ++h) {
+        FloatVector sum = broadcast(0);
+        for (Index c = 0; c < d; c += float_lanes)
+          sum = multiply_add(load_floats(queries_ + h * d + c), load_floats(path_row_ + c), sum);
+        scores_[h * stride_ + i] = sum_lanes(sum);
+      }
+    }
+    for (Index h = row; h < row + heads_; ++h) {
+      float *scores = scores_ + h * stride_;
+      if (rule_.bends()) bend(h, position, scores, count);
+      float factor = 1;
+      exponentiate<1>(states_ + h, {scores, stride_}, 0, count, stride_, &factor);
+      rescale(h, factor);
+    }
+    for (Index i = 0; i < count; ++i) {
+      load(v, i);
+      for (Index h = row; h < row + heads_; ++h) {
+        const FloatVector weight = broadcast(scores_[h * stride_ + i]);
+        float *sum = exact_sum_ + h * d;
+        for (Index c = 0; c < d; c += float_lanes)
+          store_floats(sum + c, multiply_add(weight, load_floats(path_row_ + c), load_floats(sum + c)));
+      }
+    }
+  }
+
   /// Scores become what the rule makes of them.
   void bend(Index position, Index first, Index count) {
-    for (Index row = 0; row < rows_; ++row) {
-      const float slope = rule_.slopes != nullptr ? rule_.slopes[row % heads_] : 0.0f;
-      bend_scores(rule_, slope, seen_[row].last - 1 - position, scores_ + row * stride_ + first, count);
-    }
+    for (Index row = 0; row < rows_; ++row) bend(row, position, scores_ + row * stride_ + first, count);
+  }
+  void bend(Index row, Index position, float *scores, Index count) {
+    const float slope = rule_.slopes != nullptr ? rule_.slopes[row % heads_] : 0.0f;
+    bend_scores(rule_, slope, places_[row] - position, scores, count);
   }
 
   void rescale(Index row, float factor) {
@@ -435,9 +503,12 @@ class HeadAttention {
   float *keys_ = nullptr;           // [stride, head_dim] or [head_dim, group], for many rows
   float *values_ = nullptr;         // [stride, head_dim], for many rows
   TokenRange *seen_ = nullptr;      // [rows], the tokens that a row sees
+  TokenRange all_see_, some_see_;   // what is in all of these, and around them
+  Index *places_ = nullptr;         // [rows], where the rows' own tokens stand
   SoftmaxState *states_ = nullptr;  // [rows]
   T *own_keys_ = nullptr;           // [run_tokens, head_dim], a call's rows as T
   T *own_values_ = nullptr;         // likewise
+  float *path_row_ = nullptr;       // [head_dim], a key or a value of a draft
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE
