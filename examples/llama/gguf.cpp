@@ -13,30 +13,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "GGUF files are read in place");
 
-struct Block {
-  std::size_t elements;
-  std::size_t bytes;
-};
-
-Block block_of(TensorType type) {
-  switch (type) {
-    case TensorType::f32:
-      return {1, 4};
-    case TensorType::f16:
-      return {1, 2};
-    case TensorType::q4_0:
-      return {32, 18};
-    case TensorType::q4_1:
-      return {32, 20};
-    case TensorType::q8_0:
-      return {32, 34};
-    case TensorType::q6_k:
-      return {256, 210};
-  }
-  throw FileError("tensor type " + std::to_string(static_cast<std::uint32_t>(type)) +
-                  " is not supported (F32, F16, Q4_0, Q4_1, Q8_0 and Q6_K are)");
-}
-
 /// Reads forward through the file and refuses to leave it.
 class Reader {
  public:
@@ -166,6 +142,35 @@ std::size_t checked_bytes(const TensorEntry &entry, std::size_t most) {
 }
 
 }  // namespace
+
+Block block_of(TensorType type) {
+  switch (type) {
+    case TensorType::f32:
+      return {1, 4};
+    case TensorType::f16:
+    case TensorType::bf16:
+      return {1, 2};
+    case TensorType::q4_0:
+      return {32, 18};
+    case TensorType::q4_1:
+      return {32, 20};
+    case TensorType::q5_0:
+      return {32, 22};
+    case TensorType::q5_1:
+      return {32, 24};
+    case TensorType::q8_0:
+      return {32, 34};
+    case TensorType::q4_k:
+      return {256, 144};
+    case TensorType::q5_k:
+      return {256, 176};
+    case TensorType::q6_k:
+      return {256, 210};
+  }
+  throw FileError("tensor type " + std::to_string(static_cast<std::uint32_t>(type)) +
+                  " is not supported (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K "
+                  "are)");
+}
 
 std::size_t Tensor::elements() const {
   std::size_t product = 1;

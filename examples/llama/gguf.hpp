@@ -21,7 +21,28 @@ class FileError : public std::runtime_error {
 };
 
 /// Element types of tensors, numbered as in the file.
-enum class TensorType : std::uint32_t { f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q8_0 = 8, q6_k = 14 };
+enum class TensorType : std::uint32_t {
+  f32 = 0,
+  f16 = 1,
+  q4_0 = 2,
+  q4_1 = 3,
+  q5_0 = 6,
+  q5_1 = 7,
+  q8_0 = 8,
+  q4_k = 12,
+  q5_k = 13,
+  q6_k = 14,
+  bf16 = 30
+};
+
+/// What a type stores together: so many elements of a row in so many bytes.
+struct Block {
+  std::size_t elements;
+  std::size_t bytes;
+};
+
+/// Throws FileError for a type that is none of TensorType's.
+Block block_of(TensorType type);
 
 struct Tensor {
   TensorType type{};

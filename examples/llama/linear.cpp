@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 
 #include "dequantize.hpp"
+#include "parallel_for.hpp"
 #include "squat/cpu/kernels/float_vector.hpp"
 
 namespace llama {
@@ -68,18 +70,18 @@ void multiply_panel(const Eigen::half *panel, const RowMatrix &x, Eigen::Index r
 
 Linear::Linear(const Tensor &tensor, Eigen::Index outputs, Eigen::Index inputs)
     : outputs_(outputs), inputs_(inputs) {
-  const std::vector<float> elements = dequantize(tensor);
   const Eigen::Index panels = (outputs + panel_outputs - 1) / panel_outputs;
   panels_.resize(static_cast<std::size_t>(panels * inputs * panel_outputs));
-#pragma omp parallel for schedule(static) if (outputs * inputs >= worth_threads)
-  for (Eigen::Index panel = 0; panel < panels; ++panel) {
+  parallel_for(static_cast<int>(panels), [&](int panel) {
     const Eigen::Index first = panel * panel_outputs, count = std::min(panel_outputs, outputs - first);
+    RowMatrix rows(count, inputs);
+    dequantize(tensor, static_cast<std::size_t>(first * inputs),
+               std::span(rows.data(), static_cast<std::size_t>(rows.size())));
     Eigen::half *to = panels_.data() + first * inputs;
     for (Eigen::Index i = 0; i < inputs; ++i, to += panel_outputs) {
-      for (Eigen::Index output = 0; output < count; ++output)
-        to[output] = Eigen::half(elements[static_cast<std::size_t>((first + output) * inputs + i)]);
+      for (Eigen::Index output = 0; output < count; ++output) to[output] = Eigen::half(rows(output, i));
     }
-  }
+  });
 }
 
 void Linear::apply(const RowMatrix &x, RowMatrix &y) const {

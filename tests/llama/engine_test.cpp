@@ -1,18 +1,16 @@
-// The parts of the example engine: tokenizer, block formats, SPECs and the transformer over caches.
+// The parts of the example engine: tokenizer, SPECs and the transformer over caches.
 
 #include "engine.hpp"
 
 #include <gtest/gtest.h>
 
 #include <Eigen/Core>
-#include <cstring>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "cache_spec.hpp"
-#include "dequantize.hpp"
 #include "gguf.hpp"
 #include "llama/small_model.hpp"
 #include "metrics.hpp"
@@ -48,61 +46,6 @@ TEST(TokenizerOfAFile, MergesByRankAndDecodesBack) {
   std::string back;
   for (int token : tokenizer.encode(text)) back += tokenizer.decode(token);
   EXPECT_EQ(back, text);
-}
-
-Tensor tensor_of(TensorType type, std::uint64_t elements, const std::vector<std::byte> &bytes) {
-  return {type, {elements}, bytes};
-}
-
-std::vector<std::byte> patterned(std::size_t size, std::initializer_list<std::size_t> half_scales) {
-  std::vector<std::byte> bytes(size);
-  for (std::size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>(i * 37 + 11);
-  for (std::size_t at : half_scales) {
-    const Eigen::half scale(.25f + .001f * static_cast<float>(at));
-    std::memcpy(&bytes[at], &scale, 2);
-  }
-  return bytes;
-}
-
-float half_at(const std::vector<std::byte> &bytes, std::size_t at) {
-  Eigen::half value;
-  std::memcpy(&value, &bytes[at], 2);
-  return static_cast<float>(value);
-}
-
-int byte_at(const std::vector<std::byte> &bytes, std::size_t at) {
-  return std::to_integer<int>(bytes[at]);
-}
-
-TEST(Dequantize, FourAndEightBitBlocks) {
-  const auto q4_0 = patterned(18, {0}), q4_1 = patterned(20, {0, 2}), q8_0 = patterned(34, {0});
-  const auto a = dequantize(tensor_of(TensorType::q4_0, 32, q4_0)),
-             b = dequantize(tensor_of(TensorType::q4_1, 32, q4_1)),
-             c = dequantize(tensor_of(TensorType::q8_0, 32, q8_0));
-  for (std::size_t i = 0; i < 32; ++i) {
-    const int shift = i < 16 ? 0 : 4;
-    EXPECT_EQ(a[i],
-              half_at(q4_0, 0) * static_cast<float>(((byte_at(q4_0, 2 + i % 16) >> shift) & 15) - 8));
-    EXPECT_FLOAT_EQ(b[i],
-                    half_at(q4_1, 0) * static_cast<float>((byte_at(q4_1, 4 + i % 16) >> shift) & 15) +
-                        half_at(q4_1, 2));
-    EXPECT_EQ(c[i],
-              half_at(q8_0, 0) * static_cast<float>(static_cast<std::int8_t>(byte_at(q8_0, 2 + i))));
-  }
-}
-
-TEST(Dequantize, SixBitBlocks) {
-  const auto bytes = patterned(210, {208});
-  const auto x = dequantize(tensor_of(TensorType::q6_k, 256, bytes));
-  for (std::size_t i = 0; i < 256; ++i) {
-    // element i: half i / 128, run r = i / 32 % 4, column i % 32
-    const std::size_t part = i / 128, run = i / 32 % 4, column = i % 32;
-    const int nibble = (byte_at(bytes, part * 64 + run % 2 * 32 + column) >> (run < 2 ? 0 : 4)) & 15;
-    const int upper = (byte_at(bytes, 128 + part * 32 + column) >> (2 * run)) & 3;
-    const auto scale = static_cast<std::int8_t>(byte_at(bytes, 192 + part * 8 + run * 2 + column / 16));
-    EXPECT_FLOAT_EQ(x[i], half_at(bytes, 208) * static_cast<float>(scale) *
-                              static_cast<float>((nibble | upper << 4) - 32));
-  }
 }
 
 TEST(CacheSpecs, SayWhatTheyMean) {
