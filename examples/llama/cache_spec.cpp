@@ -122,8 +122,15 @@ CacheSpec parse_cache_spec(std::string_view text) {
 
 squat::Options CacheSpec::options_for(const Config &config) const {
   squat::Options filled = options;
-  filled.rotary = {{config.inverse_frequencies, squat::RotaryPairs::interleaved}};
   filled.layers = config.layers;
+  if (config.attention_window == 0) {
+    filled.rotary = {{config.inverse_frequencies, config.differences.rotary_pairs}};
+  } else {
+    for (int layer = 0; layer < config.layers; ++layer)
+      filled.rotary.push_back({config.inverse_frequencies_of(layer), config.differences.rotary_pairs});
+  }
+  filled.attention_scale = config.attention_scale;
+  filled.soft_cap = config.attention_soft_cap;
   filled.query_heads = config.query_heads;
   filled.kv_heads = config.kv_heads;
   filled.head_dim = config.head_dim;

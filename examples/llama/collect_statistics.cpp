@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "cache_spec.hpp"
 #include "model.hpp"
 #include "squat/squat.hpp"
 #include "tokenizer.hpp"
@@ -31,15 +32,13 @@ void collect(const Arguments &arguments) {
       encode_file(arguments.text, tokenizer, static_cast<std::size_t>(arguments.tokens));
   Model model(file);
   const Config &config = model.config();
+  if (config.attention_window > 0)
+    throw std::invalid_argument("layers that attend through a window are in a cache of their own");
   // An exact cache: what it collects is not coloured by any coding.
-  squat::KVCache<squat::half, 16> cache(
-      {.layers = config.layers,
-       .query_heads = config.query_heads,
-       .kv_heads = config.kv_heads,
-       .head_dim = config.head_dim,
-       .rotary = {{config.inverse_frequencies, squat::RotaryPairs::interleaved}},
-       .tile_tokens = arguments.frame,
-       .keep_statistics = true});
+  squat::Options options = parse_cache_spec("exact").options_for(config);
+  options.tile_tokens = arguments.frame;
+  options.keep_statistics = true;
+  squat::KVCache<squat::half, 16> cache(options);
   for (std::size_t first = 0; first < tokens.size();
        first += static_cast<std::size_t>(arguments.length)) {
     const std::size_t count =
@@ -69,7 +68,7 @@ void collect(const Arguments &arguments) {
 int main(int argc, char **argv) {
   Arguments arguments;
   CLI::App app(
-      "Collects the statistics of queries and keys that a Llama-architecture model (GGUF) shows on a "
+      "Collects the statistics of queries and keys that a model (GGUF) shows on a "
       "text.");
   app.add_option("MODEL", arguments.model, "GGUF file")->required();
   app.add_option("TEXT", arguments.text, "Text, UTF-8")->required();

@@ -7,6 +7,7 @@
 #include "batch.hpp"
 #include "engine.hpp"
 #include "model.hpp"
+#include "windowed_cache.hpp"
 
 namespace llama {
 
@@ -17,7 +18,9 @@ class CpuEngine : public Engine {
 
   const Config &config() const override { return model_.config(); }
   std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options) override {
-    return make_cpu_cache(spec, options);
+    return make_windowed_cache(config(), options, [&](const squat::Options &of_layers) {
+      return make_cpu_cache(spec, of_layers);
+    });
   }
   const RowMatrix &forward(std::span<const int> tokens,
                            std::span<const SequenceRows> sequences) override;

@@ -1,6 +1,8 @@
 #include "cuda_engine.hpp"
 
 #include <algorithm>
+#include <string>
+#include <string_view>
 
 #include "dequantize.hpp"
 
@@ -16,6 +18,16 @@ DeviceArray<float> read_vector(const Gguf &file, const std::string &name, int si
   return DeviceArray<float>(std::span<const float>(elements));
 }
 
+/// Kernels are those of Llama's layers alone.
+Config read_llama_config(const Gguf &file) {
+  Config config = read_config(file);
+  if (config.differences.architecture != std::string_view("llama")) {
+    throw FileError(std::string("architecture ") + config.differences.architecture +
+                    " is not supported on CUDA (llama is)");
+  }
+  return config;
+}
+
 std::size_t size_of(int rows, int width) {
   return static_cast<std::size_t>(rows) * static_cast<std::size_t>(width);
 }
@@ -23,7 +35,7 @@ std::size_t size_of(int rows, int width) {
 }  // namespace
 
 CudaEngine::CudaEngine(const Gguf &file)
-    : config_(read_config(file)),
+    : config_(read_llama_config(file)),
       blas_(stream_),
       norm_(read_vector(file, "output_norm.weight", config_.embedding)),
       inverse_frequencies_(std::span<const float>(config_.inverse_frequencies)) {

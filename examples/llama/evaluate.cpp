@@ -33,17 +33,24 @@ struct Arguments {
   std::vector<std::string> codings = {"plain:k2v2:g32:w80", "orthogonal:k2v2:g64", "subspace:k2v2"};
 };
 
-/// The tokens of the windows, which stand one behind the other in the text.
+/// The tokens of the windows, which stand one behind the other in the text. Each begins with the token
+/// that the model wants at the start of a text, if it wants one.
 std::vector<int> read_windows(const Arguments &arguments, const Tokenizer &tokenizer) {
   const std::vector<int> tokens = encode_file(arguments.text, tokenizer);
   const auto first = static_cast<std::ptrdiff_t>(arguments.first);
-  const auto wanted = static_cast<std::ptrdiff_t>(arguments.windows) * arguments.length;
+  const std::ptrdiff_t begun = tokenizer.begin_of_text() >= 0, own = arguments.length - begun;
+  const std::ptrdiff_t wanted = arguments.windows * own;
   if (static_cast<std::ptrdiff_t>(tokens.size()) < first + wanted) {
     throw std::invalid_argument(
         fmt::format("{} has {} tokens, {} windows of {} from token {} on need {}", arguments.text,
                     tokens.size(), arguments.windows, arguments.length, first, first + wanted));
   }
-  return {tokens.begin() + first, tokens.begin() + first + wanted};
+  std::vector<int> windows;
+  for (auto from = tokens.begin() + first; from != tokens.begin() + first + wanted; from += own) {
+    if (begun > 0) windows.push_back(tokenizer.begin_of_text());
+    windows.insert(windows.end(), from, from + own);
+  }
+  return windows;
 }
 
 void show_progress(int done, int all) {
@@ -144,7 +151,7 @@ void evaluate(const Arguments &arguments) {
 int main(int argc, char **argv) {
   Arguments arguments;
   CLI::App app(
-      "Feeds windows of a text to a Llama-architecture model (GGUF), a prompt and then token by token, "
+      "Feeds windows of a text to a model (GGUF), a prompt and then token by token, "
       "and compares the predictions over coded caches with those over exact ones.\n"
       "Windows and codings advance together, a batch row each; each has a cache of its own, so every "
       "query meets the state it would meet alone.\n" +

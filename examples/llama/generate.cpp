@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cache_spec.hpp"
+#include "chat.hpp"
 #include "engine.hpp"
 #include "sample.hpp"
 #include "tokenizer.hpp"
@@ -25,16 +26,19 @@ struct Arguments {
   int tokens = 128, prompt_tokens = 1 << 20;
   std::uint64_t seed = 1;
   double temperature = 0;
+  bool chat = false;
 };
 
 std::vector<int> read_prompt(const Arguments &arguments, const Tokenizer &tokenizer) {
   if (!arguments.prompt_file.empty()) {
-    return encode_file(arguments.prompt_file, tokenizer,
-                       static_cast<std::size_t>(arguments.prompt_tokens));
+    std::vector<int> tokens =
+        encode_file(arguments.prompt_file, tokenizer, static_cast<std::size_t>(arguments.prompt_tokens));
+    if (tokenizer.begin_of_text() >= 0) tokens.insert(tokens.begin(), tokenizer.begin_of_text());
+    return tokens;
   }
-  std::vector<int> tokens = tokenizer.encode(arguments.prompt);
-  if (tokens.empty()) throw std::invalid_argument("the prompt is empty");
-  return tokens;
+  if (arguments.prompt.empty()) throw std::invalid_argument("the prompt is empty");
+  if (arguments.chat) return chat_prompt({{"user", arguments.prompt}}, tokenizer);
+  return tokenizer.encode_prompt(arguments.prompt);
 }
 
 /// The text that the continuation is printed behind: of a file's tokens only the last.
@@ -108,7 +112,8 @@ void run(const Arguments &arguments) {
   const auto prompt_end = Clock::now();
   while (generated < arguments.tokens) {
     const int token = sample(logits, arguments.temperature, random);
-    if (token == tokenizer.end_of_text()) break;
+    if (token == tokenizer.end_of_text() || (arguments.chat && token == end_of_message(tokenizer)))
+      break;
     fmt::print("{}", tokenizer.decode(token));
     std::fflush(stdout);
     ++generated;
@@ -125,18 +130,21 @@ void run(const Arguments &arguments) {
 
 int main(int argc, char **argv) {
   Arguments arguments;
-  CLI::App app("Continues a prompt with a Llama-architecture model (GGUF) over a squat::KVCache.\n" +
-               cache_spec_help());
+  CLI::App app("Continues a prompt with a model (GGUF) over a squat::KVCache.\n" + cache_spec_help());
   app.add_option("MODEL", arguments.model, "GGUF file")->required();
   CLI::Option_group &prompt = *app.add_option_group("prompt", "The text to continue, one of the two");
   prompt.require_option(1);
-  prompt.add_option("--prompt", arguments.prompt, "Text to continue");
+  CLI::Option *text = prompt.add_option("--prompt", arguments.prompt, "Text to continue");
   CLI::Option *prompt_file = prompt.add_option("--prompt-file", arguments.prompt_file,
                                                "File (UTF-8) with the text to continue");
   app.add_option("--prompt-tokens", arguments.prompt_tokens,
                  "Tokens of the file to take, from its start")
       ->check(CLI::Range(1, 1 << 20))
       ->needs(prompt_file);
+  app.add_flag(
+         "--chat", arguments.chat,
+         "The text is a message to the assistant, who answers: in the model's form of a conversation")
+      ->needs(text);
   app.add_option("--tokens", arguments.tokens, "Most tokens to generate")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();

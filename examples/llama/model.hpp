@@ -1,6 +1,6 @@
 #pragma once
 
-// The transformer of the Llama architecture. It knows no cache: attention is handed in.
+// The transformer, of every architecture in config.cpp. It knows no cache: attention is handed in.
 
 #include <functional>
 #include <span>
@@ -29,22 +29,40 @@ class Model {
                            std::span<const int> wanted);
 
  private:
+  /// A product, and what is added to each row of it: nothing where it is empty.
+  struct Projection {
+    Linear weights;
+    Eigen::RowVectorXf bias{};
+
+    void apply(const RowMatrix &x, RowMatrix &y) const;
+  };
+  /// Norms that an architecture has not got are empty, and change nothing.
   struct Layer {
     Eigen::RowVectorXf attention_norm, feed_forward_norm;
-    Linear q, k, v, output, gate, up, down;
+    Eigen::RowVectorXf query_norm, key_norm;  // of each head
+    Eigen::RowVectorXf post_attention_norm, post_feed_forward_norm;
+    Projection q, k, v;
+    Linear output, gate, up, down;
+  };
+  /// Of the rotary embedding: [rows, pairs of channels].
+  struct Angles {
+    RowMatrix cosines, sines;
   };
 
-  void normalize(const RowMatrix &x, const Eigen::RowVectorXf &weight, RowMatrix &y) const;
-  void set_angles(std::span<const Position> batch);
-  void rotate(RowMatrix &x, int heads) const;
-  static void activate(RowMatrix &gate, const RowMatrix &up);
+  Layer read_layer(const Gguf &file, int index) const;
+  void embed(std::span<const Position> batch);
+  void set_angles(std::span<const Position> batch, const std::vector<float> &frequencies,
+                  Angles &angles) const;
+  void attend(int index, const Attention &attention);
+  void feed_forward(const Layer &layer);
+  const RowMatrix &logits(std::span<const int> wanted);
 
   Config config_;
   std::vector<Layer> layers_;
   Linear embedding_, output_;  // output_ is empty where both are one
   Eigen::RowVectorXf norm_;
-  // Of the call in progress. Angles of the rotary embedding: [rows, pairs of channels].
-  RowMatrix cosines_, sines_;
+  // Of the call in progress.
+  Angles angles_, local_angles_;
   RowMatrix x_, normal_, q_, k_, v_, mixed_, delta_, gate_, up_, last_, logits_;
 };
 

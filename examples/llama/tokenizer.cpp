@@ -1,104 +1,21 @@
 #include "tokenizer.hpp"
 
-#include <unicode/uchar.h>
 #include <unicode/utf8.h>
 
 #include <algorithm>
 #include <array>
+#include <charconv>
+#include <cmath>
 #include <fstream>
-#include <limits>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 
 namespace llama {
 namespace {
 
-enum class Kind { letter, number, space, other, end };
-
-/// The text's code points one after another; bytes that are no UTF-8 count as marks of their own.
-class Scanner {
- public:
-  explicit Scanner(std::string_view text) : text_(text) {}
-
-  std::size_t position() const { return position_; }
-  void move_to(std::size_t position) { position_ = position; }
-
-  Kind peek() const {
-    std::size_t ignored = position_;
-    return next(ignored);
-  }
-  Kind take() { return next(position_); }
-
-  /// Passes all code points of one kind.
-  void skip(Kind kind) {
-    while (peek() == kind) take();
-  }
-
-  /// Passes a contraction ('s, 't, 're, 've, 'm, 'll, 'd) if one is here.
-  bool skip_contraction() {
-    for (std::string_view ending : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"}) {
-      if (text_.substr(position_).starts_with(ending)) {
-        position_ += ending.size();
-        return true;
-      }
-    }
-    return false;
-  }
-
-  bool at_blank() const { return position_ < text_.size() && text_[position_] == ' '; }
-
- private:
-  Kind next(std::size_t &position) const {
-    if (position >= text_.size()) return Kind::end;
-    const auto *bytes = reinterpret_cast<const std::uint8_t *>(text_.data());
-    auto i = static_cast<std::int64_t>(position);
-    const auto size = static_cast<std::int64_t>(text_.size());
-    UChar32 point;
-    U8_NEXT(bytes, i, size, point);
-    position = static_cast<std::size_t>(i);
-    if (point < 0) return Kind::other;
-    const auto mask = U_GET_GC_MASK(point);
-    if (mask & U_GC_L_MASK) return Kind::letter;
-    if (mask & U_GC_N_MASK) return Kind::number;
-    return u_isUWhiteSpace(point) ? Kind::space : Kind::other;
-  }
-
-  std::string_view text_;
-  std::size_t position_ = 0;
-};
-
-/// White space at the scanner: all of it up to the last one where a word follows, which takes that one
-/// along.
-void skip_space(Scanner &scanner) {
-  std::size_t last = scanner.position();
-  bool several = false;
-  scanner.take();
-  while (scanner.peek() == Kind::space) {
-    several = true;
-    last = scanner.position();
-    scanner.take();
-  }
-  if (several && scanner.peek() != Kind::end) scanner.move_to(last);
-}
-
-void split_span(std::string_view text, std::vector<std::string_view> &words) {
-  Scanner scanner(text);
-  while (scanner.peek() != Kind::end) {
-    const std::size_t first = scanner.position();
-    if (!scanner.skip_contraction()) {
-      const bool blank = scanner.at_blank();
-      if (blank) scanner.take();
-      const Kind kind = scanner.peek();
-      if (kind == Kind::letter || kind == Kind::number || kind == Kind::other) {
-        scanner.skip(kind);
-      } else {
-        scanner.move_to(first);
-        skip_space(scanner);
-      }
-    }
-    words.push_back(text.substr(first, scanner.position() - first));
-  }
-}
+/// What tokens are, numbered as in the file.
+constexpr double normal = 1, user_defined = 4, byte_itself = 6;  // all others: control
 
 /// GPT-2 writes a token's bytes as printable characters: those that are printable as themselves, the
 /// others as U+0100 and up in their order. This is the table back.
@@ -127,6 +44,32 @@ std::string to_bytes(const std::string &printable) {
   return bytes;
 }
 
+/// SentencePiece writes a blank as U+2581.
+std::string with_blanks(std::string piece) {
+  constexpr std::string_view mark = "\xe2\x96\x81";
+  for (std::size_t at = 0; (at = piece.find(mark, at)) != std::string::npos; ++at)
+    piece.replace(at, mark.size(), " ");
+  return piece;
+}
+
+/// The byte of "<0xAB>".
+int byte_of(const std::string &name) {
+  int byte = -1;
+  const char *const end = name.data() + name.size();
+  if (name.size() == 6 && name.starts_with("<0x") && name.back() == '>' &&
+      std::from_chars(name.data() + 3, end - 1, byte, 16).ptr == end - 1 && byte >= 0)
+    return byte;
+  throw FileError("token " + name + " is said to be a byte, must be <0x00> to <0xFF> then");
+}
+
+PreTokenizer pre_tokenizer_of(const Gguf &file) {
+  const std::string pre = file.has("tokenizer.ggml.pre") ? file.string("tokenizer.ggml.pre") : "gpt-2";
+  if (pre == "gpt-2" || pre == "default") return PreTokenizer::gpt2;
+  if (pre == "smollm") return PreTokenizer::smollm;
+  if (pre == "qwen2") return PreTokenizer::qwen2;
+  throw FileError("pre-tokenizer " + pre + " is not supported (gpt-2, qwen2 and smollm are)");
+}
+
 std::uint64_t pair_key(int left, int right) {
   return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 |
          static_cast<std::uint32_t>(right);
@@ -134,52 +77,63 @@ std::uint64_t pair_key(int left, int right) {
 
 }  // namespace
 
-std::vector<std::string_view> split_words(std::string_view text, bool single_digits) {
-  std::vector<std::string_view> words;
-  if (!single_digits) {
-    split_span(text, words);
-    return words;
+Tokenizer::Tokenizer(const Gguf &file) {
+  const std::string &model = file.string("tokenizer.ggml.model");
+  if (model != "gpt2" && model != "llama")
+    throw FileError("tokenizer " + model + " is not supported (gpt2 and llama are)");
+  by_scores_ = model == "llama";
+  read_pieces(file);
+  if (by_scores_) {
+    read_scores(file);
+    space_prefix_ = file.integer_or("tokenizer.ggml.add_space_prefix", 1, 0, 1) != 0;
+  } else {
+    pre_tokenizer_ = pre_tokenizer_of(file);
+    read_merges(file);
   }
-  Scanner scanner(text);
-  std::size_t first = 0;
-  while (scanner.peek() != Kind::end) {
-    const std::size_t here = scanner.position();
-    if (scanner.take() != Kind::number) continue;
-    split_span(text.substr(first, here - first), words);
-    words.push_back(text.substr(here, scanner.position() - here));
-    first = scanner.position();
-  }
-  split_span(text.substr(first), words);
-  return words;
+  const auto token = [&](const char *key) { return file.integer_or(key, -1, 0, size() - 1); };
+  end_of_text_ = token("tokenizer.ggml.eos_token_id");
+  unknown_ = token("tokenizer.ggml.unknown_token_id");
+  if (file.integer_or("tokenizer.ggml.add_bos_token", by_scores_ ? 1 : 0, 0, 1) != 0)
+    begin_of_text_ = token("tokenizer.ggml.bos_token_id");
 }
 
-Tokenizer::Tokenizer(const Gguf &file) {
-  if (file.string("tokenizer.ggml.model") != "gpt2")
-    throw FileError("the tokenizer is no byte-level BPE (gpt2)");
-  const std::string pre = file.has("tokenizer.ggml.pre") ? file.string("tokenizer.ggml.pre") : "gpt-2";
-  if (pre != "smollm" && pre != "gpt-2" && pre != "default") {
-    throw FileError("pre-tokenizer " + pre + " is not supported (smollm and gpt-2 are)");
-  }
-  single_digits_ = pre == "smollm";
-
+void Tokenizer::read_pieces(const Gguf &file) {
   const Strings &names = file.strings("tokenizer.ggml.tokens");
   const Numbers &types = file.numbers("tokenizer.ggml.token_type");
   if (names.empty() || names.size() != types.size() || names.size() > 1u << 24) {
     throw FileError("the vocabulary is empty, too large or without types");
   }
-  constexpr double normal = 1;
   pieces_.resize(names.size());
   for (std::size_t i = 0; i < names.size(); ++i) {
-    if (types[i] != normal) {
-      controls_.emplace(names[i], static_cast<int>(i));
-      continue;
+    const int token = static_cast<int>(i);
+    if (types[i] == normal) {
+      pieces_[i] = by_scores_ ? with_blanks(names[i]) : to_bytes(names[i]);
+      tokens_.emplace(pieces_[i], token);
+    } else if (types[i] == byte_itself && by_scores_) {
+      const int byte = byte_of(names[i]);
+      pieces_[i] = std::string(1, static_cast<char>(byte));
+      bytes_[static_cast<std::size_t>(byte)] = token;
+    } else {
+      if (types[i] == user_defined) add_mark(names[i], token);
+      controls_.emplace(names[i], token);
     }
-    pieces_[i] = to_bytes(names[i]);
-    tokens_.emplace(pieces_[i], static_cast<int>(i));
   }
+  for (auto &[first, marks] : marks_) {
+    std::stable_sort(marks.begin(), marks.end(),
+                     [&](int a, int b) { return decode(a).size() > decode(b).size(); });
+  }
+}
+
+void Tokenizer::add_mark(const std::string &name, int token) {
+  if (name.empty()) return;
+  pieces_[static_cast<std::size_t>(token)] = name;
+  marks_[name.front()].push_back(token);
+}
+
+void Tokenizer::read_merges(const Gguf &file) {
   for (int byte = 0; byte < 256; ++byte) {
     const auto token = tokens_.find(std::string(1, static_cast<char>(byte)));
-    bytes_.push_back(token == tokens_.end() ? -1 : token->second);
+    if (token != tokens_.end()) bytes_[static_cast<std::size_t>(byte)] = token->second;
   }
   const Strings &merges = file.strings("tokenizer.ggml.merges");
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
@@ -189,38 +143,102 @@ Tokenizer::Tokenizer(const Gguf &file) {
                       right = to_bytes(merges[rank].substr(blank + 1));
     const auto a = tokens_.find(left), b = tokens_.find(right), both = tokens_.find(left + right);
     if (a == tokens_.end() || b == tokens_.end() || both == tokens_.end()) continue;
-    merges_.emplace(pair_key(a->second, b->second), Merge{static_cast<int>(rank), both->second});
+    merges_.emplace(pair_key(a->second, b->second), Merge{static_cast<double>(rank), both->second});
   }
-  end_of_text_ = file.integer_or("tokenizer.ggml.eos_token_id", -1, 0, size() - 1);
+}
+
+void Tokenizer::read_scores(const Gguf &file) {
+  scores_ = file.numbers("tokenizer.ggml.scores");
+  if (scores_.size() != pieces_.size())
+    throw FileError("the vocabulary has " + std::to_string(pieces_.size()) + " tokens and " +
+                    std::to_string(scores_.size()) + " scores");
+  if (!std::all_of(scores_.begin(), scores_.end(), [](double score) { return std::isfinite(score); }))
+    throw FileError("scores of the vocabulary are not finite");
+}
+
+/// The longest mark that the text begins with, -1 where there is none.
+int Tokenizer::mark_at(std::string_view text) const {
+  const auto marks = marks_.find(text.front());
+  if (marks == marks_.end()) return -1;
+  for (int token : marks->second)
+    if (text.starts_with(decode(token))) return token;
+  return -1;
 }
 
 std::vector<int> Tokenizer::encode(std::string_view text) const {
   std::vector<int> tokens;
-  for (std::string_view word : split_words(text, single_digits_)) encode_word(word, tokens);
+  std::size_t first = 0;
+  for (std::size_t i = 0; i < text.size();) {
+    const int mark = mark_at(text.substr(i));
+    if (mark < 0) {
+      ++i;
+      continue;
+    }
+    encode_span(text.substr(first, i - first), tokens);
+    tokens.push_back(mark);
+    first = i += decode(mark).size();
+  }
+  encode_span(text.substr(first), tokens);
   return tokens;
 }
 
-void Tokenizer::encode_word(std::string_view word, std::vector<int> &tokens) const {
-  const auto first = static_cast<std::ptrdiff_t>(tokens.size());
+std::vector<int> Tokenizer::encode_prompt(std::string_view text) const {
+  std::vector<int> tokens = encode(text);
+  if (begin_of_text_ >= 0) tokens.insert(tokens.begin(), begin_of_text_);
+  return tokens;
+}
+
+/// Text without marks.
+void Tokenizer::encode_span(std::string_view text, std::vector<int> &tokens) const {
+  if (text.empty()) return;
+  if (!by_scores_) {
+    for (std::string_view word : split_words(text, pre_tokenizer_)) encode_bytes(word, tokens);
+  } else if (space_prefix_) {
+    encode_characters(" " + std::string(text), tokens);
+  } else {
+    encode_characters(text, tokens);
+  }
+}
+
+void Tokenizer::encode_bytes(std::string_view word, std::vector<int> &tokens) const {
+  const std::size_t first = tokens.size();
   for (char byte : word) {
     const int token = bytes_[static_cast<unsigned char>(byte)];
     if (token >= 0) tokens.push_back(token);
   }
-  while (true) {
-    int best = std::numeric_limits<int>::max(), merged = 0;
-    std::ptrdiff_t where = 0;
-    for (std::ptrdiff_t i = first; i + 1 < static_cast<std::ptrdiff_t>(tokens.size()); ++i) {
-      const auto at = static_cast<std::size_t>(i);
-      const auto merge = merges_.find(pair_key(tokens[at], tokens[at + 1]));
-      if (merge == merges_.end() || merge->second.rank >= best) continue;
-      best = merge->second.rank;
-      merged = merge->second.token;
-      where = i;
+  merge_pairs(tokens, first, [&](int left, int right) -> std::optional<Merge> {
+    const auto merge = merges_.find(pair_key(left, right));
+    if (merge == merges_.end()) return std::nullopt;
+    return merge->second;
+  });
+}
+
+/// A character that is no token becomes its bytes, and where these are none, the unknown token.
+void Tokenizer::encode_characters(std::string_view text, std::vector<int> &tokens) const {
+  const std::size_t first = tokens.size();
+  const auto *from = reinterpret_cast<const std::uint8_t *>(text.data());
+  const auto size = static_cast<std::int64_t>(text.size());
+  for (std::int64_t i = 0; i < size;) {
+    const auto begin = static_cast<std::size_t>(i);
+    U8_FWD_1(from, i, size);
+    const std::string_view character = text.substr(begin, static_cast<std::size_t>(i) - begin);
+    if (const auto token = tokens_.find(std::string(character)); token != tokens_.end()) {
+      tokens.push_back(token->second);
+      continue;
     }
-    if (best == std::numeric_limits<int>::max()) return;
-    tokens[static_cast<std::size_t>(where)] = merged;
-    tokens.erase(tokens.begin() + where + 1);
+    for (char byte : character) {
+      const int token = bytes_[static_cast<unsigned char>(byte)];
+      if (token >= 0 || unknown_ >= 0) tokens.push_back(token >= 0 ? token : unknown_);
+    }
   }
+  merge_pairs(tokens, first, [&](int left, int right) { return merge_by_score(left, right); });
+}
+
+std::optional<Merge> Tokenizer::merge_by_score(int left, int right) const {
+  if (decode(left).empty() || decode(right).empty()) return std::nullopt;  // no text
+  const auto both = tokens_.find(decode(left) + decode(right));
+  if (both == tokens_.end()) return std::nullopt;
+  return Merge{-scores_[static_cast<std::size_t>(both->second)], both->second};
 }
 
 std::vector<int> encode_file(const std::string &path, const Tokenizer &tokenizer, std::size_t most) {

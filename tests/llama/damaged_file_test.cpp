@@ -44,25 +44,41 @@ Outcome load_and_run(std::vector<std::byte> bytes) {
   return Outcome::refused;
 }
 
-TEST(DamagedFile, TheUndamagedOneRuns) { EXPECT_EQ(load_and_run(small_model()), Outcome::runs); }
+/// One of each architecture, and each of the types that fit in its rows in one of them.
+const std::vector<SmallModel> models = {
+    {},
+    {.architecture = "qwen2", .type = TensorType::q5_0},
+    {.architecture = "qwen3", .type = TensorType::q8_0},
+    {.architecture = "gemma2", .window = 8, .type = TensorType::q5_1},
+    {.architecture = "gemma3", .window = 8, .type = TensorType::q4_0},
+    {.type = TensorType::bf16},
+    {.type = TensorType::q4_1}};
+
+TEST(DamagedFile, TheUndamagedOneRuns) {
+  for (const SmallModel &model : models)
+    EXPECT_EQ(load_and_run(small_model(model)), Outcome::runs) << model.architecture;
+}
 
 TEST(DamagedFile, EveryTruncationIsRefused) {
-  const std::vector<std::byte> whole = small_model();
-  for (std::size_t size = 0; size < whole.size(); size += size < 9000 ? 7 : 997) {
-    EXPECT_EQ(load_and_run({whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(size)}),
-              Outcome::refused)
-        << size;
+  for (const SmallModel &model : {SmallModel(), SmallModel{.architecture = "gemma2", .window = 8}}) {
+    const std::vector<std::byte> whole = small_model(model);
+    for (std::size_t size = 0; size < whole.size(); size += size < 9000 ? 7 : 997) {
+      EXPECT_EQ(load_and_run({whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(size)}),
+                Outcome::refused)
+          << model.architecture << ' ' << size;
+    }
   }
 }
 
 TEST(DamagedFile, TenThousandMutationsNeverCrash) {
-  const std::vector<std::byte> whole = small_model();
+  std::vector<std::vector<std::byte>> files;
+  for (const SmallModel &model : models) files.push_back(small_model(model));
   std::mt19937 random(11);
   const std::array<std::uint64_t, 6> extremes = {
       0, 1, 0x7fffffff, 0xffffffff, std::numeric_limits<std::uint64_t>::max(), std::uint64_t{1} << 61};
   int refused = 0;
   for (int round = 0; round < 10000; ++round) {
-    std::vector<std::byte> bytes = whole;
+    std::vector<std::byte> bytes = files[static_cast<std::size_t>(round) % files.size()];
     const std::size_t range = round % 4 == 0 ? bytes.size() - 8 : 11000;  // mostly metadata
     for (unsigned change = 0; change <= random() % 3; ++change) {
       const std::size_t at = random() % range;

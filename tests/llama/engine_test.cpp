@@ -19,20 +19,6 @@
 namespace llama::test {
 namespace {
 
-using Words = std::vector<std::string_view>;
-
-TEST(SplitWords, IsGpt2s) {
-  EXPECT_EQ(
-      split_words("I'm the 2nd, aren't  I?\n\n ok ", false),
-      (Words{"I", "'m", " the", " 2", "nd", ",", " aren", "'t", " ", " I", "?", "\n\n", " ok", " "}));
-  EXPECT_EQ(split_words("caf\u00e9 \u2013 \u00fcber", false),
-            (Words{"caf\u00e9", " \u2013", " \u00fcber"}));
-}
-
-TEST(SplitWords, TakesDigitsOneByOne) {
-  EXPECT_EQ(split_words("in 1984,", true), (Words{"in", " ", "1", "9", "8", "4", ","}));
-}
-
 TEST(TokenizerOfAFile, MergesByRankAndDecodesBack) {
   const Gguf file(small_model());
   const Tokenizer tokenizer(file);
