@@ -25,12 +25,29 @@ def ours(program, model, text, tokens, last):
     return ids, np.frombuffer(raw, np.float32, offset=12 + 4 * count).reshape(positions, vocabulary)
 
 
+def their_config(folder, name):
+    """Transformers takes the channels of a head from few files, and the scale of Gemma's queries from none: it assumes those of
+    the published models."""
+    import gguf
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, gguf_file=name)
+    reader = gguf.GGUFReader(os.path.join(folder, name))
+    width = reader.fields.get(bytes(reader.fields["general.architecture"].parts[-1]).decode() + ".attention.key_length")
+    if width is not None:
+        config.head_dim = int(width.parts[-1][0])
+        if hasattr(config, "query_pre_attn_scalar") and config.num_hidden_layers not in (46, 62):
+            config.query_pre_attn_scalar = config.head_dim
+    return config
+
+
 def theirs(model, ids, last, rounded):
     import torch
     from transformers import AutoModelForCausalLM
 
     folder, name = os.path.split(os.path.abspath(model))
-    network = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+    network = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32,
+                                                   config=their_config(folder, name)).eval()
     with torch.no_grad():
         for weights in network.parameters():
             if rounded and weights.dim() == 2:
