@@ -112,7 +112,7 @@ has --length || set -- "$@" --length 1024
 has --prompt || set -- "$@" --prompt 512
 has --codings || set -- "$@" --codings plain:k2v2:g32:w80,orthogonal:k2v2:g64,subspace:k2v2
 
-"$build/examples/llama/generate" "$model" --tokens 80 --temperature 0.7 --coding subspace:k2v2 \
+"$build/examples/engine/generate" "$model" --tokens 80 --temperature 0.7 --coding subspace:k2v2 \
   --prompt-file "$text" --prompt-tokens 1500
 echo
-"$build/examples/llama/evaluate" "$model" "$text" "$@"
+"$build/examples/engine/evaluate" "$model" "$text" "$@"

@@ -23,8 +23,8 @@
 
 namespace {
 
-using namespace llama;
-using namespace llama::serve;
+using namespace engine;
+using namespace engine::serve;
 
 struct Arguments {
   std::string model, requests, learn_from, coding = "subspace:k2v2", device = "cpu";

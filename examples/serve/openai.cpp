@@ -9,7 +9,7 @@
 
 #include "chat.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 namespace {
 
 constexpr int most_tokens = 1 << 20;
@@ -173,4 +173,4 @@ Json models(const std::string &model) {
            Json::array({{{"id", model}, {"object", "model"}, {"created", 0}, {"owned_by", "squat"}}})}};
 }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

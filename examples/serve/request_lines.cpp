@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-namespace llama::serve {
+namespace engine::serve {
 
 struct RequestLines::Line : Client {
   Line(RequestLines &all, std::string name, Request wanted)
@@ -111,4 +111,4 @@ void RequestLines::count_down() {
   if (--open_ == 0) inbox_.close();
 }
 
-}  // namespace llama::serve
+}  // namespace engine::serve
