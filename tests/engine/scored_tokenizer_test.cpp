@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <limits>
+#include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/small_model.hpp"
@@ -22,7 +25,9 @@ struct Vocabulary {
   std::vector<float> scores = {0, 0, -9, -9, -9, -9, -2, -1, -3, 0, 0, 0, -8};
   std::uint32_t space_prefix = 0;
 
-  Gguf file() const {
+  Gguf file() const { return Gguf(bytes()); }
+
+  std::vector<std::byte> bytes() const {
     GgufWriter writer;
     writer.put<std::uint32_t>(0x46554747);
     writer.put<std::uint32_t>(3);
@@ -36,7 +41,7 @@ struct Vocabulary {
     writer.integer("tokenizer.ggml.bos_token_id", 1);
     writer.integer("tokenizer.ggml.add_space_prefix", space_prefix);
     writer.align(32);
-    return Gguf(writer.take());
+    return writer.take();
   }
 };
 
@@ -73,6 +78,29 @@ TEST(ScoredTokenizer, BeginsAPromptAsTheFileSays) {
   EXPECT_EQ(Tokenizer(vocabulary.file()).encode_prompt("ab"), (std::vector<int>{1, 6}));
   vocabulary.space_prefix = 1;
   EXPECT_EQ(pieces(Tokenizer(vocabulary.file()), "ab"), (Pieces{" ", "ab"}));
+}
+
+TEST(ScoredTokenizer, SurvivesThreeThousandMutations) {
+  const std::vector<std::byte> whole = Vocabulary().bytes();
+  std::mt19937 random(3);
+  int refused = 0;
+  for (int round = 0; round < 3000; ++round) {
+    std::vector<std::byte> bytes = whole;
+    for (unsigned change = 0; change <= random() % 3; ++change)
+      bytes[random() % bytes.size()] = static_cast<std::byte>(random());
+    try {
+      const Gguf file(std::move(bytes));
+      const Tokenizer tokenizer(file);
+      for (int token : tokenizer.encode_prompt("abc a\n\n\u00e9 zb")) {
+        ASSERT_GE(token, 0);
+        ASSERT_LT(token, tokenizer.size());
+      }
+    } catch (const FileError &) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 300);
+  EXPECT_LT(refused, 3000);
 }
 
 TEST(ScoredTokenizer, RefusesWhatIsNone) {
