@@ -13,7 +13,7 @@ Installs missing packages (Debian, Ubuntu; as root or with sudo), builds the tes
   --sanitize        with the address and undefined behaviour sanitizers and assertions; no CUDA either
   --sanitize-threads  the same with the thread sanitizer, for --only parallel
   --no-native       for the compiler's default instruction set instead of this machine's
-  --only FOLDER     builds and runs the tests of one folder: allocation, cache, coding, cpu, cuda, llama, model,
+  --only FOLDER     builds and runs the tests of one folder: allocation, cache, coding, cpu, cuda, engine, model,
                     parallel, reliability, serve
   --build-dir DIR   default: build/COMPILER[-debug][-sanitize[-threads]][-baseline]
   --help            this text
@@ -72,9 +72,9 @@ esac
 if [ $sanitize != OFF ]; then
   once="-DSQUAT_BUILD_CUDA=OFF -DSQUAT_BUILD_BENCHMARKS=OFF -DSQUAT_INSTRUCTION_SETS=native"
 elif [ $type = Debug ]; then
-  once="-DSQUAT_BUILD_BENCHMARKS=OFF -DSQUAT_INSTRUCTION_SETS=native -DLLAMA_CUDA_WIDTHS=2_2"
+  once="-DSQUAT_BUILD_BENCHMARKS=OFF -DSQUAT_INSTRUCTION_SETS=native -DENGINE_CUDA_WIDTHS=2_2"
 else
-  once="-DLLAMA_CUDA_WIDTHS=2_2 -DSQUAT_BENCH_CUDA_WIDTHS=2"
+  once="-DENGINE_CUDA_WIDTHS=2_2 -DSQUAT_BENCH_CUDA_WIDTHS=2"
 fi
 
 # Without a GPU nothing runs on one: PTX that is not optimised is enough, but for the layout that is compiled for two.

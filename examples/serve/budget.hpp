@@ -7,7 +7,7 @@
 
 #include "cache.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 /// Pages, the rows beside them and what codings learnt count. For every sequence the rows of a full tail
 /// are set aside as soon as it is there, so that only pages are added as it goes on.
@@ -68,4 +68,4 @@ class Budget {
   std::size_t bytes_;
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -13,7 +13,7 @@
 #include "json_fields.hpp"
 #include "request.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 class Channel : public Client {
  public:
@@ -80,4 +80,4 @@ class Channel : public Client {
   std::optional<Outcome> end_;
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -2,7 +2,7 @@
 
 #include <chrono>
 
-namespace llama::serve {
+namespace engine::serve {
 
 using Clock = std::chrono::steady_clock;
 
@@ -10,4 +10,4 @@ inline double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

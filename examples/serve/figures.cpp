@@ -6,7 +6,7 @@
 #include <cmath>
 #include <functional>
 
-namespace llama::serve {
+namespace engine::serve {
 namespace {
 
 /// The least value that `share` of all do not pass.
@@ -62,4 +62,4 @@ std::string table_of(const std::vector<Run> &runs) {
   return table;
 }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

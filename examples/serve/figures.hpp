@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-namespace llama::serve {
+namespace engine::serve {
 
 struct Figures {
   std::size_t requests = 0;  // that are done
@@ -30,4 +30,4 @@ struct Run {
 
 std::string table_of(const std::vector<Run> &runs);
 
-}  // namespace llama::serve
+}  // namespace engine::serve

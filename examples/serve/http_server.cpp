@@ -15,7 +15,7 @@
 #include "channel.hpp"
 #include "openai.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 namespace {
 
 constexpr const char *json_type = "application/json";
@@ -227,4 +227,4 @@ void HttpServer::listen() { front_->server().listen_after_bind(); }
 
 void HttpServer::stop() { front_->server().stop(); }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -9,7 +9,7 @@
 #include "inbox.hpp"
 #include "tokenizer.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 struct HttpLimits {
   std::size_t body_bytes = std::size_t{1} << 20;
@@ -35,4 +35,4 @@ class HttpServer {
   std::unique_ptr<Front> front_;
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

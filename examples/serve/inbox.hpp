@@ -12,7 +12,7 @@
 #include "clock.hpp"
 #include "request.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 class Inbox {
  public:
@@ -55,4 +55,4 @@ class Inbox {
   bool closed_ = false;
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-namespace llama::serve {
+namespace engine::serve {
 namespace {
 
 [[noreturn]] void refuse(const char *name, const Json &value, const char *wanted) {
@@ -77,4 +77,4 @@ void read_sampling(const Json &object, Request &request) {
 
 std::string dump(const Json &json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

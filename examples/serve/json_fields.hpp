@@ -9,7 +9,7 @@
 
 #include "request.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 using Json = nlohmann::json;
 
@@ -39,4 +39,4 @@ void read_sampling(const Json &object, Request &request);
 /// As text; bytes that are no UTF-8 are replaced.
 std::string dump(const Json &json);
 
-}  // namespace llama::serve
+}  // namespace engine::serve

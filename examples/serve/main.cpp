@@ -23,8 +23,8 @@
 
 namespace {
 
-using namespace llama;
-using namespace llama::serve;
+using namespace engine;
+using namespace engine::serve;
 
 struct Arguments {
   std::string model, requests, learn_from, coding = "subspace:k2v2", device = "cpu";
@@ -97,7 +97,7 @@ int main(int argc, char **argv) {
   Limits &limits = arguments.limits;
   HttpOptions &http = arguments.http;
   CLI::App app(
-      "Serves requests to a Llama-architecture model (GGUF) over a squat::KVCache: continuous batching, "
+      "Serves requests to a model (GGUF) over a squat::KVCache: continuous batching, "
       "prefixes shared, requests that wait on disk where memory runs out.\n" +
       cache_spec_help());
   app.add_option("MODEL", arguments.model, "GGUF file")->required();

@@ -9,7 +9,7 @@
 
 #include "chat.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 namespace {
 
 constexpr int most_tokens = 1 << 20;
@@ -50,7 +50,7 @@ std::vector<int> parse_prompt(const Json &json, const Tokenizer &tokenizer) {
   if (!has(json, "prompt")) throw BadRequest("prompt", "prompt is missing");
   Json prompt = json.at("prompt");
   if (prompt.is_array() && prompt.size() == 1 && !prompt[0].is_number()) prompt = Json(prompt[0]);
-  if (prompt.is_string()) return tokenizer.encode(prompt.get_ref<const std::string &>());
+  if (prompt.is_string()) return tokenizer.encode_prompt(prompt.get_ref<const std::string &>());
   std::vector<int> tokens;
   for (const Json &token : prompt.is_array() ? prompt : Json::array({nullptr})) {
     if (!token.is_number_integer() || token < 0 || token >= tokenizer.size())
@@ -173,4 +173,4 @@ Json models(const std::string &model) {
            Json::array({{{"id", model}, {"object", "model"}, {"created", 0}, {"owned_by", "squat"}}})}};
 }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

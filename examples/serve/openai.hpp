@@ -8,7 +8,7 @@
 #include "request.hpp"
 #include "tokenizer.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 struct ApiCall {
   Request request;
@@ -51,4 +51,4 @@ class ApiAnswer {
 /// The answer of /v1/models.
 Json models(const std::string &model);
 
-}  // namespace llama::serve
+}  // namespace engine::serve

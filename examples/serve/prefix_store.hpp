@@ -11,7 +11,7 @@
 
 #include "cache.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 /// How many tokens two sequences begin with alike.
 inline std::size_t common_beginning(std::span<const int> a, std::span<const int> b) {
@@ -80,4 +80,4 @@ class PrefixStore {
   std::list<Kept> kept_;
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-namespace llama::serve {
+namespace engine::serve {
 
 struct Request {
   std::vector<int> prompt{};  // tokens
@@ -55,4 +55,4 @@ class Client {
   virtual bool is_gone() const { return false; }
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-namespace llama::serve {
+namespace engine::serve {
 
 struct RequestLines::Line : Client {
   Line(RequestLines &all, std::string name, Request wanted)
@@ -53,7 +53,9 @@ void RequestLines::read_line(const std::string &text, const std::string &number)
   try {
     constexpr int most = 1 << 20;
     const Json json = parse_object(text);
-    Request request{.prompt = tokenizer_.encode(text_field(json, "prompt"))};
+    const std::string &prompt = text_field(json, "prompt");
+    Request request{.prompt = has(json, "parent") ? tokenizer_.encode(prompt)
+                                                  : tokenizer_.encode_prompt(prompt)};
     read_sampling(json, request);
     if (has(json, "max_tokens")) request.max_tokens = integer_field(json, "max_tokens", 0, most);
     const std::string id = has(json, "id") ? text_field(json, "id") : number;
@@ -109,4 +111,4 @@ void RequestLines::count_down() {
   if (--open_ == 0) inbox_.close();
 }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

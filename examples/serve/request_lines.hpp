@@ -16,7 +16,7 @@
 #include "json_fields.hpp"
 #include "tokenizer.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 /// A line has a prompt and may have id (else its number), max_tokens, temperature, seed, stop, and
 /// parent: the id of a line before it, whose prompt and completion stand before this prompt. Pieces of
@@ -53,4 +53,4 @@ class RequestLines {
   std::size_t refused_ = 0;
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

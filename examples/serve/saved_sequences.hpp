@@ -14,7 +14,7 @@
 
 #include "cache.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 /// A file a sequence, in a folder of their own, which goes with this.
 class SavedSequences {
@@ -58,4 +58,4 @@ class SavedSequences {
   std::filesystem::path folder_;
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -8,7 +8,7 @@
 
 #include "sample.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 void Scheduler::check(const Request &request) const {
   const auto most = static_cast<std::size_t>(engine_.config().context);
@@ -241,4 +241,4 @@ void Scheduler::measure() {
   figures_.most_shared_pages = std::max(figures_.most_shared_pages, cache_.memory_report().shared_pages);
 }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -19,7 +19,7 @@
 #include "task.hpp"
 #include "tokenizer.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 struct Limits {
   std::size_t bytes = std::size_t{64} << 20;  // of the cache
@@ -101,4 +101,4 @@ class Scheduler {
   Figures figures_;
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

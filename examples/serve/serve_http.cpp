@@ -11,7 +11,7 @@
 #include "inbox.hpp"
 #include "service.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 namespace {
 
 sigset_t ending_signals() {
@@ -55,4 +55,4 @@ void serve_http(Scheduler &scheduler, const Tokenizer &tokenizer, const HttpOpti
   if (failure) std::rethrow_exception(failure);
 }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

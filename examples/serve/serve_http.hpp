@@ -8,7 +8,7 @@
 #include "scheduler.hpp"
 #include "tokenizer.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 struct HttpOptions {
   std::string host = "127.0.0.1";
@@ -23,4 +23,4 @@ void block_signals();
 /// Serves until one of the two comes. Answers that are open then are cut off.
 void serve_http(Scheduler &scheduler, const Tokenizer &tokenizer, const HttpOptions &options);
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -7,7 +7,7 @@
 #include "squat/parallel/openmp.hpp"
 #include "status_line.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 namespace {
 
 void submit(Scheduler &scheduler, Inbox::Entry &entry) {
@@ -60,4 +60,4 @@ void serve(Scheduler &scheduler, Inbox &inbox) {
   }
 }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

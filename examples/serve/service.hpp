@@ -10,7 +10,7 @@
 #include "inbox.hpp"
 #include "scheduler.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 /// A cache whose codings have learnt from `text`, if that is long enough, so that what a request gets
 /// does not depend on those before it.
@@ -20,4 +20,4 @@ std::unique_ptr<Cache> make_served_cache(Engine &engine, const CacheSpec &spec,
 /// Serves what comes to the inbox until that is closed. Requests that are not done then are cancelled.
 void serve(Scheduler &scheduler, Inbox &inbox);
 
-}  // namespace llama::serve
+}  // namespace engine::serve

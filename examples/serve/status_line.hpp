@@ -12,7 +12,7 @@
 #include "clock.hpp"
 #include "scheduler.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 class StatusLine {
  public:
@@ -46,4 +46,4 @@ class StatusLine {
   std::size_t tokens_ = 0;
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -17,7 +17,7 @@
 #include "squat/squat.hpp"
 #include "text_stream.hpp"
 
-namespace llama::serve {
+namespace engine::serve {
 
 struct Task {
   Task(std::uint64_t order, Request wanted, std::shared_ptr<Client> asker)
@@ -52,4 +52,4 @@ struct Task {
   std::optional<Finish> finish{};  // once it is done
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-namespace llama::serve {
+namespace engine::serve {
 namespace {
 
 /// Bytes at the end of a text that begin a UTF-8 character without ending it.
@@ -51,4 +51,4 @@ std::string TextStream::push(std::string_view piece) {
 
 std::string TextStream::rest() { return stopped_ ? std::string() : std::exchange(held_, {}); }
 
-}  // namespace llama::serve
+}  // namespace engine::serve

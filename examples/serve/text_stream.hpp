@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-namespace llama::serve {
+namespace engine::serve {
 
 /// Holds back characters that are not whole yet, and what may be the beginning of a text that the
 /// completion ends before.
@@ -27,4 +27,4 @@ class TextStream {
   bool stopped_ = false;
 };
 
-}  // namespace llama::serve
+}  // namespace engine::serve

@@ -11,7 +11,7 @@
 
 #include "serve/serving.hpp"
 
-namespace llama::serve::test {
+namespace engine::serve::test {
 namespace {
 
 constexpr std::size_t plenty = 1 << 24;
@@ -186,4 +186,4 @@ TEST_F(Schedulers, RefuseWhatCanNeverRun) {
 }
 
 }  // namespace
-}  // namespace llama::serve::test
+}  // namespace engine::serve::test

@@ -13,12 +13,12 @@
 #include <vector>
 
 #include "engine.hpp"
+#include "engine/small_model.hpp"
 #include "gguf.hpp"
-#include "llama/small_model.hpp"
 #include "scheduler.hpp"
 #include "tokenizer.hpp"
 
-namespace llama::serve::test {
+namespace engine::serve::test {
 
 class Recorder : public Client {
  public:
@@ -65,9 +65,9 @@ class Serving : public testing::Test {
     }
   }
 
-  const Gguf file{llama::test::small_model()};
+  const Gguf file{engine::test::small_model()};
   const Tokenizer tokenizer{file};
   const std::unique_ptr<Engine> engine = make_engine("cpu", file);
 };
 
-}  // namespace llama::serve::test
+}  // namespace engine::serve::test

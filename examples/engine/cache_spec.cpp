@@ -1,0 +1,144 @@
+#include "cache_spec.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <stdexcept>
+#include <vector>
+
+namespace engine {
+namespace {
+
+struct CodingName {
+  const char *name;
+  squat::Coding coding;
+};
+constexpr CodingName codings[] = {{"plain", squat::Coding::plain},
+                                  {"orthogonal", squat::Coding::orthogonal},
+                                  {"subspace", squat::Coding::subspace}};
+
+[[noreturn]] void refuse(std::string_view text, const std::string &why) {
+  throw std::invalid_argument("coding '" + std::string(text) + "': " + why + "\n" + cache_spec_help());
+}
+
+std::vector<std::string_view> split(std::string_view text, char mark) {
+  std::vector<std::string_view> parts;
+  for (std::size_t first = 0;;) {
+    const std::size_t last = text.find(mark, first);
+    parts.push_back(text.substr(first, last - first));
+    if (last == std::string_view::npos) return parts;
+    first = last + 1;
+  }
+}
+
+/// Takes a number off the front of `text`.
+bool take_number(std::string_view &text, int &number) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{}) return false;
+  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+  return true;
+}
+
+bool supported(int bits) { return squat::supported_bits(bits); }
+
+/// "k2v2"
+bool parse_bits(std::string_view part, CacheSpec &spec) {
+  if (!part.starts_with('k')) return false;
+  part.remove_prefix(1);
+  if (!take_number(part, spec.key_bits) || !part.starts_with('v')) return false;
+  part.remove_prefix(1);
+  return take_number(part, spec.value_bits) && part.empty() && supported(spec.key_bits) &&
+         supported(spec.value_bits);
+}
+
+/// "g64", "w80", "s0", "f256", "t16", "t8"
+bool parse_option(std::string_view part, CacheSpec &spec) {
+  if (part.empty()) return false;
+  if (part == "t16" || part == "t8") {
+    spec.options.tail = part == "t8" ? squat::TailCoding::int8 : squat::TailCoding::exact;
+    return true;
+  }
+  if (part[0] == 'f') spec.options.tile_tokens = 0;
+  int *const number = part[0] == 'g'   ? &spec.options.page_tokens
+                      : part[0] == 'w' ? &spec.options.residual
+                      : part[0] == 's' ? &spec.options.sinks
+                      : part[0] == 'f' ? &*spec.options.tile_tokens
+                                       : nullptr;
+  part.remove_prefix(1);
+  return number != nullptr && take_number(part, *number) && part.empty();
+}
+
+}  // namespace
+
+std::string cache_spec_help() {
+  std::string names;
+  for (const CodingName &coding : codings) names += std::string(names.empty() ? "" : ", ") + coding.name;
+  return "A coding is 'exact' or CODING:kKvV with CODING one of " + names +
+         " and K, V one of 2, 3, 4, 8, 16.\nOptions behind it: :gN tokens of a page, :wN exact window, "
+         ":sN "
+         "exact sinks, :fN tokens of a tile, whose keys are coded in a rotary frame of their own (0: in "
+         "that of their position; default 256 for subspace, 0 otherwise), :t8 or :t16 (the exact window "
+         "in 8 "
+         "bits, the default of up to 3 bits but for plain, or exact indeed), :layer (subspace: bits are "
+         "shared "
+         "out among the KV heads of a layer, by what attention does with them), :model (among the heads "
+         "of all layers), :trellis (trellis codes "
+         "where "
+         "there are 1 to 3 bits: less error for more work), :published (orthogonal: the settings of the "
+         "paper).\nExamples: exact, subspace:k2v2, subspace:k2v2:layer:trellis, plain:k2v2:g32:s0, "
+         "orthogonal:k2v2:g64:f256.";
+}
+
+CacheSpec parse_cache_spec(std::string_view text) {
+  CacheSpec spec;
+  spec.text = text;
+  const auto parts = split(text, ':');
+  spec.coding = parts[0];
+  std::size_t next = 1;
+  if (spec.coding == "exact") {
+    spec.options.coding = squat::Coding::plain;
+  } else {
+    const auto *coding = std::find_if(std::begin(codings), std::end(codings),
+                                      [&](const CodingName &c) { return c.name == spec.coding; });
+    if (coding == std::end(codings)) refuse(text, "no such coding");
+    spec.options.coding = coding->coding;
+    if (parts.size() < 2 || !parse_bits(parts[1], spec)) refuse(text, "kKvV must follow the coding");
+    next = 2;
+  }
+  for (const auto part : std::span(parts).subspan(std::min(next, parts.size()))) {
+    if (part == "layer" || part == "model") {
+      spec.options.allocation = part == "layer" ? squat::Allocation::layer : squat::Allocation::model;
+    } else if (part == "published" && spec.options.coding == squat::Coding::orthogonal) {
+      spec.published = true;
+      const auto names_group = [](std::string_view other) { return other.starts_with('g'); };
+      if (std::none_of(parts.begin(), parts.end(), names_group)) spec.options.page_tokens = 32;
+    } else if (part == "trellis" && spec.coding != "exact") {
+      spec.options.codes = squat::Codes::trellis;
+    } else if (!parse_option(part, spec)) {
+      refuse(text, "no such option: '" + std::string(part) + "'");
+    }
+  }
+  return spec;
+}
+
+squat::Options CacheSpec::options_for(const Config &config) const {
+  squat::Options filled = options;
+  filled.layers = config.layers;
+  if (config.attention_window == 0) {
+    filled.rotary = {{config.inverse_frequencies, config.differences.rotary_pairs}};
+  } else {
+    for (int layer = 0; layer < config.layers; ++layer)
+      filled.rotary.push_back({config.inverse_frequencies_of(layer), config.differences.rotary_pairs});
+  }
+  filled.attention_scale = config.attention_scale;
+  filled.soft_cap = config.attention_soft_cap;
+  filled.query_heads = config.query_heads;
+  filled.kv_heads = config.kv_heads;
+  filled.head_dim = config.head_dim;
+  if (published) {
+    filled = squat::published_squat(filled);
+    filled.page_tokens = options.page_tokens;
+  }
+  return filled;
+}
+
+}  // namespace engine

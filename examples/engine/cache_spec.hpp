@@ -1,0 +1,31 @@
+#pragma once
+
+// The SPEC of the command lines, such as orthogonal:k2v2:g64, which names a cache.
+
+#include <string>
+#include <string_view>
+
+#include "config.hpp"
+#include "squat/squat.hpp"
+
+namespace engine {
+
+struct CacheSpec {
+  std::string text;
+  std::string coding;
+  int key_bits = 16;
+  int value_bits = 16;
+  squat::Options options;  // but for the model's shape
+  bool published = false;
+
+  /// Options for a model.
+  squat::Options options_for(const Config &config) const;
+};
+
+/// Throws std::invalid_argument, naming what exists, for a SPEC that does not.
+CacheSpec parse_cache_spec(std::string_view text);
+
+/// What a SPEC can be, for --help and errors.
+std::string cache_spec_help();
+
+}  // namespace engine

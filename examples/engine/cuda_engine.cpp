@@ -1,0 +1,175 @@
+#include "cuda_engine.hpp"
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+
+#include "dequantize.hpp"
+
+namespace engine::cuda {
+namespace {
+
+const Tensor &find(const Gguf &file, const std::string &name, int outputs, int inputs) {
+  return file.tensor(name, {static_cast<std::uint64_t>(inputs), static_cast<std::uint64_t>(outputs)});
+}
+
+DeviceArray<float> read_vector(const Gguf &file, const std::string &name, int size) {
+  const auto elements = dequantize(file.tensor(name, {static_cast<std::uint64_t>(size)}));
+  return DeviceArray<float>(std::span<const float>(elements));
+}
+
+/// Kernels are those of Llama's layers alone.
+Config read_llama_config(const Gguf &file) {
+  Config config = read_config(file);
+  if (config.differences.architecture != std::string_view("llama")) {
+    throw FileError(std::string("architecture ") + config.differences.architecture +
+                    " is not supported on CUDA (llama is)");
+  }
+  return config;
+}
+
+std::size_t size_of(int rows, int width) {
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(width);
+}
+
+}  // namespace
+
+CudaEngine::CudaEngine(const Gguf &file)
+    : config_(read_llama_config(file)),
+      blas_(stream_),
+      norm_(read_vector(file, "output_norm.weight", config_.embedding)),
+      inverse_frequencies_(std::span<const float>(config_.inverse_frequencies)) {
+  const auto read = [&](const char *name) {
+    return Linear({&find(file, name, config_.vocabulary, config_.embedding)}, config_.embedding);
+  };
+  embedding_ = read("token_embd.weight");
+  if (file.has_tensor("output.weight")) output_ = read("output.weight");
+  for (int i = 0; i < config_.layers; ++i) layers_.push_back(read_layer(file, i));
+}
+
+/// Nothing of ours is given back while the GPU may still use it.
+CudaEngine::~CudaEngine() { cudaStreamSynchronize(stream_); }
+
+CudaEngine::Layer CudaEngine::read_layer(const Gguf &file, int index) const {
+  const Config &c = config_;
+  const std::string prefix = "blk." + std::to_string(index) + ".";
+  const auto tensor = [&](const char *name, int outputs, int inputs) {
+    return &find(file, prefix + name + ".weight", outputs, inputs);
+  };
+  const int heads = c.query_heads * c.head_dim, kv_heads = c.kv_heads * c.head_dim;
+  return {read_vector(file, prefix + "attn_norm.weight", c.embedding),
+          read_vector(file, prefix + "ffn_norm.weight", c.embedding),
+          Linear({tensor("attn_q", heads, c.embedding), tensor("attn_k", kv_heads, c.embedding),
+                  tensor("attn_v", kv_heads, c.embedding)},
+                 c.embedding),
+          Linear({tensor("attn_output", c.embedding, heads)}, heads),
+          Linear({tensor("ffn_gate", c.feed_forward, c.embedding),
+                  tensor("ffn_up", c.feed_forward, c.embedding)},
+                 c.embedding),
+          Linear({tensor("ffn_down", c.embedding, c.feed_forward)}, c.feed_forward)};
+}
+
+void CudaEngine::reserve(std::size_t rows, std::size_t wanted) {
+  const auto width = [](int elements) { return static_cast<std::size_t>(elements); };
+  const int widest = std::max({config_.embedding, config_.feed_forward, mixed_width()});
+  tokens_.reserve(rows);
+  positions_.reserve(rows);
+  wanted_.reserve(wanted);
+  x_.reserve(rows * width(config_.embedding));
+  qkv_.reserve(rows * width(qkv_width()));
+  mixed_.reserve(rows * width(mixed_width()));
+  gate_up_.reserve(rows * width(2 * config_.feed_forward));
+  split_.reserve(rows * width(widest));
+  device_logits_.reserve(wanted * width(config_.vocabulary));
+  logits_.resize(static_cast<Eigen::Index>(wanted), config_.vocabulary);
+}
+
+void CudaEngine::upload(std::span<const Position> rows, std::span<const int> wanted) {
+  std::vector<int> tokens, positions;
+  for (const Position &row : rows) {
+    tokens.push_back(row.token);
+    positions.push_back(row.position);
+  }
+  const auto copy = [&](std::span<const int> from, DeviceArray<int> &to) {
+    check(cudaMemcpyAsync(to.data(), from.data(), from.size_bytes(), cudaMemcpyHostToDevice, stream_),
+          "cudaMemcpyAsync");
+  };
+  copy(tokens, tokens_);
+  copy(positions, positions_);
+  copy(wanted, wanted_);
+}
+
+/// The rows of q, k and v are those of one product, strided: a cache takes them where they are.
+void CudaEngine::attend(const Batch::OfCache &part, int layer) const {
+  const Config &c = config_;
+  const auto view = [&](float *data, int heads, int width) {
+    return squat::TensorView<float>(data + part.first * width, part.count, heads, c.head_dim, width,
+                                    c.head_dim);
+  };
+  float *const q = qkv_.data();
+  float *const k = q + c.query_heads * c.head_dim;
+  float *const v = k + c.kv_heads * c.head_dim;
+  part.cache->attend(part.sequences, layer, view(q, c.query_heads, qkv_width()),
+                     view(k, c.kv_heads, qkv_width()), view(v, c.kv_heads, qkv_width()),
+                     view(mixed_.data(), c.query_heads, mixed_width()));
+}
+
+void CudaEngine::feed_forward(const Layer &layer, int rows) {
+  const Config &c = config_;
+  normalize(x_.data(), nullptr, layer.feed_forward_norm.data(), c.rms_epsilon, rows, c.embedding, split_,
+            stream_);
+  layer.gate_up.apply(blas_, split_, rows, gate_up_.data());
+  gate(gate_up_.data(), rows, c.feed_forward, split_, stream_);
+  layer.down.add(blas_, split_, rows, x_.data());
+}
+
+template <class Attend>
+const RowMatrix &CudaEngine::run_layers(const Batch &batch, Attend &&attend_rows) {
+  check_tokens(config_, batch.rows);
+  const Config &c = config_;
+  const int rows = static_cast<int>(batch.rows.size()), results = static_cast<int>(batch.last.size());
+  reserve(batch.rows.size(), batch.last.size());
+  upload(batch.rows, batch.last);
+  // Queries and keys stand side by side: one rotation turns the heads of both.
+  const Rotation rotation{positions_.data(), inverse_frequencies_.data(), c.rotary_dim / 2,
+                          c.query_heads + c.kv_heads, c.head_dim};
+  embed(embedding_.weights(), tokens_.data(), rows, c.embedding, x_.data(), stream_);
+  for (int i = 0; i < c.layers; ++i) {
+    const Layer &layer = layers_[static_cast<std::size_t>(i)];
+    normalize(x_.data(), nullptr, layer.attention_norm.data(), c.rms_epsilon, rows, c.embedding, split_,
+              stream_);
+    layer.qkv.apply(blas_, split_, rows, qkv_.data());
+    rotate(qkv_.data(), qkv_width(), rows, rotation, stream_);
+    attend_rows(i);
+    split(mixed_.data(), size_of(rows, mixed_width()), split_, stream_);
+    layer.output.add(blas_, split_, rows, x_.data());
+    feed_forward(layer, rows);
+  }
+  normalize(x_.data(), wanted_.data(), norm_.data(), c.rms_epsilon, results, c.embedding, split_,
+            stream_);
+  (output_.outputs() > 0 ? output_ : embedding_).apply(blas_, split_, results, device_logits_.data());
+  check(cudaMemcpyAsync(logits_.data(), device_logits_.data(),
+                        size_of(results, c.vocabulary) * sizeof(float), cudaMemcpyDeviceToHost, stream_),
+        "cudaMemcpyAsync");
+  check(cudaStreamSynchronize(stream_), "forward");
+  return logits_;
+}
+
+const RowMatrix &CudaEngine::forward(std::span<const int> tokens,
+                                     std::span<const SequenceRows> sequences) {
+  const Batch batch(tokens, sequences);
+  return run_layers(batch, [&](int layer) {
+    for (const Batch::OfCache &part : batch.caches) attend(part, layer);
+  });
+}
+
+const RowMatrix &CudaEngine::prefill(std::span<const int> prompt,
+                                     std::span<const SequenceRows> sequences) {
+  const auto count = static_cast<squat::Index>(prompt.size());
+  return run_layers(Batch(prompt, sequences.first(1)), [&](int layer) {
+    for (const SequenceRows &rows : sequences)
+      attend({rows.cache, 0, count, {{rows.sequence, count}}}, layer);
+  });
+}
+
+}  // namespace engine::cuda
