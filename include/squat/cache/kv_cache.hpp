@@ -338,6 +338,7 @@ class KVCacheBase {
     if (!causal) throw_invalid("causal", false, "true in a draft");
     const auto rows = static_cast<std::size_t>(q.tokens);
     if (parents.size() != rows) throw_invalid("parents.size", parents.size(), "the tokens of q,", rows);
+    const AttentionOutput<S> output(out, lse);
     checks::memory_or_error([&] {
       draft_.resize(rows);
       calls_.clear();
@@ -353,8 +354,8 @@ class KVCacheBase {
         calls_.push_back(find(entry.sequence, layer).call(row, entry.tokens));
         calls_.back().draft = tokens;
       });
-      if (!calls_.empty())
-        operations_.template draft<S>(calls_, q, k, v, AttentionOutput<S>(out, lse), stream);
+      if (calls_.empty()) return;
+      operations_.template draft<S>(calls_, tensors.q, tensors.k, tensors.v, output, stream);
     });
   }
 
