@@ -23,7 +23,8 @@ ModelOptions two_groups() {
 
 TEST(CudaModelCache, IsACacheForEachGroup) {
   const ModelOptions options = two_groups();
-  ModelCache cache(options, make_group<DeviceBackend<64, 32>, half, Widths<2, 2>, Widths<16, 16>>);
+  ModelCache cache(options,
+                   make_group<DeviceBackend<64, 32>, half, squat::Widths<2, 2>, squat::Widths<16, 16>>);
   Options alone = options.groups[0].options;
   alone.layers = 1;
   DeviceCache<64, 32, 2, 2> packed(alone);
