@@ -139,9 +139,11 @@ class ModelCache {
   template <class In>
   SequenceId load(In &&in, const SnapshotProgress &progress = {}, AnyStream stream = {}) {
     SequenceId loaded;
-    read_groups(in, progress, [&](auto &source, auto &&told) {
-      loaded =
-          add([&](GroupCache &group, std::size_t) { return group.load(any(source), told(), stream); });
+    read_groups(in, progress, [&](auto &source, const SnapshotProgress &told, auto &&begin_group) {
+      loaded = add([&](GroupCache &group, std::size_t) {
+        begin_group();
+        return group.load(any(source), told, stream);
+      });
     });
     return loaded;
   }
@@ -156,8 +158,11 @@ class ModelCache {
   /// Where a group's are refused, those of the groups before it stay taken.
   template <class In>
   void load_codings(In &&in, const SnapshotProgress &progress = {}, AnyStream stream = {}) {
-    read_groups(in, progress, [&](auto &source, auto &&told) {
-      for (auto &group : groups_) group->load_codings(any(source), told(), stream);
+    read_groups(in, progress, [&](auto &source, const SnapshotProgress &told, auto &&begin_group) {
+      for (auto &group : groups_) {
+        begin_group();
+        group->load_codings(any(source), told, stream);
+      }
     });
   }
 
@@ -417,17 +422,15 @@ class ModelCache {
     });
   }
 
-  /// Calls read(source, told) behind the header; told() is the progress of the next group.
+  /// Calls read(source, told, begin_group) behind the header; told is the progress of the group that
+  /// begin_group() begins.
   template <class In, class Read>
   void read_groups(In &in, const SnapshotProgress &progress, Read &&read) {
     checks::memory_or_error([&] {
       detail::with_source(in, [&](auto &source) {
         std::uint64_t before = check_header(source), bytes = 0;
-        const SnapshotProgress of_group = add_up(progress, before, bytes);
-        read(source, [&]() -> const SnapshotProgress & {
-          before += std::exchange(bytes, 0);
-          return of_group;
-        });
+        const SnapshotProgress told = add_up(progress, before, bytes);
+        read(source, told, [&] { before += std::exchange(bytes, 0); });
       });
     });
   }
