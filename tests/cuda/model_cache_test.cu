@@ -21,7 +21,9 @@ ModelOptions two_groups() {
   return {.layers = 2, .groups = {packed, exact}};
 }
 
-TEST(CudaModelCache, IsACacheForEachGroup) {
+using CudaModelCache = OnDevice;
+
+TEST_F(CudaModelCache, IsACacheForEachGroup) {
   const ModelOptions options = two_groups();
   ModelCache cache(options,
                    make_group<DeviceBackend<64, 32>, half, squat::Widths<2, 2>, squat::Widths<16, 16>>);
