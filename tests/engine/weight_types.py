@@ -6,33 +6,19 @@ import os
 import subprocess
 import sys
 import tempfile
-import venv
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
+import virtual_environment  # noqa: E402
 
 PROGRAM, VENV = sys.argv[1:3]
-SKIPPED = 77
 TYPES = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 ROWS, COLUMNS = 8, 512
-
-
-def enter_environment():
-    python = os.path.join(VENV, "bin", "python")
-    ready = os.path.join(VENV, "ready")
-    if not os.path.exists(ready):
-        venv.create(VENV, with_pip=True, clear=True)
-        install = subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "gguf>=0.10"],
-                                 capture_output=True, text=True, timeout=240)
-        if install.returncode != 0:
-            print("skipped: the package gguf cannot be had:", install.stderr.strip().split("\n")[-1])
-            sys.exit(SKIPPED)
-        open(ready, "w").close()
-    os.execv(python, [python, *sys.argv])
-
 
 try:
     import gguf
     import numpy as np
 except ImportError:
-    enter_environment()
+    virtual_environment.enter(VENV, "gguf>=0.10", "the package gguf")
 
 # Where a block has its float16 scales, which random bytes would make infinite.
 SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}

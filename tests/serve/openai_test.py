@@ -2,35 +2,20 @@
 and is skipped (77) where the client cannot be had."""
 
 import os
-import subprocess
 import sys
 import unittest
-import venv
 
 from server import Server
 
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
+import virtual_environment  # noqa: E402
+
 PROGRAM, MODEL, VENV = sys.argv[1:4]
-SKIPPED = 77
-
-
-def enter_environment():
-    python = os.path.join(VENV, "bin", "python")
-    ready = os.path.join(VENV, "ready")
-    if not os.path.exists(ready):
-        venv.create(VENV, with_pip=True, clear=True)
-        install = subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "openai>=1,<3"],
-                                 capture_output=True, text=True, timeout=240)
-        if install.returncode != 0:
-            print("skipped: the openai client cannot be had:", install.stderr.strip().split("\n")[-1])
-            sys.exit(SKIPPED)
-        open(ready, "w").close()
-    os.execv(python, [python, *sys.argv])
-
 
 try:
     import openai
 except ImportError:
-    enter_environment()
+    virtual_environment.enter(VENV, "openai>=1,<3", "the openai client")
 
 
 class OpenAiClient(unittest.TestCase):
