@@ -129,6 +129,7 @@ TEST_F(CudaScoresInGraphs, AreBentAlike) {
   const auto found = [&] { return std::pair(step.out.read().elements, lse.read().elements); };
   attend(replayed, a, nullptr);
   attend(stepped, b, nullptr);
+  require(cudaDeviceSynchronize());  // before another stream goes on
   cudaStream_t stream = nullptr;
   require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   CapturedGraph graph(stream, [&] { attend(replayed, a, stream); });

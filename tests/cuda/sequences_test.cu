@@ -3,6 +3,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,21 @@ void expect_attention(Cache &cache, SequenceId sequence, DeviceInputs &in) {
 }
 
 class CudaSequences : public OnDevice {};
+
+TEST_F(CudaSequences, OfACallMayBeNone) {
+  Cache cache(small());
+  const SequenceId sequence = cache.add_sequence();
+  DeviceInputs in(small(), 100, 4);
+  fill(cache, sequence, in, 0, 100);
+  const SequenceTokens none{sequence, 0};
+  for (const std::span<const SequenceTokens> batch : {std::span<const SequenceTokens>(), {&none, 1}}) {
+    cache.attend(batch, 0, in.q.view(0, 0), in.k.view(0, 0), in.v.view(0, 0), in.out.view(0, 0));
+    cache.append(batch, 0, in.q.view(0, 0), in.k.view(0, 0), in.v.view(0, 0));
+    cache.attend(batch, 0, in.q.view(0, 0), in.out.view(0, 0));
+  }
+  cache.check();
+  EXPECT_EQ(cache.length(sequence), 100);
+}
 
 TEST_F(CudaSequences, TruncateKeepsWhatStays) {
   for (Index keep : {0, 1, 3, 4, 20, 34, 35, 36, 70, 99, 110, 159, 160}) {

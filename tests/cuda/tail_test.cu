@@ -144,6 +144,28 @@ TYPED_TEST(CudaTail, BecomesThePagesThatACallAtOnceWouldMake) {
   }
 }
 
+/// The rows that a shift put aside, where those of a later call that have no slot are taken next: of a
+/// block of 16 tokens all is copied, and attended to where tokens are.
+TYPED_TEST(CudaTail, OfFewTokensInABlockThatWasUsedForOtherThings) {
+  const Options options = TypeParam::options();
+  for (Index tokens = 1; tokens < TypeParam::Group; tokens += 3) {
+    SCOPED_TRACE(testing::Message() << 100 + tokens);
+    typename TypeParam::Cache cache(options);
+    const SequenceId sequence = cache.add_sequence();
+    DeviceInputs in(options, 100, 7), more(options, tokens, 8), step(options, 1, 9);
+    cache.append(sequence, 0, in.q.view(), in.k.view(), in.v.view());
+    cache.shift(sequence, 0, 0, 0);
+    cache.append(sequence, 0, more.k.view(), more.v.view());
+    cache.append(sequence, 0, step.k.view(), step.v.view());
+    const Contents held = device_contents(cache, sequence);
+    cache.attend(sequence, 0, step.q.view(), step.out.view());
+    const Tensor<float> out = step.out.read();
+    EXPECT_LT(attention_distance<float>(step.host.q.view(), held.k.view(), held.v.view(), out.view(),
+                                        100 + tokens),
+              device_tolerance);
+  }
+}
+
 TEST(CudaTailMemory, IsAByteAnElementAndTwoARow) {
   if (!has_device()) GTEST_SKIP() << "no CUDA device";
   std::size_t bytes[2];

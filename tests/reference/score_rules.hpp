@@ -27,9 +27,10 @@ inline RowAttention attend_row(const Options &options, const float *query, Index
       options.attention_window > 0 ? std::max<Index>(seen - options.attention_window, 0) : 0;
   std::vector<double> scores;
   for (Index token = first; token < seen; ++token) {
+    const float *key = k.row(token, of);
     double score = 0;
-    for (Index i = 0; i < d; ++i)
-      score += scale * static_cast<double>(query[i]) * static_cast<double>(k.row(token, of)[i]);
+    for (Index i = 0; i < d; ++i) score += static_cast<double>(query[i]) * static_cast<double>(key[i]);
+    score *= scale;
     const auto cap = static_cast<double>(options.soft_cap);
     if (cap > 0) score = cap * std::tanh(score / cap);
     if (!options.alibi_slopes.empty())
@@ -47,8 +48,9 @@ inline RowAttention attend_row(const Options &options, const float *query, Index
   if (sum == 0) return row;
   for (std::size_t t = 0; t < scores.size(); ++t) {
     const float *value = v.row(first + static_cast<Index>(t), of);
+    const double weight = std::exp(scores[t] - most) / sum;
     for (std::size_t i = 0; i < row.output.size(); ++i)
-      row.output[i] += std::exp(scores[t] - most) / sum * static_cast<double>(value[i]);
+      row.output[i] += weight * static_cast<double>(value[i]);
   }
   row.lse = most + std::log(sum);
   return row;

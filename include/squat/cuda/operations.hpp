@@ -773,6 +773,7 @@ class Operations {
 
   /// Room for attend_batch() of the same calls. Captured graphs go on with the old one.
   void reserve_attend(std::span<const Call> calls, cudaStream_t stream) {
+    if (calls.empty()) return;
     most_tokens_ = table_pages_ = 0;
     for (const Call &call : calls) {
       most_tokens_ = std::max(most_tokens_, static_cast<std::int32_t>(call.tokens));

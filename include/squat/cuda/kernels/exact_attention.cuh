@@ -200,7 +200,9 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
       const int row = token + g + 8 * j, at = state.sinks + state.paged_tokens + row;
       x[j] = c[2 * j] * (this->norm() * key_steps[j]);
       bend(x[j], at);
-      if (row >= state.tail || !sees(at)) x[j] = -INFINITY;
+      if (row < state.tail && sees(at)) continue;
+      x[j] = -INFINITY;
+      value_steps[j] = 0;  // of a row that never was, or of another: no number even
     }
     sums.see(x);
     const float most_step = largest_row(fmaxf(value_steps[0], value_steps[1]));
