@@ -7,6 +7,7 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <optional>
@@ -108,15 +109,19 @@ squat::SequenceId fill(Cache<Bits> &cache, const Shape &shape, Index tokens) {
 }
 
 /// Attention of one token over a full cache; it is read only, so that every repetition meets the same
-/// length.
+/// length. with_sums: logarithms of the softmaxes' sums too.
 template <int Bits>
 void decode_over(benchmark::State &state, const squat::Options &options, const Shape &shape,
-                 Index tokens) {
+                 Index tokens, bool with_sums = false) {
   Cache<Bits> cache(options);
   const squat::SequenceId sequence = fill(cache, shape, tokens);
   Inputs in(shape, 1);
+  std::vector<float> sums(static_cast<std::size_t>(shape.query_heads));
+  squat::AttentionTensors<float> tensors{.q = in.q.view(1), .out = in.out.view(1)};
+  if (with_sums) tensors.lse = {sums.data(), 1, shape.query_heads, 1};
+  const std::array batch{squat::SequenceTokens{sequence, 1}};
   for (auto _ : state) {
-    cache.attend(sequence, 0, in.q.view(1), in.out.view(1));
+    cache.attend(batch, 0, tensors);
     benchmark::DoNotOptimize(in.out.elements.data());
   }
   const squat::MemoryReport report = cache.memory_report();
@@ -139,6 +144,21 @@ void decode_parallel(benchmark::State &state, Shape shape, MaybeCoding coding, I
   squat::Options options = options_of(shape, coding);
   options.parallel = pool.parallel();
   decode_over<Bits>(state, options, shape, tokens);
+}
+
+/// What may become of scores. Every token stays in the window: the work is that of decode.
+enum class Rule { window, cap, alibi, sink_logits, lse };
+constexpr const char *rule_names[] = {"window", "cap", "alibi", "sink_logits", "lse"};
+
+template <int Bits>
+void decode_ruled(benchmark::State &state, const Shape &shape, Index tokens, Rule rule) {
+  squat::Options options = options_of(shape, {});
+  const auto heads = static_cast<std::size_t>(shape.query_heads);
+  if (rule == Rule::window) options.attention_window = static_cast<int>(tokens) + 1;
+  if (rule == Rule::cap) options.soft_cap = 50;
+  if (rule == Rule::alibi) options.alibi_slopes.assign(heads, 1e-4f);
+  if (rule == Rule::sink_logits) options.sink_logits.assign(heads, 1.0f);
+  decode_over<Bits>(state, options, shape, tokens, rule == Rule::lse);
 }
 
 /// Appending one token, packing included when its page is due.
@@ -325,6 +345,18 @@ int main(int argc, char **argv) {
     for (Index tokens : {128, 4096}) add_all(packs, shape, tokens);
     add_all(prompts, shape, 4096);
     for (const Operation &operation : {saves, loads}) add_all(operation, shape, 65536);
+  }
+  constexpr Shape ruled{32, 8, 128};
+  for (const Rule rule : {Rule::window, Rule::cap, Rule::alibi, Rule::sink_logits, Rule::lse}) {
+    const std::string name = std::string("decode_") + rule_names[static_cast<int>(rule)];
+    const auto add = [&](const char *coding,
+                         void (*run)(benchmark::State &, const Shape &, Index, Rule)) {
+      benchmark::RegisterBenchmark((name + coding + ruled.name() + "/16384").c_str(), run, ruled,
+                                   Index{16384}, rule)
+          ->Unit(benchmark::kMicrosecond);
+    };
+    add("/subspace/k2v2/", decode_ruled<2>);
+    add("/exact/k16v16/", decode_ruled<16>);
   }
   constexpr Shape forked{32, 8, 128};
   benchmark::RegisterBenchmark(("fork/subspace/k2v2/" + forked.name() + "/32768").c_str(), fork_sequence,

@@ -2,6 +2,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <cstddef>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -37,6 +38,34 @@ void decode(benchmark::State &state, const Workload &workload, MaybeCoding codin
   state.counters["bytes_per_token"] = bytes / static_cast<double>(workload.sequences * workload.tokens);
   state.counters["share_of_copy_bandwidth"] = bytes / times.median() / copy_bandwidth();
   state.SetBytesProcessed(static_cast<std::int64_t>(bytes));
+}
+
+/// What may become of scores. Every token stays in the window: the work is that of decode.
+enum class Rule { window, cap, alibi, sink_logits, lse };
+constexpr const char *rule_names[] = {"window", "cap", "alibi", "sink_logits", "lse"};
+
+squat::Options with_rule(squat::Options options, Rule rule, Index tokens) {
+  const auto heads = static_cast<std::size_t>(options.query_heads);
+  if (rule == Rule::window) options.attention_window = static_cast<int>(tokens) + 1;
+  if (rule == Rule::cap) options.soft_cap = 50;
+  if (rule == Rule::alibi) options.alibi_slopes.assign(heads, 1e-4f);
+  if (rule == Rule::sink_logits) options.sink_logits.assign(heads, 1.0f);
+  return options;
+}
+
+template <int Bits>
+void decode_ruled(benchmark::State &state, const Workload &workload, MaybeCoding coding, Rule rule) {
+  Stopwatch stopwatch;
+  FilledCache<Bits> filled(with_rule(options_of(workload.shape, coding, Bits), rule, workload.tokens),
+                           stopwatch.stream());
+  filled.add(workload.shape, workload.sequences, workload.tokens);
+  const Tokens in(workload.shape, workload.sequences, workload.tokens, stopwatch.stream());
+  squat::AttentionTensors<squat::half> tensors{.q = in.q(), .out = in.out()};
+  const squat::cuda::DeviceBuffer<float> sums(
+      static_cast<std::size_t>(workload.sequences * workload.shape.query_heads));
+  if (rule == Rule::lse) tensors.lse = {sums.data(), workload.sequences, workload.shape.query_heads, 1};
+  report(state,
+         stopwatch.time([&] { filled.cache().attend(filled.batch(), 0, tensors, stopwatch.stream()); }));
 }
 
 /// Attention of the newest `count` tokens of every sequence, as of a piece of a prompt or of drafts:
@@ -219,6 +248,13 @@ void register_width() {
                                      {llama2_7b, 16, 4096},
                                      {llama3_70b, 1, 32768}}) {
       add("decode", decode<Bits>, workload, coding, Bits);
+    }
+    for (const Rule rule : {Rule::window, Rule::cap, Rule::alibi, Rule::sink_logits, Rule::lse}) {
+      add((std::string("decode_") + rule_names[static_cast<int>(rule)]).c_str(),
+          [=](benchmark::State &state, const Workload &workload, MaybeCoding of) {
+            decode_ruled<Bits>(state, workload, of, rule);
+          },
+          {llama3_8b, 64, 4096}, coding, Bits);
     }
     for (const Index tokens : {4096, 32768}) {
       for (const Index count : {4, 16, 64, 512}) {

@@ -1,7 +1,7 @@
 // Snapshots and priors that were altered, byte by byte and section by section with checksums that fit
 // again: each is refused, or is one that a cache might have written, which then holds what it says. None
 // crashes, hangs or takes memory that it does not have. SQUAT_LONG_TESTS=1: a million snapshots, 100,000
-// priors.
+// priors. SQUAT_SEED=N: others than those of 0.
 
 #include <gtest/gtest.h>
 
@@ -31,6 +31,12 @@ namespace {
 int mutations(int of_long_form) {
   const char *long_tests = std::getenv("SQUAT_LONG_TESTS");
   return long_tests != nullptr && *long_tests == '1' ? of_long_form : of_long_form / 100;
+}
+
+/// Of the first of a test's mutants.
+unsigned first_seed() {
+  const char *seed = std::getenv("SQUAT_SEED");
+  return seed == nullptr ? 0 : 1000 * static_cast<unsigned>(std::atoi(seed));
 }
 
 Options options_of(Coding coding, Codes codes = Codes::scalar,
@@ -110,7 +116,7 @@ Verdicts mutate(const Options &options, Index tokens, int count, unsigned seed) 
 
 TEST(Mutation, OfASnapshotIsRefusedOrIsWhatItSays) {
   Verdicts all;
-  unsigned seed = 0;
+  unsigned seed = first_seed();
   const auto add = [&]<class Cache>(const Options &options) {
     for (const Index tokens : {Index{20}, Index{110}}) {
       const Verdicts verdicts = mutate<Cache>(options, tokens, mutations(1'000'000) / 16, ++seed);
@@ -145,7 +151,7 @@ TEST(Mutation, OfCodingsIsRefusedOrIsWhatItSays) {
   fill(learnt, learnt.add_sequence(), in, 0, 60);
   Bytes bytes;
   learnt.save_codings(bytes);
-  Mutations mutate(3);
+  Mutations mutate(first_seed() + 3);
   for (int i = 0; i < mutations(100'000); ++i) {
     SCOPED_TRACE(testing::Message() << "mutant " << i);
     Bytes mutant = bytes, again;
@@ -185,7 +191,7 @@ TEST(Mutation, OfAPriorIsRefusedOrIsWhatItSays) {
   std::stringstream file;
   cache.statistics().save(file);
   const std::string text = file.str();
-  Mutations mutate(2);
+  Mutations mutate(first_seed() + 2);
   int accepted = 0;
   for (int i = 0; i < mutations(100'000); ++i) {
     SCOPED_TRACE(testing::Message() << "mutant " << i);
