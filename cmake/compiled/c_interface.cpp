@@ -137,8 +137,10 @@ std::vector<float> floats_of(const float *values, int count) {
 }
 
 squat::Options options_of(const squat_group &group) {
-  squat::Options options{
-      .query_heads = group.query_heads, .kv_heads = group.kv_heads, .head_dim = group.head_dim};
+  squat::Options options{.query_heads = group.query_heads,
+                         .kv_heads = group.kv_heads,
+                         .head_dim = group.head_dim,
+                         .value_dim = group.value_dim};
   switch (group.coding) {
     case SQUAT_CODING_DEFAULT:
       break;

@@ -57,6 +57,7 @@ typedef enum squat_learning {
 typedef struct squat_group {
   size_t struct_size; /* of squat_group_init(): what the caller knows of this struct */
   int query_heads, kv_heads, head_dim;
+  int value_dim;            /* 0: head_dim */
   int key_bits, value_bits; /* 2, 3, 4, 8, or 16: exact */
   squat_coding coding;
   squat_learning learning;
@@ -116,7 +117,8 @@ SQUAT_PUBLIC squat_status squat_layer_length(const squat_cache *cache, squat_seq
                                              int layer, int64_t *tokens);
 SQUAT_PUBLIC squat_status squat_reset_learning(squat_cache *cache);
 
-/* [tokens, heads, head_dim], strides in elements; both 0: rows one behind the other. */
+/* [tokens, heads, head_dim], of v and out [tokens, heads, value_dim]; strides in elements; both 0: rows
+ * one behind the other. */
 typedef struct squat_tensor {
   void *data;
   squat_element element;
@@ -144,7 +146,7 @@ SQUAT_PUBLIC squat_status squat_draft(squat_cache *cache, const squat_share *bat
 /* Appends alone. q: what codings learn from, or no tokens. */
 SQUAT_PUBLIC squat_status squat_append(squat_cache *cache, const squat_share *batch, size_t count,
                                        int layer, squat_tensor q, squat_tensor k, squat_tensor v);
-/* k, v: [squat_layer_length(), kv_heads, head_dim] */
+/* k: [squat_layer_length(), kv_heads, head_dim]; v: the same, of value_dim */
 SQUAT_PUBLIC squat_status squat_dequantize(squat_cache *cache, squat_sequence sequence, int layer,
                                            squat_tensor k, squat_tensor v);
 

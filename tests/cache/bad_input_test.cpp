@@ -49,12 +49,12 @@ TEST(BadOptions, AreRefused) {
     expect_refused([&](Options &o) { o.layers = bad; }, {"layers", value});
     expect_refused([&](Options &o) { o.query_heads = bad; }, {"query_heads", value});
     expect_refused([&](Options &o) { o.kv_heads = bad; }, {"kv_heads", value});
-    expect_refused([&](Options &o) { o.head_dim = bad; }, {"head_dim", value, "16"});
+    expect_refused([&](Options &o) { o.head_dim = bad; }, {"head_dim", value, "8"});
     expect_refused([&](Options &o) { o.page_tokens = bad; }, {"page_tokens", value, "16"});
   }
   expect_refused([](Options &o) { o.query_heads = 5; }, {"query_heads", "5", "multiple", "2"});
-  expect_refused([](Options &o) { o.head_dim = 40; }, {"head_dim", "40", "multiple of 16"});
-  expect_refused([](Options &o) { o.head_dim = std::numeric_limits<int>::max(); }, {"head_dim", "512"});
+  expect_refused([](Options &o) { o.head_dim = 7; }, {"head_dim", "7", "8 to 576"});
+  expect_refused([](Options &o) { o.head_dim = std::numeric_limits<int>::max(); }, {"head_dim", "576"});
   expect_refused([](Options &o) { o.layers = std::numeric_limits<int>::max(); }, {"layers"});
   expect_refused([](Options &o) { o.page_tokens = 24; }, {"page_tokens", "24", "multiple of 16"});
   expect_refused([](Options &o) { o.page_tokens = 2048; }, {"page_tokens", "2048", "1024"});

@@ -26,11 +26,11 @@ struct OnGpu {
 
   /// To what there are kernels for.
   static void restrict(Options &options) {
-    options.head_dim = head_dim;
+    options.head_dim = options.head_dim % 16 == 0 ? head_dim : head_dim - 12;
     options.page_tokens = page_tokens;
     options.codes.reset();
     options.allocation.reset();
-    for (RotaryTable &table : options.rotary) table = rotary_table(1e4, head_dim, table.pairs);
+    for (RotaryTable &table : options.rotary) table = rotary_table(1e4, options.head_dim, table.pairs);
   }
 
   static double tolerance(int) { return 3 * device_tolerance; }

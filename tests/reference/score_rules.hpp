@@ -43,7 +43,7 @@ inline RowAttention attend_row(const Options &options, const float *query, Index
     most = std::max(most, static_cast<double>(options.sink_logits[at]));
     sum = std::exp(static_cast<double>(options.sink_logits[at]) - most);
   }
-  RowAttention row{std::vector<double>(static_cast<std::size_t>(d)), -INFINITY};
+  RowAttention row{std::vector<double>(static_cast<std::size_t>(v.head_dim)), -INFINITY};
   for (const double score : scores) sum += std::exp(score - most);
   if (sum == 0) return row;
   for (std::size_t t = 0; t < scores.size(); ++t) {

@@ -44,7 +44,7 @@ inline Options draw_options(Dice &dice, int key_bits, int value_bits) {
   options.layers = dice.between(1, 3);
   options.kv_heads = dice.between(1, 2);
   options.query_heads = options.kv_heads * dice.between(1, 3);
-  options.head_dim = trellis ? dice.of({32, 64}) : dice.of({16, 32, 48});
+  options.head_dim = trellis ? dice.of({32, 64}) : dice.of({16, 28, 48});
   options.page_tokens = trellis ? 32 : dice.of({16, 32, 48});
   options.coding = dice.of({Coding::plain, Coding::orthogonal, Coding::subspace, Coding::subspace});
   if (trellis) options.codes = Codes::trellis;

@@ -30,6 +30,9 @@ namespace squat {
 /// swap_tokens: swaps all of them with another store's.
 /// - reserve_copies: memory in empty stores for what copy() puts there. copy: fills them with the first
 /// tokens of others. Must not fail.
+/// - padded_head_dim: of kernels that take heads of so many channels. Padding: rows(place, sized) is
+/// memory for a call's rows in one of 4 places, copy() takes over the channels that two tensors both
+/// have, with zeros in what else the second has. bytes().
 /// - check_elements: throws Error for the first element out of range.
 /// - add_coding, remove_coding: what a layer learns, named by a number. observe: adds some tokens of a
 /// call to its coding's statistics, before the call's rows are anywhere; observe_may_fail: it can throw
@@ -67,6 +70,8 @@ concept BackendOperations = requires(Operations operations, const Operations con
                                      const std::byte *from, bool flag) {
   typename Operations::Memory;
   typename Operations::Backup;
+  typename Operations::Padding;
+  { Operations::padded_head_dim(layer) } -> std::same_as<int>;
   { Operations::observe_may_fail } -> std::convertible_to<bool>;
   { constant.page_bytes(index) } -> std::same_as<std::size_t>;
   operations.shift(index, exact, range, range, index, stream);

@@ -124,8 +124,10 @@ inline void check_options(const Options &options) {
     throw_invalid("query_heads", options.query_heads, "a multiple of kv_heads, which is",
                   options.kv_heads);
   }
-  check_range("head_dim", options.head_dim, 16, 512);
-  if (options.head_dim % 16 != 0) throw_invalid("head_dim", options.head_dim, "a multiple of 16");
+  constexpr Index least_head_dim = 8;
+  check_range("head_dim", options.head_dim, least_head_dim, largest_head_dim);
+  if (options.value_dim != 0)
+    check_range("value_dim", options.value_dim, least_head_dim, largest_head_dim);
   check_range("page_tokens", options.page_tokens, 16, 1024);
   if (options.page_tokens % 16 != 0)
     throw_invalid("page_tokens", options.page_tokens, "a multiple of 16");
@@ -133,15 +135,10 @@ inline void check_options(const Options &options) {
   check_range("residual", options.residual, 0, most);
   check_range("statistics_tokens", options.statistics_tokens, 0, most);
   check_scores(options);
-  check_codes(options);
   check_rotary(options);
   const OrthogonalOptions &orthogonal = options.orthogonal;
   check_range("orthogonal.rank", orthogonal.rank, 0, options.head_dim);
   check_range("orthogonal.block", orthogonal.block, 1, options.head_dim);
-  if (options.head_dim % orthogonal.block != 0) {
-    throw_invalid("orthogonal.block", orthogonal.block, "a divisor of head_dim, which is",
-                  options.head_dim);
-  }
   if (!(std::isfinite(orthogonal.lambda) && orthogonal.lambda >= 0)) {
     throw_invalid("orthogonal.lambda", orthogonal.lambda, "finite and not negative");
   }
@@ -181,6 +178,7 @@ inline Options resolve(Options options, int key_bits, int value_bits) {
     options.tile_tokens =
         std::max(options.page_tokens, *options.tile_tokens / options.page_tokens * options.page_tokens);
   }
+  if (options.value_dim == 0) options.value_dim = options.head_dim;
   if (options.attention_scale == 0) {
     options.attention_scale = 1.0f / std::sqrt(static_cast<float>(options.head_dim));
   }
@@ -191,6 +189,16 @@ inline Options resolve(Options options, int key_bits, int value_bits) {
         options.sink_logits.push_back(options.sink_logits[head]);
     }
   }
+  return options;
+}
+
+/// Those in force for kernels whose heads have so many channels.
+inline Options pad(Options options, int head_dim) {
+  options.head_dim = options.value_dim = head_dim;
+  check_codes(options);
+  const int block = options.orthogonal.block;
+  if (head_dim % block != 0)
+    throw_invalid("orthogonal.block", block, "a divisor of what head_dim is padded to,", head_dim);
   check_prior(options);
   return options;
 }

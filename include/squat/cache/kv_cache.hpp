@@ -24,6 +24,7 @@
 #include "squat/cache/learning.hpp"
 #include "squat/cache/memory_report.hpp"
 #include "squat/cache/options.hpp"
+#include "squat/cache/padded_rows.hpp"
 #include "squat/cache/reorder_plan.hpp"
 #include "squat/cache/replay.hpp"
 #include "squat/cache/sequence.hpp"
@@ -74,7 +75,10 @@ class KVCacheBase {
       : key_bits_(key_bits),
         value_bits_(value_bits),
         options_(checks::resolve(options, key_bits, value_bits)),
-        operations_(make(std::as_const(options_))),
+        padded_options_(checks::pad(
+            options_, Operations::padded_head_dim(std::max(options_.head_dim, options_.value_dim)))),
+        padded_rows_(padded_options_.head_dim),
+        operations_(make(std::as_const(padded_options_))),
         pages_(options_, key_bits == 16 ? 0 : *options_.tile_tokens),
         learning_(options_, key_bits) {
     const auto layers = static_cast<std::size_t>(options_.layers);
@@ -288,7 +292,7 @@ class KVCacheBase {
   template <class S>
   void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
               std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out, Stream stream = {}) {
-    check_tensor<S>("k", k, q.tokens, options_.kv_heads);
+    check_tensor<S>("k", k, q.tokens, options_.kv_heads, options_.head_dim);
     attend(batch, layer, AttentionTensors<std::remove_const_t<S>>{.q = q, .k = k, .v = v, .out = out},
            stream);
   }
@@ -305,17 +309,20 @@ class KVCacheBase {
   /// Either of them, with what else AttentionTensors has.
   template <Element S>
   void attend(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream = {}) {
-    const auto &[q, k, v, out, lse, causal] = tensors;
-    check_batch(batch, layer, q.tokens);
-    check_tensor<S>("q", q, q.tokens, options_.query_heads);
-    check_tensor<S>("out", out, q.tokens, options_.query_heads);
-    if (lse.tokens > 0) checks::check_shape("lse", lse, q.tokens, options_.query_heads, 1);
-    const AttentionOutput<S> output(out, lse);
-    if (k.tokens == 0) return read<S>(batch, layer, q, output, causal, stream);
-    check_tensor<S>("k", k, q.tokens, options_.kv_heads);
-    check_tensor<S>("v", v, q.tokens, options_.kv_heads);
-    if (!causal) throw_invalid("causal", false, "true where keys are appended");
-    append_checked<S>(batch, layer, q, k, v, output, stream);
+    check_batch(batch, layer, tensors.q.tokens);
+    check_queries(tensors);
+    const bool reads = tensors.k.tokens == 0;
+    if (!reads) {
+      check_keys(tensors, tensors.q.tokens);
+      if (!tensors.causal) throw_invalid("causal", false, "true where keys are appended");
+    }
+    with_padding(batch, tensors, stream, [&](const AttentionTensors<S> &wide) {
+      if (reads) {
+        read<S>(batch, layer, wide.q, {wide.out, wide.lse}, wide.causal, stream);
+      } else {
+        append_checked<S>(batch, layer, wide, stream);
+      }
+    });
   }
 
   /// Attends for tokens that are only proposed, and appends nothing: a tree of continuations of each
@@ -328,18 +335,13 @@ class KVCacheBase {
   template <Element S>
   void draft(Batch batch, int layer, const AttentionTensors<S> &tensors, std::span<const Index> parents,
              Stream stream = {}) requires drafts {
-    const auto &[q, k, v, out, lse, causal] = tensors;
-    check_batch(batch, layer, q.tokens);
-    check_tensor<S>("q", q, q.tokens, options_.query_heads);
-    check_tensor<S>("k", k, q.tokens, options_.kv_heads);
-    check_tensor<S>("v", v, q.tokens, options_.kv_heads);
-    check_tensor<S>("out", out, q.tokens, options_.query_heads);
-    if (lse.tokens > 0) checks::check_shape("lse", lse, q.tokens, options_.query_heads, 1);
-    if (!causal) throw_invalid("causal", false, "true in a draft");
-    const auto rows = static_cast<std::size_t>(q.tokens);
+    check_batch(batch, layer, tensors.q.tokens);
+    check_queries(tensors);
+    check_keys(tensors, tensors.q.tokens);
+    if (!tensors.causal) throw_invalid("causal", false, "true in a draft");
+    const auto rows = static_cast<std::size_t>(tensors.q.tokens);
     if (parents.size() != rows) throw_invalid("parents.size", parents.size(), "the tokens of q,", rows);
-    const AttentionOutput<S> output(out, lse);
-    checks::memory_or_error([&] {
+    with_padding(batch, tensors, stream, [&](const AttentionTensors<S> &wide) {
       draft_.resize(rows);
       calls_.clear();
       for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
@@ -355,7 +357,7 @@ class KVCacheBase {
         calls_.back().draft = tokens;
       });
       if (calls_.empty()) return;
-      operations_.template draft<S>(calls_, tensors.q, tensors.k, tensors.v, output, stream);
+      operations_.template draft<S>(calls_, wide.q, wide.k, wide.v, {wide.out, wide.lse}, stream);
     });
   }
 
@@ -363,8 +365,8 @@ class KVCacheBase {
   template <class S>
   void append(Batch batch, int layer, TensorView<S> k, std::type_identity_t<In<S>> v,
               Stream stream = {}) {
-    check_appended<S>(batch, layer, k, v);
-    append_checked<S>(batch, layer, {}, k, v, {}, stream);
+    using Scalar = std::remove_const_t<S>;
+    append_only<Scalar>(batch, layer, AttentionTensors<Scalar>{.k = k, .v = v}, stream);
   }
 
   /// The same for tokens whose attention the engine computes itself: codings
@@ -372,9 +374,9 @@ class KVCacheBase {
   template <class S>
   void append(Batch batch, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
               std::type_identity_t<In<S>> v, Stream stream = {}) {
-    check_appended<S>(batch, layer, k, v);
-    check_tensor<S>("q", q, k.tokens, options_.query_heads);
-    append_checked<S>(batch, layer, q, k, v, {}, stream);
+    using Scalar = std::remove_const_t<S>;
+    check_tensor<S>("q", q, k.tokens, options_.query_heads, options_.head_dim);
+    append_only<Scalar>(batch, layer, AttentionTensors<Scalar>{.q = q, .k = k, .v = v}, stream);
   }
 
   // The one-sequence forms: every row belongs to `sequence`.
@@ -442,9 +444,14 @@ class KVCacheBase {
                   Stream stream = {}) {
     check_layer(layer);
     Layer &tokens = find(sequence, layer);
-    check_tensor<S>("k", k, tokens.length(), options_.kv_heads);
-    check_tensor<S>("v", v, tokens.length(), options_.kv_heads);
-    checks::memory_or_error([&] { operations_.dequantize(tokens.call(), k, v, stream); });
+    check_keys(AttentionTensors<S>{.k = k, .v = v}, tokens.length());
+    checks::memory_or_error([&] {
+      const TensorView<S> keys = padded_rows_.template widen_output<S>(padded_rows_.keys, k, stream),
+                          values = padded_rows_.template widen_output<S>(padded_rows_.values, v, stream);
+      operations_.dequantize(tokens.call(), keys, values, stream);
+      padded_rows_.template narrow<S>(keys, k, stream);
+      padded_rows_.template narrow<S>(values, v, stream);
+    });
   }
 
   /// Keeps the first `tokens` tokens of a sequence in every layer. A page cut
@@ -559,7 +566,7 @@ class KVCacheBase {
   /// Throws Error where they are gone: without Options::keep_statistics they
   /// are dropped once a coding is learnt. Allocates the result; on a device, waits for it.
   Prior statistics() const {
-    Prior prior(options_.layers, options_.kv_heads, options_.head_dim,
+    Prior prior(options_.layers, options_.kv_heads, padded_options_.head_dim,
                 std::max(1, *options_.tile_tokens));
     coding_references_.for_each([&](Index coding, int) {
       if (learning_.observed(coding) > 0 && !operations_.add_statistics(coding, prior)) {
@@ -629,7 +636,7 @@ class KVCacheBase {
     report.pages_used = pages_.used_bytes();
     report.statistics = operations_.statistics_bytes();
     report.bases = operations_.bases_bytes();
-    report.workspace = operations_.workspace_bytes();
+    report.workspace = operations_.workspace_bytes() + padded_rows_.bytes();
     std::size_t held = 0, held_with_others = 0,
                 held_bytes = 0;  // pages, once for each of who holds them
     sequences_.for_each([&](const Sequence &sequence) {
@@ -645,8 +652,9 @@ class KVCacheBase {
     });
     report.saved_by_sharing = held_bytes - report.pages_used;
     report.shared_pages = held_with_others - (held - pages_.used());  // but the first of who holds each
-    const double elements = 2.0 * options_.kv_heads * options_.head_dim;  // of a token and layer
-    std::size_t page_bytes = 0;                                           // of a page of each layer
+    const double elements =                                           // of a token and layer
+        static_cast<double>(options_.kv_heads) * (options_.head_dim + options_.value_dim);
+    std::size_t page_bytes = 0;  // of a page of each layer
     for (const Index own : own_) page_bytes += operations_.page_bytes(own);
     report.packed_bits_per_element =
         8.0 * static_cast<double>(page_bytes) / (elements * options_.page_tokens * options_.layers);
@@ -736,16 +744,23 @@ class KVCacheBase {
   }
 
   template <class S>
-  void check_tensor(const char *name, In<S> tensor, Index tokens, Index heads) const {
+  void check_tensor(const char *name, In<S> tensor, Index tokens, Index heads, Index channels) const {
     static_assert(Element<std::remove_const_t<S>>, "squat: tensors are float, half or bfloat16");
-    checks::check_shape(name, tensor, tokens, heads, options_.head_dim);
+    checks::check_shape(name, tensor, tokens, heads, channels);
   }
 
-  template <class S>
-  void check_appended(Batch batch, int layer, In<S> k, In<S> v) {
-    check_batch(batch, layer, k.tokens);
-    check_tensor<S>("k", k, k.tokens, options_.kv_heads);
-    check_tensor<S>("v", v, k.tokens, options_.kv_heads);
+  template <Element S>
+  void check_queries(const AttentionTensors<S> &tensors) const {
+    const auto &[q, k, v, out, lse, causal] = tensors;
+    check_tensor<S>("q", q, q.tokens, options_.query_heads, options_.head_dim);
+    check_tensor<S>("out", out, q.tokens, options_.query_heads, options_.value_dim);
+    if (lse.tokens > 0) checks::check_shape("lse", lse, q.tokens, options_.query_heads, 1);
+  }
+
+  template <Element S>
+  void check_keys(const AttentionTensors<S> &tensors, Index tokens) const {
+    check_tensor<S>("k", tensors.k, tokens, options_.kv_heads, options_.head_dim);
+    check_tensor<S>("v", tensors.v, tokens, options_.kv_heads, options_.value_dim);
   }
 
   Sequence &find(SequenceId sequence) const { return sequences_.find(sequence); }
@@ -805,8 +820,8 @@ class KVCacheBase {
   template <class Out, class Write>
   void save_snapshot(Out &out, SnapshotKind kind, const SaveOptions &how, Stream stream, Write &&write) {
     checks::memory_or_error([&] {
-      const SnapshotShape shape = detail::snapshot_shape<T>(options_, key_bits_, value_bits_);
-      Snapshots snapshots(options_, shape, operations_, pages_, learning_, stream);
+      const SnapshotShape shape = detail::snapshot_shape<T>(padded_options_, key_bits_, value_bits_);
+      Snapshots snapshots(padded_options_, shape, operations_, pages_, learning_, stream);
       detail::with_sink(out, [&](auto &sink) {
         SnapshotWriter to(sink, kind, how.progress);
         snapshots.write_shape(to);
@@ -819,8 +834,8 @@ class KVCacheBase {
   template <class In, class Read>
   void load_snapshot(In &in, SnapshotKind kind, const SnapshotProgress &progress, Stream stream,
                      Read &&read) {
-    const SnapshotShape shape = detail::snapshot_shape<T>(options_, key_bits_, value_bits_);
-    Snapshots snapshots(options_, shape, operations_, pages_, learning_, stream);
+    const SnapshotShape shape = detail::snapshot_shape<T>(padded_options_, key_bits_, value_bits_);
+    Snapshots snapshots(padded_options_, shape, operations_, pages_, learning_, stream);
     detail::with_source(in, [&](auto &source) {
       detail::SnapshotReader from(source, kind, progress);
       read(snapshots, from);
@@ -944,21 +959,40 @@ class KVCacheBase {
 
   TailRule<> tail_rule() const { return {options_.residual, options_.page_tokens}; }
 
-  template <class S>
-  using Output = AttentionOutput<std::remove_const_t<S>>;
+  template <Element S>
+  void append_only(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream) {
+    check_batch(batch, layer, tensors.k.tokens);
+    check_keys(tensors, tensors.k.tokens);
+    with_padding(batch, tensors, stream, [&](const AttentionTensors<S> &wide) {
+      append_checked<S>(batch, layer, wide, stream);
+    });
+  }
 
-  template <class S>
-  void append_checked(Batch batch, int layer, In<S> q, In<S> k, In<S> v, const Output<S> &out,
-                      Stream stream) {
+  template <Element S>
+  void append_checked(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream) {
+    const auto &[q, k, v, out, lse, causal] = tensors;
+    if (!take_step<S>(batch, layer, q, k, v, {out, lse}, stream))
+      append_planned<S>(batch, layer, q, k, v, {out, lse}, stream);
+  }
+
+  /// Calls run(tensors) with those of a checked call, heads as wide as kernels take them. Out of memory
+  /// is an Error.
+  template <Element S, class Run>
+  void with_padding(Batch batch, const AttentionTensors<S> &tensors, Stream stream, Run &&run) {
     checks::memory_or_error([&] {
-      if (!take_step<S>(batch, layer, q, k, v, out, stream))
-        append_planned<S>(batch, layer, q, k, v, out, stream);
+      const AttentionTensors<S> wide = padded_rows_.widen(tensors, stream);
+      run(wide);
+      if (wide.out.data == tensors.out.data) return;
+      for_each_run(batch, [&](Index first, Index count) {
+        padded_rows_.template narrow<S>(wide.out.slice(first, count), tensors.out.slice(first, count),
+                                        stream);
+      });
     });
   }
 
   /// A decode step, where the backend takes it on its own. Returns whether it did.
-  template <class S>
-  bool take_step(Batch batch, int layer, In<S> q, In<S> k, In<S> v, const Output<S> &out,
+  template <Element S>
+  bool take_step(Batch batch, int layer, In<S> q, In<S> k, In<S> v, const AttentionOutput<S> &out,
                  Stream stream) {
     if constexpr (!replayable) return false;
     find_layers(batch, layer);
@@ -969,28 +1003,27 @@ class KVCacheBase {
              (first_row == SequenceTokens::behind_the_last || first_row == static_cast<Index>(i)) &&
              learning_.learnt(layers_[i]->coding);
     }
-    const bool taken = replay_.template take_step<std::remove_const_t<S>>(
-        operations_, pages_, layers_, step, layer, q, k, v, out, stream);
+    const bool taken =
+        replay_.template take_step<S>(operations_, pages_, layers_, step, layer, q, k, v, out, stream);
     if (taken) leave_window(stream);
     return taken;
   }
 
-  template <class S>
-  void append_planned(Batch batch, int layer, In<S> q, In<S> k, In<S> v, const Output<S> &out,
+  template <Element S>
+  void append_planned(Batch batch, int layer, In<S> q, In<S> k, In<S> v, const AttentionOutput<S> &out,
                       Stream stream) {
-    using Scalar = std::remove_const_t<S>;
     const bool attends = out.rows.tokens > 0;
     for_each_run(batch, [&](Index first, Index count) {
       const auto rows = [&](const char *name, In<S> tensor) {
-        return NamedTensor<Scalar>{name, tensor.tokens > 0 ? tensor.slice(first, count) : tensor, first};
+        return NamedTensor<S>{name, tensor.tokens > 0 ? tensor.slice(first, count) : tensor, first};
       };
-      operations_.template check_elements<Scalar>({rows("q", q), rows("k", k), rows("v", v)}, stream);
+      operations_.template check_elements<S>({rows("q", q), rows("k", k), rows("v", v)}, stream);
     });
     plan(batch, layer, q.tokens > 0, attends, stream);
     const std::span calls = std::as_const(plan_).calls();
-    learning_.template observe<Scalar>(operations_, calls, q, k, v, stream, [&] {
+    learning_.template observe<S>(operations_, calls, q, k, v, stream, [&] {
       plan_without_learning(layer, attends, stream);
-      take_in<Scalar>(q, k, v, out, stream);
+      take_in<S>(q, k, v, out, stream);
     });
     layers_.clear();
     for (std::size_t i = 0; i < calls.size(); ++i) {
@@ -1012,8 +1045,8 @@ class KVCacheBase {
   }
 
   /// Appends as planned, or leaves sequences as they were where the engine's threads throw.
-  template <class S>
-  void take_in(In<S> q, In<S> k, In<S> v, const Output<S> &out, Stream stream) {
+  template <Element S>
+  void take_in(In<S> q, In<S> k, In<S> v, const AttentionOutput<S> &out, Stream stream) {
     pages_.add(plan_);
     try {
       operations_.template append<S>(std::as_const(plan_).calls(), q, k, v, out, stream);
@@ -1214,6 +1247,8 @@ class KVCacheBase {
 
   int key_bits_, value_bits_;
   Options options_;
+  Options padded_options_;  // with heads as wide as kernels take them
+  detail::PaddedRows<typename Operations::Padding, Stream> padded_rows_;
   Operations operations_;
   detail::LayerPages<typename Operations::Memory, Exact> pages_;
   detail::Learning learning_;

@@ -30,7 +30,10 @@ struct Options {
   int layers = 0;
   int query_heads = 0;
   int kv_heads = 0;
-  int head_dim = 0;  ///< a multiple of 16, 16 to 512
+  int head_dim = 0;   ///< channels of a query and a key, 8 to 576; on CUDA what kernels are compiled for
+  int value_dim = 0;  ///< of a value, 8 to 576; 0: head_dim. Kernels take heads of a multiple of 16
+                      ///< channels, on CUDA of those they are compiled for: the larger of the two is
+                      ///< padded to that inside the cache, and padding is stored like channels
 
   std::optional<Coding> coding{};       ///< default: subspace to 4 bits, plain keys above
   std::optional<AffineFit> fit{};       ///< default: minmax for plain, clip_and_gain otherwise
@@ -117,8 +120,10 @@ inline Options published_squat(Options options) {
   options.fit = AffineFit::minmax;
   options.values = ValueCoding::plain;
   options.tail = TailCoding::exact;
-  options.orthogonal = {
-      .rank = options.head_dim / 2, .lambda = 1e-3f, .block = options.head_dim / 2, .order = false};
+  options.orthogonal = {.rank = options.head_dim / 2,
+                        .lambda = 1e-3f,
+                        .block = (options.head_dim + 15) / 16 * 8,  // half of what it is padded to
+                        .order = false};
   options.page_tokens = 32;
   return options;
 }

@@ -161,7 +161,7 @@ class Prior {
   static void check_shape(const Shape &numbers) {
     constexpr std::int64_t most = 1 << 20;
     constexpr std::array<const char *, 5> names = {"version", "layers", "kv_heads", "head_dim", "rows"};
-    constexpr Shape limits = {version, most, most, 512, 4096};
+    constexpr Shape limits = {version, most, most, largest_head_dim, 4096};
     for (std::size_t i = 1; i < numbers.size(); ++i) {
       if (numbers[i] < 1 || numbers[i] > limits[i]) {
         throw_invalid(std::string("prior.") + names[i], numbers[i], "1 to", limits[i]);

@@ -20,7 +20,7 @@
 namespace squat::inline SQUAT_CPU_NAMESPACE {
 
 /// Pairs a head of the greatest head_dim can have.
-inline constexpr Index most_rotary_pairs = 256;
+inline constexpr Index most_rotary_pairs = largest_head_dim / 2;
 
 /// R(p) for one position p, of either sign: cosines and sines, a pair each.
 class Turn {

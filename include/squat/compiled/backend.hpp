@@ -17,6 +17,7 @@
 #include "squat/core/element_range.hpp"
 #include "squat/core/instruction_set.hpp"
 #include "squat/core/tensor.hpp"
+#include "squat/cpu/padding.hpp"
 #include "squat/cpu/page_memory.hpp"
 #include "squat/cpu/stream.hpp"
 
@@ -30,6 +31,8 @@ class Operations {
   using Call = typename AnyOperations<T>::Call;
   using Stream = cpu::Stream;
   using Memory = cpu::PageMemory;
+  using Padding = cpu::Padding;
+  static constexpr int padded_head_dim(int head_dim) { return cpu::padded_head_dim(head_dim); }
 
   Operations(const Options &options, int key_bits, int value_bits)
       : operations_(kernels().make<T>()(options, key_bits, value_bits)) {}

@@ -21,6 +21,9 @@ namespace squat {
 /// Counts, extents and strides, in elements.
 using Index = std::ptrdiff_t;
 
+/// Channels of a head at most: DeepSeek's latents and their rotary part.
+inline constexpr Index largest_head_dim = 576;
+
 using Eigen::bfloat16;
 using Eigen::half;
 

@@ -34,6 +34,7 @@
 #include "squat/cpu/kernels/stored_row.hpp"
 #include "squat/cpu/kernels/unpack_page.hpp"
 #include "squat/cpu/layer_coding.hpp"
+#include "squat/cpu/padding.hpp"
 #include "squat/cpu/page_layout.hpp"
 #include "squat/cpu/page_memory.hpp"
 #include "squat/cpu/page_record.hpp"
@@ -50,6 +51,8 @@ class Operations {
   using Exact = ExactStore<T>;
   using Call = SequenceCall<Exact>;
   using Memory = PageMemory;
+  using Padding = cpu::Padding;
+  static constexpr int padded_head_dim(int head_dim) { return cpu::padded_head_dim(head_dim); }
 
   /// kernels: for pages of those widths.
   Operations(const Options &options, int key_bits, int value_bits, const CodeKernels &kernels)

@@ -108,7 +108,7 @@ class RowStore {
 
   /// Turns the keys of the tokens from `first` on. Rows of bytes are rounded once more.
   void turn(Index first, const Turn &turn) {
-    std::array<float, 2 * most_rotary_pairs> row;
+    std::array<float, largest_head_dim> row;
     for (Index head = 0; head < kv_heads_; ++head) {
       for (Index token = first; token < tokens_; ++token) {
         Scalar *key = rows_.data() + (head * capacity_ + token) * row_elements_;

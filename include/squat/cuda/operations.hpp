@@ -51,6 +51,7 @@
 #include "squat/cuda/state/device_buffer.hpp"
 #include "squat/cuda/state/device_state.cuh"
 #include "squat/cuda/state/exact_store.hpp"
+#include "squat/cuda/state/padding.cuh"
 #include "squat/cuda/state/row_records.hpp"
 #include "squat/cuda/state/write_each.cuh"
 
@@ -64,6 +65,10 @@ class Operations {
   using Memory = DeviceBuffer<std::byte>;
   using Exact = ExactStore;
   using Call = SequenceCall<Exact>;
+  using Padding = cuda::Padding;
+  static int padded_head_dim(int head_dim) {
+    return PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::padded(head_dim);
+  }
 
   explicit Operations(const Options &options)
       : options_(std::make_unique<Options>(options)),

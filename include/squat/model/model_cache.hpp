@@ -302,7 +302,8 @@ class ModelCache {
     for (const auto &group : groups_) {
       const MemoryReport report = group->memory_report();
       const Options &options = group->options();
-      const double elements = 2.0 * options.kv_heads * options.head_dim;  // of a token and layer
+      const double elements =  // of a token and layer
+          static_cast<double>(options.kv_heads) * (options.head_dim + options.value_dim);
       const double held = elements * static_cast<double>(report.packed_tokens + report.exact_tokens);
       sum.add(report);
       packed_bits += report.packed_bits_per_element * elements * options.layers;

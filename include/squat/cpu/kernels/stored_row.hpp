@@ -42,7 +42,7 @@ template <Element S, RowElement Scalar>
 void store_row(const S *from, Index head_dim, Scalar *to) {
   if constexpr (std::same_as<Scalar, std::int8_t>) {
     constexpr float most = 127;
-    std::array<float, 2 * most_rotary_pairs> x;
+    std::array<float, largest_head_dim> x;
     convert_row(from, head_dim, x.data());
     rotate_hadamard(x.data(), head_dim);
     FloatVector largest = broadcast(0);
@@ -79,7 +79,7 @@ void load_row(const Scalar *from, Index head_dim, float *to) {
 template <RowElement Scalar>
 void round_row(float *row, Index head_dim) {
   if constexpr (std::same_as<Scalar, float>) return;
-  std::array<Scalar, row_elements<std::int8_t>(2 * most_rotary_pairs)> kept;
+  std::array<Scalar, row_elements<std::int8_t>(largest_head_dim)> kept;
   store_row(row, head_dim, kept.data());
   load_row(kept.data(), head_dim, row);
 }

@@ -26,6 +26,13 @@ class PageLayouts<KeyBits, ValueBits, OneOf<HeadDims...>, OneOf<Groups...>> {
     if (!((group == Groups) || ...)) throw_invalid("group", group, list({Groups...}));
   }
 
+  /// The least head_dim that holds so many channels; the same where there is none.
+  static int padded(int head_dim) {
+    int least = 0;
+    ((HeadDims >= head_dim && (least == 0 || HeadDims < least) ? least = HeadDims : least), ...);
+    return least > 0 ? least : head_dim;
+  }
+
   /// Runs run<Layout>() for one that check() lets pass.
   template <class Run>
   static void with(int head_dim, int group, Run &&run) {
