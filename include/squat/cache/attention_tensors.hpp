@@ -12,8 +12,8 @@ template <Element Scalar>
 struct AttentionTensors {
   TensorView<const Scalar> q{};  ///< [tokens, query_heads, head_dim]
   TensorView<const Scalar> k{};  ///< [tokens, kv_heads, head_dim], appended; of no tokens: nothing is
-  TensorView<const Scalar> v{};  ///< the same
-  TensorView<Scalar> out{};      ///< [tokens, query_heads, head_dim]
+  TensorView<const Scalar> v{};  ///< [tokens, kv_heads, value_dim]
+  TensorView<Scalar> out{};      ///< [tokens, query_heads, value_dim]
 
   /// [tokens, query_heads, 1]: natural logarithms of the sums of exponentials of scores, sink logits
   /// among them, by which attention to parts of a context is merged (merge_attention()). Of no tokens:

@@ -287,8 +287,8 @@ class KVCacheBase {
 
   /// Appends k and v and attends: each query sees every token before its own,
   /// and its own. Tokens of one call see each other exact; what leaves the
-  /// window is packed afterwards. q, out: [tokens, query_heads, head_dim]; k,
-  /// v: [tokens, kv_heads, head_dim]; tokens: of the whole batch.
+  /// window is packed afterwards. q: [tokens, query_heads, head_dim]; k: [tokens, kv_heads, head_dim];
+  /// v: [tokens, kv_heads, value_dim]; out: [tokens, query_heads, value_dim]; tokens: of the whole batch.
   template <class S>
   void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
               std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out, Stream stream = {}) {
@@ -436,9 +436,9 @@ class KVCacheBase {
   void check(Stream stream = {}) const requires replayable { operations_.check(stream); }
 
   /// Writes all tokens of a sequence and layer as attention sees them: exact
-  /// rows as they are, others as their codes say. k, v: [length(sequence,
-  /// layer), kv_heads, head_dim]; rows of tokens that have left an attention window are not written. On
-  /// a device it does not wait, unless its workspace grows.
+  /// rows as they are, others as their codes say. k: [length(sequence, layer), kv_heads, head_dim]; v:
+  /// the same, of value_dim; rows of tokens that have left an attention window are not written. On a
+  /// device it does not wait, unless its workspace grows.
   template <Element S>
   void dequantize(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<TensorView<S>> v,
                   Stream stream = {}) {
@@ -1284,8 +1284,8 @@ class KVCacheBase {
 /// T: float, half or bfloat16. Bits: 2, 3, 4 or 8; 16 keeps exact half-precision
 /// pages, the baseline.
 ///
-/// Tensors are `[tokens, heads, head_dim]` in float, half or bfloat16, whatever
-/// T is. A batched call takes several sequences, each once, their rows one after another or where
+/// Tensors are `[tokens, heads, head_dim]`, of values and outputs `[tokens, heads, value_dim]`, in
+/// float, half or bfloat16, whatever T is. A batched call takes several sequences, each once, their rows one after another or where
 /// SequenceTokens says. Errors are `squat::Error`, name the argument and the
 /// limit, and leave the cache as it was. One thread at a time may call a cache.
 ///
