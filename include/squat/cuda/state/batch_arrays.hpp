@@ -24,11 +24,7 @@ class BatchArrays {
   /// captured they must be there already.
   const BatchEntry *find(std::span<const BatchEntry> entries, bool capturing, cudaStream_t stream) {
     const auto same = [&](const Array &array) {
-      return std::equal(entries.begin(), entries.end(), array.entries.begin(), array.entries.end(),
-                        [](const BatchEntry &a, const BatchEntry &b) {
-                          return a.state == b.state && a.first_row == b.first_row &&
-                                 a.tokens == b.tokens && a.sinks == b.sinks && a.unpacked == b.unpacked;
-                        });
+      return std::equal(entries.begin(), entries.end(), array.entries.begin(), array.entries.end());
     };
     auto found = std::find_if(arrays_.begin(), arrays_.end(), same);
     if (found == arrays_.end()) {

@@ -52,6 +52,8 @@ struct BatchEntry {
   std::int32_t causal = 1;  ///< see SequenceCall
   std::uint16_t *unpacked = nullptr;  ///< the tail as exact blocks, one behind the other, where
                                       ///< attention of the call is to meet these instead of bytes
+
+  bool operator==(const BatchEntry &) const = default;
 };
 
 /// A view of [tokens, heads, head_dim] in device memory, strides in elements.
