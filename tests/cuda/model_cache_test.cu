@@ -47,6 +47,15 @@ TEST_F(CudaModelCache, IsACacheForEachGroup) {
     EXPECT_EQ(attended([&] { cache.attend(all, 0, q, k, v, out); }), expected_exact);
     first += count;
   }
+  const std::vector<Index> parents{-1, 0, 0, 1};
+  const AttentionTensors<float> drafted{
+      .q = in.q.view(0, 4), .k = in.k.view(0, 4), .v = in.v.view(0, 4), .out = in.out.view(0, 4)};
+  const auto found = [&](auto &of, SequenceId sequence, int layer) {
+    of.draft(std::vector{SequenceTokens{sequence, 4}}, layer, drafted, parents);
+    return in.out.read().elements;
+  };
+  EXPECT_EQ(found(cache, all, 1), found(packed, one, 0));
+  EXPECT_EQ(found(cache, all, 0), found(exact, other, 0));
   cache.check();
   const SequenceId child = cache.fork(all, 120);
   cache.reorder(std::vector{all}, std::vector{child});

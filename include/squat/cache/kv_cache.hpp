@@ -331,7 +331,8 @@ class KVCacheBase {
   /// each: the row of the parent among the sequence's own, before it, or -1 for the roots, which stand
   /// right behind the cached tokens. Keys and queries carry the rotary position of their depth. What is
   /// accepted is appended afterwards: append() takes the rows of its path. Up to 256 tokens a sequence.
-  /// On the CPU alone.
+  /// Costs what a read of as many tokens does, and each row the tokens of its path besides. On a device,
+  /// waits for it, to check elements, so that no graph can capture it, and rounds outputs twice.
   template <Element S>
   void draft(Batch batch, int layer, const AttentionTensors<S> &tensors, std::span<const Index> parents,
              Stream stream = {}) requires drafts {

@@ -35,6 +35,8 @@
 #include "squat/cuda/coding/codings.hpp"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/append_step.cuh"
+#include "squat/cuda/kernels/attend_call.cuh"
+#include "squat/cuda/kernels/attend_paths.cuh"
 #include "squat/cuda/kernels/byte_rows.cuh"
 #include "squat/cuda/kernels/check_elements.cuh"
 #include "squat/cuda/kernels/dequantize.cuh"
@@ -281,25 +283,33 @@ class Operations {
   template <Element S>
   void attend(std::span<const Call> calls, TensorView<const S> q, AttentionOutput<S> out,
               cudaStream_t stream) {
-    reserve_attend(calls, stream);
-    const bool unpacks = shape_.byte_tail && most_tokens_ > 1;
-    Index most_tail = 0;
-    if (unpacks) {
-      reserve_unpacked(
-          calls, [](const Call &call) { return call.exact->capacity(); }, stream);
-      for (const Call &call : calls) most_tail = std::max(most_tail, call.exact->capacity());
+    read<S>(calls, q, out, nullptr, stream);
+  }
+
+  /// Attends to what is cached as attend() does, at the same cost, and to paths behind it, each row at
+  /// the cost of its own (attend_paths.cuh); outputs are rounded to S in between. Waits for the stream.
+  template <Element S>
+  void draft(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
+             TensorView<const S> v, AttentionOutput<S> out, cudaStream_t stream) {
+    if (capturing(stream))
+      throw Error("squat: stream is being captured, and a draft waits for it, to check elements");
+    check_rows<S>(calls, q, k, v, stream);
+    AttentionOutput<S> cached = out;
+    if (out.lse.tokens == 0) {
+      const Index heads = options_->query_heads;
+      grow(draft_lse_, static_cast<std::size_t>(q.tokens * heads), stream);
+      cached.lse = {draft_lse_.data(), q.tokens, heads, 1};
     }
-    make_entries(calls, unpacks);
-    const BatchEntry *batch = find_batch(reading_, stream);
-    if (unpacks) {
-      with_layout([&]<class Layout>() {
-        launch_unpack_tail<Layout::HeadDim, T, S>(batch, static_cast<int>(calls.size()),
-                                                  static_cast<int>(most_tail), kv_heads(), false, {}, {},
-                                                  stream);
-      });
-      cuda::check(cudaGetLastError(), "tail");
-    }
-    attend_batch<S>(batch, calls, q, out, stream);
+    upload_draft(calls, q.tokens, stream);
+    if (!draft_calls_.empty()) read<S>(draft_calls_, q, cached, draft_.data(), stream);
+    PathCall<S> paths{.call = attend_call<S>(nullptr, calls, q, out),
+                      .k = device_tensor(k),
+                      .v = device_tensor(v),
+                      .cached_lse = device_tensor(TensorView<const float>(cached.lse)),
+                      .rows = static_cast<std::int32_t>(q.tokens)};
+    paths.call.scale *= log2_e;
+    paths.call.draft = draft_.data();
+    with_layout([&]<class Layout>() { launch_attend_paths<Layout::HeadDim, T, S>(paths, stream); });
   }
 
   // ---- decode steps
@@ -581,8 +591,9 @@ class Operations {
   std::size_t bases_bytes() const { return codings_.bytes(); }
   std::size_t workspace_bytes() const {
     std::size_t sum = attend_.bytes() + observing_.bytes() + rows_.bytes() + unpacked_.bytes() +
-                      call_batch_.bytes() + reading_.bytes() + first_bad_.bytes() + errors_.bytes() +
-                      arena_->bytes() - arena_->used_bytes() + from_bases_.bytes();
+                      call_batch_.bytes() + reading_.bytes() + draft_.bytes() + draft_lse_.bytes() +
+                      first_bad_.bytes() + errors_.bytes() + arena_->bytes() - arena_->used_bytes() +
+                      from_bases_.bytes();
     for (const BatchArrays &batches : batches_) sum += batches.bytes();
     for (const auto &buffer : retired_) sum += buffer.bytes();
     for (const auto &rows : retired_rows_) sum += rows.bytes();
@@ -746,7 +757,8 @@ class Operations {
     for (std::size_t i = 0; i < calls.size(); ++i) {
       const Call &call = calls[i];
       entries_.push_back({call.exact->device_state(), static_cast<std::int32_t>(call.first_row),
-                          static_cast<std::int32_t>(call.tokens), 0, call.causal, unpacked(i, unpacks)});
+                          static_cast<std::int32_t>(call.tokens), 0, call.causal && call.draft.empty(),
+                          unpacked(i, unpacks)});
     }
   }
 
@@ -793,9 +805,68 @@ class Operations {
     cuda::check(cudaMemsetAsync(attend_.data(), 0, counter_bytes, stream), "workspace");
   }
 
+  /// Attends to what is cached. draft: see AttendCall; logits of sinks are left to who merges it.
   template <Element S>
-  void attend_batch(const BatchEntry *batch, std::span<const Call> calls, TensorView<const S> q,
-                    const AttentionOutput<S> &out, cudaStream_t stream) const {
+  void read(std::span<const Call> calls, TensorView<const S> q, const AttentionOutput<S> &out,
+            const DraftRow *draft, cudaStream_t stream) {
+    reserve_attend(calls, stream);
+    const bool unpacks = shape_.byte_tail && most_tokens_ > 1;
+    Index most_tail = 0;
+    if (unpacks) {
+      reserve_unpacked(
+          calls, [](const Call &call) { return call.exact->capacity(); }, stream);
+      for (const Call &call : calls) most_tail = std::max(most_tail, call.exact->capacity());
+    }
+    make_entries(calls, unpacks);
+    const BatchEntry *batch = find_batch(reading_, stream);
+    if (unpacks) {
+      with_layout([&]<class Layout>() {
+        launch_unpack_tail<Layout::HeadDim, T, S>(batch, static_cast<int>(calls.size()),
+                                                  static_cast<int>(most_tail), kv_heads(), false, {}, {},
+                                                  stream);
+      });
+      cuda::check(cudaGetLastError(), "tail");
+    }
+    attend_batch<S>(batch, calls, q, out, stream, draft);
+  }
+
+  /// Checks the elements of the rows of calls, neighbours together. Waits for the stream.
+  template <Element S>
+  void check_rows(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
+                  TensorView<const S> v, cudaStream_t stream) const {
+    for (auto call = calls.begin(); call != calls.end();) {
+      const Index first = call->first_row;
+      Index end = first;
+      for (; call != calls.end() && call->first_row == end; ++call) end += call->tokens;
+      const auto rows = [&](const char *name, TensorView<const S> tensor) {
+        return NamedTensor<S>{name, tensor.slice(first, end - first), first};
+      };
+      check_elements<S>({rows("q", q), rows("k", k), rows("v", v)}, stream);
+    }
+  }
+
+  /// Takes the rows of a draft to the device, and notes the calls whose sequences are not empty.
+  void upload_draft(std::span<const Call> calls, Index rows, cudaStream_t stream) {
+    draft_calls_.clear();
+    draft_rows_.assign(static_cast<std::size_t>(rows), DraftRow{});
+    for (const Call &call : calls) {
+      const bool cached = call.past > 0;
+      if (cached) draft_calls_.push_back(call);
+      auto row = draft_rows_.begin() + call.first_row;
+      for (const DraftToken &token : call.draft) {
+        *row++ = {
+            .parent = static_cast<std::int32_t>(token.parent < 0 ? -1 : call.first_row + token.parent),
+            .depth = static_cast<std::int32_t>(token.depth),
+            .cached = cached};
+      }
+    }
+    grow(draft_, draft_rows_.size(), stream);
+    upload<DraftRow>(draft_rows_, draft_.data(), stream);
+  }
+
+  template <Element S>
+  AttendCall<S> attend_call(const BatchEntry *batch, std::span<const Call> calls, TensorView<const S> q,
+                            const AttentionOutput<S> &out) const {
     AttendCall<S> call{};
     call.batch = batch;
     call.entries = static_cast<std::int32_t>(calls.size());
@@ -808,6 +879,16 @@ class Operations {
     call.lse = device_tensor(out.lse);
     call.rule = score_rule(codings_.at(calls.front().coding).layer());
     call.table_pages = table_pages_;
+    return call;
+  }
+
+  template <Element S>
+  void attend_batch(const BatchEntry *batch, std::span<const Call> calls, TensorView<const S> q,
+                    const AttentionOutput<S> &out, cudaStream_t stream,
+                    const DraftRow *draft = nullptr) const {
+    AttendCall<S> call = attend_call<S>(batch, calls, q, out);
+    call.draft = draft;
+    if (draft != nullptr) call.rule.sink_logits = nullptr;
     with_layout([&]<class Layout>() {
       launch_attend<Layout, T>(call, *options_->values, most_tokens_, attend_.data(), stream);
     });
@@ -867,7 +948,9 @@ class Operations {
   std::size_t page_bytes_ = 0;
   ExactShape shape_{};
   std::vector<BatchArrays> batches_;      // of steps, a layer each
-  BatchArrays reading_;                   // of attend()
+  BatchArrays reading_;                   // of attend() and draft()
+  DeviceBuffer<DraftRow> draft_;          // of draft(), a row of its tensors each
+  DeviceBuffer<float> draft_lse_;         // of what is cached, where nobody asks for them
   DeviceBuffer<BatchEntry> call_batch_;   // of a call that the host plans
   DeviceBuffer<std::byte> attend_;        // workspace
   DeviceBuffer<std::uint16_t> rows_;      // of a tail, while a call lasts
@@ -888,6 +971,8 @@ class Operations {
   std::int32_t most_tokens_ = 0;              // of a sequence
   std::int32_t table_pages_ = 0;              // entries of all page tables, used or not
   std::vector<BatchEntry> entries_;
+  std::vector<Call> draft_calls_;
+  std::vector<DraftRow> draft_rows_;
   std::vector<Write<LayerState>> states_;
   std::vector<Write<PageEntry>> pages_;
   std::vector<PieceCopy> copies_;

@@ -75,7 +75,7 @@ class GroupCacheOf final : public GroupCache {
       if constexpr (Cache::drafts) {
         cache_.draft(batch, layer, typed, parents, of(stream));
       } else {
-        throw Error("squat: drafts are on the CPU alone");
+        throw Error("squat: the backend knows no drafts");
       }
     });
   }

@@ -68,20 +68,21 @@ class RowBlock {
         memory_(memory) {
     const int all = rows.call.rows(entry), length = state_.length();
     const int first = first_row_ + warp_index() * warp_rows;
-    const auto seen = [&](int row) { return rows.call.seen(entry, length, row); };
     __syncwarp();
     for (int i = lane_index(); i < warp_rows; i += warp_lanes) {
-      own_limits()[i] = first + i < all ? seen(first + i) : 0;
+      own_limits()[i] = first + i < all ? rows.call.template seen<Ruled>(entry, length, first + i) : 0;
     }
-    least_limit_ = seen(first);
-    most_limit_ = seen(min(first_row_ + RowBlock::rows, all) - 1);
+    least_limit_ = rows.call.template least_seen<Ruled>(entry, length, first);
+    most_limit_ =
+        rows.call.template most_seen<Ruled>(entry, length, min(first_row_ + RowBlock::rows, all) - 1);
   }
 
   /// The first of the units from `first` on that rows of the block may see. Pages that were cut have
   /// fewer tokens than counted here, so that none is left out that counts.
   __device__ int visible_begin(bool exact, int first) const {
     if (!Ruled || rule().window == 0) return first;
-    const int seen = rule().first_seen(call_.call.seen(entry_, state_.length(), first_row_));
+    const int seen =
+        rule().first_seen(call_.call.template least_seen<Ruled>(entry_, state_.length(), first_row_));
     if (!exact) {
       const int paged = max(seen - state_.pages[0].before, 0);  // those before have left
       return max(first, paged / (16 * step_tiles) - shape_.first_page * page_steps);
@@ -244,7 +245,8 @@ class RowBlock {
   __device__ bool is_behind_window(int position) const {
     if (!Ruled || rule().window == 0) return false;
     const int behind = min(first_row_ + (warp_index() + 1) * warp_rows, call_.call.rows(entry_));
-    return position < rule().first_seen(call_.call.seen(entry_, state_.length(), behind - 1));
+    return position <
+           rule().first_seen(call_.call.template most_seen<Ruled>(entry_, state_.length(), behind - 1));
   }
 
   /// Scores become what the rule makes of them.

@@ -184,9 +184,9 @@ class DecodeTeam {
     const int first_row = (piece.tile + call_.first_tile) * plan_.rows() + team_in_group() * team_rows;
     left.own.begin = left.piece.begin = piece.own.end;
     const int lane = lane_index();
-    if (lane < team_rows) {
-      task().limits[lane] = call_.seen(entry, state->length(), min(first_row + lane, rows - 1));
-    }
+    const int limit = call_.seen(entry, state->length(), min(first_row + lane % team_rows, rows - 1));
+    const int most = reduce_lanes<1>(limit, [](int a, int b) { return max(a, b); });
+    if (lane < team_rows) task().limits[lane] = limit;
     if (lane == 0) {
       DecodeTask &task = this->task();
       task.state = state;
@@ -196,6 +196,7 @@ class DecodeTeam {
       task.first_row = first_row;
       task.rows = rows;
       task.page_count = piece.page_last - piece.page_first;
+      task.all_see = call_.rule.first_seen(most);
       task.piece = piece;
       task.left = left;
     }

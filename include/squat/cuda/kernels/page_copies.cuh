@@ -65,7 +65,7 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
                      .last = static_cast<std::int16_t>(last),
                      .masked = first > 0 || last < Group ||
                                entry.before + entry.tokens > task.limits[0] ||
-                               entry.before < call_.rule.first_seen(task.limits[team_rows - 1]),
+                               entry.before < task.all_see,
                      .batch = 0,
                      .tile = i - entry.tile_page,
                      .mode_row = entry.row / 16 * 512,
