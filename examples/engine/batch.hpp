@@ -15,7 +15,7 @@ struct Batch {
 
   /// What a cache takes of the rows [first, first + count), in which others may have some.
   struct OfCache {
-    Cache *cache;
+    ModelCache *cache;
     squat::Index first;
     squat::Index count;
     std::vector<squat::SequenceTokens> sequences;

@@ -47,10 +47,9 @@ inline std::vector<Extension> extend(std::span<const Beam> beams, const RowMatri
 
 /// Continues a prompt by `length` tokens, at most `width` beams at a time. They share what is packed of
 /// the prompt and of each other.
-inline std::vector<Beam> search_beams(Engine &engine, const CacheSpec &spec,
-                                      const squat::Options &options, std::span<const int> prompt,
-                                      std::size_t width, int length) {
-  const std::unique_ptr<Cache> cache = engine.make_cache(spec, options);
+inline std::vector<Beam> search_beams(Engine &engine, const squat::ModelOptions &options,
+                                      std::span<const int> prompt, std::size_t width, int length) {
+  const std::unique_ptr<ModelCache> cache = engine.make_cache(options);
   std::vector<squat::SequenceId> sequences = {cache->add_sequence()};
   std::vector<int> tokens(prompt.begin(), prompt.end());
   std::vector<SequenceRows> rows = {
@@ -58,8 +57,7 @@ inline std::vector<Beam> search_beams(Engine &engine, const CacheSpec &spec,
   std::vector<Beam> beams(1);
   for (int step = 0; step < length; ++step) {
     const std::vector<Extension> next = extend(beams, engine.forward(tokens, rows), width);
-    while (sequences.size() < next.size())
-      sequences.push_back(cache->fork(sequences[0], cache->length(sequences[0])));
+    while (sequences.size() < next.size()) sequences.push_back(cache->fork(sequences[0]));
     std::vector<squat::SequenceId> parents;
     std::vector<Beam> longer;
     tokens.clear();

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "squat/cache/kv_cache.hpp"
+
 namespace engine {
 namespace {
 
@@ -120,25 +122,31 @@ CacheSpec parse_cache_spec(std::string_view text) {
   return spec;
 }
 
-squat::Options CacheSpec::options_for(const Config &config) const {
-  squat::Options filled = options;
-  filled.layers = config.layers;
-  if (config.attention_window == 0) {
-    filled.rotary = {{config.inverse_frequencies, config.differences.rotary_pairs}};
-  } else {
-    for (int layer = 0; layer < config.layers; ++layer)
-      filled.rotary.push_back({config.inverse_frequencies_of(layer), config.differences.rotary_pairs});
-  }
-  filled.attention_scale = config.attention_scale;
-  filled.soft_cap = config.attention_soft_cap;
-  filled.query_heads = config.query_heads;
-  filled.kv_heads = config.kv_heads;
-  filled.head_dim = config.head_dim;
+squat::ModelOptions CacheSpec::options_for(const Config &config) const {
+  squat::LayerGroup group{.key_bits = key_bits, .value_bits = value_bits};
+  group.options = options;
+  group.options.attention_scale = config.attention_scale;
+  group.options.soft_cap = config.attention_soft_cap;
+  group.options.query_heads = config.query_heads;
+  group.options.kv_heads = config.kv_heads;
+  group.options.head_dim = config.head_dim;
   if (published) {
-    filled = squat::published_squat(filled);
-    filled.page_tokens = options.page_tokens;
+    group.options = squat::published_squat(group.options);
+    group.options.page_tokens = options.page_tokens;
   }
-  return filled;
+  squat::ModelOptions model{.layers = config.layers};
+  for (const bool local : {false, true}) {
+    group.layers.clear();
+    for (int layer = 0; layer < config.layers; ++layer) {
+      if (config.is_local(layer) == local) group.layers.push_back(layer);
+    }
+    if (group.layers.empty()) continue;
+    group.options.attention_window = local ? config.attention_window : 0;
+    group.options.rotary = {
+        {config.inverse_frequencies_of(group.layers.front()), config.differences.rotary_pairs}};
+    model.groups.push_back(group);
+  }
+  return model;
 }
 
 }  // namespace engine

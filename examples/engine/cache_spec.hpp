@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "config.hpp"
-#include "squat/squat.hpp"
+#include "squat/model/model_options.hpp"
 
 namespace engine {
 
@@ -18,8 +18,9 @@ struct CacheSpec {
   squat::Options options;  // but for the model's shape
   bool published = false;
 
-  /// Options for a model.
-  squat::Options options_for(const Config &config) const;
+  /// Of a model's layers: one group where they are alike. Layers that attend through a window and those
+  /// that see all tokens are two, for they differ in their rotary embedding too.
+  squat::ModelOptions options_for(const Config &config) const;
 };
 
 /// Throws std::invalid_argument, naming what exists, for a SPEC that does not.

@@ -1,5 +1,5 @@
 // Collects the statistics of queries and keys over a text, for Options::prior of later caches of the
-// same model.
+// same model: of each group of layers, one behind the other.
 
 #include <fmt/format.h>
 
@@ -7,13 +7,14 @@
 #include <algorithm>
 #include <exception>
 #include <fstream>
+#include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cache_spec.hpp"
-#include "model.hpp"
-#include "squat/squat.hpp"
+#include "engine.hpp"
 #include "tokenizer.hpp"
 
 namespace {
@@ -30,36 +31,25 @@ void collect(const Arguments &arguments) {
   const Tokenizer tokenizer(file);
   const std::vector<int> tokens =
       encode_file(arguments.text, tokenizer, static_cast<std::size_t>(arguments.tokens));
-  Model model(file);
-  const Config &config = model.config();
-  if (config.attention_window > 0)
-    throw std::invalid_argument("layers that attend through a window are in a cache of their own");
+  const std::unique_ptr<Engine> engine = make_engine("cpu", file);
   // An exact cache: what it collects is not coloured by any coding.
-  squat::Options options = parse_cache_spec("exact").options_for(config);
-  options.tile_tokens = arguments.frame;
-  options.keep_statistics = true;
-  squat::KVCache<squat::half, 16> cache(options);
+  squat::ModelOptions options = parse_cache_spec("exact").options_for(engine->config());
+  for (squat::LayerGroup &group : options.groups) {
+    group.options.tile_tokens = arguments.frame;
+    group.options.keep_statistics = true;
+  }
+  const std::unique_ptr<ModelCache> cache = engine->make_cache(options);
   for (std::size_t first = 0; first < tokens.size();
        first += static_cast<std::size_t>(arguments.length)) {
     const std::size_t count =
         std::min(tokens.size() - first, static_cast<std::size_t>(arguments.length));
-    std::vector<Position> rows;
-    for (std::size_t i = 0; i < count; ++i) rows.push_back({tokens[first + i], static_cast<int>(i)});
-    const squat::SequenceId sequence = cache.add_sequence();
-    const auto view = [&](RowMatrix &matrix, int heads) {
-      return squat::TensorView<float>(matrix.data(), matrix.rows(), heads, config.head_dim);
-    };
-    const auto attention = [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
-      cache.attend(sequence, layer, view(q, config.query_heads), view(k, config.kv_heads),
-                   view(v, config.kv_heads), view(out, config.query_heads));
-    };
-    const int last = static_cast<int>(count) - 1;
-    model.forward(rows, attention, std::span(&last, 1));
-    cache.remove_sequence(sequence);
+    const SequenceRows rows{cache.get(), cache->add_sequence(), static_cast<squat::Index>(count)};
+    engine->forward(std::span(tokens).subspan(first, count), std::span(&rows, 1));
+    cache->remove_sequence(rows.sequence);
   }
   std::ofstream out(arguments.out, std::ios::binary);
   if (!out) throw std::invalid_argument("cannot write " + arguments.out);
-  cache.statistics().save(out);
+  for (std::size_t group = 0; group < cache->groups(); ++group) cache->statistics(group).save(out);
   fmt::print("{}: statistics of {} tokens\n", arguments.out, tokens.size());
 }
 

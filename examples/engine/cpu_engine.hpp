@@ -7,7 +7,7 @@
 #include "batch.hpp"
 #include "engine.hpp"
 #include "model.hpp"
-#include "windowed_cache.hpp"
+#include "squat/model/cpu_group.hpp"
 
 namespace engine {
 
@@ -17,10 +17,8 @@ class CpuEngine : public Engine {
   explicit CpuEngine(const Gguf &file) : model_(file) {}
 
   const Config &config() const override { return model_.config(); }
-  std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options) override {
-    return make_windowed_cache(config(), options, [&](const squat::Options &of_layers) {
-      return make_cpu_cache(spec, of_layers);
-    });
+  std::unique_ptr<ModelCache> make_cache(const squat::ModelOptions &options) override {
+    return std::make_unique<ModelCache>(options, squat::make_cpu_group);
   }
   const RowMatrix &forward(std::span<const int> tokens,
                            std::span<const SequenceRows> sequences) override;

@@ -1,9 +1,11 @@
 #include "cuda_engine.hpp"
 
 #include <algorithm>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 
+#include "cuda/make_group.hpp"
 #include "dequantize.hpp"
 
 namespace engine::cuda {
@@ -28,6 +30,20 @@ Config read_llama_config(const Gguf &file) {
   return config;
 }
 
+/// A squat::MakeGroup. Throws std::invalid_argument where the widths were not compiled in.
+std::unique_ptr<squat::GroupCache> make_group(const squat::Options &options,
+                                              squat::ElementType exact_rows, int key_bits,
+                                              int value_bits) {
+#define WIDTHS(key_bits_, value_bits_)                    \
+  if (key_bits == key_bits_ && value_bits == value_bits_) \
+    return make_group_of<key_bits_, value_bits_>(options, exact_rows);
+  ENGINE_WIDTHS
+#undef WIDTHS
+  throw std::invalid_argument(
+      "keys of " + std::to_string(key_bits) + " and values of " + std::to_string(value_bits) +
+      " bits were not compiled for cuda; CMake's ENGINE_CUDA_WIDTHS names what was");
+}
+
 std::size_t size_of(int rows, int width) {
   return static_cast<std::size_t>(rows) * static_cast<std::size_t>(width);
 }
@@ -36,7 +52,6 @@ std::size_t size_of(int rows, int width) {
 
 CudaEngine::CudaEngine(const Gguf &file)
     : config_(read_llama_config(file)),
-      blas_(stream_),
       norm_(read_vector(file, "output_norm.weight", config_.embedding)),
       inverse_frequencies_(std::span<const float>(config_.inverse_frequencies)) {
   const auto read = [&](const char *name) {
@@ -47,8 +62,9 @@ CudaEngine::CudaEngine(const Gguf &file)
   for (int i = 0; i < config_.layers; ++i) layers_.push_back(read_layer(file, i));
 }
 
-/// Nothing of ours is given back while the GPU may still use it.
-CudaEngine::~CudaEngine() { cudaStreamSynchronize(stream_); }
+std::unique_ptr<ModelCache> CudaEngine::make_cache(const squat::ModelOptions &options) {
+  return std::make_unique<ModelCache>(options, make_group);
+}
 
 CudaEngine::Layer CudaEngine::read_layer(const Gguf &file, int index) const {
   const Config &c = config_;
@@ -91,7 +107,7 @@ void CudaEngine::upload(std::span<const Position> rows, std::span<const int> wan
     positions.push_back(row.position);
   }
   const auto copy = [&](std::span<const int> from, DeviceArray<int> &to) {
-    check(cudaMemcpyAsync(to.data(), from.data(), from.size_bytes(), cudaMemcpyHostToDevice, stream_),
+    check(cudaMemcpyAsync(to.data(), from.data(), from.size_bytes(), cudaMemcpyHostToDevice),
           "cudaMemcpyAsync");
   };
   copy(tokens, tokens_);
@@ -116,10 +132,10 @@ void CudaEngine::attend(const Batch::OfCache &part, int layer) const {
 
 void CudaEngine::feed_forward(const Layer &layer, int rows) {
   const Config &c = config_;
-  normalize(x_.data(), nullptr, layer.feed_forward_norm.data(), c.rms_epsilon, rows, c.embedding, split_,
-            stream_);
+  normalize(x_.data(), nullptr, layer.feed_forward_norm.data(), c.rms_epsilon, rows, c.embedding,
+            split_);
   layer.gate_up.apply(blas_, split_, rows, gate_up_.data());
-  gate(gate_up_.data(), rows, c.feed_forward, split_, stream_);
+  gate(gate_up_.data(), rows, c.feed_forward, split_);
   layer.down.add(blas_, split_, rows, x_.data());
 }
 
@@ -133,25 +149,23 @@ const RowMatrix &CudaEngine::run_layers(const Batch &batch, Attend &&attend_rows
   // Queries and keys stand side by side: one rotation turns the heads of both.
   const Rotation rotation{positions_.data(), inverse_frequencies_.data(), c.rotary_dim / 2,
                           c.query_heads + c.kv_heads, c.head_dim};
-  embed(embedding_.weights(), tokens_.data(), rows, c.embedding, x_.data(), stream_);
+  embed(embedding_.weights(), tokens_.data(), rows, c.embedding, x_.data());
   for (int i = 0; i < c.layers; ++i) {
     const Layer &layer = layers_[static_cast<std::size_t>(i)];
-    normalize(x_.data(), nullptr, layer.attention_norm.data(), c.rms_epsilon, rows, c.embedding, split_,
-              stream_);
+    normalize(x_.data(), nullptr, layer.attention_norm.data(), c.rms_epsilon, rows, c.embedding, split_);
     layer.qkv.apply(blas_, split_, rows, qkv_.data());
-    rotate(qkv_.data(), qkv_width(), rows, rotation, stream_);
+    rotate(qkv_.data(), qkv_width(), rows, rotation);
     attend_rows(i);
-    split(mixed_.data(), size_of(rows, mixed_width()), split_, stream_);
+    split(mixed_.data(), size_of(rows, mixed_width()), split_);
     layer.output.add(blas_, split_, rows, x_.data());
     feed_forward(layer, rows);
   }
-  normalize(x_.data(), wanted_.data(), norm_.data(), c.rms_epsilon, results, c.embedding, split_,
-            stream_);
+  normalize(x_.data(), wanted_.data(), norm_.data(), c.rms_epsilon, results, c.embedding, split_);
   (output_.outputs() > 0 ? output_ : embedding_).apply(blas_, split_, results, device_logits_.data());
   check(cudaMemcpyAsync(logits_.data(), device_logits_.data(),
-                        size_of(results, c.vocabulary) * sizeof(float), cudaMemcpyDeviceToHost, stream_),
+                        size_of(results, c.vocabulary) * sizeof(float), cudaMemcpyDeviceToHost),
         "cudaMemcpyAsync");
-  check(cudaStreamSynchronize(stream_), "forward");
+  check(cudaStreamSynchronize(nullptr), "forward");
   return logits_;
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
 // The engine on a GPU: weights and activations in its memory, products by cuBLAS, attention by
-// squat::KVCache.
+// squat::ModelCache. All of it is put into the default stream, as are calls of a cache that name none.
 
 #include <memory>
 #include <span>
@@ -12,35 +12,18 @@
 #include "cuda/device_array.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/linear.hpp"
-#include "cuda/make_cache.hpp"
 #include "engine.hpp"
 
 namespace engine::cuda {
-
-class Stream {
- public:
-  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
-  ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(const Stream &) = delete;
-  Stream &operator=(const Stream &) = delete;
-
-  operator cudaStream_t() const { return stream_; }
-
- private:
-  cudaStream_t stream_{};
-};
 
 /// Activations are floats, as in engine::Model; products take them as pairs of float16 (SplitRows).
 class CudaEngine : public Engine {
  public:
   /// Throws FileError where the file holds no such model, std::runtime_error where CUDA does not work.
   explicit CudaEngine(const Gguf &file);
-  ~CudaEngine() override;
 
   const Config &config() const override { return config_; }
-  std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options) override {
-    return cuda::make_cache(spec, options, stream_);
-  }
+  std::unique_ptr<ModelCache> make_cache(const squat::ModelOptions &options) override;
   const RowMatrix &forward(std::span<const int> tokens,
                            std::span<const SequenceRows> sequences) override;
   const RowMatrix &prefill(std::span<const int> prompt,
@@ -65,7 +48,6 @@ class CudaEngine : public Engine {
   void feed_forward(const Layer &layer, int rows);
 
   Config config_;
-  Stream stream_;
   Blas blas_;
   std::vector<Layer> layers_;
   Linear embedding_, output_;  // output_ is empty where both are one

@@ -36,7 +36,7 @@ struct Windows {
 /// A coding of the cache and what came of it.
 struct CodingRun {
   CacheSpec spec;
-  squat::Options options;
+  squat::ModelOptions options;
   std::vector<Prediction> predictions{};      // of every window's tokens behind its prompt
   std::vector<squat::MemoryReport> memory{};  // of every window's cache at its end
 };
@@ -48,11 +48,11 @@ struct CodingRun {
 inline void decode_together(Engine &engine, const Windows &windows, int first, int count,
                             std::vector<CodingRun> &runs, const std::function<void(int)> &progress) {
   const std::size_t width = runs.size();
-  std::vector<std::unique_ptr<Cache>> caches;  // window after window, in each the order of the runs
+  std::vector<std::unique_ptr<ModelCache>> caches;  // window after window, in each the order of the runs
   std::vector<SequenceRows> sequences;
   for (int window = first; window < first + count; ++window) {
     for (const CodingRun &run : runs) {
-      caches.push_back(engine.make_cache(run.spec, run.options));
+      caches.push_back(engine.make_cache(run.options));
       sequences.push_back({caches.back().get(), caches.back()->add_sequence(), windows.prompt});
     }
     engine.prefill(windows.prompt_of(window), std::span(sequences).last(width));

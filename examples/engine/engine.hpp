@@ -6,30 +6,30 @@
 #include <span>
 #include <string_view>
 
-#include "cache.hpp"
 #include "cache_spec.hpp"
 #include "config.hpp"
 #include "linear.hpp"
-#include "squat/squat.hpp"
+#include "squat/model/model_cache.hpp"
 
 namespace engine {
 
+using squat::ModelCache;
+
 /// The next tokens of a sequence in a call: so many.
 struct SequenceRows {
-  Cache *cache;
+  ModelCache *cache;
   squat::SequenceId sequence;
   squat::Index tokens = 1;
 };
 
-/// Outlives its caches.
 class Engine {
  public:
   virtual ~Engine() = default;
 
   virtual const Config &config() const = 0;
 
-  /// An empty cache in the memory of the device.
-  virtual std::unique_ptr<Cache> make_cache(const CacheSpec &spec, const squat::Options &options) = 0;
+  /// An empty cache in the memory of the device, of options as CacheSpec::options_for() gives them.
+  virtual std::unique_ptr<ModelCache> make_cache(const squat::ModelOptions &options) = 0;
 
   /// Feeds the next tokens of each sequence, one sequence's behind the other's; weights are read once
   /// for all. Sequences may be of one cache or of several. Returns the logits behind the last token of

@@ -89,7 +89,7 @@ void report(const std::vector<CodingRun> &runs, const Arguments &arguments) {
              "perplexity", "KL mean", "KL p99", "top-1 %", "cache MB");
   for (const CodingRun &run : runs) {
     const Row row = measure(run);
-    const squat::Options &options = run.options;
+    const squat::Options &options = run.options.groups.front().options;
     const Summary &s = row.summary;
     fmt::print("{:<34} {:>7.3f} {:>7.3f} {:>10.3f} {:>9.5f} {:>9.4f} {:>7.2f} {:>9.2f}\n", run.spec.text,
                row.packed_bits, row.total_bits, s.perplexity, s.kl_mean, s.kl_p99, 100 * s.top1,
@@ -103,6 +103,19 @@ void report(const std::vector<CodingRun> &runs, const Arguments &arguments) {
   }
   if (!arguments.csv.empty()) write(arguments.csv, csv);
   if (!arguments.plot.empty()) write(arguments.plot, plot_svg(points));
+}
+
+/// Subspace codings get what collect_statistics wrote: a prior of each group of layers.
+void set_priors(const std::string &path, std::vector<CodingRun> &runs) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw std::invalid_argument("cannot open " + path);
+  for (std::size_t group = 0; group < runs.front().options.groups.size(); ++group) {
+    const auto prior = std::make_shared<squat::Prior>(squat::Prior::load(in));
+    for (CodingRun &run : runs) {
+      squat::Options &options = run.options.groups[group].options;
+      if (options.coding == squat::Coding::subspace) options.prior = prior;
+    }
+  }
 }
 
 void evaluate(const Arguments &arguments) {
@@ -123,18 +136,14 @@ void evaluate(const Arguments &arguments) {
     throw std::invalid_argument(fmt::format("--length is {}, the model's context is {}",
                                             arguments.length, engine->config().context));
   }
-  std::shared_ptr<const squat::Prior> prior;
-  if (!arguments.prior.empty()) {
-    std::ifstream in(arguments.prior, std::ios::binary);
-    if (!in) throw std::invalid_argument("cannot open " + arguments.prior);
-    prior = std::make_shared<squat::Prior>(squat::Prior::load(in));
-  }
   for (CodingRun &run : runs) {
     run.options = run.spec.options_for(engine->config());
-    if (run.options.coding == squat::Coding::subspace) run.options.prior = prior;
-    run.options.statistics_tokens =
-        std::min(arguments.prompt, run.options.statistics_tokens);  // short prompts count as such
+    for (squat::LayerGroup &group : run.options.groups) {
+      int &tokens_to_learn = group.options.statistics_tokens;
+      tokens_to_learn = std::min(arguments.prompt, tokens_to_learn);  // short prompts count as such
+    }
   }
+  if (!arguments.prior.empty()) set_priors(arguments.prior, runs);
   const Windows windows{tokens, arguments.windows, arguments.length, arguments.prompt};
   const auto start = std::chrono::steady_clock::now();
   decode_windows(*engine, windows, arguments.batch, runs,

@@ -95,7 +95,7 @@ void run(const Arguments &arguments) {
     throw std::invalid_argument(fmt::format("prompt and tokens are {} + {}, the model's context is {}",
                                             prompt.size(), arguments.tokens, room));
   }
-  const std::unique_ptr<Cache> cache = engine->make_cache(spec, spec.options_for(config));
+  const std::unique_ptr<ModelCache> cache = engine->make_cache(spec.options_for(config));
   const squat::SequenceId sequence = cache->add_sequence();
   const auto forward = [&](std::span<const int> tokens) -> Eigen::RowVectorXf {
     const SequenceRows rows{cache.get(), sequence, static_cast<squat::Index>(tokens.size())};
@@ -130,7 +130,7 @@ void run(const Arguments &arguments) {
 
 int main(int argc, char **argv) {
   Arguments arguments;
-  CLI::App app("Continues a prompt with a model (GGUF) over a squat::KVCache.\n" + cache_spec_help());
+  CLI::App app("Continues a prompt with a model (GGUF) over a squat::ModelCache.\n" + cache_spec_help());
   app.add_option("MODEL", arguments.model, "GGUF file")->required();
   CLI::Option_group &prompt = *app.add_option_group("prompt", "The text to continue, one of the two");
   prompt.require_option(1);

@@ -66,7 +66,7 @@ int run(const Arguments &arguments) {
   std::size_t refused = 0;
   std::vector<Run> runs;
   const auto with_cache = [&](const CacheSpec &coding, auto &&serve_with) {
-    const std::unique_ptr<Cache> cache = make_served_cache(*engine, coding, text);
+    const std::unique_ptr<ModelCache> cache = make_served_cache(*engine, coding, text);
     Scheduler scheduler(*engine, *cache, tokenizer, arguments.limits);
     serve_with(scheduler);
     runs.push_back({coding.text, scheduler.figures()});
@@ -97,7 +97,7 @@ int main(int argc, char **argv) {
   Limits &limits = arguments.limits;
   HttpOptions &http = arguments.http;
   CLI::App app(
-      "Serves requests to a model (GGUF) over a squat::KVCache: continuous batching, "
+      "Serves requests to a model (GGUF) over a squat::ModelCache: continuous batching, "
       "prefixes shared, requests that wait on disk where memory runs out.\n" +
       cache_spec_help());
   app.add_option("MODEL", arguments.model, "GGUF file")->required();

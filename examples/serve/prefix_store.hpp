@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "cache.hpp"
+#include "engine.hpp"
 
 namespace engine::serve {
 
@@ -28,7 +28,7 @@ struct Prefix {
 /// Sequences of requests that are done, those used last in front.
 class PrefixStore {
  public:
-  explicit PrefixStore(Cache &cache) : cache_(cache) {}
+  explicit PrefixStore(ModelCache &cache) : cache_(cache) {}
   ~PrefixStore() {
     while (evict()) {
     }
@@ -76,7 +76,7 @@ class PrefixStore {
     squat::SequenceId sequence;
   };
 
-  Cache &cache_;
+  ModelCache &cache_;
   std::list<Kept> kept_;
 };
 

@@ -12,14 +12,14 @@
 #include <string>
 #include <system_error>
 
-#include "cache.hpp"
+#include "engine.hpp"
 
 namespace engine::serve {
 
 /// A file a sequence, in a folder of their own, which goes with this.
 class SavedSequences {
  public:
-  SavedSequences(Cache &cache, const std::filesystem::path &parent) : cache_(cache) {
+  SavedSequences(ModelCache &cache, const std::filesystem::path &parent) : cache_(cache) {
     std::string name = (parent / "sequences-XXXXXX").string();
     if (mkdtemp(name.data()) == nullptr)
       throw std::system_error(errno, std::generic_category(),
@@ -54,7 +54,7 @@ class SavedSequences {
  private:
   std::filesystem::path path(std::uint64_t number) const { return folder_ / std::to_string(number); }
 
-  Cache &cache_;
+  ModelCache &cache_;
   std::filesystem::path folder_;
 };
 

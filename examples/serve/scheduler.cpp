@@ -106,22 +106,33 @@ void Scheduler::admit() {
 
 /// A task starts, or goes on, where all its tokens fit and another page of every request that runs.
 bool Scheduler::start(Task &task) {
-  const std::size_t ahead = running_.size() * budget_.pages_of_layers();
-  const Prefix prefix = find_prefix(task);
-  task.sequence = prefix.tokens > 0
-                      ? cache_.fork(prefix.sequence, static_cast<squat::Index>(prefix.tokens))
-                      : cache_.add_sequence();
-  task.fed = task.shared = prefix.tokens;
+  const std::size_t ahead = running_.size() * budget_.page_bytes();
+  begin(task);
   const squat::SequenceTokens rest{task.sequence,
                                    static_cast<squat::Index>(task.request.prompt.size() - task.fed)};
-  if (make_room(cache_.pages_due(std::span(&rest, 1)) + ahead, 1)) return true;
+  if (make_room(cache_.page_bytes_due(std::span(&rest, 1)) + ahead, 1)) return true;
   cache_.remove_sequence(task.sequence);
   return false;
 }
 
+/// As a fork of another sequence, unless there is none, or one whose windows have passed what is shared.
+void Scheduler::begin(Task &task) {
+  const Prefix prefix = find_prefix(task);
+  task.fed = task.shared = 0;
+  if (prefix.tokens > 0) {
+    try {
+      task.sequence = cache_.fork(prefix.sequence, static_cast<squat::Index>(prefix.tokens));
+      task.fed = task.shared = prefix.tokens;
+      return;
+    } catch (const squat::Error &) {
+    }
+  }
+  task.sequence = cache_.add_sequence();
+}
+
 bool Scheduler::resume(Task &task) {
-  const std::size_t ahead = running_.size() * budget_.pages_of_layers();
-  if (!make_room(budget_.pages_of(task.fed) + ahead, 1)) return false;
+  const std::size_t ahead = running_.size() * budget_.page_bytes();
+  if (!make_room(budget_.page_bytes_of(task.fed) + ahead, 1)) return false;
   task.sequence = saved_.load(task.number);
   return true;
 }
@@ -134,27 +145,27 @@ Prefix Scheduler::find_prefix(const Task &task) {
     const std::size_t common = common_beginning(std::span(other->tokens).first(other->fed), prompt);
     if (common > longest.tokens) longest = {other->sequence, common};
   }
-  const auto page = static_cast<std::size_t>(cache_.options().page_tokens);
+  const auto page = static_cast<std::size_t>(cache_.group(0).options().page_tokens);
   return longest.tokens >= page ? longest : Prefix{};
 }
 
 // ---- room
 
-bool Scheduler::make_room(std::size_t pages, std::size_t more_sequences) {
-  while (!budget_.fits(running_.size() + prefixes_.size() + more_sequences, pages)) {
+bool Scheduler::make_room(std::size_t page_bytes, std::size_t more_sequences) {
+  while (!budget_.fits(running_.size() + prefixes_.size() + more_sequences, page_bytes)) {
     if (!prefixes_.evict()) return false;
     ++figures_.evictions;
   }
   return true;
 }
 
-std::size_t Scheduler::pages_due() const {
+std::size_t Scheduler::page_bytes_due() const {
   std::vector<squat::SequenceTokens> batch;
   for (const auto &task : running_) {
     const auto count = static_cast<squat::Index>(task->next(limits_.chunk).size());
     batch.push_back({task->sequence, count});
   }
-  return cache_.pages_due(batch);
+  return cache_.page_bytes_due(batch);
 }
 
 void Scheduler::preempt_youngest() {
@@ -166,7 +177,7 @@ void Scheduler::preempt_youngest() {
 }
 
 void Scheduler::fit_step() {
-  while (!running_.empty() && !make_room(pages_due(), 0)) {
+  while (!running_.empty() && !make_room(page_bytes_due(), 0)) {
     if (running_.size() > 1) {
       preempt_youngest();
     } else {

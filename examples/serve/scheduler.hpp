@@ -34,7 +34,7 @@ struct Limits {
 /// youngest first, and go on as if nothing had been. One thread calls it.
 class Scheduler {
  public:
-  Scheduler(Engine &engine, Cache &cache, const Tokenizer &tokenizer, const Limits &limits)
+  Scheduler(Engine &engine, ModelCache &cache, const Tokenizer &tokenizer, const Limits &limits)
       : engine_(engine),
         cache_(cache),
         tokenizer_(tokenizer),
@@ -72,14 +72,15 @@ class Scheduler {
   void drop_gone();
   void admit();
   bool start(Task &task);
+  void begin(Task &task);
   bool resume(Task &task);
   /// The longest common beginning of a prompt with a sequence of the cache.
   Prefix find_prefix(const Task &task);
 
-  /// Gives up kept sequences until `pages` more fit, and so many sequences beside those that run and are
-  /// kept. Returns whether they do.
-  bool make_room(std::size_t pages, std::size_t more_sequences);
-  std::size_t pages_due() const;
+  /// Gives up kept sequences until so many bytes of pages more fit, and so many sequences beside those
+  /// that run and are kept. Returns whether they do.
+  bool make_room(std::size_t page_bytes, std::size_t more_sequences);
+  std::size_t page_bytes_due() const;
   void preempt_youngest();
   void fit_step();
 
@@ -90,7 +91,7 @@ class Scheduler {
   void measure();
 
   Engine &engine_;
-  Cache &cache_;
+  ModelCache &cache_;
   const Tokenizer &tokenizer_;
   Limits limits_;
   Budget budget_;

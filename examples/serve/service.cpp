@@ -32,12 +32,12 @@ void serve_until_closed(Scheduler &scheduler, Inbox &inbox) {
 
 }  // namespace
 
-std::unique_ptr<Cache> make_served_cache(Engine &engine, const CacheSpec &spec,
-                                         std::span<const int> text) {
-  squat::Options options = spec.options_for(engine.config());
+std::unique_ptr<ModelCache> make_served_cache(Engine &engine, const CacheSpec &spec,
+                                              std::span<const int> text) {
+  squat::ModelOptions options = spec.options_for(engine.config());
   options.parallel = squat::openmp_parallel();
-  std::unique_ptr<Cache> cache = engine.make_cache(spec, options);
-  const squat::Options &chosen = cache->options();
+  std::unique_ptr<ModelCache> cache = engine.make_cache(options);
+  const squat::Options &chosen = cache->group(0).options();
   const int wanted = std::min(engine.config().context, chosen.statistics_tokens + chosen.page_tokens);
   text = text.first(std::min(text.size(), static_cast<std::size_t>(wanted)));
   if (!text.empty()) {

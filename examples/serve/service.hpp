@@ -14,8 +14,8 @@ namespace engine::serve {
 
 /// A cache whose codings have learnt from `text`, if that is long enough, so that what a request gets
 /// does not depend on those before it.
-std::unique_ptr<Cache> make_served_cache(Engine &engine, const CacheSpec &spec,
-                                         std::span<const int> text);
+std::unique_ptr<ModelCache> make_served_cache(Engine &engine, const CacheSpec &spec,
+                                              std::span<const int> text);
 
 /// Serves what comes to the inbox until that is closed. Requests that are not done then are cancelled.
 void serve(Scheduler &scheduler, Inbox &inbox);

@@ -34,7 +34,7 @@ struct Running {
   explicit Running(const SmallModel &model, const char *coding = "exact")
       : file(small_model(model)), engine(make_engine("cpu", file)) {
     const CacheSpec spec = parse_cache_spec(coding);
-    cache = engine->make_cache(spec, spec.options_for(engine->config()));
+    cache = engine->make_cache(spec.options_for(engine->config()));
     sequence = cache->add_sequence();
   }
   Eigen::RowVectorXf forward(std::span<const int> tokens) { return forward(tokens, sequence); }
@@ -45,7 +45,7 @@ struct Running {
 
   Gguf file;
   std::unique_ptr<Engine> engine;
-  std::unique_ptr<Cache> cache;
+  std::unique_ptr<ModelCache> cache;
   squat::SequenceId sequence;
 };
 

@@ -20,8 +20,8 @@ namespace {
 
 class Batches : public testing::TestWithParam<std::string> {
  protected:
-  std::unique_ptr<Cache> make_cache() {
-    return engine_->make_cache(spec_, spec_.options_for(engine_->config()));
+  std::unique_ptr<ModelCache> make_cache() {
+    return engine_->make_cache(spec_.options_for(engine_->config()));
   }
 
   std::vector<int> text(const std::string &lead) const {
@@ -31,7 +31,7 @@ class Batches : public testing::TestWithParam<std::string> {
   }
 
   /// Logits behind `tokens`, the next of a sequence.
-  Eigen::RowVectorXf feed(Cache &cache, squat::SequenceId sequence, std::span<const int> tokens) {
+  Eigen::RowVectorXf feed(ModelCache &cache, squat::SequenceId sequence, std::span<const int> tokens) {
     const SequenceRows rows{&cache, sequence, static_cast<squat::Index>(tokens.size())};
     return engine_->forward(tokens, std::span(&rows, 1)).row(0);
   }
@@ -48,7 +48,7 @@ TEST_P(Batches, SequencesGetTheLogitsTheyGetAlone) {
   const std::vector<std::vector<int>> calls = {
       {40, 40, 0}, {1, 1, 30}, {1, 1, 30}, {1, 0, 7}, {1, 1, 1}};
   for (const bool one_cache : {true, false}) {
-    std::vector<std::unique_ptr<Cache>> caches, alone;
+    std::vector<std::unique_ptr<ModelCache>> caches, alone;
     std::vector<SequenceRows> sequences, sequences_alone;
     for (std::size_t i = 0; i < texts.size(); ++i) {
       if (i == 0 || !one_cache) caches.push_back(make_cache());
@@ -81,7 +81,7 @@ TEST_P(Batches, SequencesGetTheLogitsTheyGetAlone) {
 TEST_P(Batches, ForkedCutAndLoadedSequencesGoOnAlike) {
   const std::vector<int> tokens = text("the inn ");
   const std::span all(tokens);
-  const std::unique_ptr<Cache> cache = make_cache();
+  const std::unique_ptr<ModelCache> cache = make_cache();
   const squat::SequenceId whole = cache->add_sequence();
   feed(*cache, whole, all.first(90));
   const squat::SequenceId fork = cache->fork(whole, 70);
@@ -97,7 +97,7 @@ TEST_P(Batches, ForkedCutAndLoadedSequencesGoOnAlike) {
 }
 
 TEST_P(Batches, TokensAreThoseOfTheSequences) {
-  const std::unique_ptr<Cache> cache = make_cache();
+  const std::unique_ptr<ModelCache> cache = make_cache();
   const squat::SequenceId one = cache->add_sequence(), other = cache->add_sequence();
   const std::vector<int> tokens = {1, 2, 3};
   for (const std::vector<squat::Index> &counts :

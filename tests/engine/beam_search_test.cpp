@@ -22,12 +22,12 @@ constexpr std::size_t width = 4;
 
 class BeamSearch : public testing::Test {
  protected:
-  squat::Options options() const { return spec_.options_for(engine_->config()); }
+  squat::ModelOptions options() const { return spec_.options_for(engine_->config()); }
 
   /// Logits behind the prompt and a beam's tokens, of a sequence of its own that is fed them as beams
   /// are: the prompt, and then one by one.
   Eigen::RowVectorXf recomputed(const Beam &beam) {
-    const std::unique_ptr<Cache> cache = engine_->make_cache(spec_, options());
+    const std::unique_ptr<ModelCache> cache = engine_->make_cache(options());
     SequenceRows rows{cache.get(), cache->add_sequence(), static_cast<squat::Index>(prompt_.size())};
     Eigen::RowVectorXf logits = engine_->forward(prompt_, std::span(&rows, 1)).row(0);
     rows.tokens = 1;
@@ -64,7 +64,7 @@ class BeamSearch : public testing::Test {
 
 TEST_F(BeamSearch, IsRecomputingEachBeamTokenForToken) {
   constexpr int length = 40;  // beyond the pages of the prompt
-  const std::vector<Beam> beams = search_beams(*engine_, spec_, options(), prompt_, width, length),
+  const std::vector<Beam> beams = search_beams(*engine_, options(), prompt_, width, length),
                           anew = search_anew(length);
   ASSERT_EQ(beams.size(), width);
   ASSERT_EQ(anew.size(), width);

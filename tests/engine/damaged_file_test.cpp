@@ -30,7 +30,7 @@ Outcome load_and_run(std::vector<std::byte> bytes) {
     const Tokenizer tokenizer(file);
     const std::unique_ptr<Engine> engine = make_engine("cpu", file);
     const CacheSpec spec = parse_cache_spec("exact");
-    const std::unique_ptr<Cache> cache = engine->make_cache(spec, spec.options_for(engine->config()));
+    const std::unique_ptr<ModelCache> cache = engine->make_cache(spec.options_for(engine->config()));
     const std::vector<int> tokens = tokenizer.encode("the inn, 42");
     if (tokens.empty()) return Outcome::refused;
     const SequenceRows rows{cache.get(), cache->add_sequence(),

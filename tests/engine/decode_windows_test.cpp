@@ -37,7 +37,7 @@ class DecodeWindows : public testing::Test {
       runs.push_back({.spec = parse_cache_spec(coding), .options = {}});
     for (CodingRun &run : runs) {
       run.options = run.spec.options_for(engine->config());
-      run.options.statistics_tokens = prompt;
+      run.options.groups[0].options.statistics_tokens = prompt;
     }
     std::vector<int> progress;
     decode_windows(*engine, {tokens_, window_count, length, prompt}, batch, runs,
@@ -100,14 +100,14 @@ TEST_F(DecodeWindows, DivergeOnlyWhereACodingRounds) {
 
 TEST_F(DecodeWindows, APromptForAllIsAPromptForEach) {
   const std::unique_ptr<Engine> engine = make_engine("cpu", file_);
-  std::vector<std::unique_ptr<Cache>> caches;
+  std::vector<std::unique_ptr<ModelCache>> caches;
   std::vector<SequenceRows> shared, own;
   for (std::vector<SequenceRows> *sequences : {&shared, &own}) {
     for (const std::string &coding : codings) {
       const CacheSpec spec = parse_cache_spec(coding);
-      squat::Options options = spec.options_for(engine->config());
-      options.statistics_tokens = prompt;
-      caches.push_back(engine->make_cache(spec, options));
+      squat::ModelOptions options = spec.options_for(engine->config());
+      options.groups[0].options.statistics_tokens = prompt;
+      caches.push_back(engine->make_cache(options));
       sequences->push_back({caches.back().get(), caches.back()->add_sequence(), prompt});
     }
   }

@@ -49,7 +49,8 @@ TEST(CacheSpecs, SayWhatTheyMean) {
   EXPECT_EQ(parse_cache_spec("subspace:k2v2:t16").options.tail, squat::TailCoding::exact);
   EXPECT_EQ(parse_cache_spec("subspace:k4v4:t8").options.tail, squat::TailCoding::int8);
   const Config config{.layers = 1, .query_heads = 2, .kv_heads = 1, .head_dim = 64};
-  const squat::Options published = parse_cache_spec("orthogonal:k2v2:published").options_for(config);
+  const squat::Options published =
+      parse_cache_spec("orthogonal:k2v2:published").options_for(config).groups[0].options;
   EXPECT_EQ(published.orthogonal.rank, 32);
   EXPECT_EQ(published.page_tokens, 32);
 }
@@ -71,7 +72,7 @@ RowMatrix logits_of(const std::vector<int> &pieces, const std::string &text) {
   const std::vector<int> tokens = Tokenizer(file).encode(text);
   const std::unique_ptr<Engine> engine = make_engine("cpu", file);
   const CacheSpec spec = parse_cache_spec("exact");
-  const std::unique_ptr<Cache> cache = engine->make_cache(spec, spec.options_for(engine->config()));
+  const std::unique_ptr<ModelCache> cache = engine->make_cache(spec.options_for(engine->config()));
   SequenceRows rows{cache.get(), cache->add_sequence()};
   RowMatrix logits;
   std::size_t first = 0;

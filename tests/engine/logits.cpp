@@ -7,21 +7,18 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "cache_of.hpp"
 #include "cache_spec.hpp"
 #include "gguf.hpp"
 #include "model.hpp"
+#include "squat/model.hpp"
 #include "tokenizer.hpp"
-#include "windowed_cache.hpp"
 
 namespace {
 
 using namespace engine;
-using FloatCache = CacheOf<squat::KVCache<float, 16>, squat::Cpu::Stream>;
 
 template <class Scalar>
 void write(const Scalar *from, std::size_t count) {
@@ -35,17 +32,16 @@ void run(const std::string &path, const std::string &text, std::size_t most, std
   std::vector<int> tokens = encode_file(text, tokenizer, most);
   if (tokenizer.begin_of_text() >= 0) tokens.insert(tokens.begin(), tokenizer.begin_of_text());
   Model model(file);
-  const CacheSpec spec = parse_cache_spec("exact");
-  const std::unique_ptr<Cache> cache = make_windowed_cache(
-      model.config(), spec.options_for(model.config()),
-      [](const squat::Options &options) { return std::make_unique<FloatCache>(options); });
-  const squat::SequenceTokens all{cache->add_sequence(), static_cast<squat::Index>(tokens.size())};
+  squat::ModelOptions options = parse_cache_spec("exact").options_for(model.config());
+  options.exact_rows = squat::ElementType::float32;
+  squat::ModelCache cache(options, squat::make_cpu_group);
+  const squat::SequenceId sequence = cache.add_sequence();
   const auto attention = [&](int layer, RowMatrix &q, RowMatrix &k, RowMatrix &v, RowMatrix &out) {
     const auto view = [&](RowMatrix &rows) {
       return squat::TensorView<float>(rows.data(), rows.rows(), rows.cols() / model.config().head_dim,
                                       model.config().head_dim);
     };
-    cache->attend(std::span(&all, 1), layer, view(q), view(k), view(v), view(out));
+    cache.attend(sequence, layer, view(q), view(k), view(v), view(out));
   };
   std::vector<Position> rows;
   for (int token : tokens) rows.push_back({token, static_cast<int>(rows.size())});

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -270,6 +271,31 @@ TEST_F(ModelCaches, HandTheirCodingsOn) {
   EXPECT_NE(error_of([&] { other.load(without); }), "none");
   other.load_codings(codings);
   EXPECT_EQ(seen(other, other.load(without), in), seen(cache, sequence, in));
+}
+
+TEST(ModelPriors, AreOfAGroup) {
+  ModelOptions options = layered_model();
+  for (LayerGroup &group : options.groups) group.options.keep_statistics = true;
+  ModelInputs in(options);
+  ModelCache teacher(options, make_cpu_group);
+  feed(teacher, teacher.add_sequence(), in, 0, 200);
+
+  options = layered_model();
+  const auto taught = [&](std::size_t from, std::size_t to) {
+    ModelOptions with_prior = options;
+    with_prior.groups[to].options.prior = std::make_shared<Prior>(teacher.statistics(from));
+    ModelCache cache(with_prior, make_cpu_group);
+    feed(cache, cache.add_sequence(), in, 0, to == 1 ? 45 : 55);
+    return cache.group(to).memory_report().packed_tokens;
+  };
+  // A page is packed before the group has seen the tokens that it would learn from itself.
+  EXPECT_GT(taught(1, 1), 0);
+  EXPECT_GT(taught(2, 2), 0);
+  EXPECT_EQ(error_of([&] { taught(1, 2); }).substr(0, 13), "squat: prior.");
+  ModelCache untaught(options, make_cpu_group);
+  feed(untaught, untaught.add_sequence(), in, 0, 45);
+  EXPECT_EQ(untaught.group(1).memory_report().packed_tokens, 0);
+  EXPECT_EQ(untaught.group(2).memory_report().packed_tokens, 0);
 }
 
 TEST(ModelBudget, IsOneForAllGroups) {

@@ -25,7 +25,7 @@ class Lines : public Serving {
     Json last;
   };
   std::map<std::string, Result> serve(const std::string &lines) {
-    const std::unique_ptr<Cache> cache = make_cache("plain:k2v2:g16:w16");
+    const std::unique_ptr<ModelCache> cache = make_cache("plain:k2v2:g16:w16");
     Scheduler scheduler(*engine, *cache, tokenizer, {.bytes = 1 << 24});
     Inbox inbox;
     std::ostringstream out;

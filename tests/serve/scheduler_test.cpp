@@ -33,7 +33,7 @@ class Schedulers : public Serving {
   /// Serves them over one cache. Returns their tokens.
   std::vector<std::vector<int>> serve(const std::string &coding, const std::vector<Request> &all,
                                       const Limits &limits) {
-    const std::unique_ptr<Cache> cache = make_cache(coding);
+    const std::unique_ptr<ModelCache> cache = make_cache(coding);
     Scheduler scheduler(*engine, *cache, tokenizer, limits);
     std::vector<std::shared_ptr<Recorder>> clients;
     for (const Request &request : all) {
@@ -62,7 +62,7 @@ TEST_F(Schedulers, GiveEachRequestTheTokensItGetsAlone) {
     EXPECT_EQ(figures.preemptions, 0u);
 
     // In memory for about two of them.
-    const std::unique_ptr<Cache> cache = make_cache(coding);
+    const std::unique_ptr<ModelCache> cache = make_cache(coding);
     const std::size_t bytes = 2 * Budget(*cache, 0).bytes_of(190);
     EXPECT_EQ(serve(coding, requests(), {.bytes = bytes, .chunk = 24}), alone);
     EXPECT_GT(figures.preemptions, 0u);
@@ -77,7 +77,7 @@ TEST_F(Schedulers, RunNoMoreThanTheyMay) {
 }
 
 TEST_F(Schedulers, ShareWhatRequestsBeginWith) {
-  const std::unique_ptr<Cache> cache = make_cache("plain:k2v2:g16:w16");
+  const std::unique_ptr<ModelCache> cache = make_cache("plain:k2v2:g16:w16");
   Scheduler scheduler(*engine, *cache, tokenizer, {.bytes = plenty, .chunk = 64});
   const std::vector<int> beginning = prompt(1, 150);
   std::vector<std::shared_ptr<Recorder>> clients;
@@ -103,8 +103,25 @@ TEST_F(Schedulers, ShareWhatRequestsBeginWith) {
   EXPECT_EQ(scheduler.kept(), 4u) << "the first is a part of the fourth";
 }
 
+TEST_F(Schedulers, ComputeAnewWhatAWindowHasPassed) {
+  const Gguf gemma(engine::test::small_model({.architecture = "gemma3", .layers = 7, .window = 24}));
+  const std::unique_ptr<Engine> windowed = make_engine("cpu", gemma);
+  const CacheSpec spec = parse_cache_spec("exact:g16:w16");
+  const std::unique_ptr<ModelCache> cache = windowed->make_cache(spec.options_for(windowed->config()));
+  Scheduler scheduler(*windowed, *cache, tokenizer, {.bytes = plenty});
+  std::vector<std::vector<int>> tokens;
+  for (int i = 0; i < 2; ++i) {
+    const auto client = std::make_shared<Recorder>();
+    scheduler.submit({.prompt = prompt(1, 100), .max_tokens = 100}, client);
+    serve_all(scheduler);
+    EXPECT_EQ(client->outcome->shared_tokens, 0u);
+    tokens.push_back(client->tokens);
+  }
+  EXPECT_EQ(tokens[0], tokens[1]);
+}
+
 TEST_F(Schedulers, GiveUpKeptSequencesBeforeRequestsWait) {
-  const std::unique_ptr<Cache> cache = make_cache("exact:g16:w16");
+  const std::unique_ptr<ModelCache> cache = make_cache("exact:g16:w16");
   const std::size_t bytes = 3 * Budget(*cache, 0).bytes_of(130);
   Scheduler scheduler(*engine, *cache, tokenizer, {.bytes = bytes, .chunk = 64});
   for (int number = 0; number < 8; ++number) {
@@ -123,7 +140,7 @@ TEST_F(Schedulers, GiveUpKeptSequencesBeforeRequestsWait) {
 }
 
 TEST_F(Schedulers, FreeThePagesOfAClientThatHasGone) {
-  const std::unique_ptr<Cache> cache = make_cache("exact:g16:w16");
+  const std::unique_ptr<ModelCache> cache = make_cache("exact:g16:w16");
   {
     const std::size_t bytes = 2 * Budget(*cache, 0).bytes_of(190);
     Scheduler scheduler(*engine, *cache, tokenizer, {.bytes = bytes, .chunk = 24});
@@ -147,7 +164,7 @@ TEST_F(Schedulers, FreeThePagesOfAClientThatHasGone) {
 }
 
 TEST_F(Schedulers, StopWhereTheyAreTold) {
-  const std::unique_ptr<Cache> cache = make_cache("exact");
+  const std::unique_ptr<ModelCache> cache = make_cache("exact");
   Scheduler scheduler(*engine, *cache, tokenizer, {.bytes = plenty});
   const auto ask = [&](int max_tokens, std::vector<std::string> stop) {
     const auto client = std::make_shared<Recorder>();
@@ -169,7 +186,7 @@ TEST_F(Schedulers, StopWhereTheyAreTold) {
 }
 
 TEST_F(Schedulers, RefuseWhatCanNeverRun) {
-  const std::unique_ptr<Cache> cache = make_cache("exact");
+  const std::unique_ptr<ModelCache> cache = make_cache("exact");
   Scheduler scheduler(*engine, *cache, tokenizer, {.bytes = Budget(*cache, 0).bytes_of(300)});
   const auto client = std::make_shared<Recorder>();
   EXPECT_THROW(scheduler.submit({}, client), std::invalid_argument);

@@ -40,9 +40,9 @@ class Recorder : public Client {
 
 class Serving : public testing::Test {
  protected:
-  std::unique_ptr<Cache> make_cache(const std::string &coding) const {
+  std::unique_ptr<ModelCache> make_cache(const std::string &coding) const {
     const CacheSpec spec = parse_cache_spec(coding);
-    return engine->make_cache(spec, spec.options_for(engine->config()));
+    return engine->make_cache(spec.options_for(engine->config()));
   }
 
   std::vector<int> encode(std::string_view text) const { return tokenizer.encode(text); }

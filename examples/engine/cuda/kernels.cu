@@ -86,34 +86,32 @@ void check_launch(const char *what) { check(cudaGetLastError(), what); }
 
 }  // namespace
 
-void embed(const __half *embedding, const int *tokens, int rows, int width, float *x,
-           cudaStream_t stream) {
+void embed(const __half *embedding, const int *tokens, int rows, int width, float *x) {
   const std::size_t count = static_cast<std::size_t>(rows) * width;
-  embed_rows<<<blocks_of(count), block, 0, stream>>>(embedding, tokens, width, count, x);
+  embed_rows<<<blocks_of(count), block>>>(embedding, tokens, width, count, x);
   check_launch("embed");
 }
 
 void normalize(const float *x, const int *from, const float *weight, float epsilon, int rows, int width,
-               const SplitRows &y, cudaStream_t stream) {
-  normalize_rows<<<static_cast<unsigned>(rows), block, 0, stream>>>(x, from, weight, epsilon, width,
-                                                                    halves(y));
+               const SplitRows &y) {
+  normalize_rows<<<static_cast<unsigned>(rows), block>>>(x, from, weight, epsilon, width, halves(y));
   check_launch("normalize");
 }
 
-void rotate(float *x, int stride, int rows, const Rotation &rotation, cudaStream_t stream) {
+void rotate(float *x, int stride, int rows, const Rotation &rotation) {
   const std::size_t count = static_cast<std::size_t>(rows) * rotation.heads * rotation.pairs;
-  rotate_rows<<<blocks_of(count), block, 0, stream>>>(x, stride, count, rotation);
+  rotate_rows<<<blocks_of(count), block>>>(x, stride, count, rotation);
   check_launch("rotate");
 }
 
-void split(const float *x, std::size_t count, const SplitRows &y, cudaStream_t stream) {
-  split_elements<<<blocks_of(count), block, 0, stream>>>(x, count, halves(y));
+void split(const float *x, std::size_t count, const SplitRows &y) {
+  split_elements<<<blocks_of(count), block>>>(x, count, halves(y));
   check_launch("split");
 }
 
-void gate(const float *gate_and_up, int rows, int width, const SplitRows &y, cudaStream_t stream) {
+void gate(const float *gate_and_up, int rows, int width, const SplitRows &y) {
   const std::size_t count = static_cast<std::size_t>(rows) * width;
-  gate_rows<<<blocks_of(count), block, 0, stream>>>(gate_and_up, width, count, halves(y));
+  gate_rows<<<blocks_of(count), block>>>(gate_and_up, width, count, halves(y));
   check_launch("gate");
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
 // What a Llama layer needs beside matrix products and attention. Rows are contiguous; every call is put
-// into a stream.
+// into the default stream.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
@@ -22,12 +22,11 @@ struct SplitRows {
 };
 
 /// x[i] = row tokens[i] of the embedding, each `width` elements.
-void embed(const __half *embedding, const int *tokens, int rows, int width, float *x,
-           cudaStream_t stream);
+void embed(const __half *embedding, const int *tokens, int rows, int width, float *x);
 
 /// y[i] = x[from[i]] / sqrt(mean of squares + epsilon) * weight; from null: i.
 void normalize(const float *x, const int *from, const float *weight, float epsilon, int rows, int width,
-               const SplitRows &y, cudaStream_t stream);
+               const SplitRows &y);
 
 /// The rotary embedding of `heads` heads at the beginning of rows that are `stride` apart: turns the
 /// pair (2i, 2i + 1) by positions[row] * inverse_frequencies[i].
@@ -38,12 +37,12 @@ struct Rotation {
   int heads;
   int head_dim;
 };
-void rotate(float *x, int stride, int rows, const Rotation &rotation, cudaStream_t stream);
+void rotate(float *x, int stride, int rows, const Rotation &rotation);
 
 /// y = x.
-void split(const float *x, std::size_t count, const SplitRows &y, cudaStream_t stream);
+void split(const float *x, std::size_t count, const SplitRows &y);
 
 /// y[i] = silu(gate) * up of the row [gate, up], `width` elements each.
-void gate(const float *gate_and_up, int rows, int width, const SplitRows &y, cudaStream_t stream);
+void gate(const float *gate_and_up, int rows, int width, const SplitRows &y);
 
 }  // namespace engine::cuda

@@ -16,11 +16,10 @@ void check(cublasStatus_t status, const char *what) {
 
 }  // namespace
 
-Blas::Blas(cudaStream_t stream) {
+Blas::Blas() {
   cublasHandle_t handle = nullptr;
   check(cublasCreate(&handle), "cublasCreate");
   handle_.reset(handle);
-  check(cublasSetStream(handle, stream), "cublasSetStream");
 }
 
 Linear::Linear(const std::vector<const Tensor *> &tensors, int inputs) : inputs_(inputs) {

@@ -13,10 +13,10 @@
 
 namespace engine::cuda {
 
-/// cuBLAS, whose calls go into one stream.
+/// cuBLAS, whose calls go into the default stream.
 class Blas {
  public:
-  explicit Blas(cudaStream_t stream);
+  Blas();
 
   cublasHandle_t handle() const { return handle_.get(); }
 

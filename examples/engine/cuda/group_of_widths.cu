@@ -1,0 +1,18 @@
+// The caches of one pair of widths: an object a pair, so that they compile side by side, for they take a
+// while.
+
+#include "cuda/make_group.hpp"
+#include "squat/model/make_group.hpp"
+#include "squat/squat.cuh"
+
+namespace engine::cuda {
+
+template <>
+std::unique_ptr<squat::GroupCache> make_group_of<ENGINE_KEY_BITS, ENGINE_VALUE_BITS>(
+    const squat::Options &options, squat::ElementType exact_rows) {
+  using Widths = squat::Widths<ENGINE_KEY_BITS, ENGINE_VALUE_BITS>;
+  return squat::make_group<squat::CudaFor<ENGINE_HEAD_DIM>, squat::half, Widths>(
+      options, exact_rows, Widths::key_bits, Widths::value_bits);
+}
+
+}  // namespace engine::cuda
