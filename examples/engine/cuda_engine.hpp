@@ -30,8 +30,11 @@ class CudaEngine : public Engine {
                            std::span<const SequenceRows> sequences) override;
 
  private:
+  /// As in engine::Model: what an architecture has not got is empty.
   struct Layer {
     DeviceArray<float> attention_norm, feed_forward_norm;
+    DeviceArray<float> qkv_bias, query_norm, key_norm;
+    DeviceArray<float> post_attention_norm, post_feed_forward_norm;
     Linear qkv, output, gate_up, down;
   };
 
@@ -41,7 +44,10 @@ class CudaEngine : public Engine {
 
   void reserve(std::size_t rows, std::size_t wanted);
   void upload(std::span<const Position> rows, std::span<const int> wanted);
+  Heads heads_of(int layer) const;
   void attend(const Batch::OfCache &part, int layer) const;
+  /// x += norm(split W^T).
+  void add(const Linear &weights, const DeviceArray<float> &post_norm, int rows);
   /// attend_rows(layer): attention of all rows. Returns the logits of the last of each sequence.
   template <class Attend>
   const RowMatrix &run_layers(const Batch &batch, Attend &&attend_rows);
@@ -51,11 +57,11 @@ class CudaEngine : public Engine {
   Blas blas_;
   std::vector<Layer> layers_;
   Linear embedding_, output_;  // output_ is empty where both are one
-  DeviceArray<float> norm_, inverse_frequencies_;
+  DeviceArray<float> norm_, inverse_frequencies_, local_inverse_frequencies_;
 
   // Of the call in progress, a row a token.
   DeviceArray<int> tokens_, positions_, wanted_;
-  DeviceArray<float> x_, qkv_, mixed_, gate_up_, device_logits_;
+  DeviceArray<float> x_, qkv_, mixed_, delta_, gate_up_, device_logits_;
   SplitRows split_;
   RowMatrix logits_;
 };

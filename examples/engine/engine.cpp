@@ -4,7 +4,7 @@
 #include <string>
 
 #include "cpu_engine.hpp"
-#ifdef ENGINE_CUDA
+#ifdef ENGINE_CUDA_HEAD_DIM
 #include "cuda_engine.hpp"
 #endif
 
@@ -12,7 +12,7 @@ namespace engine {
 
 std::unique_ptr<Engine> make_engine(std::string_view device, const Gguf &file) {
   if (device == "cpu") return std::make_unique<CpuEngine>(file);
-#ifdef ENGINE_CUDA
+#ifdef ENGINE_CUDA_HEAD_DIM
   if (device == "cuda") return std::make_unique<cuda::CudaEngine>(file);
 #endif
   throw std::invalid_argument("device " + std::string(device) + ": this program was not built for it");

@@ -93,12 +93,14 @@ struct SmallModel {
   int layers = 2;
   int window = 0;                     // of the layers that have one
   TensorType type = TensorType::f32;  // of matrices whose rows are whole blocks of it
+  int head_dim = 0;                   // 0: 16, or 32 where the architecture says it
 };
 
 inline bool is_gemma(const SmallModel &model) { return model.architecture.starts_with("gemma"); }
 
 /// Channels of a head: where the architecture says them, other than the embedding's over the heads.
 inline std::uint64_t head_dim_of(const SmallModel &model) {
+  if (model.head_dim > 0) return static_cast<std::uint64_t>(model.head_dim);
   return model.architecture == "qwen3" || is_gemma(model) ? 32 : 16;
 }
 

@@ -11,7 +11,7 @@ template <>
 std::unique_ptr<squat::GroupCache> make_group_of<ENGINE_KEY_BITS, ENGINE_VALUE_BITS>(
     const squat::Options &options, squat::ElementType exact_rows) {
   using Widths = squat::Widths<ENGINE_KEY_BITS, ENGINE_VALUE_BITS>;
-  return squat::make_group<squat::CudaFor<ENGINE_HEAD_DIM>, squat::half, Widths>(
+  return squat::make_group<squat::CudaFor<ENGINE_CUDA_HEAD_DIM>, squat::half, Widths>(
       options, exact_rows, Widths::key_bits, Widths::value_bits);
 }
 
