@@ -200,7 +200,7 @@ inline void put_config(GgufWriter &file, const SmallModel &model) {
   integer("attention.head_count_kv", 1);
   integer("context_length", 512);
   file.real(prefix + "attention.layer_norm_rms_epsilon", 1e-5f);
-  file.real(prefix + "rope.freq_base", 10000);
+  file.real(prefix + "rope.freq_base", model.architecture == "gemma3" ? 1e6f : 1e4f);  // local: 1e4
   if (head_dim_of(model) != 16) {
     integer("attention.key_length", head_dim_of(model));
     integer("attention.value_length", head_dim_of(model));
