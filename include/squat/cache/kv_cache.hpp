@@ -288,7 +288,8 @@ class KVCacheBase {
   /// Appends k and v and attends: each query sees every token before its own,
   /// and its own. Tokens of one call see each other exact; what leaves the
   /// window is packed afterwards. q: [tokens, query_heads, head_dim]; k: [tokens, kv_heads, head_dim];
-  /// v: [tokens, kv_heads, value_dim]; out: [tokens, query_heads, value_dim]; tokens: of the whole batch.
+  /// v: [tokens, kv_heads, value_dim]; out: [tokens, query_heads, value_dim]; tokens: of the whole
+  /// batch.
   template <class S>
   void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
               std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out, Stream stream = {}) {
@@ -1286,8 +1287,8 @@ class KVCacheBase {
 /// pages, the baseline.
 ///
 /// Tensors are `[tokens, heads, head_dim]`, of values and outputs `[tokens, heads, value_dim]`, in
-/// float, half or bfloat16, whatever T is. A batched call takes several sequences, each once, their rows one after another or where
-/// SequenceTokens says. Errors are `squat::Error`, name the argument and the
+/// float, half or bfloat16, whatever T is. A batched call takes several sequences, each once, their rows
+/// one after another or where SequenceTokens says. Errors are `squat::Error`, name the argument and the
 /// limit, and leave the cache as it was. One thread at a time may call a cache.
 ///
 /// A call allocates where what it adds needs more memory than there is: pages come in slabs, a tail and
