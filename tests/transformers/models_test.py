@@ -1,0 +1,182 @@
+"""squat.Cache under transformers, on tiny random models of every kind that it serves. usage: models_test.py"""
+
+import copy
+import pathlib
+import tempfile
+import unittest
+import warnings
+
+import squat
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+SHAPE = dict(vocab_size=200, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=None)
+WINDOW = 20
+LLAMA3 = dict(rope_type="llama3", rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=256)
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE, head_dim=32),
+    "llama, scaled": LlamaConfig(**SHAPE, head_dim=32, rope_parameters=LLAMA3),
+    "qwen2": Qwen2Config(**SHAPE),
+    "qwen3, heads of 40": Qwen3Config(**SHAPE, head_dim=40),
+    "mistral": MistralConfig(**SHAPE, head_dim=32, sliding_window=WINDOW),
+    "gemma2": Gemma2Config(**SHAPE, head_dim=32, sliding_window=WINDOW),
+    "gemma3": Gemma3TextConfig(**SHAPE, head_dim=32, sliding_window=WINDOW),
+    "gpt-oss": GptOssConfig(**SHAPE, head_dim=32, sliding_window=WINDOW, num_local_experts=4, num_experts_per_tok=2),
+}
+NEEDS_EAGER = ("gemma2", "gpt-oss")  # sdpa knows neither caps nor sink logits
+
+
+def model_of(config):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval().float()
+
+
+def prompt():
+    """Three sequences, two of them padded on the left."""
+    ids = torch.randint(2, 200, (3, 45), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = mask[2, :19] = 0
+    return ids * mask, mask
+
+
+def exact(config, **options):
+    return squat.Cache(config, bits=16, coding="plain", exact_rows="float32", threads=1, **options)
+
+
+class Models(unittest.TestCase):
+    def expect_same_tokens(self, name, rows, **how):
+        config = CONFIGS[name]
+        model = model_of(config)
+        ids, mask = (x[rows] for x in prompt())
+        how |= dict(input_ids=ids, attention_mask=mask, max_new_tokens=50, do_sample=False)
+        model.set_attn_implementation("eager" if name in NEEDS_EAGER else "sdpa")
+        expected = model.generate(**how)
+        model.set_attn_implementation("squat")
+        self.assertTrue(torch.equal(model.generate(**how, cache=exact(config)), expected), name)
+
+    def test_one_sequence(self):
+        for name in CONFIGS:
+            self.expect_same_tokens(name, slice(1, 2))
+
+    def test_padded_batch(self):
+        for name in CONFIGS:
+            self.expect_same_tokens(name, slice(0, 3))
+
+    def test_beams(self):
+        for name in CONFIGS:
+            self.expect_same_tokens(name, slice(0, 3), num_beams=4)
+
+    def test_prompt_in_chunks(self):
+        for name in CONFIGS:
+            self.expect_same_tokens(name, slice(1, 2), prefill_chunk_size=16)
+
+    def test_prompt_lookup(self):
+        for name in ("llama", "qwen2", "qwen3, heads of 40"):
+            self.expect_same_tokens(name, slice(1, 2), prompt_lookup_num_tokens=5)
+
+    def test_windows_cannot_be_cropped(self):
+        with self.assertRaisesRegex(ValueError, "cropped"):
+            self.expect_same_tokens("mistral", slice(1, 2), prompt_lookup_num_tokens=5)
+
+
+class Caches(unittest.TestCase):
+    def setUp(self):
+        self.config = CONFIGS["llama"]
+        self.model = model_of(self.config)
+        self.model.set_attn_implementation("squat")
+        self.ids = torch.randint(2, 200, (1, 300), generator=torch.Generator().manual_seed(1))
+
+    def small(self, **options):
+        return squat.Cache(self.config, page_tokens=32, residual=32, statistics_tokens=64, threads=1, **options)
+
+    def logits(self, cache, ids):
+        with torch.no_grad():
+            return self.model(ids, cache=cache).logits[:, -1]
+
+    def test_few_bits_are_near(self):
+        expected = self.logits(exact(self.config), self.ids)
+        for bits in (2, (4, 3)):
+            cache = self.small(bits=bits)
+            self.logits(cache, self.ids[:, :200])
+            found = self.logits(cache, self.ids[:, 200:])
+            self.assertLess(((found - expected).norm() / expected.norm()).item(), 0.2)
+            self.assertLess(cache.memory()["packed_bits_per_element"], 4.5)
+
+    def test_types(self):
+        for dtype in (torch.float16, torch.bfloat16):
+            self.model.to(dtype)
+            self.assertTrue(self.logits(self.small(), self.ids).isfinite().all())
+
+    def test_fork_save_load_reset(self):
+        cache = self.small()
+        self.logits(cache, self.ids[:, :250])
+        other = cache.fork()
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "cache")
+            cache.save(path)
+            options = dict(page_tokens=32, residual=32, statistics_tokens=64, threads=1)
+            loaded = squat.Cache.load(path, self.config, **options)
+            content = path.read_bytes()
+            for damaged in (b"", content[:-1], content[:40], b"x" + content[1:], content[:200] + b"\xff" + content[201:]):
+                path.write_bytes(damaged)
+                with self.assertRaises(squat.Error):
+                    squat.Cache.load(path, self.config, **options)
+        expected = self.logits(cache, self.ids[:, 250:])
+        for same in (other, loaded):
+            self.assertTrue(torch.equal(self.logits(same, self.ids[:, 250:]), expected))
+        cache.reset()
+        self.assertEqual(cache.get_seq_length(), 0)
+        self.logits(cache, self.ids)
+        self.assertEqual(other.get_seq_length(), 300)
+
+    def test_memory_stays_flat(self):
+        """Of a model whose layers all have a window."""
+        config = MistralConfig(**SHAPE | dict(num_hidden_layers=1), head_dim=32, sliding_window=WINDOW)
+        model = model_of(config)
+        model.set_attn_implementation("squat")
+        cache = squat.Cache(config, page_tokens=32, residual=32, statistics_tokens=64, threads=1)
+        held = []
+        with torch.no_grad():
+            for _ in range(40):
+                model(self.ids[:, :250], cache=cache)
+                held.append(cache.memory()["total_bytes"])
+        self.assertEqual(cache.get_seq_length(), 10000)
+        self.assertEqual(max(held[20:]), max(held[5:20]))
+
+    def test_says_what_is_wrong(self):
+        other = model_of(self.config)
+        other.set_attn_implementation("sdpa")
+        with self.assertRaisesRegex(TypeError, "attention interface"):
+            other(self.ids, cache=self.small())
+        with self.assertRaisesRegex(TypeError, "needs its cache"):
+            self.model(self.ids)
+        holes = torch.ones_like(self.ids)
+        holes[0, 5] = 0
+        with self.assertRaisesRegex(ValueError, "left alone"):
+            self.model(self.ids, attention_mask=holes, cache=self.small())
+        cache = self.small()
+        self.logits(cache, self.ids)
+        with self.assertRaisesRegex(ValueError, "1 sequences; these are 2"):
+            self.model(self.ids.repeat(2, 1), cache=cache)
+        with self.assertRaisesRegex(squat.Error, "bits"):
+            self.logits(squat.Cache(self.config, bits=5), self.ids)
+        with self.assertRaisesRegex(ValueError, "squat.Cache"):
+            squat.Cache(FalconConfig(vocab_size=200, hidden_size=64, num_hidden_layers=2, num_attention_heads=4))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error", RuntimeWarning)
+    torch.set_num_threads(1)
+    unittest.main()
