@@ -1,0 +1,33 @@
+#!/bin/sh
+# The Python package from a clone: builds and installs it beside transformers, and runs its tests. What is missing comes from
+# Debian or Ubuntu and from PyPI.
+#
+# usage: run.sh [--native] [FOLDER]     FOLDER: of the virtual environment; default build/python. --native: without transformers
+set -eu
+native=false
+case ${1:-} in
+  -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit ;;
+  --native) native=true; shift ;;
+esac
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+root=$here/../..
+folder=${1:-$root/build/python}
+as_root=
+[ "$(id -u)" = 0 ] || as_root=sudo
+missing=
+for package in g++ cmake ninja-build libeigen3-dev python3-dev python3-venv; do
+  dpkg -s $package > /dev/null 2>&1 || missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+  $as_root apt-get update -qq
+  # shellcheck disable=SC2086
+  $as_root apt-get install -y -qq --no-install-recommends $missing
+fi
+python3 -m venv "$folder"
+if $native; then
+  "$folder/bin/pip" install -q "$here"
+else
+  "$folder/bin/pip" install -q --extra-index-url https://download.pytorch.org/whl/cpu "$here[transformers]"
+fi
+"$folder/bin/python" "$root/tests/transformers/native_test.py"
+$native || "$folder/bin/python" "$root/tests/transformers/models_test.py"
