@@ -222,8 +222,8 @@ class TrellisSearch {
     const Differences x = elements_[i];
     const auto square = [&](std::size_t level) {
       // Unsigned: rows that were not set hold anything, and their differences may wrap.
-      auto difference = (Differences)(
-          (Costs)x - static_cast<std::uint16_t>(detail::element_steps * Rule::code.levels[level]));
+      auto difference = (Differences)((Costs)x - static_cast<std::uint16_t>(detail::element_steps *
+                                                                            Rule::code.levels[level]));
       difference = difference < least ? detail::all_rows(least) : difference;
       difference = difference > most ? detail::all_rows(most) : difference;
       return difference * difference;
