@@ -1,5 +1,6 @@
 # Installs the library and builds projects against it with find_package(squat), as users would: the quickstart, from
-# headers alone and over squat::compiled, and, where there is nvcc, a program on the CUDA backend.
+# headers alone and over squat::compiled, and, where there is nvcc, a program on the CUDA backend; the quickstart also by
+# pkg-config, and from the Debian package, unpacked into a root of its own.
 function(run)
   execute_process(COMMAND ${ARGV} COMMAND_ERROR_IS_FATAL ANY)
 endfunction()
@@ -10,7 +11,33 @@ function(build_and_run name source)
   run(${CMAKE_COMMAND} --build ${WORK}/${name})
 endfunction()
 
-if(CONSUMER STREQUAL cuda)
+# The quickstart as a Makefile would build it, of what is installed below `prefix`.
+function(build_by_pkg_config name prefix)
+  file(GLOB_RECURSE found ${prefix}/*.pc)
+  list(TRANSFORM found REPLACE "/[^/]*$" "")
+  list(REMOVE_DUPLICATES found)
+  list(JOIN found ":" folders)
+  set(ENV{PKG_CONFIG_PATH} ${folders})
+  foreach(package squat squat-compiled)
+    execute_process(COMMAND pkg-config --cflags --libs ${package} OUTPUT_VARIABLE flags OUTPUT_STRIP_TRAILING_WHITESPACE
+                    COMMAND_ERROR_IS_FATAL ANY)
+    separate_arguments(flags)
+    file(MAKE_DIRECTORY ${WORK}/${name})
+    run(${COMPILER} -std=c++20 ${SOURCE}/examples/quickstart/main.cpp -o ${WORK}/${name}/${package} ${flags})
+    run(${WORK}/${name}/${package})
+  endforeach()
+endfunction()
+
+if(CONSUMER STREQUAL pkg_config)
+  build_by_pkg_config(pkg_config ${WORK}/prefix)
+elseif(CONSUMER STREQUAL debian)
+  run(${CMAKE_CPACK_COMMAND} --config ${BINARY}/CPackConfig.cmake -G DEB -B ${WORK}/package)
+  file(GLOB package ${WORK}/package/libsquat-dev_*.deb)
+  run(dpkg-deb --extract ${package} ${WORK}/root)
+  build_by_pkg_config(debian_pkg_config ${WORK}/root)
+  build_and_run(debian ${SOURCE}/examples/quickstart -D CMAKE_PREFIX_PATH=${WORK}/root/usr -D QUICKSTART_LIBRARY=squat::compiled)
+  run(${WORK}/debian/quickstart)
+elseif(CONSUMER STREQUAL cuda)
   build_and_run(cuda ${SOURCE}/tests/packaging/cuda_consumer)
   run(${WORK}/cuda/cuda_consumer)
 elseif(CONSUMER STREQUAL install)
