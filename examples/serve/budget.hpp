@@ -10,11 +10,12 @@
 namespace engine::serve {
 
 /// Pages, the rows beside them and what codings learnt count. For every sequence the rows of a full tail
-/// are set aside as soon as it is there, so that only pages are added as it goes on. Layers that attend
-/// through a window count as if they kept all of their pages.
+/// are set aside as soon as it is there, so that only pages are added as it goes on.
 class Budget {
  public:
-  Budget(const ModelCache &cache, std::size_t bytes) : cache_(cache), bytes_(bytes) {}
+  /// chunk: tokens of a sequence in a step, at most.
+  Budget(const ModelCache &cache, std::size_t bytes, std::size_t chunk = 64)
+      : cache_(cache), bytes_(bytes), chunk_(static_cast<squat::Index>(chunk)) {}
 
   std::size_t bytes() const { return bytes_; }
 
@@ -30,14 +31,20 @@ class Budget {
     return page_bytes_of(tokens) + row_bytes() + learnt(cache_.memory_report());
   }
 
-  /// Of the pages of a sequence.
+  /// Of the pages of a sequence, at most: those that a window has passed are given back.
   std::size_t page_bytes_of(std::size_t tokens) const {
     return sum([&](const squat::GroupCache &group) {
       const squat::Options &options = group.options();
       const squat::TailRule<> rule{options.residual, options.page_tokens};
       const squat::Index behind_sinks = static_cast<squat::Index>(tokens) - options.sinks;
-      return static_cast<std::size_t>(rule.due_pages(std::max<squat::Index>(0, behind_sinks))) *
-             page_bytes_of_each(group);
+      squat::Index pages = rule.due_pages(std::max<squat::Index>(0, behind_sinks));
+      if (options.attention_window > 0) {
+        // Begun ones at both ends of the window, and of what a step packs before any are given back.
+        constexpr squat::Index begun = 4;
+        pages = std::min(pages, options.attention_window / options.page_tokens +
+                                    chunk_ / options.page_tokens + begun);
+      }
+      return static_cast<std::size_t>(pages) * page_bytes_of_each(group);
     });
   }
 
@@ -78,6 +85,7 @@ class Budget {
 
   const ModelCache &cache_;
   std::size_t bytes_;
+  squat::Index chunk_;
 };
 
 }  // namespace engine::serve

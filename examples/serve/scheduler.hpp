@@ -39,7 +39,7 @@ class Scheduler {
         cache_(cache),
         tokenizer_(tokenizer),
         limits_(limits),
-        budget_(cache, limits.bytes),
+        budget_(cache, limits.bytes, limits.chunk),
         prefixes_(cache),
         saved_(cache, limits.disk) {}
   /// Ends what runs.

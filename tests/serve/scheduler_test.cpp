@@ -103,6 +103,24 @@ TEST_F(Schedulers, ShareWhatRequestsBeginWith) {
   EXPECT_EQ(scheduler.kept(), 4u) << "the first is a part of the fourth";
 }
 
+TEST_F(Schedulers, CountWhatAWindowKeeps) {
+  const Gguf gemma(engine::test::small_model({.architecture = "gemma3", .layers = 5, .window = 24}));
+  const std::unique_ptr<Engine> windowed = make_engine("cpu", gemma);  // whose layers are all local
+  const CacheSpec spec = parse_cache_spec("exact:g16:w16");
+  const std::unique_ptr<ModelCache> cache = windowed->make_cache(spec.options_for(windowed->config()));
+  ASSERT_EQ(cache->groups(), 1u);
+  const std::size_t bytes = Budget(*cache, 0).bytes_of(250);
+  EXPECT_EQ(Budget(*cache, 0).bytes_of(4000), bytes);
+  Scheduler scheduler(*windowed, *cache, tokenizer, {.bytes = bytes});
+  const auto client = std::make_shared<Recorder>();
+  scheduler.submit({.prompt = prompt(1, 300), .max_tokens = 100}, client);
+  serve_all(scheduler);
+  EXPECT_EQ(client->refusal, "");
+  ASSERT_TRUE(client->outcome);
+  EXPECT_EQ(client->outcome->completion_tokens, 100u);
+  EXPECT_LE(cache->memory_report().pages_used, bytes);
+}
+
 TEST_F(Schedulers, ComputeAnewWhatAWindowHasPassed) {
   const Gguf gemma(engine::test::small_model({.architecture = "gemma3", .layers = 7, .window = 24}));
   const std::unique_ptr<Engine> windowed = make_engine("cpu", gemma);
