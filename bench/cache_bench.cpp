@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "score_rules.hpp"
 #include "squat/coding/subspace_basis.hpp"
 #include "squat/cpu/kernels/float_vector.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
@@ -146,19 +147,11 @@ void decode_parallel(benchmark::State &state, Shape shape, MaybeCoding coding, I
   decode_over<Bits>(state, options, shape, tokens);
 }
 
-/// What may become of scores. Every token stays in the window: the work is that of decode.
-enum class Rule { window, cap, alibi, sink_logits, lse };
-constexpr const char *rule_names[] = {"window", "cap", "alibi", "sink_logits", "lse"};
-
+/// The same under a rule.
 template <int Bits>
-void decode_ruled(benchmark::State &state, const Shape &shape, Index tokens, Rule rule) {
-  squat::Options options = options_of(shape, {});
-  const auto heads = static_cast<std::size_t>(shape.query_heads);
-  if (rule == Rule::window) options.attention_window = static_cast<int>(tokens) + 1;
-  if (rule == Rule::cap) options.soft_cap = 50;
-  if (rule == Rule::alibi) options.alibi_slopes.assign(heads, 1e-4f);
-  if (rule == Rule::sink_logits) options.sink_logits.assign(heads, 1.0f);
-  decode_over<Bits>(state, options, shape, tokens, rule == Rule::lse);
+void decode_ruled(benchmark::State &state, const Shape &shape, Index tokens, bench::Rule rule) {
+  decode_over<Bits>(state, bench::with_rule(options_of(shape, {}), rule, tokens), shape, tokens,
+                    rule == bench::Rule::lse);
 }
 
 /// Appending one token, packing included when its page is due.
@@ -347,10 +340,10 @@ int main(int argc, char **argv) {
     for (const Operation &operation : {saves, loads}) add_all(operation, shape, 65536);
   }
   constexpr Shape ruled{32, 8, 128};
-  for (const Rule rule : {Rule::window, Rule::cap, Rule::alibi, Rule::sink_logits, Rule::lse}) {
-    const std::string name = std::string("decode_") + rule_names[static_cast<int>(rule)];
+  for (const bench::Rule rule : bench::rules) {
+    const std::string name = std::string("decode_") + name_of(rule);
     const auto add = [&](const char *coding,
-                         void (*run)(benchmark::State &, const Shape &, Index, Rule)) {
+                         void (*run)(benchmark::State &, const Shape &, Index, bench::Rule)) {
       benchmark::RegisterBenchmark((name + coding + ruled.name() + "/16384").c_str(), run, ruled,
                                    Index{16384}, rule)
           ->Unit(benchmark::kMicrosecond);

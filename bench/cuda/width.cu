@@ -11,6 +11,7 @@
 #include "case.cuh"
 #include "copy_bandwidth.cuh"
 #include "filled_cache.cuh"
+#include "score_rules.hpp"
 #include "stopwatch.cuh"
 #include "workload.hpp"
 
@@ -40,19 +41,7 @@ void decode(benchmark::State &state, const Workload &workload, MaybeCoding codin
   state.SetBytesProcessed(static_cast<std::int64_t>(bytes));
 }
 
-/// What may become of scores. Every token stays in the window: the work is that of decode.
-enum class Rule { window, cap, alibi, sink_logits, lse };
-constexpr const char *rule_names[] = {"window", "cap", "alibi", "sink_logits", "lse"};
-
-squat::Options with_rule(squat::Options options, Rule rule, Index tokens) {
-  const auto heads = static_cast<std::size_t>(options.query_heads);
-  if (rule == Rule::window) options.attention_window = static_cast<int>(tokens) + 1;
-  if (rule == Rule::cap) options.soft_cap = 50;
-  if (rule == Rule::alibi) options.alibi_slopes.assign(heads, 1e-4f);
-  if (rule == Rule::sink_logits) options.sink_logits.assign(heads, 1.0f);
-  return options;
-}
-
+/// The same under a rule.
 template <int Bits>
 void decode_ruled(benchmark::State &state, const Workload &workload, MaybeCoding coding, Rule rule) {
   Stopwatch stopwatch;
@@ -249,8 +238,8 @@ void register_width() {
                                      {llama3_70b, 1, 32768}}) {
       add("decode", decode<Bits>, workload, coding, Bits);
     }
-    for (const Rule rule : {Rule::window, Rule::cap, Rule::alibi, Rule::sink_logits, Rule::lse}) {
-      add((std::string("decode_") + rule_names[static_cast<int>(rule)]).c_str(),
+    for (const Rule rule : rules) {
+      add((std::string("decode_") + name_of(rule)).c_str(),
           [=](benchmark::State &state, const Workload &workload, MaybeCoding of) {
             decode_ruled<Bits>(state, workload, of, rule);
           },

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "reference/drafts.hpp"
 #include "reference/reference_attention.hpp"
 #include "reference/saved.hpp"
 #include "squat/squat.hpp"
@@ -25,23 +26,6 @@ Options drafting(Coding coding = Coding::subspace, int head_dim = 64) {
           .residual = 20,
           .page_tokens = 32,
           .statistics_tokens = 60};
-}
-
-/// Rows of the path that ends in `token`, root first.
-std::vector<Index> path_to(const std::vector<Index> &parents, Index token) {
-  std::vector<Index> path;
-  for (; token >= 0; token = parents[static_cast<std::size_t>(token)]) path.insert(path.begin(), token);
-  return path;
-}
-
-/// `tokens` with parents at random, some of them roots.
-std::vector<Index> tree_of(Index tokens, unsigned seed) {
-  std::vector<Index> parents;
-  for (Index i = 0; i < tokens; ++i) {
-    seed = seed * 1664525u + 1013904223u;
-    parents.push_back(static_cast<Index>((seed >> 8) % static_cast<unsigned>(i + 1)) - 1);
-  }
-  return parents;
 }
 
 template <class S>
@@ -131,12 +115,10 @@ TEST(Draft, MayStandAloneOrBehindAFewTokens) {
 }
 
 TEST(Draft, MayBeLong) {
-  std::vector<Index> chain;
-  for (Index i = 0; i < 256; ++i) chain.push_back(i - 1);
   Options options = drafting();
   options.query_heads = 2;
   options.kv_heads = 1;
-  check<float, 2>(options, 150, chain, 1e-5);  // sums of other orders
+  check<float, 2>(options, 150, chain_of(256), 1e-5);  // sums of other orders
 }
 
 TEST(Draft, CountsItsRowsAsTheCacheKeepsThem) {

@@ -20,17 +20,7 @@
 namespace squat::test {
 namespace {
 
-Options options_of(const Sizes &sizes) {
-  return {.layers = 1,
-          .query_heads = sizes.query_heads,
-          .kv_heads = sizes.kv_heads,
-          .head_dim = sizes.head_dim,
-          .value_dim = sizes.value_dim,
-          .residual = 20,
-          .page_tokens = 32,
-          .rotary = {rotary_table(1e4, std::min(sizes.head_dim, 40) / 2 * 2)},
-          .statistics_tokens = 60};
-}
+Options options_of(const Sizes &sizes) { return options_of(sizes, std::min(sizes.head_dim, 40)); }
 
 template <class S, int KeyBits, int ValueBits>
 void expect_a_larger_head_with_zeros(const Sizes &sizes) {

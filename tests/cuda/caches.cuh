@@ -21,6 +21,22 @@ using DeviceBackend = CudaOf<cuda::OneOf<HeadDim>, cuda::OneOf<Group>>;
 template <int HeadDim, int Group, int KeyBits, int ValueBits, class T = half>
 using DeviceCache = KVCache<T, KeyBits, ValueBits, DeviceBackend<HeadDim, Group>>;
 
+/// A cache and what it is made of, for typed tests.
+template <int HeadDim, int Group, int KeyBits, int ValueBits, class Exact = half>
+struct CacheWidths {
+  using T = Exact;
+  using Cache = DeviceCache<HeadDim, Group, KeyBits, ValueBits, T>;
+  static Options options(int query_heads, int kv_heads) {
+    return {.layers = 1,
+            .query_heads = query_heads,
+            .kv_heads = kv_heads,
+            .head_dim = HeadDim,
+            .residual = 16,
+            .page_tokens = Group,
+            .statistics_tokens = 60};
+  }
+};
+
 /// A tensor in device memory.
 template <class S = float>
 class DeviceTensorCopy {

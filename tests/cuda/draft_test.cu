@@ -11,6 +11,7 @@
 
 #include "caches.cuh"
 #include "captured_graph.cuh"
+#include "reference/drafts.hpp"
 #include "reference/inputs.hpp"
 #include "reference/saved.hpp"
 #include "reference/score_rules.hpp"
@@ -18,23 +19,12 @@
 namespace squat::test {
 namespace {
 
-template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount, class Exact = half>
-struct DraftedWidths {
-  using T = Exact;
-  using Cache = DeviceCache<HeadDimension, GroupTokens, KeyBitCount, ValueBitCount, T>;
-  using CpuCache = KVCache<T, KeyBitCount, ValueBitCount>;
+template <int HeadDim, int Group, int KeyBits, int ValueBits, class T = half>
+struct DraftedWidths : CacheWidths<HeadDim, Group, KeyBits, ValueBits, T> {
+  using CpuCache = KVCache<T, KeyBits, ValueBits>;
   static std::vector<TailCoding> tails() {
-    if (std::max(KeyBitCount, ValueBitCount) == 16) return {TailCoding::exact};
+    if (std::max(KeyBits, ValueBits) == 16) return {TailCoding::exact};
     return {TailCoding::exact, TailCoding::int8};
-  }
-  static Options options(int query_heads, int kv_heads) {
-    return {.layers = 1,
-            .query_heads = query_heads,
-            .kv_heads = kv_heads,
-            .head_dim = HeadDimension,
-            .residual = 16,
-            .page_tokens = GroupTokens,
-            .statistics_tokens = 60};
   }
 };
 
@@ -44,32 +34,6 @@ using DraftedCaches = testing::Types<DraftedWidths<64, 32, 2, 2>, DraftedWidths<
                                      DraftedWidths<128, 128, 4, 4>, DraftedWidths<128, 128, 8, 16>,
                                      DraftedWidths<96, 32, 3, 3, bfloat16>>;
 TYPED_TEST_SUITE(CudaDraft, DraftedCaches);
-
-using Parents = std::vector<Index>;
-
-Parents chain_of_drafts(Index tokens) {
-  Parents parents;
-  for (Index i = 0; i < tokens; ++i) parents.push_back(i - 1);
-  return parents;
-}
-
-/// `tokens` with parents at random, some of them roots.
-Parents tree_of_drafts(Index tokens, unsigned seed) {
-  Parents parents;
-  for (Index i = 0; i < tokens; ++i) {
-    seed = seed * 1664525u + 1013904223u;
-    parents.push_back(static_cast<Index>((seed >> 8) % static_cast<unsigned>(i + 1)) - 1);
-  }
-  return parents;
-}
-
-/// Rows of the path that ends in `token`, root first.
-Parents drafted_path(const Parents &parents, Index token) {
-  Parents path;
-  for (; token >= 0; token = parents[static_cast<std::size_t>(token)]) path.push_back(token);
-  std::reverse(path.begin(), path.end());
-  return path;
-}
 
 /// `held` with some rows of another tensor behind it.
 Tensor<float> with_path(const Tensor<float> &held, const Tensor<float> &from, const Parents &path) {
@@ -114,7 +78,7 @@ RuleDistance draft_distance(const Options &options, DraftInputs &in, const Conte
   RuleDistance all;
   for (std::size_t i = 0; i < parents.size(); ++i) {
     const auto token = static_cast<Index>(i);
-    const Parents path = drafted_path(parents, token);
+    const Parents path = path_to(parents, token);
     const Tensor<float> k = with_path(held.k, in.host.k, path), v = with_path(held.v, in.host.v, path);
     const Tensor<float> &q = in.host.q;
     const RuleDistance one =
@@ -151,8 +115,7 @@ TYPED_TEST(CudaDraft, SeesWhatIsCachedAndItsPathsAsOptionsSay) {
       const Contents held = device_contents(cache, sequence);
       const Bytes before = saved(cache, sequence);
       for (const Parents &parents :
-           {chain_of_drafts(1), chain_of_drafts(5), tree_of_drafts(5, 1), tree_of_drafts(45, 2),
-            chain_of_drafts(60), tree_of_drafts(130, 3)}) {
+           {chain_of(1), chain_of(5), tree_of(5, 1), tree_of(45, 2), chain_of(60), tree_of(130, 3)}) {
         if (parents.size() > 100 && options.query_heads > 6) continue;  // takes long, and is as with 60
         SCOPED_TRACE(testing::Message() << options.query_heads << "/" << options.kv_heads << ", window "
                                         << options.attention_window << ", cap " << options.soft_cap
@@ -184,7 +147,7 @@ TYPED_TEST(CudaDraft, OfAChainIsWhatAppendingItComesTo) {
     cache.append(sequence, 0, prompt.q.view(), prompt.k.view(), prompt.v.view());
     for (const Index tokens : {2, 20, 100}) {
       DraftInputs in(options, tokens, 5, nearest<typename TypeParam::T>);
-      draft_once(cache, sequence, in, chain_of_drafts(tokens));
+      draft_once(cache, sequence, in, chain_of(tokens));
       const Tensor<float> out = in.out.read(), lse = in.lse.read();
       const SequenceId fork = cache.fork(sequence);
       const SequenceTokens entry{fork, tokens};
@@ -217,7 +180,7 @@ TYPED_TEST(CudaDraft, MayStandAloneOrBehindAFewTokens) {
       if (cached > 0) cache.append(sequence, 0, prompt.q.view(), prompt.k.view(), prompt.v.view());
       const Contents held = cached > 0 ? device_contents(cache, sequence)
                                        : Contents{{0, 2, options.head_dim}, {0, 2, options.head_dim}};
-      for (const Parents &parents : {chain_of_drafts(1), tree_of_drafts(9, 4), tree_of_drafts(60, 5)}) {
+      for (const Parents &parents : {chain_of(1), tree_of(9, 4), tree_of(60, 5)}) {
         DraftInputs in(options, static_cast<Index>(parents.size()), 3, nearest<typename TypeParam::T>);
         draft_once(cache, sequence, in, parents);
         const RuleDistance distance = draft_distance(options, in, held, parents);
@@ -241,7 +204,7 @@ TEST_F(CudaDraftOf, TheMostTokensIsRight) {
     DeviceInputs prompt(options, 150, 1);
     cache.append(sequence, 0, prompt.q.view(), prompt.k.view(), prompt.v.view());
     const Contents held = device_contents(cache, sequence);
-    for (const Parents &parents : {chain_of_drafts(256), tree_of_drafts(256, 1), Parents(256, -1)}) {
+    for (const Parents &parents : {chain_of(256), tree_of(256, 1), Parents(256, -1)}) {
       DraftInputs in(options, 256, 2, nearest<half>);
       draft_once(cache, sequence, in, parents);
       const RuleDistance distance = draft_distance(options, in, held, parents);
@@ -273,7 +236,7 @@ TEST_F(CudaDraftOf, SeveralSequencesKeepsThemApart) {
     Parents parents(72, -1);
     std::vector<Parents> trees;
     for (const Index tokens : {3, 11, 50}) {
-      trees.push_back(tree_of_drafts(tokens, static_cast<unsigned>(tokens)));
+      trees.push_back(tree_of(tokens, static_cast<unsigned>(tokens)));
       const Index first = tokens == 3 ? 0 : tokens == 11 ? 3 : 14;
       std::copy(trees.back().begin(), trees.back().end(), parents.begin() + first);
     }
@@ -325,9 +288,9 @@ TEST_F(CudaDraftOf, ASequenceLeavesItsReadsAlone) {
   };
   const std::vector<float> of_all = read(false), of_own = read(true);
   EXPECT_NE(of_all, of_own);
-  draft_once(cache, sequence, in, tree_of_drafts(5, 1));
+  draft_once(cache, sequence, in, tree_of(5, 1));
   EXPECT_EQ(read(false), of_all);
-  draft_once(cache, sequence, in, tree_of_drafts(5, 1));
+  draft_once(cache, sequence, in, tree_of(5, 1));
   EXPECT_EQ(read(true), of_own);
 }
 
@@ -361,7 +324,7 @@ TEST_F(CudaDraftOf, ASequenceLeavesItsStepsAlone) {
     EXPECT_EQ(of_graph, found()) << i;
     if (i % 7 != 0) continue;
     const Contents held = device_contents(drafting, a);
-    const Parents parents = tree_of_drafts(i % 2 == 0 ? 6 : 60, static_cast<unsigned>(i));
+    const Parents parents = tree_of(i % 2 == 0 ? 6 : 60, static_cast<unsigned>(i));
     DraftInputs in(options, static_cast<Index>(parents.size()), 9, nearest<half>);
     draft_once(drafting, a, in, parents, true, stream);
     require(cudaStreamSynchronize(stream));

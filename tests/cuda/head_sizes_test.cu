@@ -17,17 +17,7 @@ namespace {
 class CudaHeadSizes : public OnDevice {};
 using NarrowCache = DeviceCache<64, 32, 2, 2>;
 
-Options narrow_options(const Sizes &sizes) {
-  return {.layers = 1,
-          .query_heads = sizes.query_heads,
-          .kv_heads = sizes.kv_heads,
-          .head_dim = sizes.head_dim,
-          .value_dim = sizes.value_dim,
-          .residual = 20,
-          .page_tokens = 32,
-          .rotary = {rotary_table(1e4, sizes.head_dim / 2 * 2)},
-          .statistics_tokens = 60};
-}
+Options narrow_options(const Sizes &sizes) { return options_of(sizes, sizes.head_dim); }
 
 /// The tensors of TwoSizes on the device.
 struct DeviceTwoSizes {
@@ -44,16 +34,8 @@ struct DeviceTwoSizes {
         wide_out(host.wide_out),
         wide_lse(host.wide_lse) {}
 
-  AttentionTensors<float> tensors() {
-    return {.q = q.view(), .k = k.view(), .v = v.view(), .out = out.view(), .lse = lse.view()};
-  }
-  AttentionTensors<float> wide() {
-    return {.q = wide_q.view(),
-            .k = wide_k.view(),
-            .v = wide_v.view(),
-            .out = wide_out.view(),
-            .lse = wide_lse.view()};
-  }
+  AttentionTensors<float> tensors() { return tensors_of<float>(*this); }
+  AttentionTensors<float> wide() { return wide_tensors_of<float>(*this); }
   void expect_same() {
     EXPECT_EQ(out.read().elements, resized(wide_out.read(), host.out.head_dim).elements);
     EXPECT_EQ(lse.read().elements, wide_lse.read().elements);

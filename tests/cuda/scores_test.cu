@@ -13,26 +13,11 @@
 namespace squat::test {
 namespace {
 
-template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount, class Exact = half>
-struct RuledWidths {
-  using T = Exact;
-  using Cache = DeviceCache<HeadDimension, GroupTokens, KeyBitCount, ValueBitCount, T>;
-  static Options options(int query_heads, int kv_heads) {
-    return {.layers = 1,
-            .query_heads = query_heads,
-            .kv_heads = kv_heads,
-            .head_dim = HeadDimension,
-            .residual = 16,
-            .page_tokens = GroupTokens,
-            .statistics_tokens = 60};
-  }
-};
-
 template <class W>
 class CudaScores : public OnDevice {};
-using RuledCaches = testing::Types<RuledWidths<64, 32, 2, 2>, RuledWidths<64, 32, 3, 4>,
-                                   RuledWidths<64, 32, 16, 16>, RuledWidths<128, 128, 4, 4>,
-                                   RuledWidths<128, 128, 8, 16>, RuledWidths<96, 32, 3, 3, bfloat16>>;
+using RuledCaches = testing::Types<CacheWidths<64, 32, 2, 2>, CacheWidths<64, 32, 3, 4>,
+                                   CacheWidths<64, 32, 16, 16>, CacheWidths<128, 128, 4, 4>,
+                                   CacheWidths<128, 128, 8, 16>, CacheWidths<96, 32, 3, 3, bfloat16>>;
 TYPED_TEST_SUITE(CudaScores, RuledCaches);
 
 /// How far a call is from attention over the rows that the cache held before, and its own.
@@ -118,7 +103,7 @@ using Cache = DeviceCache<64, 32, 2, 2>;
 class CudaScoresInGraphs : public OnDevice {};
 
 TEST_F(CudaScoresInGraphs, AreBentAlike) {
-  const Options options = score_rules(RuledWidths<64, 32, 2, 2>::options(6, 2)).back();
+  const Options options = score_rules(CacheWidths<64, 32, 2, 2>::options(6, 2)).back();
   Cache replayed(options), stepped(options);
   const SequenceId a = replayed.add_sequence(), b = stepped.add_sequence();
   DeviceInputs prompt(options, 290, 3), step(options, 1, 4);
@@ -149,7 +134,7 @@ TEST_F(CudaScoresInGraphs, AreBentAlike) {
 
 /// A sequence beside one of a cache that keeps everything; replays of a captured step as well.
 TEST_F(CudaScoresInGraphs, PagesBehindAWindowAreGivenBack) {
-  Options all = RuledWidths<64, 32, 2, 2>::options(6, 2);
+  Options all = CacheWidths<64, 32, 2, 2>::options(6, 2);
   all.tail = TailCoding::exact;  // a step's own row is met as it came
   Options options = all;
   options.attention_window = 100;

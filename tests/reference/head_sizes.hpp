@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "inputs.hpp"
 #include "reference_attention.hpp"
 
 namespace squat::test {
@@ -14,6 +15,19 @@ namespace squat::test {
 struct Sizes {
   int head_dim, value_dim, padded, query_heads = 4, kv_heads = 2;
 };
+
+/// turned: channels that the rotary embedding turns.
+inline Options options_of(const Sizes &sizes, int turned) {
+  return {.layers = 1,
+          .query_heads = sizes.query_heads,
+          .kv_heads = sizes.kv_heads,
+          .head_dim = sizes.head_dim,
+          .value_dim = sizes.value_dim,
+          .residual = 20,
+          .page_tokens = 32,
+          .rotary = {rotary_table(1e4, turned / 2 * 2)},
+          .statistics_tokens = 60};
+}
 
 /// `rows` in heads of `channels` channels: some are left out, or follow as zeros.
 template <class S>
@@ -26,6 +40,24 @@ Tensor<S> resized(const Tensor<S> &rows, Index channels) {
     }
   }
   return sized;
+}
+
+/// Of a TwoSizes, or of what has the same on a device.
+template <class S, class Rows>
+AttentionTensors<S> tensors_of(Rows &rows) {
+  return {.q = rows.q.view(),
+          .k = rows.k.view(),
+          .v = rows.v.view(),
+          .out = rows.out.view(),
+          .lse = rows.lse.view()};
+}
+template <class S, class Rows>
+AttentionTensors<S> wide_tensors_of(Rows &rows) {
+  return {.q = rows.wide_q.view(),
+          .k = rows.wide_k.view(),
+          .v = rows.wide_v.view(),
+          .out = rows.wide_out.view(),
+          .lse = rows.wide_lse.view()};
 }
 
 /// Rows as a call takes them, and as a cache of larger heads does.
@@ -43,16 +75,8 @@ struct TwoSizes {
         wide_out(tokens, sizes.query_heads, sizes.padded),
         wide_lse(lse) {}
 
-  AttentionTensors<S> tensors() {
-    return {.q = q.view(), .k = k.view(), .v = v.view(), .out = out.view(), .lse = lse.view()};
-  }
-  AttentionTensors<S> wide() {
-    return {.q = wide_q.view(),
-            .k = wide_k.view(),
-            .v = wide_v.view(),
-            .out = wide_out.view(),
-            .lse = wide_lse.view()};
-  }
+  AttentionTensors<S> tensors() { return tensors_of<S>(*this); }
+  AttentionTensors<S> wide() { return wide_tensors_of<S>(*this); }
   void expect_same() const {
     EXPECT_EQ(out.elements, resized(wide_out, out.head_dim).elements);
     EXPECT_EQ(lse.elements, wide_lse.elements);

@@ -103,15 +103,25 @@ TEST_F(Schedulers, ShareWhatRequestsBeginWith) {
   EXPECT_EQ(scheduler.kept(), 4u) << "the first is a part of the fourth";
 }
 
+/// A model of which five layers of six attend through a window.
+struct Windowed {
+  explicit Windowed(int layers)
+      : file(engine::test::small_model({.architecture = "gemma3", .layers = layers, .window = 24})),
+        engine(make_engine("cpu", file)),
+        cache(engine->make_cache(parse_cache_spec("exact:g16:w16").options_for(engine->config()))) {}
+
+  const Gguf file;
+  const std::unique_ptr<Engine> engine;
+  const std::unique_ptr<ModelCache> cache;
+};
+
 TEST_F(Schedulers, CountWhatAWindowKeeps) {
-  const Gguf gemma(engine::test::small_model({.architecture = "gemma3", .layers = 5, .window = 24}));
-  const std::unique_ptr<Engine> windowed = make_engine("cpu", gemma);  // whose layers are all local
-  const CacheSpec spec = parse_cache_spec("exact:g16:w16");
-  const std::unique_ptr<ModelCache> cache = windowed->make_cache(spec.options_for(windowed->config()));
+  const Windowed model(5);  // all of them
+  const std::unique_ptr<ModelCache> &cache = model.cache;
   ASSERT_EQ(cache->groups(), 1u);
   const std::size_t bytes = Budget(*cache, 0).bytes_of(250);
   EXPECT_EQ(Budget(*cache, 0).bytes_of(4000), bytes);
-  Scheduler scheduler(*windowed, *cache, tokenizer, {.bytes = bytes});
+  Scheduler scheduler(*model.engine, *cache, tokenizer, {.bytes = bytes});
   const auto client = std::make_shared<Recorder>();
   scheduler.submit({.prompt = prompt(1, 300), .max_tokens = 100}, client);
   serve_all(scheduler);
@@ -122,11 +132,8 @@ TEST_F(Schedulers, CountWhatAWindowKeeps) {
 }
 
 TEST_F(Schedulers, ComputeAnewWhatAWindowHasPassed) {
-  const Gguf gemma(engine::test::small_model({.architecture = "gemma3", .layers = 7, .window = 24}));
-  const std::unique_ptr<Engine> windowed = make_engine("cpu", gemma);
-  const CacheSpec spec = parse_cache_spec("exact:g16:w16");
-  const std::unique_ptr<ModelCache> cache = windowed->make_cache(spec.options_for(windowed->config()));
-  Scheduler scheduler(*windowed, *cache, tokenizer, {.bytes = plenty});
+  const Windowed model(7);
+  Scheduler scheduler(*model.engine, *model.cache, tokenizer, {.bytes = plenty});
   std::vector<std::vector<int>> tokens;
   for (int i = 0; i < 2; ++i) {
     const auto client = std::make_shared<Recorder>();
