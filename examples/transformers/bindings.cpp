@@ -87,6 +87,21 @@ TensorView<S> view_of(const char *name, const Array &rows) {
           static_cast<Index>(rows.stride(1))};
 }
 
+/// k, v: perhaps none.
+template <class S>
+AttentionTensors<S> tensors_of(const ReadRows &q, const std::optional<ReadRows> &k,
+                               const std::optional<ReadRows> &v, const Rows &out,
+                               const std::optional<Sums> &lse) {
+  if (k.has_value() != v.has_value()) throw Error("squat: k and v go together");
+  AttentionTensors<S> tensors{.q = view_of<const S>("q", q), .out = view_of<S>("out", out)};
+  if (k) tensors.k = view_of<const S>("k", *k);
+  if (v) tensors.v = view_of<const S>("v", *v);
+  if (lse) {
+    tensors.lse = {lse->data(), static_cast<Index>(lse->shape(0)), static_cast<Index>(lse->shape(1)), 1};
+  }
+  return tensors;
+}
+
 /// What make_group() takes of keyword arguments.
 template <class T>
 void take(nb::kwargs &arguments, const char *name, T &to) {
@@ -179,11 +194,7 @@ class PyModelCache {
               const std::optional<ReadRows> &v, const Rows &out, const std::optional<Sums> &lse,
               bool causal, bool learn) {
     with_element("q", q, [&]<class S>(S) {
-      AttentionTensors<S> tensors{.q = view_of<const S>("q", q), .out = view_of<S>("out", out)};
-      if (k) tensors.k = view_of<const S>("k", *k);
-      if (v) tensors.v = view_of<const S>("v", *v);
-      if (k.has_value() != v.has_value()) throw Error("squat: k and v go together");
-      if (lse) tensors.lse = sums_view(*lse);
+      AttentionTensors<S> tensors = tensors_of<S>(q, k, v, out, lse);
       tensors.causal = causal;
       const auto entries = batch_of(batch, learn);
       const nb::gil_scoped_release others_run;
@@ -194,11 +205,7 @@ class PyModelCache {
   void draft(const Batch &batch, int layer, const ReadRows &q, const ReadRows &k, const ReadRows &v,
              const Rows &out, const std::vector<std::int64_t> &parents, const std::optional<Sums> &lse) {
     with_element("q", q, [&]<class S>(S) {
-      AttentionTensors<S> tensors{.q = view_of<const S>("q", q),
-                                  .k = view_of<const S>("k", k),
-                                  .v = view_of<const S>("v", v),
-                                  .out = view_of<S>("out", out)};
-      if (lse) tensors.lse = sums_view(*lse);
+      const AttentionTensors<S> tensors = tensors_of<S>(q, k, v, out, lse);
       const std::vector<Index> rows(parents.begin(), parents.end());
       const auto entries = batch_of(batch, true);
       const nb::gil_scoped_release others_run;
@@ -292,9 +299,6 @@ class PyModelCache {
     return options;
   }
 
-  static TensorView<float> sums_view(const Sums &sums) {
-    return {sums.data(), static_cast<Index>(sums.shape(0)), static_cast<Index>(sums.shape(1)), 1};
-  }
   static std::span<const std::byte> span_of(const nb::bytes &bytes) {
     return {reinterpret_cast<const std::byte *>(bytes.c_str()), bytes.size()};
   }

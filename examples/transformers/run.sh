@@ -12,17 +12,8 @@ esac
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 root=$here/../..
 folder=${1:-$root/build/python}
-as_root=
-[ "$(id -u)" = 0 ] || as_root=sudo
-missing=
-for package in g++ cmake ninja-build libeigen3-dev python3-dev python3-venv; do
-  dpkg -s $package > /dev/null 2>&1 || missing="$missing $package"
-done
-if [ -n "$missing" ]; then
-  $as_root apt-get update -qq
-  # shellcheck disable=SC2086
-  $as_root apt-get install -y -qq --no-install-recommends $missing
-fi
+. "$root/cmake/packages.sh"
+install_packages g++ cmake ninja-build libeigen3-dev python3-dev python3-venv
 python3 -m venv "$folder"
 if $native; then
   "$folder/bin/pip" install -q "$here"
