@@ -104,7 +104,7 @@ concept BackendOperations = requires(Operations operations, const Operations con
 };
 
 /// A backend that knows drafts: as attend, to what is cached and to the paths of the call's own rows
-/// (SequenceCall::draft). It checks their elements.
+/// (SequenceCall::draft).
 template <class Operations, class Stream>
 concept DraftingOperations = requires(Operations operations,
                                       std::span<const SequenceCall<typename Operations::Exact>> calls,

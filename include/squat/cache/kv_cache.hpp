@@ -359,6 +359,11 @@ class KVCacheBase {
         calls_.back().draft = tokens;
       });
       if (calls_.empty()) return;
+      if constexpr (replayable) {
+        if (operations_.capturing(stream))
+          throw Error("squat: stream is being captured, and a draft waits for it, to check elements");
+      }
+      check_elements<S>(batch, wide.q, wide.k, wide.v, stream);
       operations_.template draft<S>(calls_, wide.q, wide.k, wide.v, {wide.out, wide.lse}, stream);
     });
   }
@@ -448,8 +453,8 @@ class KVCacheBase {
     Layer &tokens = find(sequence, layer);
     check_keys(AttentionTensors<S>{.k = k, .v = v}, tokens.length());
     checks::memory_or_error([&] {
-      const TensorView<S> keys = padded_rows_.template widen_output<S>(padded_rows_.keys, k, stream),
-                          values = padded_rows_.template widen_output<S>(padded_rows_.values, v, stream);
+      const TensorView<S> keys = padded_rows_.widen(padded_rows_.keys, k, stream),
+                          values = padded_rows_.widen(padded_rows_.values, v, stream);
       operations_.dequantize(tokens.call(), keys, values, stream);
       padded_rows_.template narrow<S>(keys, k, stream);
       padded_rows_.template narrow<S>(values, v, stream);
@@ -765,6 +770,17 @@ class KVCacheBase {
     check_tensor<S>("v", tensors.v, tokens, options_.kv_heads, options_.value_dim);
   }
 
+  /// Of the rows that a checked batch names.
+  template <Element S>
+  void check_elements(Batch batch, In<S> q, In<S> k, In<S> v, Stream stream) {
+    for_each_run(batch, [&](Index first, Index count) {
+      const auto rows = [&](const char *name, In<S> tensor) {
+        return NamedTensor<S>{name, tensor.tokens > 0 ? tensor.slice(first, count) : tensor, first};
+      };
+      operations_.template check_elements<S>({rows("q", q), rows("k", k), rows("v", v)}, stream);
+    });
+  }
+
   Sequence &find(SequenceId sequence) const { return sequences_.find(sequence); }
 
   Layer &find(SequenceId sequence, int layer) const {
@@ -935,26 +951,24 @@ class KVCacheBase {
   template <Element S>
   void read(Batch batch, int layer, TensorView<const S> q, const AttentionOutput<S> &out, bool causal,
             Stream stream) {
-    checks::memory_or_error([&] {
-      calls_.clear();
-      for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
-        auto call = find(entry.sequence, layer).call(row, entry.tokens);
-        call.causal = causal;
-        if (!causal && call.past == 0)
-          throw_invalid("causal", false, "true while there are no tokens in the sequence",
-                        entry.sequence.value);
-        if (causal) {
-          if (call.tokens > call.past) {
-            throw_invalid("batch.tokens", call.tokens, "at most the length of the sequence, which is",
-                          call.past);
-          }
-          call.past -= call.tokens;
+    calls_.clear();
+    for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
+      auto call = find(entry.sequence, layer).call(row, entry.tokens);
+      call.causal = causal;
+      if (!causal && call.past == 0)
+        throw_invalid("causal", false, "true while there are no tokens in the sequence",
+                      entry.sequence.value);
+      if (causal) {
+        if (call.tokens > call.past) {
+          throw_invalid("batch.tokens", call.tokens, "at most the length of the sequence, which is",
+                        call.past);
         }
-        calls_.push_back(call);
-      });
-      if (calls_.empty()) return;
-      operations_.template attend<S>(calls_, q, out, stream);
+        call.past -= call.tokens;
+      }
+      calls_.push_back(call);
     });
+    if (calls_.empty()) return;
+    operations_.template attend<S>(calls_, q, out, stream);
   }
 
   // ---- appending
@@ -1015,14 +1029,10 @@ class KVCacheBase {
   void append_planned(Batch batch, int layer, In<S> q, In<S> k, In<S> v, const AttentionOutput<S> &out,
                       Stream stream) {
     const bool attends = out.rows.tokens > 0;
-    for_each_run(batch, [&](Index first, Index count) {
-      const auto rows = [&](const char *name, In<S> tensor) {
-        return NamedTensor<S>{name, tensor.tokens > 0 ? tensor.slice(first, count) : tensor, first};
-      };
-      operations_.template check_elements<S>({rows("q", q), rows("k", k), rows("v", v)}, stream);
-    });
+    check_elements<S>(batch, q, k, v, stream);
     plan(batch, layer, q.tokens > 0, attends, stream);
     const std::span calls = std::as_const(plan_).calls();
+    if (calls.empty()) return;
     learning_.template observe<S>(operations_, calls, q, k, v, stream, [&] {
       plan_without_learning(layer, attends, stream);
       take_in<S>(q, k, v, out, stream);
@@ -1089,6 +1099,7 @@ class KVCacheBase {
   }
 
   void reserve_plan(bool attends, Stream stream) {
+    if (plan_.calls().empty()) return;
     if (!pages_.try_reserve(plan_)) release_pages_ahead(stream);
     make_room(plan_.calls().size());
     pages_.reserve(plan_);

@@ -4,6 +4,7 @@
 // Zeros add nothing to a product of a query and a key, and are cut off what comes out of values.
 
 #include <cstddef>
+#include <type_traits>
 
 #include "squat/cache/attention_tensors.hpp"
 #include "squat/core/config.hpp"
@@ -30,9 +31,10 @@ class PaddedRows {
     return wide;
   }
 
-  /// The same tensor, as it is where it is wide enough.
-  template <Element S>
-  TensorView<S> widen_output(int place, TensorView<S> rows, Stream stream) {
+  /// The same rows, as they are where they are wide enough. Scalar: an Element, const or not.
+  template <class Scalar>
+  TensorView<Scalar> widen(int place, TensorView<Scalar> rows, Stream stream) {
+    using S = std::remove_const_t<Scalar>;
     if (!is_narrow(rows)) return rows;
     const TensorView<S> wide = padding_.template rows<S>(place, sized(rows), stream);
     padding_.template copy<S>(rows, wide, stream);
@@ -57,14 +59,6 @@ class PaddedRows {
   template <class S>
   TensorView<S> sized(TensorView<S> rows) const {
     return {rows.data, rows.tokens, rows.heads, head_dim_};
-  }
-
-  template <Element S>
-  TensorView<const S> widen(int place, TensorView<const S> rows, Stream stream) {
-    if (!is_narrow(rows)) return rows;
-    const TensorView<S> wide = padding_.template rows<S>(place, sized(rows), stream);
-    padding_.template copy<S>(rows, wide, stream);
-    return wide;
   }
 
   Index head_dim_;

@@ -40,4 +40,11 @@ inline void check(cudaError_t error, std::string_view place) {
   throw Error(text);
 }
 
+/// Whether a stream records what it is given instead of working.
+inline bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "stream");
+  return status != cudaStreamCaptureStatusNone;
+}
+
 }  // namespace squat::cuda

@@ -287,13 +287,10 @@ class Operations {
   }
 
   /// Attends to what is cached as attend() does, at the same cost, and to paths behind it, each row at
-  /// the cost of its own (attend_paths.cuh); outputs are rounded to S in between. Waits for the stream.
+  /// the cost of its own (attend_paths.cuh); outputs are rounded to S in between.
   template <Element S>
   void draft(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
              TensorView<const S> v, AttentionOutput<S> out, cudaStream_t stream) {
-    if (capturing(stream))
-      throw Error("squat: stream is being captured, and a draft waits for it, to check elements");
-    check_rows<S>(calls, q, k, v, stream);
     AttentionOutput<S> cached = out;
     if (out.lse.tokens == 0) {
       const Index heads = options_->query_heads;
@@ -314,11 +311,7 @@ class Operations {
 
   // ---- decode steps
 
-  bool capturing(cudaStream_t stream) const {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    cuda::check(cudaStreamIsCapturing(stream, &status), "stream");
-    return status != cudaStreamCaptureStatusNone;
-  }
+  bool capturing(cudaStream_t stream) const { return is_capturing(stream); }
 
   bool can_step(const Exact &exact) const { return !exact.empty() && exact.room() > 0; }
 
@@ -790,7 +783,6 @@ class Operations {
 
   /// Room for attend_batch() of the same calls. Captured graphs go on with the old one.
   void reserve_attend(std::span<const Call> calls, cudaStream_t stream) {
-    if (calls.empty()) return;
     most_tokens_ = table_pages_ = 0;
     for (const Call &call : calls) {
       most_tokens_ = std::max(most_tokens_, static_cast<std::int32_t>(call.tokens));
@@ -828,21 +820,6 @@ class Operations {
       cuda::check(cudaGetLastError(), "tail");
     }
     attend_batch<S>(batch, calls, q, out, stream, draft);
-  }
-
-  /// Checks the elements of the rows of calls, neighbours together. Waits for the stream.
-  template <Element S>
-  void check_rows(std::span<const Call> calls, TensorView<const S> q, TensorView<const S> k,
-                  TensorView<const S> v, cudaStream_t stream) const {
-    for (auto call = calls.begin(); call != calls.end();) {
-      const Index first = call->first_row;
-      Index end = first;
-      for (; call != calls.end() && call->first_row == end; ++call) end += call->tokens;
-      const auto rows = [&](const char *name, TensorView<const S> tensor) {
-        return NamedTensor<S>{name, tensor.slice(first, end - first), first};
-      };
-      check_elements<S>({rows("q", q), rows("k", k), rows("v", v)}, stream);
-    }
   }
 
   /// Takes the rows of a draft to the device, and notes the calls whose sequences are not empty.

@@ -40,9 +40,7 @@ class Padding {
   /// where the place was smaller, and waits for the stream then. What captured graphs name stays.
   template <Element S>
   TensorView<S> rows(int place, TensorView<const S> sized, cudaStream_t stream) {
-    cudaStreamCaptureStatus status{};
-    check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
-    captured_ |= status != cudaStreamCaptureStatusNone;
+    captured_ |= is_capturing(stream);
     const auto bytes = static_cast<std::size_t>(sized.tokens * sized.heads * sized.head_dim) * sizeof(S);
     DeviceBuffer<std::byte> &memory = memory_[static_cast<std::size_t>(place)];
     if (bytes > memory.bytes()) {
