@@ -110,7 +110,10 @@ bool Scheduler::start(Task &task) {
   begin(task);
   const squat::SequenceTokens rest{task.sequence,
                                    static_cast<squat::Index>(task.request.prompt.size() - task.fed)};
-  if (make_room(cache_.page_bytes_due(std::span(&rest, 1)) + ahead, 1)) return true;
+  // Of layers with a window no more than it keeps: a prompt comes in chunks.
+  const std::size_t pages =
+      std::min(cache_.page_bytes_due(std::span(&rest, 1)), budget_.page_bytes_of(task.tokens.size()));
+  if (make_room(pages + ahead, 1)) return true;
   cache_.remove_sequence(task.sequence);
   return false;
 }
