@@ -109,18 +109,18 @@ squat::SequenceId fill(Cache<Bits> &cache, const Shape &shape, Index tokens) {
   return sequence;
 }
 
-/// Attention of one token over a full cache; it is read only, so that every repetition meets the same
-/// length. with_sums: logarithms of the softmaxes' sums too.
+/// Attention of the newest tokens of a full cache; it is read only, so that every repetition meets the
+/// same length. with_sums: logarithms of the softmaxes' sums too.
 template <int Bits>
-void decode_over(benchmark::State &state, const squat::Options &options, const Shape &shape,
-                 Index tokens, bool with_sums = false) {
+void attend_over(benchmark::State &state, const squat::Options &options, const Shape &shape,
+                 Index tokens, Index newest = 1, bool with_sums = false) {
   Cache<Bits> cache(options);
   const squat::SequenceId sequence = fill(cache, shape, tokens);
-  Inputs in(shape, 1);
-  std::vector<float> sums(static_cast<std::size_t>(shape.query_heads));
-  squat::AttentionTensors<float> tensors{.q = in.q.view(1), .out = in.out.view(1)};
-  if (with_sums) tensors.lse = {sums.data(), 1, shape.query_heads, 1};
-  const std::array batch{squat::SequenceTokens{sequence, 1}};
+  Inputs in(shape, newest);
+  std::vector<float> sums(static_cast<std::size_t>(newest * shape.query_heads));
+  squat::AttentionTensors<float> tensors{.q = in.q.view(newest), .out = in.out.view(newest)};
+  if (with_sums) tensors.lse = {sums.data(), newest, shape.query_heads, 1};
+  const std::array batch{squat::SequenceTokens{sequence, newest}};
   for (auto _ : state) {
     cache.attend(batch, 0, tensors);
     benchmark::DoNotOptimize(in.out.elements.data());
@@ -135,7 +135,13 @@ void decode_over(benchmark::State &state, const squat::Options &options, const S
 
 template <int Bits>
 void decode(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens) {
-  decode_over<Bits>(state, options_of(shape, coding), shape, tokens);
+  attend_over<Bits>(state, options_of(shape, coding), shape, tokens);
+}
+
+/// Attention of the last `Newest` tokens: a piece of a prompt, or a turn of a chat.
+template <int Bits, int Newest>
+void chunk(benchmark::State &state, Shape shape, MaybeCoding coding, Index tokens) {
+  attend_over<Bits>(state, options_of(shape, coding), shape, tokens, Newest);
 }
 
 /// The same over all the machine's threads.
@@ -144,13 +150,13 @@ void decode_parallel(benchmark::State &state, Shape shape, MaybeCoding coding, I
   squat::ThreadPool pool;
   squat::Options options = options_of(shape, coding);
   options.parallel = pool.parallel();
-  decode_over<Bits>(state, options, shape, tokens);
+  attend_over<Bits>(state, options, shape, tokens);
 }
 
 /// The same under a rule.
 template <int Bits>
 void decode_ruled(benchmark::State &state, const Shape &shape, Index tokens, bench::Rule rule) {
-  decode_over<Bits>(state, bench::with_rule(options_of(shape, {}), rule, tokens), shape, tokens,
+  attend_over<Bits>(state, bench::with_rule(options_of(shape, {}), rule, tokens), shape, tokens, 1,
                     rule == bench::Rule::lse);
 }
 
@@ -325,6 +331,13 @@ int main(int argc, char **argv) {
   const Operation parallel_decodes{"decode_parallel",  decode_parallel<2>, decode_parallel<3>,
                                    decode_parallel<4>, decode_parallel<8>, decode_parallel<16>,
                                    Threads::all};
+  const auto chunks = []<int Newest>(const char *name) {
+    return Operation{
+        name, chunk<2, Newest>, chunk<3, Newest>, chunk<4, Newest>, chunk<8, Newest>, chunk<16, Newest>};
+  };
+  const Operation chunks16 = chunks.operator()<16>("chunk16"),
+                  chunks128 = chunks.operator()<128>("chunk128"),
+                  chunks512 = chunks.operator()<512>("chunk512");
   const Operation appends{"append", append<2>, append<3>, append<4>, append<8>, append<16>};
   const Operation packs{"pack", pack<2>, pack<3>, pack<4>, pack<8>, pack<16>};
   const Operation prompts{"prompt", prompt<2>, prompt<3>, prompt<4>, prompt<8>, prompt<16>};
@@ -332,11 +345,13 @@ int main(int argc, char **argv) {
   const Operation loads{"load", load<2>, load<3>, load<4>, load<8>, load<16>};
   benchmark::RegisterBenchmark("read_bandwidth", read_bandwidth)->Unit(benchmark::kMicrosecond);
   for (const Shape &shape : {Shape{32, 8, 128}, Shape{9, 3, 64}, Shape{64, 8, 128}, Shape{8, 8, 64}}) {
-    for (Index tokens : {1024, 4096, 16384, 65536, 262144}) add_all(decodes, shape, tokens);
+    for (Index tokens : {128, 256, 512, 1024, 4096, 16384, 65536, 262144})
+      add_all(decodes, shape, tokens);
     add_all(parallel_decodes, shape, 65536);
     add_all(appends, shape, 1024);
     for (Index tokens : {128, 4096}) add_all(packs, shape, tokens);
     add_all(prompts, shape, 4096);
+    for (const Operation &operation : {chunks16, chunks128, chunks512}) add_all(operation, shape, 4096);
     for (const Operation &operation : {saves, loads}) add_all(operation, shape, 65536);
   }
   constexpr Shape ruled{32, 8, 128};

@@ -8,15 +8,18 @@
 #include <limits>
 #include <random>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "squat/cpu/buffer.hpp"
 #include "squat/cpu/kernels/byte_matrix.hpp"
 #include "squat/cpu/kernels/dot_codes.hpp"
 #include "squat/cpu/kernels/exact_attention.hpp"
+#include "squat/cpu/kernels/float_product.hpp"
 #include "squat/cpu/kernels/integer_matrix.hpp"
 #include "squat/cpu/kernels/round_weights.hpp"
 #include "squat/cpu/kernels/softmax.hpp"
+#include "squat/cpu/kernels/vector.hpp"
 #include "squat/cpu/kernels/weighted_codes.hpp"
 
 namespace squat::cpu::test {
@@ -262,32 +265,47 @@ TYPED_TEST_SUITE(ExactRows, Elements);
 TYPED_TEST(ExactRows, ScoreAndSumAsInDoublePrecision) {
   for (Index d : {16, 32, 48, 80, 128, 144, 256}) {
     for (Index tokens : {1, 2, 3, 5, 31, 33, 128}) {
-      for (Index row_count : {1, 2, 3, 4, 6, 8}) {
-        const Index stride = d + 16;
+      for (Index row_count : {1, 2, 3, 4, 6, 8, 13}) {
+        const Index stride = d + 16, padded = tokens + row_padding;
         const std::vector<TypeParam> keys = normal<TypeParam>(tokens * stride, 17);
         const std::vector<float> queries = normal(row_count * d, 19),
                                  weights = normal(row_count * tokens, 23);
-        std::vector<float> scores(size(row_count * tokens)), sums(size(row_count * d), 2.0f);
-        score_rows(rows(queries, d), row_count, d, rows(keys, stride), tokens, rows(scores, tokens));
-        sum_rows(rows(weights, tokens), row_count, rows(keys, stride), tokens, d, rows(sums, d));
-        for (Index row = 0; row < row_count; ++row) {
-          for (Index token = 0; token < tokens; ++token) {
-            double expected = 0;
-            for (Index i = 0; i < d; ++i) {
-              expected += static_cast<double>(queries[size(row * d + i)]) *
-                          static_cast<double>(static_cast<float>(keys[size(token * stride + i)]));
-            }
-            ASSERT_NEAR(static_cast<double>(scores[size(row * tokens + token)]), expected, 1e-4);
-          }
-          for (Index i = 0; i < d; ++i) {
-            double expected = 2;
+        const auto expect = [&](const std::vector<float> &scores, const std::vector<float> &sums) {
+          const auto key = [&](Index token, Index i) {
+            return static_cast<double>(static_cast<float>(keys[size(token * stride + i)]));
+          };
+          for (Index row = 0; row < row_count; ++row) {
             for (Index token = 0; token < tokens; ++token) {
-              expected += static_cast<double>(weights[size(row * tokens + token)]) *
-                          static_cast<double>(static_cast<float>(keys[size(token * stride + i)]));
+              double expected = 0;
+              for (Index i = 0; i < d; ++i)
+                expected += static_cast<double>(queries[size(row * d + i)]) * key(token, i);
+              ASSERT_NEAR(static_cast<double>(scores[size(row * padded + token)]), expected, 1e-4);
             }
-            ASSERT_NEAR(static_cast<double>(sums[size(row * d + i)]), expected, 1e-4);
+            for (Index i = 0; i < d; ++i) {
+              double expected = 2;
+              for (Index token = 0; token < tokens; ++token)
+                expected += static_cast<double>(weights[size(row * tokens + token)]) * key(token, i);
+              ASSERT_NEAR(static_cast<double>(sums[size(row * d + i)]), expected, 1e-4);
+            }
           }
-        }
+        };
+        std::vector<float> scores(size(row_count * padded)), sums(size(row_count * d), 2.0f);
+        score_rows(rows(queries, d), row_count, d, rows(keys, stride), tokens, rows(scores, padded));
+        sum_rows(rows(weights, tokens), row_count, rows(keys, stride), tokens, d, rows(sums, d));
+        expect(scores, sums);
+
+        // The same in matrix products.
+        std::vector<float> columns(size(d * padded)), values = normal(tokens * d, 29);
+        for (Index token = 0; token < tokens; ++token)
+          convert_row(keys.data() + token * stride, d, values.data() + token * d);
+        std::fill(scores.begin(), scores.end(), 0.0f);
+        std::fill(sums.begin(), sums.end(), 2.0f);
+        transpose_rows(rows(keys, stride), tokens, d, rows(columns, padded));
+        multiply_rows<false>(rows(queries, d), row_count, rows(std::as_const(columns), padded), d,
+                             tokens, rows(scores, padded));
+        multiply_rows<true>(rows(weights, tokens), row_count, rows(std::as_const(values), d), tokens, d,
+                            rows(sums, d));
+        expect(scores, sums);
       }
     }
   }

@@ -87,12 +87,12 @@ void turn_signs(Scalar *row, Index head_dim) {
 template <class Scalar>
 void multiply_hadamard(Scalar *row, Index head_dim) {
   const Index block = hadamard_block(head_dim);
-  const Eigen::Matrix<float, chunk_size, chunk_size> h =
-      detail::hadamard_16() / std::sqrt(static_cast<float>(block));
+  const float scale = 1 / std::sqrt(static_cast<float>(block));
+  const Eigen::Matrix<float, chunk_size, chunk_size> &h = detail::hadamard_16();
   for_each_chunk(head_dim, [&](Index first) {
     Chunk sum = Chunk::Zero();
     for (Index i = 0; i < chunk_size; ++i) sum += row[first + i] * h.col(i).array();
-    Eigen::Map<Chunk>(row + first) = sum;
+    Eigen::Map<Chunk>(row + first) = scale * sum;
   });
   for (Scalar *x = row; x < row + head_dim; x += block) {
     for (Index half_span = chunk_size; half_span < block; half_span *= 2) {

@@ -7,15 +7,13 @@
 // come one after another; each updates the running softmax and two sums: of
 // values as they are, and of those that are kept rotated (coding/hadamard.hpp).
 //
-// Few rows (decoding) read codes straight from the page. Many rows (a prompt)
-// share one unpacked page in scratch memory and go through matrix products.
+// Codes are read straight from the page, for few rows at a time. Many rows (a prompt)
+// meet exact keys and values in matrix products.
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <array>
 #include <concepts>
 #include <cstdint>
-#include <numeric>
 #include <span>
 
 #include "squat/cache/call.hpp"
@@ -25,6 +23,8 @@
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/kernels/bend_scores.hpp"
 #include "squat/cpu/kernels/exact_attention.hpp"
+#include "squat/cpu/kernels/float_product.hpp"
+#include "squat/cpu/kernels/float_vector.hpp"
 #include "squat/cpu/kernels/prefetch.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
 #include "squat/cpu/kernels/score_keys.hpp"
@@ -32,7 +32,6 @@
 #include "squat/cpu/kernels/stored_row.hpp"
 #include "squat/cpu/kernels/sum_values.hpp"
 #include "squat/cpu/kernels/transform_queries.hpp"
-#include "squat/cpu/kernels/unpack_page.hpp"
 #include "squat/cpu/kernels/vector.hpp"
 #include "squat/cpu/kernels/weighted_codes.hpp"
 #include "squat/cpu/page_layout.hpp"
@@ -47,7 +46,7 @@ class HeadAttention {
  public:
   using Layout = PageLayout;
 
-  /// Rows up to which codes are read straight from the page.
+  /// Rows that meet codes at a time, and up to which exact rows are read once for four of them.
   static constexpr Index few_rows = cpu::few_rows;
   /// Exact tokens taken at a time.
   static constexpr Index run_tokens = 128;
@@ -83,13 +82,12 @@ class HeadAttention {
     own_values_ = scratch.take<T>(run_tokens * d);
     path_row_ = scratch.take<float>(d);
     if (rows > few_rows) {
-      keys_ = scratch.take<float>(stride_ * d);
-      values_ = scratch.take<float>(stride_ * d);
-    } else {
-      for (Index i = 0; i < pages_of(layout, rows); ++i) {
-        weights_[static_cast<std::size_t>(i)] =
-            CodeWeights(kernels, rows, std::max(d, layout.group), scratch);
-      }
+      keys_ = {scratch.take<float>((stride_ + row_padding) * d), stride_ + row_padding};
+      values_ = {scratch.take<float>(stride_ * (d + row_padding)), d + row_padding};
+    }
+    for (Index i = 0; i < pages_of(layout, rows); ++i) {
+      weights_[static_cast<std::size_t>(i)] =
+          CodeWeights(kernels, std::min(rows, few_rows), std::max(d, layout.group), scratch);
     }
   }
 
@@ -100,9 +98,11 @@ class HeadAttention {
            Scratch::bytes<float>(rows) + Scratch::bytes<TokenRange>(rows) + Scratch::bytes<Index>(rows) +
            Scratch::bytes<SoftmaxState>(rows) + 2 * Scratch::bytes<T>(run_tokens * d) +
            Scratch::bytes<float>(d) +
-           (rows > few_rows ? 2 * Scratch::bytes<float>(stride * d)
-                            : static_cast<std::size_t>(pages_of(layout, rows)) *
-                                  CodeWeights::scratch_bytes(rows, std::max(d, layout.group)));
+           (rows > few_rows ? Scratch::bytes<float>((stride + row_padding) * d) +
+                                  Scratch::bytes<float>(stride * (d + row_padding))
+                            : 0) +
+           static_cast<std::size_t>(pages_of(layout, rows)) *
+               CodeWeights::scratch_bytes(std::min(rows, few_rows), std::max(d, layout.group));
   }
 
   /// Takes in the queries of `tokens` tokens of a call from `first` on. rule: what becomes of scores,
@@ -126,7 +126,7 @@ class HeadAttention {
     }
     std::transform(queries_, queries_ + rows_ * d, queries_, [&](float x) { return x * scale; });
     tile_.reset();
-    rotated_ = false;
+    rotated_ = sums_rotated_ = false;
     std::fill_n(exact_sum_, rows_ * d, 0.0f);
     std::fill_n(packed_sum_, rows_ * d, 0.0f);
     std::fill_n(mean_weights_, rows_, 0.0f);
@@ -140,14 +140,17 @@ class HeadAttention {
     constexpr bool bytes = std::same_as<S, std::int8_t>;
     tokens = std::min(tokens, some_see_.last - position);
     const Index hidden = std::max<Index>(some_see_.first - position, 0);
-    if (bytes && tokens > hidden) rotate_queries();
+    if (bytes && tokens > hidden) {
+      rotate_queries();
+      sums_rotated_ = true;
+    }
     for (Index first = hidden; first < tokens; first += run_tokens) {
       const Index count = std::min(run_tokens, tokens - first);
       const S *key = keys + first * key_stride, *value = values + first * value_stride;
       score_exact<S>({key, key_stride}, count, {bytes ? rotated_queries_ : queries_, layout_.head_dim},
                      bytes_ahead(key, value));
       if constexpr (bytes) scale_scores({key, key_stride}, count);
-      softmax(position + first, 0, count);
+      softmax(position + first, 0, count, count);
       if constexpr (bytes) scale_scores({value, value_stride}, count);
       sum_exact<S>({value, value_stride}, count, 0, bytes ? packed_sum_ : exact_sum_);
     }
@@ -239,20 +242,16 @@ class HeadAttention {
       }
     };
     tile_.enter(pages);
-    for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
-      if (layout_.key_bits == 16) {
+    if (layout_.key_bits == 16) {
+      for_each_page([&](Index, const PageView &page, std::ptrdiff_t ahead) {
         const auto *keys = codes(page).template key_codes<Exact16<T>>();
         score_exact<Exact16<T>>({keys, layout_.head_dim}, first.first + tokens,
                                 tile_.in(KeySpace::channels, page), ahead);
-      } else {
-        weigh_packed(page, i, ahead);
-      }
-    });
-    if (layout_.key_bits < 16) {
-      for_each_page(
-          [&](Index i, const PageView &page, std::ptrdiff_t ahead) { score_packed(page, i, ahead); });
+      });
+    } else {
+      score_packed(for_each_page);
     }
-    softmax(position, first.first, tokens);
+    softmax(position, first.first, tokens, count * layout_.group);
     if (layout_.value_bits == 16) {
       sum_exact<Exact16<T>>(
           {codes(first).template value_codes<Exact16<T>>(), layout_.head_dim}, first.first + tokens,
@@ -271,7 +270,7 @@ class HeadAttention {
       if (mean_weights_[row] > 0) {
         for (Index i = 0; i < d; ++i) packed[i] += mean_weights_[row] * coding_.value_mean[i];
       }
-      if (layout_.value_bits < 16) rotate_hadamard_back(packed, d);
+      if (sums_rotated_) rotate_hadamard_back(packed, d);
       for (Index i = 0; i < d; ++i) packed[i] += exact_sum_[row * d + i];
     }
     return {packed_sum_, d};
@@ -284,15 +283,16 @@ class HeadAttention {
   }
 
   bool many() const { return rows_ > few_rows; }
-  StridedRows<const float> matrix(RowView<const float> rows) const {
-    return strided_rows(rows.data, rows_, layout_.head_dim, rows.stride);
+
+  /// Calls run(row) for the first of few rows at a time, for which there are weights.
+  template <class Run>
+  void for_few_rows(Run &&run) {
+    for (Index row = 0; row < rows_; row += few_rows) {
+      for (CodeWeights &weights : weights_) weights.row_count = std::min(few_rows, rows_ - row);
+      run(row);
+    }
   }
-  StridedRows<float> score_matrix(Index count) const {
-    return strided_rows(scores_, rows_, count, stride_);
-  }
-  StridedRows<const float> probability_matrix(Index count) const {
-    return strided_rows<const float>(scores_, rows_, count, stride_);
-  }
+
   RowView<float> scores() const { return {scores_, stride_}; }
   RowView<const float> probabilities() const { return {scores_, stride_}; }
 
@@ -307,9 +307,13 @@ class HeadAttention {
 
   /// Multiplies scores, or what became of them, by the steps of the rows they are of.
   void scale_scores(RowView<const std::int8_t> stored, Index count) {
-    for (Index token = 0; token < count; ++token) {
-      const float step = row_step(stored[token], layout_.head_dim);
-      for (Index row = 0; row < rows_; ++row) scores_[row * stride_ + token] *= step;
+    std::array<float, run_tokens> steps;
+    for (Index token = 0; token < count; ++token)
+      steps[static_cast<std::size_t>(token)] = row_step(stored[token], layout_.head_dim);
+    for (Index row = 0; row < rows_; ++row) {
+      float *scores = scores_ + row * stride_;
+      for (Index token = 0; token < count; ++token)
+        scores[token] *= steps[static_cast<std::size_t>(token)];
     }
   }
 
@@ -318,45 +322,40 @@ class HeadAttention {
                    std::ptrdiff_t ahead) {
     const Index d = layout_.head_dim;
     if (!many()) return score_rows(queries, rows_, d, keys, count, scores(), ahead);
-    for (Index token = 0; token < count; ++token) convert_row(keys[token], d, keys_ + token * d);
-    for (Index row = 0; row < rows_; ++row) std::fill_n(scores_ + row * stride_, count, 0.0f);
-    add_product_transposed<float>(matrix(queries), strided_rows<const float>(keys_, count, d),
-                                  score_matrix(count));
+    transpose_rows(keys, count, d, keys_);
+    multiply_rows<false>(queries, rows_, {keys_.data, keys_.stride}, d, count, scores());
   }
 
-  /// The scores of page i of those that are taken together.
-  RowView<float> scores(Index i) const { return {scores_ + i * layout_.group, stride_}; }
+  /// The scores of page i of those that are taken together, from a row on.
+  RowView<float> scores(Index i, Index row) const {
+    return {scores_ + row * stride_ + i * layout_.group, stride_};
+  }
 
   HeadCodes codes(const PageView &page) const {
     return coding_.codes(page.data, layout_.key_space(page.data, head_));
   }
 
-  /// What page i's scores begin with, the mean key's, and the weights of its codes.
-  void weigh_packed(const PageView &page, Index i, std::ptrdiff_t ahead) {
-    tile_.score_mean(page, layout_.group, scores(i));
-    const HeadCodes of_page = codes(page);
-    const RowView<const float> queries = tile_.in(of_page.space, page);
-    if (many()) {
-      unpack_keys(layout_, of_page, page.data, head_, keys_);
-      add_product<float>(matrix(queries),
-                         strided_rows<const float>(keys_, layout_.head_dim, layout_.group),
-                         score_matrix(layout_.group));
-    } else {
-      weigh_keys(layout_, of_page, page.data, head_, queries, weights_[static_cast<std::size_t>(i)],
-                 ahead);
-    }
-  }
-
-  void score_packed(const PageView &page, Index i, std::ptrdiff_t ahead) {
-    if (many()) return;
-    score_keys(layout_, codes(page), page.data, head_, weights_[static_cast<std::size_t>(i)], scores(i),
-               ahead);
+  template <class ForEachPage>
+  void score_packed(const ForEachPage &for_each_page) {
+    for_few_rows([&](Index row) {
+      for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
+        CodeWeights &weights = weights_[static_cast<std::size_t>(i)];
+        tile_.score_mean(page, layout_.group, row, weights.row_count, scores(i, row));
+        const HeadCodes of_page = codes(page);
+        const RowView<const float> queries = tile_.in(of_page.space, page);
+        weigh_keys(layout_, of_page, page.data, head_, {queries[row], queries.stride}, weights, ahead);
+      });
+      for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
+        score_keys(layout_, codes(page), page.data, head_, weights_[static_cast<std::size_t>(i)],
+                   scores(i, row), ahead);
+      });
+    });
   }
 
   /// Turns the scores [first, first + count) of a run, the first of which has
-  /// `position` tokens before it, into exp(score - maximum), 0 for what a row
-  /// does not see, and rescales what was summed before.
-  void softmax(Index position, Index first, Index count) {
+  /// `position` tokens before it, into exp(score - maximum), all others of [0, extent)
+  /// and what a row does not see into 0, and rescales what was summed before.
+  void softmax(Index position, Index first, Index count, Index extent) {
     const auto visible = [&](Index row) {
       const Index begin = std::clamp(seen_[row].first - position, Index{0}, count);
       return TokenRange{begin, std::clamp(seen_[row].last - position, begin, count)};
@@ -365,10 +364,11 @@ class HeadAttention {
       const TokenRange tokens = visible(row);
       float factors[RowCount];
       exponentiate<RowCount>(states_ + row, {scores_ + row * stride_, stride_}, first + tokens.first,
-                             tokens.last - tokens.first, stride_, factors);
+                             tokens.last - tokens.first, extent, factors);
       for (int r = 0; r < RowCount; ++r) rescale(row + r, factors[r]);
     };
     if (rule_.bends()) bend(position, first, count);
+    extent = (extent + float_lanes - 1) / float_lanes * float_lanes;
     Index row = 0;
     while (row < rows_) {
       // Rows of one token see the same.
@@ -407,7 +407,8 @@ class HeadAttention {
       float *scores = scores_ + h * stride_;
       if (rule_.bends()) bend(h, position, scores, count);
       float factor = 1;
-      exponentiate<1>(states_ + h, {scores, stride_}, 0, count, stride_, &factor);
+      const Index extent = (count + float_lanes - 1) / float_lanes * float_lanes;
+      exponentiate<1>(states_ + h, {scores, stride_}, 0, count, extent, &factor);
       rescale(h, factor);
     }
     for (Index i = 0; i < count; ++i) {
@@ -444,43 +445,40 @@ class HeadAttention {
   void sum_exact(RowView<const S> values, Index count, std::ptrdiff_t ahead, float *sums) {
     const Index d = layout_.head_dim;
     if (!many()) return sum_rows(probabilities(), rows_, values, count, d, {sums, d}, ahead);
-    for (Index token = 0; token < count; ++token) convert_row(values[token], d, values_ + token * d);
-    add_product<float>(probability_matrix(count), strided_rows<const float>(values_, count, d),
-                       strided_rows(sums, rows_, d));
+    for (Index token = 0; token < count; ++token) convert_row(values[token], d, values_[token]);
+    multiply_rows<true>(probabilities(), rows_, {values_.data, values_.stride}, count, d, {sums, d});
   }
 
   template <class ForEachPage>
   void sum_packed(const ForEachPage &for_each_page) {
-    const Index d = layout_.head_dim, group = layout_.group;
-    float *sums = layout_.value_coding == ValueCoding::symmetric ? packed_sum_ : exact_sum_;
-    if (many()) {
-      return for_each_page([&](Index, const PageView &page, std::ptrdiff_t) {
-        unpack_values(layout_, codes(page), page.data, head_, coding_.value_mean, values_);
-        add_product<float>(probability_matrix(group), strided_rows<const float>(values_, group, d),
-                           strided_rows(sums, rows_, d));
-      });
-    }
-    for_each_page([&](Index i, const PageView &page, std::ptrdiff_t) {
-      sum_means(page, {scores(i).data, stride_});
+    const Index d = layout_.head_dim;
+    const bool rotated = layout_.value_coding == ValueCoding::symmetric;
+    float *sums = rotated ? packed_sum_ : exact_sum_;
+    sums_rotated_ |= rotated;
+    for_each_page([&](Index i, const PageView &page, std::ptrdiff_t) { sum_means(page, scores(i, 0)); });
+    for_few_rows([&](Index row) {
+      for (Index scale = 0; scale < layout_.scales_of_a_value; ++scale) {
+        for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
+          const RowView<float> of_page = scores(i, row);
+          weigh_values(layout_, codes(page).value_bits, page.data, head_, scale,
+                       {of_page.data, of_page.stride}, weights_[static_cast<std::size_t>(i)], ahead);
+        });
+        for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
+          sum_values(layout_, codes(page), scale, weights_[static_cast<std::size_t>(i)],
+                     {sums + row * d, d}, ahead);
+        });
+      }
     });
-    for (Index scale = 0; scale < layout_.scales_of_a_value; ++scale) {
-      for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
-        const RowView<float> of_page = scores(i);
-        weigh_values(layout_, codes(page).value_bits, page.data, head_, scale,
-                     {of_page.data, of_page.stride}, weights_[static_cast<std::size_t>(i)], ahead);
-      });
-      for_each_page([&](Index i, const PageView &page, std::ptrdiff_t ahead) {
-        sum_values(layout_, codes(page), scale, weights_[static_cast<std::size_t>(i)], {sums, d}, ahead);
-      });
-    }
   }
 
   /// Notes how much a page weighs whose values are coded about their mean.
-  void sum_means(const PageView &page, RowView<const float> weights) {
+  void sum_means(const PageView &page, RowView<float> weights) {
     if (!layout_.values_about_mean(page.data, head_)) return;
     for (Index row = 0; row < rows_; ++row) {
-      const float *of_row = weights[row];
-      mean_weights_[row] += std::accumulate(of_row, of_row + layout_.group, 0.0f);
+      FloatVector sum = broadcast(0);
+      for (Index token = 0; token < layout_.group; token += float_lanes)
+        sum = sum + load_floats(weights[row] + token);
+      mean_weights_[row] += sum_lanes(sum);
     }
   }
 
@@ -493,22 +491,23 @@ class HeadAttention {
   Index stride_;    // of the scores, in floats
   float *queries_;  // [rows, head_dim], times the attention scale
   TileQueries<float> tile_;
-  std::array<CodeWeights, most_pages> weights_;  // of each page, for few rows
+  std::array<CodeWeights, most_pages> weights_;  // of each page
   bool rotated_ = false;                         // rotated_queries_ are there
+  bool sums_rotated_ = false;                    // packed_sum_ holds some
   float *rotated_queries_ = nullptr;             // [rows, head_dim]
   float *exact_sum_ = nullptr;                   // [rows, head_dim]
   float *packed_sum_ = nullptr;                  // [rows, head_dim], of rotated values
   float *mean_weights_ = nullptr;                // [rows], of values that are coded about their mean
   float *scores_ = nullptr;                      // [rows, stride]
-  float *keys_ = nullptr;           // [stride, head_dim] or [head_dim, group], for many rows
-  float *values_ = nullptr;         // [stride, head_dim], for many rows
-  TokenRange *seen_ = nullptr;      // [rows], the tokens that a row sees
-  TokenRange all_see_, some_see_;   // what is in all of these, and around them
-  Index *places_ = nullptr;         // [rows], where the rows' own tokens stand
-  SoftmaxState *states_ = nullptr;  // [rows]
-  T *own_keys_ = nullptr;           // [run_tokens, head_dim], a call's rows as T
-  T *own_values_ = nullptr;         // likewise
-  float *path_row_ = nullptr;       // [head_dim], a key or a value of a draft
+  RowView<float> keys_{};                        // [head_dim, stride], for many rows
+  RowView<float> values_{};                      // [stride, head_dim], for many rows
+  TokenRange *seen_ = nullptr;                   // [rows], the tokens that a row sees
+  TokenRange all_see_, some_see_;                // what is in all of these, and around them
+  Index *places_ = nullptr;                      // [rows], where the rows' own tokens stand
+  SoftmaxState *states_ = nullptr;               // [rows]
+  T *own_keys_ = nullptr;                        // [run_tokens, head_dim], a call's rows as T
+  T *own_values_ = nullptr;                      // likewise
+  float *path_row_ = nullptr;                    // [head_dim], a key or a value of a draft
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -81,16 +81,17 @@ class TileQueries {
     return {rows[first_row(page)], head_dim_};
   }
 
-  /// scores[r][t] = what the turned mean key scores in row t of a page of those, 0 without
-  /// one.
-  void score_mean(const PageView &page, Index tokens, RowView<Scalar> scores) const {
+  /// scores[r][t] = what the turned mean key scores in row t of a page of those with query row + r of
+  /// `rows`, 0 without one.
+  void score_mean(const PageView &page, Index tokens, Index row, Index rows,
+                  RowView<Scalar> scores) const {
     if (mode_weights_.stride > 0) {
-      const Index first = first_row(page);
+      const Index first = first_row(page) + row;
       const RoundedRows weights{{rounded_weights_.rows[first], rounded_weights_.rows.stride},
                                 rounded_weights_.steps + first};
-      coding_.tiles->mode_rows.multiply(weights, rows_, page.row, tokens, scores);
+      coding_.tiles->mode_rows.multiply(weights, rows, page.row, tokens, scores);
     } else {
-      for (Index r = 0; r < rows_; ++r) std::fill_n(scores[r], tokens, 0.0f);
+      for (Index r = 0; r < rows; ++r) std::fill_n(scores[r], tokens, 0.0f);
     }
   }
 
