@@ -193,10 +193,14 @@ void check_exact(const Entries &entries) {
 
 void compare(const Arguments &arguments) {
   squat::ThreadPool pool(static_cast<unsigned>(arguments.threads));
-  std::vector<Coding> codings = bench::ggml_codings(arguments.types, arguments.threads);
-  const std::vector<Coding> ours =
-      bench::squat_codings(arguments.threads == 1 ? squat::Parallel() : pool.parallel());
-  codings.insert(codings.end(), ours.begin(), ours.end());
+  std::vector<Coding> codings;
+  const auto add = [&](const std::vector<Coding> &more) {
+    codings.insert(codings.end(), more.begin(), more.end());
+  };
+  for (const bench::RowOrder order : {bench::RowOrder::by_token, bench::RowOrder::by_head}) {
+    add(bench::ggml_codings(arguments.types, order, arguments.threads));
+  }
+  add(bench::squat_codings(arguments.threads == 1 ? squat::Parallel() : pool.parallel()));
   fmt::print("{}, squat: {}, ggml: {}, {} thread(s)\n", __VERSION__, bench::squat_instruction_set(),
              bench::ggml_instruction_set(), arguments.threads);
   Entries all;

@@ -60,9 +60,15 @@ squat::RotaryTable rotary_table();
 /// squat's codings. An empty `parallel` means one thread.
 std::vector<Coding> squat_codings(const squat::Parallel &parallel);
 
+/// How a cache of ggml's orders the rows of a layer.
+enum class RowOrder {
+  by_token,  ///< [tokens, kv_heads], as llama.cpp does: a head's rows lie kv_heads rows apart
+  by_head,   ///< [kv_heads, tokens], which ggml_flash_attn_ext() takes as well
+};
+
 /// ggml's, by ggml's names for the types of keys and values. Throws std::invalid_argument for a name
 /// that it does not know.
-std::vector<Coding> ggml_codings(const std::vector<std::string> &types, int threads);
+std::vector<Coding> ggml_codings(const std::vector<std::string> &types, RowOrder order, int threads);
 
 /// The instruction sets that the libraries are compiled for.
 std::string squat_instruction_set();

@@ -33,7 +33,9 @@ Owned<ggml_context> make_context(std::size_t tensors, std::size_t graphs = 0) {
   constexpr std::size_t graph_nodes = 16;
   const std::size_t bytes =
       tensors * ggml_tensor_overhead() + graphs * ggml_graph_overhead_custom(graph_nodes, false);
-  return Owned<ggml_context>(ggml_init({.mem_size = bytes, .mem_buffer = nullptr, .no_alloc = true}));
+  Owned<ggml_context> context(ggml_init({.mem_size = bytes, .mem_buffer = nullptr, .no_alloc = true}));
+  if (!context) throw std::runtime_error("ggml: no context is left, of GGML_MAX_CONTEXTS");
+  return context;
 }
 
 Owned<ggml_backend_buffer> allocate(ggml_context *context, ggml_backend *backend) {
@@ -60,12 +62,14 @@ void set_floats(ggml_tensor *tensor, const float *elements) {
 
 class GgmlCache : public Contender {
  public:
-  GgmlCache(Backend backend, ggml_type type, const Content &content)
-      : backend_(std::move(backend)), tokens_(content.tokens) {
+  GgmlCache(Backend backend, ggml_type type, RowOrder order, const Content &content)
+      : backend_(std::move(backend)), order_(order), tokens_(content.tokens) {
     const auto layers = static_cast<std::size_t>(content.layers);
     context_ = make_context(2 * layers);
     const auto make = [&] {
-      return ggml_new_tensor_3d(context_.get(), type, head_dim, kv_heads, tokens_);
+      return order_ == RowOrder::by_token
+                 ? ggml_new_tensor_3d(context_.get(), type, head_dim, kv_heads, tokens_)
+                 : ggml_new_tensor_3d(context_.get(), type, head_dim, tokens_, kv_heads);
     };
     for (std::size_t layer = 0; layer < layers; ++layer) {
       k_.push_back(make());
@@ -87,8 +91,8 @@ class GgmlCache : public Contender {
     ggml_tensor *by_head = ggml_permute(context, queries, 0, 2, 1, 3);
     std::vector<ggml_tensor *> outs;
     for (std::size_t layer = 0; layer < layers; ++layer) {
-      outs.push_back(ggml_flash_attn_ext(context, by_head, ggml_permute(context, k_[layer], 0, 2, 1, 3),
-                                         ggml_permute(context, v_[layer], 0, 2, 1, 3), mask,
+      outs.push_back(ggml_flash_attn_ext(context, by_head, by_head_and_token(context, k_[layer]),
+                                         by_head_and_token(context, v_[layer]), mask,
                                          1 / std::sqrt(float{head_dim}), 0, 0));
       call->graphs.push_back(graph_of(context, outs.back()));
     }
@@ -112,13 +116,20 @@ class GgmlCache : public Contender {
     std::vector<ggml_cgraph *> graphs;  // one a layer
   };
 
+  /// [kv_heads, tokens, head_dim] of a cache, whichever order its rows have.
+  ggml_tensor *by_head_and_token(ggml_context *context, ggml_tensor *cache) const {
+    return order_ == RowOrder::by_token ? ggml_permute(context, cache, 0, 2, 1, 3) : cache;
+  }
+
   /// Converts the first rows to the type of `caches` by ggml's own copy, as llama.cpp fills its cache.
   void store(squat::test::Tensor<float> &rows, const std::vector<ggml_tensor *> &caches) {
-    const Owned<ggml_context> context = make_context(1 + caches.size(), caches.size());
+    const Owned<ggml_context> context = make_context(2 + caches.size(), caches.size());
     ggml_tensor *source = ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, head_dim, kv_heads, tokens_);
+    ggml_tensor *ordered =
+        order_ == RowOrder::by_token ? source : ggml_permute(context.get(), source, 0, 2, 1, 3);
     std::vector<ggml_cgraph *> graphs;
     for (ggml_tensor *cache : caches) {
-      graphs.push_back(graph_of(context.get(), ggml_cpy(context.get(), source, cache)));
+      graphs.push_back(graph_of(context.get(), ggml_cpy(context.get(), ordered, cache)));
     }
     const Owned<ggml_backend_buffer> buffer = allocate(context.get(), backend_.get());
     set_floats(source, rows.elements.data());
@@ -136,10 +147,11 @@ class GgmlCache : public Contender {
   }
 
   Backend backend_;
+  RowOrder order_;
   Index tokens_;
   Owned<ggml_context> context_;
   Owned<ggml_backend_buffer> buffer_;
-  std::vector<ggml_tensor *> k_, v_;  // [tokens, kv_heads, head_dim] each, one a layer
+  std::vector<ggml_tensor *> k_, v_;  // of [tokens, kv_heads] or [kv_heads, tokens] rows, one a layer
 };
 
 ggml_type type_of(const std::string &name) {
@@ -153,14 +165,15 @@ ggml_type type_of(const std::string &name) {
 
 }  // namespace
 
-std::vector<Coding> ggml_codings(const std::vector<std::string> &types, int threads) {
+std::vector<Coding> ggml_codings(const std::vector<std::string> &types, RowOrder order, int threads) {
   const Backend backend(ggml_backend_cpu_init(), Free());
   ggml_backend_cpu_set_n_threads(backend.get(), threads);
   std::vector<Coding> codings;
   for (const std::string &name : types) {
     const ggml_type type = type_of(name);
-    codings.push_back({"ggml", name, type == GGML_TYPE_F16, [=](const Content &content) {
-                         return std::make_unique<GgmlCache>(backend, type, content);
+    codings.push_back({"ggml", order == RowOrder::by_token ? name : name + " by head",
+                       type == GGML_TYPE_F16, [=](const Content &content) {
+                         return std::make_unique<GgmlCache>(backend, type, order, content);
                        }});
   }
   return codings;
