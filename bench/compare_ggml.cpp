@@ -124,7 +124,7 @@ Entries make_entries(Index tokens, const std::vector<Coding> &codings, squat::te
 /// What the entries of one case are compared with; NaN where a filter has left it out.
 struct Baselines {
   double exact = std::numeric_limits<double>::quiet_NaN();  ///< ours
-  double peer = std::numeric_limits<double>::quiet_NaN();   ///< ggml's fastest type of fewer bits
+  double peer = std::numeric_limits<double>::quiet_NaN();   ///< ggml's fastest quantized type
 
   void add(const Entry &entry) {
     const bool ours = entry.coding.library == "squat";
@@ -181,11 +181,12 @@ nlohmann::json as_json(const Entries &entries, const Arguments &arguments) {
           {"results", results}};
 }
 
-/// Float16 caches are right to some 0.001; ggml's kernels round a little more than ours.
+/// Rows of float16 err by 0.0003, with ik_llama.cpp's bfloat16 by 0.003; llama.cpp's own sums of float16
+/// by 0.02 over 16,384 tokens.
 void check_exact(const Entries &entries) {
   for (const Entry &entry : entries) {
-    if (entry.coding.exact && !(entry.error < .02)) {
-      throw std::runtime_error(fmt::format("{} over {} tokens errs by {:.3f} of its RMS, at most 0.02",
+    if (entry.coding.exact && !(entry.error < .05)) {
+      throw std::runtime_error(fmt::format("{} over {} tokens errs by {:.3f} of its RMS, at most 0.05",
                                            entry.coding.full_name(), entry.of.tokens, entry.error));
     }
   }

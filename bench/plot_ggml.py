@@ -35,7 +35,7 @@ def panel(axes, case, results):
         color=[COLORS[result["library"]] for result in results],
     )
     axes.bar_label(bars, labels=[f"{result['median_ms']:.3g}" for result in results], padding=2)
-    axes.margins(x=0.15)
+    axes.margins(x=0.2)
     axes.invert_yaxis()
     axes.set_title(f"{queries} quer{'y' if queries == 1 else 'ies'} over {tokens:,} tokens")
     axes.set_xlabel("milliseconds")

@@ -48,7 +48,7 @@ struct Content {
 /// A coding by its name, and the cache that it makes.
 struct Coding {
   std::string library, name;
-  bool exact;  ///< float16, what codings are compared with
+  bool exact;  ///< rows of floats, with which codings are compared
   std::function<std::unique_ptr<Contender>(const Content &)> make;
 
   std::string full_name() const { return library + " " + name; }

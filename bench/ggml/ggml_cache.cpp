@@ -172,7 +172,7 @@ std::vector<Coding> ggml_codings(const std::vector<std::string> &types, RowOrder
   for (const std::string &name : types) {
     const ggml_type type = type_of(name);
     codings.push_back({"ggml", order == RowOrder::by_token ? name : name + " by head",
-                       type == GGML_TYPE_F16, [=](const Content &content) {
+                       !ggml_is_quantized(type), [=](const Content &content) {
                          return std::make_unique<GgmlCache>(backend, type, order, content);
                        }});
   }
