@@ -14,7 +14,7 @@ class QuickstartOverSquat(ConanFile):
         self.requires(self.tested_reference_str)
 
     def layout(self):
-        cmake_layout(self)
+        cmake_layout(self, build_folder=os.path.join("..", "..", "..", "build", "conan"))
 
     def generate(self):
         compiled = bool(self.dependencies["squat"].options.compiled)
