@@ -8,7 +8,7 @@ usage: sh examples/run.sh [--model NAME] [EVALUATE ARGUMENTS...]
        sh examples/run.sh [--model NAME] serve [SERVE ARGUMENTS...]
 
 Installs missing packages (Debian, Ubuntu; as root or with sudo), fetches a model, builds the example engine, continues the
-first 1,500 tokens of a text over a 2-bit cache, says what that cache takes, and compares codings with the exact cache on the
+first 2,000 tokens of a text over a 2-bit cache, says what that cache takes, and compares codings with the exact cache on the
 text, which every Debian machine has.
 
 Models come from Python packages, are checked by their sums, and stay in build/examples/model:
@@ -113,6 +113,6 @@ has --prompt || set -- "$@" --prompt 512
 has --codings || set -- "$@" --codings plain:k2v2:g32:w80,orthogonal:k2v2:g64,subspace:k2v2
 
 "$build/examples/engine/generate" "$model" --tokens 80 --temperature 0.7 --coding subspace:k2v2 \
-  --prompt-file "$text" --prompt-tokens 1500
+  --prompt-file "$text" --prompt-tokens 2000
 echo
 "$build/examples/engine/evaluate" "$model" "$text" "$@"

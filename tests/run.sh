@@ -61,6 +61,8 @@ install_packages g++-aarch64-linux-gnu qemu-user || echo "no AArch64 compiler or
 install_packages curl python3-venv || echo "no curl or virtual environments to be had"
 # For the reader of snapshots in Python.
 install_packages python3-numpy || echo "no NumPy to be had"
+# For the reference of public headers.
+install_packages doxygen || echo "no doxygen to be had"
 case $compiler in
   *clang*) install_packages clang libomp-dev
            [ $sanitize != OFF ] && ! ls /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.asan-*.a >/dev/null 2>&1 &&

@@ -56,8 +56,10 @@ void show_prompt(const Arguments &arguments, const Tokenizer &tokenizer, std::sp
   std::fflush(stdout);
 }
 
-void report_memory(const squat::MemoryReport &report, const CacheSpec &spec, const Config &config,
-                   int tokens) {
+/// What the cache takes, line by line, and what the same tokens would take in 16 bits.
+void report_memory(const ModelCache &cache, const CacheSpec &spec, const Config &config, int tokens) {
+  const squat::MemoryReport report = cache.memory_report();
+  const bool tail_in_bytes = cache.group(0).options().tail == squat::TailCoding::int8;
   const auto line = [](std::size_t bytes, const std::string &what) {
     if (bytes > 0) fmt::print("{:>8.2f} MB  {}\n", 1e-6 * static_cast<double>(bytes), what);
   };
@@ -69,9 +71,9 @@ void report_memory(const squat::MemoryReport &report, const CacheSpec &spec, con
        fmt::format("packed pages: {} tokens at {:.3g} bits an element, all that grows with the text",
                    report.packed_tokens / config.layers, report.packed_bits_per_element));
   line(report.exact,
-       fmt::format("exact rows in 16 bits: the first tokens and the newest, {} now, with room for a "
+       fmt::format("not packed: the first tokens in 16 bits, the newest in {}, {} now, with room for a "
                    "page to fill",
-                   report.exact_tokens / config.layers));
+                   tail_in_bytes ? 8 : 16, report.exact_tokens / config.layers));
   line(report.bases, "what the coding learnt: the same at any length, and all sequences share it");
   line(report.statistics,
        fmt::format("statistics that the coding learns from: dropped once it has seen {} tokens",
@@ -123,7 +125,7 @@ void run(const Arguments &arguments) {
   fmt::print(
       "\n\nprompt: {} tokens in {:.1f} s, all at once; then {} tokens in {:.1f} s, {:.1f} a second\n",
       prompt.size(), reading.count(), generated, writing.count(), generated / writing.count());
-  report_memory(cache->memory_report(), spec, config, static_cast<int>(cache->length(sequence)));
+  report_memory(*cache, spec, config, static_cast<int>(cache->length(sequence)));
 }
 
 }  // namespace

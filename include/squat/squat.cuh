@@ -1,5 +1,6 @@
 #pragma once
 
+/// @file
 /// All of squat with its CUDA backend: squat::KVCache<T, KeyBits, ValueBits, squat::Cuda>. For nvcc, as
 /// C++20, with EIGEN_NO_CUDA defined. Caches of the CPU ask for squat.hpp too.
 

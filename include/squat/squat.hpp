@@ -1,5 +1,6 @@
 #pragma once
 
+/// @file
 /// All of squat on the CPU: quantized KV caches for language model inference.
 /// See squat::KVCache.
 

@@ -92,7 +92,9 @@ class KVCacheBase {
   /// Whether the backend knows draft().
   static constexpr bool drafts = DraftingOperations<Operations, Stream>;
 
+  /// Bits of a packed key's element; 16: exact.
   int key_bits() const { return key_bits_; }
+  /// Of a value's.
   int value_bits() const { return value_bits_; }
 
   /// The options in force, defaults filled in.
@@ -247,9 +249,10 @@ class KVCacheBase {
     }
   }
 
-  /// reorder() in halves, for an engine that reorders several caches together: the first checks,
-  /// allocates and copies; the second, before any other call, cannot fail.
+  /// What prepare_reorder() has decided.
   using PreparedReorder = detail::ReorderPlan<typename Operations::Exact>;
+  /// reorder()'s first half, for an engine that reorders several caches together: checks, allocates and
+  /// copies.
   PreparedReorder prepare_reorder(std::span<const SequenceId> sequences,
                                   std::span<const SequenceId> parents, Stream stream = {}) {
     if (sequences.size() != parents.size())
@@ -276,6 +279,7 @@ class KVCacheBase {
     });
     return plan;
   }
+  /// Its second half, before any other call: it cannot fail.
   void commit_reorder(PreparedReorder &plan, Stream stream = {}) {
     for (auto &heir : plan.heirs()) {
       if (!heir.moves) retain(*heir.tokens);
@@ -386,8 +390,8 @@ class KVCacheBase {
     append_only<Scalar>(batch, layer, AttentionTensors<Scalar>{.q = q, .k = k, .v = v}, stream);
   }
 
-  // The one-sequence forms: every row belongs to `sequence`.
-
+  /// @{
+  /// The one-sequence form: every row belongs to `sequence`.
   template <class S>
   void attend(SequenceId sequence, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
               std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out, Stream stream = {}) {
@@ -415,6 +419,7 @@ class KVCacheBase {
     const std::array batch{SequenceTokens{sequence, q.tokens}};
     append(Batch(batch), layer, q, k, v, stream);
   }
+  /// @}
 
   /// Counts `steps` replays of a captured decode step, that is, of a graph of attend() in every layer
   /// for a batch of sequences with one token each, and acquires the pages they pack into next: call it

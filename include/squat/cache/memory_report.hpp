@@ -10,8 +10,8 @@ namespace squat {
 
 /// Pages that would be free, and their bytes.
 struct FreedPages {
-  std::size_t pages = 0;
-  std::size_t bytes = 0;
+  std::size_t pages = 0;  ///< over all layers
+  std::size_t bytes = 0;  ///< of these pages
 };
 
 /// Bytes allocated and what they hold. Every figure in bits counts all that is
@@ -51,6 +51,7 @@ struct MemoryReport {
     exact_tokens += other.exact_tokens;
   }
 
+  /// All bytes that are allocated.
   std::size_t total() const { return pages + exact + statistics + bases + workspace; }
 };
 

@@ -26,10 +26,12 @@ enum class LearningMode {
                  ///< tokens become equal pages in every cache that has them
 };
 
+/// What an engine chooses when it makes a KVCache. Only the shape has no defaults: layers, query_heads,
+/// kv_heads and head_dim.
 struct Options {
-  int layers = 0;
-  int query_heads = 0;
-  int kv_heads = 0;
+  int layers = 0;       ///< of one shape
+  int query_heads = 0;  ///< a multiple of kv_heads
+  int kv_heads = 0;     ///< heads of keys and values
   int head_dim = 0;   ///< channels of a query and a key, 8 to 576; on CUDA what kernels are compiled for
   int value_dim = 0;  ///< of a value, 8 to 576; 0: head_dim. Kernels take heads of a multiple of 16
                       ///< channels, on CUDA of those they are compiled for: the larger of the two is
@@ -45,7 +47,7 @@ struct Options {
   /// others are scalar. Trellis codes ask for a head_dim and page_tokens that are multiples of 32. On
   /// the CPU alone. Default: scalar.
   std::optional<Codes> codes{};
-  OrthogonalOptions orthogonal{};
+  OrthogonalOptions orthogonal{};  ///< read where coding is orthogonal
 
   /// Over what the bits of keys and values are spread. layer and model are for subspace; values take
   /// part if they are symmetric and have up to 4 bits. The attention of the tokens that are learnt from
@@ -81,8 +83,8 @@ struct Options {
   /// coded plainly then, all that it will ever have, as are those of a sequence that has twice as many
   /// tokens of which none could be learnt from.
   int statistics_tokens = 512;
-  LearningMode learning = LearningMode::first_tokens;
-  std::shared_ptr<const Prior> prior{};
+  LearningMode learning = LearningMode::first_tokens;  ///< whose tokens codings learn from
+  std::shared_ptr<const Prior> prior{};                ///< statistics of another run to begin with
 
   /// Keep the statistics, and add every token that comes with its queries, so
   /// that KVCache::statistics() can hand them out at any time. What queries attend to is weighed (on

@@ -19,12 +19,16 @@ class PagePool;
 /// may call the caches that share one.
 class PageBudget {
  public:
+  /// Bytes of pages at most; no limit is the largest std::size_t.
   explicit PageBudget(std::size_t max_bytes) : max_bytes_(max_bytes) {}
   PageBudget(const PageBudget &) = delete;
   PageBudget &operator=(const PageBudget &) = delete;
 
+  /// As given.
   std::size_t max_bytes() const { return max_bytes_; }
+  /// Bytes of pages that sequences hold.
   std::size_t used_bytes() const { return used_bytes_; }
+  /// Bytes that pages may still take.
   std::size_t free_bytes() const { return max_bytes_ - used_bytes_; }
 
  private:

@@ -11,16 +11,17 @@ namespace squat {
 
 /// Names a sequence of a cache. Never used again after remove_sequence().
 struct SequenceId {
-  std::uint64_t value = 0;
+  std::uint64_t value = 0;  ///< 0 names none
+  /// By value.
   auto operator<=>(const SequenceId &) const = default;
 };
 
 /// One sequence's share of a batched call: `tokens` rows of the call's tensors, which may be none.
 struct SequenceTokens {
-  static constexpr Index behind_the_last = -1;
+  static constexpr Index behind_the_last = -1;  ///< first_row: where the entry before ends
 
-  SequenceId sequence;
-  Index tokens = 0;
+  SequenceId sequence;  ///< named once in a call
+  Index tokens = 0;     ///< how many rows, 0 or more
   /// Where they begin; default: where the rows of the entry before end. Entries name rows in their
   /// order. As soon as one of them says where it begins, rows that no entry names are padding: they
   /// are neither read nor written.

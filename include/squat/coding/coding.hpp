@@ -61,11 +61,11 @@ enum class AffineFit {
 /// vectors of the prompt's queries times their singular values (SQuat, section
 /// 4).
 struct OrthogonalOptions {
-  int rank = 0;
-  float lambda = 1e-3f;
-  int block = 1;      ///< channels rounded together, without feedback inside; must
-                      ///< divide head_dim
-  bool order = true;  ///< round channels in falling order of spread * sqrt(metric)
+  int rank = 0;          ///< 0, or singular vectors of the published form, at most head_dim
+  float lambda = 1e-3f;  ///< weight of the query subspace in the published form; not read with rank 0
+  int block = 1;         ///< channels rounded together, without feedback inside; must
+                         ///< divide head_dim
+  bool order = true;     ///< round channels in falling order of spread * sqrt(metric)
 };
 
 }  // namespace squat

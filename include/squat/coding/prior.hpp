@@ -55,17 +55,23 @@ class Prior {
         rows_(rows),
         heads_(static_cast<std::size_t>(layers * kv_heads), QueryStatistics(head_dim, 1, rows)) {}
 
+  /// @{
+  /// As given when it was made.
   Index layers() const { return layers_; }
   Index kv_heads() const { return kv_heads_; }
   Index head_dim() const { return head_dim_; }
   Index rows() const { return rows_; }
+  /// @}
 
+  /// @{
+  /// The statistics of a layer's KV head, both counted from 0.
   const QueryStatistics &head(Index layer, Index kv_head) const {
     return heads_[static_cast<std::size_t>(layer * kv_heads_ + kv_head)];
   }
   QueryStatistics &head(Index layer, Index kv_head) {
     return heads_[static_cast<std::size_t>(layer * kv_heads_ + kv_head)];
   }
+  /// @}
 
   /// Whether every head knows what errors in its keys and values do to attention outputs.
   bool knows_attention() const {

@@ -20,9 +20,10 @@ enum class RotaryPairs {
 /// (Llama 3, linear, YaRN) differ in their inverse frequencies alone. Channels
 /// behind the last pair do not turn.
 struct RotaryTable {
-  std::vector<float> inverse_frequencies{};  ///< radians a position, one a pair; empty: no turn
-  RotaryPairs pairs = RotaryPairs::interleaved;
+  std::vector<float> inverse_frequencies{};      ///< radians a position, one a pair; empty: no turn
+  RotaryPairs pairs = RotaryPairs::interleaved;  ///< which channels are a pair
 
+  /// Pairs that turn.
   Index pair_count() const { return static_cast<Index>(inverse_frequencies.size()); }
 
   /// The two channels of a pair.

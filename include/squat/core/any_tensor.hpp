@@ -11,8 +11,10 @@
 
 namespace squat {
 
+/// The element types of tensors: float, half and bfloat16.
 enum class ElementType { float32, float16, bfloat16 };
 
+/// The name of Scalar.
 template <Element Scalar>
 constexpr ElementType element_type() {
   if constexpr (std::same_as<Scalar, float>) return ElementType::float32;
@@ -36,12 +38,14 @@ decltype(auto) with_element(ElementType type, Run &&run) {
 /// A TensorView of one of the element types. Whoever makes one of const elements reads it as such.
 class AnyTensor {
  public:
+  /// The same view. Scalar: an Element, const or not.
   template <class Scalar>
   AnyTensor(TensorView<Scalar> view)
       : type_(element_type<std::remove_const_t<Scalar>>()),
         view_(reinterpret_cast<std::byte *>(const_cast<std::remove_const_t<Scalar> *>(view.data)),
               view.tokens, view.heads, view.head_dim, view.token_stride, view.head_stride) {}
 
+  /// What the elements are.
   ElementType type() const { return type_; }
 
   /// The view again; Scalar is of type(), const or not.

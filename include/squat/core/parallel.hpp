@@ -12,11 +12,13 @@ namespace squat {
 /// never allocates.
 class Task {
  public:
+  /// The callable outlives the task.
   template <class Callable>
   requires(!std::is_same_v<std::remove_cvref_t<Callable>, Task>) Task(const Callable &callable)
       : object_(std::addressof(callable)),
         call_([](const void *object, int index) { (*static_cast<const Callable *>(object))(index); }) {}
 
+  /// Calls it.
   void operator()(int index) const { call_(object_, index); }
 
  private:

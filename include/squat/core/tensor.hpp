@@ -14,19 +14,21 @@ namespace squat {
 /// token_stride + head * head_stride`.
 template <class Scalar>
 struct TensorView {
-  Scalar *data = nullptr;
-  Index tokens = 0;
-  Index heads = 0;
-  Index head_dim = 0;
-  Index token_stride = 0;
-  Index head_stride = 0;
+  Scalar *data = nullptr;  ///< the first channel of the first head of token 0
+  Index tokens = 0;        ///< rows
+  Index heads = 0;         ///< of a row
+  Index head_dim = 0;      ///< channels of a head
+  Index token_stride = 0;  ///< elements from a token to the next
+  Index head_stride = 0;   ///< elements from a head to the next
 
+  /// Of no tokens.
   TensorView() = default;
 
   /// Contiguous: tokens, then heads, then channels.
   TensorView(Scalar *elements, Index token_count, Index head_count, Index channels)
       : TensorView(elements, token_count, head_count, channels, head_count * channels, channels) {}
 
+  /// With strides, in elements.
   TensorView(Scalar *elements, Index token_count, Index head_count, Index channels, Index token_step,
              Index head_step)
       : data(elements),
@@ -43,6 +45,7 @@ struct TensorView {
       : TensorView(view.data, view.tokens, view.heads, view.head_dim, view.token_stride,
                    view.head_stride) {}
 
+  /// The channels of a token's head.
   Scalar *row(Index token, Index head) const { return data + token * token_stride + head * head_stride; }
 
   /// The rows `[first, first + count)` of this view.

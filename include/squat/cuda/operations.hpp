@@ -963,10 +963,12 @@ namespace squat {
 /// tensors are in device memory; every call takes a stream.
 template <class HeadDims, class Groups>
 struct CudaOf {
-  using Stream = cudaStream_t;
+  using Stream = cudaStream_t;  ///< the last argument of every call
+  /// What KVCache calls.
   template <class T, int KeyBits, int ValueBits>
   using Operations = cuda::Operations<T, KeyBits, ValueBits, HeadDims, Groups>;
 
+  /// Of a cache with these options, defaults filled in.
   template <class T, int KeyBits, int ValueBits>
   static Operations<T, KeyBits, ValueBits> make_operations(const Options &options) {
     return Operations<T, KeyBits, ValueBits>(options);

@@ -24,7 +24,8 @@ using MakeGroup = std::function<std::unique_ptr<GroupCache>(
 /// Bits of keys and values that kernels are compiled for.
 template <int KeyBits, int ValueBits>
 struct Widths {
-  static constexpr int key_bits = KeyBits, value_bits = ValueBits;
+  static constexpr int key_bits = KeyBits;      ///< see supported_bits()
+  static constexpr int value_bits = ValueBits;  ///< likewise
 };
 
 /// A MakeGroup of a backend with exact rows of T, for a list of widths: what compiles the kernels of a

@@ -47,7 +47,7 @@ class ModelCache {
   using Out = TensorView<std::remove_const_t<S>>;
 
  public:
-  using Batch = std::span<const SequenceTokens>;
+  using Batch = std::span<const SequenceTokens>;  ///< the sequences of a call
 
   /// make: of what backend the groups are, see cpu_group.hpp and make_group.hpp. Throws Error for layers
   /// that are not named exactly once, and for options that KVCache does not take.
@@ -69,11 +69,14 @@ class ModelCache {
     if (groups_.empty()) throw_invalid("groups", "empty", "at least one group");
   }
 
+  /// Of the model, those without keys too.
   int layers() const { return layers_.layers(); }
 
   // ---- groups
 
+  /// How many there are.
   std::size_t groups() const { return groups_.size(); }
+  /// In the order of ModelOptions::groups.
   const GroupCache &group(std::size_t index) const { return *groups_.at(index); }
   /// The group that a layer's keys are in. Throws Error for a layer that sees none.
   const GroupCache &group_of(int layer) const {
@@ -82,22 +85,27 @@ class ModelCache {
 
   // ---- sequences
 
+  /// An empty sequence.
   SequenceId add_sequence() {
     return add([](GroupCache &group, std::size_t) { return group.add_sequence(); });
   }
 
+  /// Its handle is never good again.
   void remove_sequence(SequenceId sequence) {
     remove(find(sequence));
     sequences_.remove(sequence);
   }
 
+  /// A new sequence with the first `tokens` tokens of another, 0 to length(parent). See KVCache.
   SequenceId fork(SequenceId parent, Index tokens, AnyStream stream = {}) {
     check_truncate(parent, tokens);
     const Members &from = find(parent);
     return add([&](GroupCache &group, std::size_t i) { return group.fork(from[i], tokens, stream); });
   }
+  /// The same with all that are present in every layer.
   SequenceId fork(SequenceId parent) { return fork(parent, length(parent)); }
 
+  /// sequences[i] becomes what parents[i] was before the call. See KVCache.
   void reorder(std::span<const SequenceId> sequences, std::span<const SequenceId> parents,
                AnyStream stream = {}) {
     std::vector<std::unique_ptr<GroupCache::PreparedReorder>> prepared;
@@ -110,11 +118,13 @@ class ModelCache {
     for (const auto &of_group : prepared) of_group->commit(stream);
   }
 
+  /// Keeps the first `tokens` tokens of a sequence, 0 to its length.
   void truncate(SequenceId sequence, Index tokens, AnyStream stream = {}) {
     check_truncate(sequence, tokens);
     for_each(sequence, [&](GroupCache &group, SequenceId id) { group.truncate(id, tokens, stream); });
   }
 
+  /// Drops the tokens [first, last) of a sequence and moves what follows by `by` positions. See KVCache.
   void shift(SequenceId sequence, Index first, Index last, Index by, AnyStream stream = {}) {
     const Index most = length(sequence);
     if (last < 0 || last > most) throw_invalid("last", last, "0 to the length of the sequence,", most);
@@ -136,6 +146,7 @@ class ModelCache {
     });
   }
 
+  /// A sequence as save() wrote it, of a cache with the same groups. See KVCache.
   template <class In>
   SequenceId load(In &&in, const SnapshotProgress &progress = {}, AnyStream stream = {}) {
     SequenceId loaded;
@@ -148,6 +159,7 @@ class ModelCache {
     return loaded;
   }
 
+  /// Writes what the layers of all groups have learnt.
   template <class Out>
   void save_codings(Out &&out, const SnapshotProgress &progress = {}, AnyStream stream = {}) {
     write_groups(out, progress, [&](std::size_t i, AnySink to, const SnapshotProgress &of_group) {
@@ -155,7 +167,8 @@ class ModelCache {
     });
   }
 
-  /// Where a group's are refused, those of the groups before it stay taken.
+  /// Takes what save_codings() wrote. Where a group's are refused, those of the groups before it stay
+  /// taken.
   template <class In>
   void load_codings(In &&in, const SnapshotProgress &progress = {}, AnyStream stream = {}) {
     read_groups(in, progress, [&](auto &source, const SnapshotProgress &told, auto &&begin_group) {
@@ -168,8 +181,9 @@ class ModelCache {
 
   // ---- attention
 
-  /// Where nothing is appended, a layer that shares keys attends to those of the layer it shares them
-  /// with.
+  /// Appends and attends, or only attends, in a layer of the model; shapes are those of
+  /// AttentionTensors, with the heads of the layer's group. Where nothing is appended, a layer that
+  /// shares keys attends to those of the layer it shares them with.
   template <Element S>
   void attend(Batch batch, int layer, const AttentionTensors<S> &tensors, AnyStream stream = {}) {
     const detail::LayerPlace &place =
@@ -177,7 +191,8 @@ class ModelCache {
     group(place).attend(in_group(batch, place), place.layer, any_of(tensors), stream);
   }
 
-  /// Of layers with keys of their own.
+  /// Attends for a tree of proposed tokens and appends nothing, in a layer with keys of its own. See
+  /// KVCache.
   template <Element S>
   void draft(Batch batch, int layer, const AttentionTensors<S> &tensors, std::span<const Index> parents,
              AnyStream stream = {}) {
@@ -185,6 +200,10 @@ class ModelCache {
     group(place).draft(in_group(batch, place), place.layer, any_of(tensors), parents, stream);
   }
 
+  /// @{
+  /// By position: q [tokens, query_heads, head_dim], k [tokens, kv_heads, head_dim], v [tokens,
+  /// kv_heads, value_dim], out [tokens, query_heads, value_dim]; the heads are those of the layer's
+  /// group. See KVCache.
   template <class S>
   void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
               std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out, AnyStream stream = {}) {
@@ -209,9 +228,10 @@ class ModelCache {
     const detail::LayerPlace &place = layers_.find_owner(layer);
     group(place).append(in_group(batch, place), place.layer, q, k, v, stream);
   }
+  /// @}
 
-  // The one-sequence forms: every row belongs to `sequence`.
-
+  /// @{
+  /// The one-sequence form: every row belongs to `sequence`.
   template <class S>
   void attend(SequenceId sequence, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
               std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out, AnyStream stream = {}) {
@@ -227,7 +247,10 @@ class ModelCache {
               AnyStream stream = {}) {
     append(Batch(std::array{SequenceTokens{sequence, k.tokens}}), layer, k, v, stream);
   }
+  /// @}
 
+  /// Writes all tokens of a sequence and layer as attention sees them: k [length(sequence, layer),
+  /// kv_heads, head_dim], v the same of value_dim. See KVCache.
   template <Element S>
   void dequantize(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<TensorView<S>> v,
                   AnyStream stream = {}) {
@@ -246,10 +269,12 @@ class ModelCache {
 
   // ---- steps on a device, see KVCache
 
+  /// Counts replays of a captured step; a group on the CPU throws Error.
   void advance(Batch batch, Index steps, AnyStream stream = {}) {
     for (std::size_t i = 0; i < groups_.size(); ++i)
       groups_[i]->advance(in_group(batch, i), steps, stream);
   }
+  /// Throws Error for what kernels have met in decode steps.
   void check(AnyStream stream = {}) const {
     for (const auto &group : groups_) group->check(stream);
   }
@@ -264,6 +289,7 @@ class ModelCache {
       least = std::min(least, groups_[i]->length(members[i]));
     return least;
   }
+  /// Tokens present in one layer, or in the one that it shares keys with.
   Index length(SequenceId sequence, int layer) const {
     const detail::LayerPlace &place = layers_.find(layer);
     return group(place).length(in_group(sequence, place), place.layer);

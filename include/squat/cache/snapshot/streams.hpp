@@ -34,16 +34,19 @@ concept SnapshotSource = requires(Source &source, std::span<std::byte> bytes) {
 /// as it was.
 using SnapshotProgress = std::function<void(std::uint64_t bytes)>;
 
+/// What KVCache::save() writes, and whom it tells.
 struct SaveOptions {
   /// Without codings, a snapshot is for caches that hold the same ones.
   bool codings = true;
-  SnapshotProgress progress{};
+  SnapshotProgress progress{};  ///< told after each piece; empty: nobody is
 };
 
 /// A sink over a stream, which is not flushed.
 class StreamSink {
  public:
+  /// The stream outlives the sink.
   explicit StreamSink(std::ostream &out) : out_(&out) {}
+  /// Throws Error where the stream fails.
   void write(std::span<const std::byte> bytes) {
     out_->write(reinterpret_cast<const char *>(bytes.data()),
                 static_cast<std::streamsize>(bytes.size()));
@@ -57,7 +60,9 @@ class StreamSink {
 /// A source over a stream, of which it reads no byte more than the snapshot has.
 class StreamSource {
  public:
+  /// The stream outlives the source.
   explicit StreamSource(std::istream &in) : in_(&in) {}
+  /// Throws Error where the stream ends before.
   void read(std::span<std::byte> bytes) {
     if (!in_->read(reinterpret_cast<char *>(bytes.data()), static_cast<std::streamsize>(bytes.size())))
       throw Error("squat: snapshot is truncated");
@@ -70,7 +75,9 @@ class StreamSource {
 /// A sink that appends to a vector.
 class VectorSink {
  public:
+  /// The vector outlives the sink.
   explicit VectorSink(std::vector<std::byte> &bytes) : bytes_(&bytes) {}
+  /// Appends the bytes.
   void write(std::span<const std::byte> bytes) {
     bytes_->insert(bytes_->end(), bytes.begin(), bytes.end());
   }
@@ -82,7 +89,9 @@ class VectorSink {
 /// A sink that fills memory of the caller's.
 class SpanSink {
  public:
+  /// The memory outlives the sink.
   explicit SpanSink(std::span<std::byte> memory) : left_(memory), size_(memory.size()) {}
+  /// Throws Error where they do not fit.
   void write(std::span<const std::byte> bytes) {
     if (bytes.size() > left_.size()) throw Error("squat: snapshot is larger than the memory for it");
     std::copy(bytes.begin(), bytes.end(), left_.begin());
@@ -99,7 +108,9 @@ class SpanSink {
 /// A source over memory.
 class SpanSource {
  public:
+  /// The bytes outlive the source.
   explicit SpanSource(std::span<const std::byte> bytes) : left_(bytes) {}
+  /// Throws Error where the memory ends before.
   void read(std::span<std::byte> bytes) {
     if (bytes.size() > left_.size()) throw Error("squat: snapshot is truncated");
     std::copy_n(left_.begin(), bytes.size(), bytes.begin());
