@@ -42,13 +42,12 @@ struct RowFactors {
   const float *offsets;  ///< or null
 };
 
-/// The sum above over `lane_count` lanes of one plane, its multipliers times `factor`.
-/// |weight| <= most_weight().
+/// The sum above over `lane_count` lanes of one plane, or of both of 3-bit codes, its multipliers times
+/// `factor`. |weight| <= most_weight().
 template <int Bits, class Weight>
-void dot_plane(const std::uint8_t *packed, std::ptrdiff_t ahead, Index lane_count, Index inner,
-               Index rows, RowView<const Weight> weights, const RowFactors &factors, float factor,
+void dot_plane(const LaneCodes &codes, std::ptrdiff_t ahead, Index lane_count, Index inner, Index rows,
+               RowView<const Weight> weights, const RowFactors &factors, float factor,
                const SumRows &accumulated) {
-  const Index run_bytes = static_cast<Index>(plane_bytes(Bits, lanes, inner));
   for_row_blocks<most_dot_rows>(rows, [&]<int RowCount>(Index row) {
     float multipliers[RowCount], offsets[RowCount];
     for (int r = 0; r < RowCount; ++r) {
@@ -57,8 +56,8 @@ void dot_plane(const std::uint8_t *packed, std::ptrdiff_t ahead, Index lane_coun
     }
     for_lane_blocks<dot_blocks<RowCount>, false>(lane_count, [&]<int Blocks>(Index lane) {
       dot_lanes<Bits, RowCount, Blocks>(
-          packed + lane / lanes * run_bytes, run_bytes, ahead, inner,
-          RowView<const Weight>{weights[row], weights.stride}, multipliers, offsets,
+          codes.from(lane), ahead, inner, RowView<const Weight>{weights[row], weights.stride},
+          multipliers, offsets,
           {{accumulated.rows.data + lane, accumulated.rows.stride}, accumulated.count, row});
     });
   });
@@ -79,13 +78,13 @@ class DotPlanes {
   }
 
  private:
-  using DotPlane = void (*)(const std::uint8_t *, std::ptrdiff_t, Index, Index, Index,
+  using DotPlane = void (*)(const LaneCodes &, std::ptrdiff_t, Index, Index, Index,
                             RowView<const Weight>, const RowFactors &, float, const SumRows &);
   static constexpr std::size_t index(int bits) {
-    return static_cast<std::size_t>(bits == 8 ? 3 : bits / 2);
+    return static_cast<std::size_t>(bits == 8 ? 4 : bits - 1);
   }
 
-  std::array<DotPlane, 4> planes_{};
+  std::array<DotPlane, 5> planes_{};
 };
 
 /// The kernels that pages of some widths ask for.
@@ -100,6 +99,7 @@ struct CodeKernels {
   constexpr void add_keys() {
     if constexpr (Bits < 16) {
       signed_weights.add<8, 4, 2, 1>();
+      if constexpr (dots_three_bits) signed_weights.add<3>();
       signed_trellis.add<3, 2, 1>();
     }
   }
@@ -110,6 +110,7 @@ struct CodeKernels {
     if constexpr (Bits == 8) signed_weights.add<8>();
     if constexpr (Bits <= 4) {
       unsigned_weights.add<4, 2, 1>();
+      if constexpr (dots_three_bits) unsigned_weights.add<3>();
       unsigned_trellis.add<3, 2, 1>();
     }
   }
@@ -141,11 +142,19 @@ template <class Weight>
 void accumulate_codes(const DotPlanes<Weight> &planes, const PackedCodes &codes, Index first,
                       Index count, Index rows, RowView<const Weight> weights, RowFactors factors,
                       const SumRows &accumulated) {
+  const auto plane_of = [&](int bits, const std::uint8_t *data) {
+    return LanePlane{data + plane_bytes(bits, first, codes.inner),
+                     static_cast<Index>(plane_bytes(bits, lanes, codes.inner))};
+  };
+  if (dots_three_bits && codes.bits == 3) {
+    const std::uint8_t *high = codes.data + plane_bytes(2, codes.rows, codes.inner);
+    return planes[3]({plane_of(2, codes.data), plane_of(1, high)}, codes.ahead, count, codes.inner, rows,
+                     weights, factors, 1, accumulated);
+  }
   for_each_plane(codes.bits, codes.data, codes.rows, codes.inner,
                  [&]<int Bits>(const std::uint8_t *plane, int shift) {
-                   planes[Bits](plane + plane_bytes(Bits, first, codes.inner), codes.ahead, count,
-                                codes.inner, rows, weights, factors, static_cast<float>(1 << shift),
-                                accumulated);
+                   planes[Bits]({plane_of(Bits, plane), {}}, codes.ahead, count, codes.inner, rows,
+                                weights, factors, static_cast<float>(1 << shift), accumulated);
                    factors.offsets = nullptr;  // once for all planes
                  });
 }

@@ -27,10 +27,13 @@ inline constexpr int most_dot_rows = 4;
 template <int RowCount>
 inline constexpr int dot_blocks = 1;
 
-/// Blocks of a plane whose pair sums 16 bits hold. A block adds 8 / Bits of them.
+/// Whether both planes of 3-bit codes meet weights at once.
+inline constexpr bool dots_three_bits = true;
+
+/// Blocks whose pair sums 16 bits hold. A block adds one for four inner indices.
 template <int Bits, class Weight>
 inline constexpr Index blocks_before_widening =
-    32767 / (2 * (std::is_signed_v<Weight> ? 127 : 255) * ((1 << Bits) - 1)) / (8 / Bits);
+    32767 / (2 * (std::is_signed_v<Weight> ? 127 : 255) * ((1 << Bits) - 1)) / (dot_inner<Bits> / 4);
 
 template <class Weight>
 [[gnu::always_inline]] inline __m256i broadcast_four(const Weight *weights) {
@@ -75,13 +78,9 @@ struct PairSums {
     }
   }
 
-  /// Adds the products of the codes that are the lowest in the bytes of `words`.
-  template <int Bits, class Weight>
-  [[gnu::always_inline]] void add_part(const __m256i (&words)[2], RowView<const Weight> weights) {
-    const __m256i mask = _mm256_set1_epi8((1 << Bits) - 1);
-    __m256i codes[2];
-    SQUAT_UNROLL(16)
-    for (int h = 0; h < 2; ++h) codes[h] = _mm256_and_si256(words[h], mask);
+  /// Adds products of codes of up to 4 bits.
+  template <class Weight>
+  [[gnu::always_inline]] void add_part(const __m256i (&codes)[2], RowView<const Weight> weights) {
     SQUAT_UNROLL(16)
     for (int row = 0; row < RowCount; ++row) {
       const __m256i weight = broadcast_four(weights[row]);
@@ -105,63 +104,74 @@ struct PairSums {
   }
 };
 
-/// Both halves of a block, shifted to the right by so many bits.
-[[gnu::always_inline]] inline void load_halves(const std::uint8_t *block, int shift,
-                                               __m256i (&words)[2]) {
-  SQUAT_UNROLL(16)
-  for (int h = 0; h < 2; ++h) {
-    words[h] =
-        _mm256_srli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(block) + h), shift);
+/// Codes of a part, 4 inner indices, of dot_inner.
+template <int Bits>
+[[gnu::always_inline]] inline void load_part(const LaneCodes &of_lanes, int part, __m256i (&codes)[2]) {
+  if constexpr (Bits == 3) {
+    load_part<2>({{of_lanes.plane.data + part / 4 * block_bytes, 0}, {}}, part % 4, codes);
+    SQUAT_UNROLL(16)
+    for (int h = 0; h < 2; ++h) {
+      __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(of_lanes.high.data) + h);
+      high = part < 2 ? _mm256_slli_epi32(high, 2 - part) : _mm256_srli_epi32(high, part - 2);
+      codes[h] = _mm256_or_si256(codes[h], _mm256_and_si256(high, _mm256_set1_epi8(4)));
+    }
+  } else {
+    SQUAT_UNROLL(16)
+    for (int h = 0; h < 2; ++h) {
+      codes[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(of_lanes.plane.data) + h);
+      if constexpr (Bits < 8) {
+        codes[h] = _mm256_and_si256(_mm256_srli_epi32(codes[h], part * Bits),
+                                    _mm256_set1_epi8(static_cast<char>((1 << Bits) - 1)));
+      }
+    }
   }
 }
 
 /// `RowCount` rows over one block of 16 lanes. Never inlined: beside its callers' loops GCC has no
 /// registers left for the sums.
 template <int Bits, int RowCount, int Blocks, class Weight>
-[[gnu::noinline]] void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
+[[gnu::noinline]] void dot_lanes(LaneCodes of_lanes, std::ptrdiff_t ahead, Index inner,
                                  RowView<const Weight> weights, const float *multipliers,
                                  const float *offsets, SumRows accumulated) {
   static_assert(Blocks == 1);
   PairSums<RowCount> sums;
   sums.clear();
+  __m256i codes[2];
   if constexpr (Bits == 8) {
     const Weight *const end = weights.data + inner;
     do {  // `for` might not run at all, and GCC would keep the sums twice
-      prefetch_ahead(packed, ahead);
-      __m256i codes[2];
-      load_halves(packed, 0, codes);
+      prefetch_block<Bits>(of_lanes, ahead);
+      load_part<Bits>(of_lanes, 0, codes);
       sums.add_bytes(codes, weights);
-      packed += block_bytes;
-      weights.data += block_inner<8>;
+      of_lanes = next_block<Bits>(of_lanes);
+      weights.data += dot_inner<Bits>;
     } while (weights.data != end);
   } else {
     PairSums<RowCount> pairs;
-    __m256i words[2];
-    const Index whole = inner / block_inner<Bits>;
+    const Index whole = inner / dot_inner<Bits>;
     constexpr Index step = blocks_before_widening<Bits, Weight>;
     for (Index first = 0; first < whole; first += step) {
       pairs.clear();
-      const Index last = std::min(whole, first + step);
-      const Weight *const end = weights.data + (last - first) * block_inner<Bits>;
+      const Weight *const end = weights.data + std::min(whole - first, step) * dot_inner<Bits>;
       do {
-        prefetch_ahead(packed, ahead);
+        prefetch_block<Bits>(of_lanes, ahead);
         SQUAT_UNROLL(16)
-        for (int part = 0; part < 8 / Bits; ++part) {
-          load_halves(packed, part * Bits, words);
-          pairs.template add_part<Bits, Weight>(words, {weights.data + part * 4, weights.stride});
+        for (int part = 0; part < dot_inner<Bits> / 4; ++part) {
+          load_part<Bits>(of_lanes, part, codes);
+          pairs.add_part(codes, RowView<const Weight>{weights.data + part * 4, weights.stride});
         }
-        packed += block_bytes;
-        weights.data += block_inner<Bits>;
+        of_lanes = next_block<Bits>(of_lanes);
+        weights.data += dot_inner<Bits>;
       } while (weights.data != end);
       sums.widen(pairs);
     }
-    if (const Index rest = inner % block_inner<Bits>; rest > 0) {
+    if (const Index rest = inner % dot_inner<Bits>; rest > 0) {
       pairs.clear();
-      prefetch_ahead(packed, ahead);
+      prefetch_block<Bits>(of_lanes, ahead);
       SQUAT_UNROLL(1)
       for (int part = 0; part * 4 < rest; ++part) {
-        load_halves(packed, part * Bits, words);
-        pairs.template add_part<Bits, Weight>(words, {weights.data + part * 4, weights.stride});
+        load_part<Bits>(of_lanes, part, codes);
+        pairs.add_part(codes, RowView<const Weight>{weights.data + part * 4, weights.stride});
       }
       sums.widen(pairs);
     }

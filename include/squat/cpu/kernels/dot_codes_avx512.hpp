@@ -23,6 +23,9 @@ inline constexpr int most_dot_rows = 8;
 template <int RowCount>
 inline constexpr int dot_blocks = RowCount == 8 ? 2 : 4;
 
+/// Whether both planes of 3-bit codes meet weights at once.
+inline constexpr bool dots_three_bits = true;
+
 /// sum[lane] += the four products of lane's bytes. One operand of vpdpbusd is
 /// unsigned: the codes, or weights that are, where codes are too small to have a
 /// sign. By name: of the intrinsic, GCC 12 keeps sum in two registers and moves it to
@@ -39,71 +42,64 @@ template <class Weight>
   }
 }
 
-/// sums[r][b] += the products of one part of a block a lane block.
-template <int Bits, int RowCount, int Blocks, class Weight>
-[[gnu::always_inline]] inline void dot_part(__m512i (&sums)[RowCount][Blocks],
-                                            const __m512i (&words)[Blocks], int part,
-                                            RowView<const Weight> weights) {
-  const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << Bits) - 1));
-  __m512i codes[Blocks];
-  SQUAT_UNROLL(16)
-  for (int b = 0; b < Blocks; ++b) {
-    codes[b] = _mm512_srli_epi32(words[b], static_cast<unsigned>(part * Bits));
-    if constexpr (Bits < 8) codes[b] = _mm512_and_si512(codes[b], mask);
+/// Codes of a part, 4 inner indices, of dot_inner.
+template <int Bits>
+[[gnu::always_inline]] inline __m512i load_part(const LaneCodes &codes, int part) {
+  if constexpr (Bits == 3) {
+    const __m512i low = load_part<2>({{codes.plane.data + part / 4 * block_bytes, 0}, {}}, part % 4);
+    __m512i high = _mm512_loadu_si512(codes.high.data);
+    high = part < 2 ? _mm512_slli_epi32(high, static_cast<unsigned>(2 - part))
+                    : _mm512_srli_epi32(high, static_cast<unsigned>(part - 2));
+    return _mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(4), 0xf8);  // low | (high & 4)
+  } else {
+    __m512i words = _mm512_loadu_si512(codes.plane.data);
+    if constexpr (Bits == 8) return words;
+    words = _mm512_srli_epi32(words, static_cast<unsigned>(part * Bits));
+    return _mm512_and_si512(words, _mm512_set1_epi8(static_cast<char>((1 << Bits) - 1)));
   }
+}
+
+/// sums[r][b] += the products of a part of Blocks blocks of lanes.
+template <int Bits, int RowCount, int Blocks, class Weight>
+[[gnu::always_inline]] inline void dot_part(__m512i (&sums)[RowCount][Blocks], const LaneCodes &codes,
+                                            int part, RowView<const Weight> weights) {
+  __m512i of_lanes[Blocks];
+  SQUAT_UNROLL(16)
+  for (int b = 0; b < Blocks; ++b) of_lanes[b] = load_part<Bits>(codes.from(b * lanes), part);
   SQUAT_UNROLL(16)
   for (int r = 0; r < RowCount; ++r) {
     std::int32_t four;
     std::memcpy(&four, weights[r] + part * 4, sizeof four);
     const __m512i weight = _mm512_set1_epi32(four);
     SQUAT_UNROLL(16)
-    for (int b = 0; b < Blocks; ++b) add_products<Weight>(sums[r][b], codes[b], weight);
-  }
-}
-
-/// sums[r][b] += the products of one block a lane block, of which `parts` parts
-/// are filled: all of them, as far as the code is unrolled for them.
-template <int Bits, bool Full, int RowCount, int Blocks, class Weight>
-[[gnu::always_inline]] inline void dot_block(__m512i (&sums)[RowCount][Blocks],
-                                             const std::uint8_t *packed, Index run_bytes,
-                                             std::ptrdiff_t ahead, int parts,
-                                             RowView<const Weight> weights) {
-  __m512i words[Blocks];
-  SQUAT_UNROLL(16)
-  for (int b = 0; b < Blocks; ++b) {
-    words[b] = _mm512_loadu_si512(packed + b * run_bytes);
-    prefetch_ahead(packed + b * run_bytes, ahead);
-  }
-  if constexpr (Full) {
-    SQUAT_UNROLL(16)
-    for (int part = 0; part < 8 / Bits; ++part) dot_part<Bits>(sums, words, part, weights);
-  } else {
-    SQUAT_UNROLL(1)
-    for (int part = 0; part < parts; ++part) dot_part<Bits>(sums, words, part, weights);
+    for (int b = 0; b < Blocks; ++b) add_products<Weight>(sums[r][b], of_lanes[b], weight);
   }
 }
 
 /// `RowCount` rows over `Blocks` blocks of 16 lanes: their product many sums in
 /// registers, enough of them in flight to hide the latency of vpdpbusd.
 template <int Bits, int RowCount, int Blocks, class Weight>
-void dot_lanes(const std::uint8_t *packed, Index run_bytes, std::ptrdiff_t ahead, Index inner,
-               RowView<const Weight> weights, const float *multipliers, const float *offsets,
-               SumRows accumulated) {
+void dot_lanes(LaneCodes codes, std::ptrdiff_t ahead, Index inner, RowView<const Weight> weights,
+               const float *multipliers, const float *offsets, SumRows accumulated) {
   __m512i sums[RowCount][Blocks];
   SQUAT_UNROLL(16)
   for (int r = 0; r < RowCount; ++r) {
     SQUAT_UNROLL(16)
     for (int b = 0; b < Blocks; ++b) sums[r][b] = _mm512_setzero_si512();
   }
+  constexpr int parts = dot_inner<Bits> / 4;
   Index first = 0;
-  for (; first + block_inner<Bits> <= inner; first += block_inner<Bits>, packed += block_bytes) {
-    dot_block<Bits, true>(sums, packed, run_bytes, ahead, 8 / Bits,
-                          RowView<const Weight>{weights.data + first, weights.stride});
+  for (; first + dot_inner<Bits> <= inner; first += dot_inner<Bits>) {
+    SQUAT_UNROLL(16)
+    for (int b = 0; b < Blocks; ++b) prefetch_block<Bits>(codes.from(b * lanes), ahead);
+    SQUAT_UNROLL(16)
+    for (int part = 0; part < parts; ++part)
+      dot_part<Bits>(sums, codes, part, RowView<const Weight>{weights.data + first, weights.stride});
+    codes = next_block<Bits>(codes);
   }
-  if (first < inner) {
-    dot_block<Bits, false>(sums, packed, run_bytes, ahead, static_cast<int>((inner - first) / 4),
-                           RowView<const Weight>{weights.data + first, weights.stride});
-  }
+  SQUAT_UNROLL(1)
+  for (int part = 0; first + part * 4 < inner; ++part)
+    dot_part<Bits>(sums, codes, part, RowView<const Weight>{weights.data + first, weights.stride});
   SQUAT_UNROLL(16)
   for (int r = 0; r < RowCount; ++r) {
     const __m512 multiplier = _mm512_set1_ps(multipliers[r]), offset = _mm512_set1_ps(offsets[r]);

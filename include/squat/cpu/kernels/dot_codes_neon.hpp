@@ -24,6 +24,9 @@ inline constexpr int most_dot_rows = 4;
 template <int RowCount>
 inline constexpr int dot_blocks = 1;
 
+/// Whether both planes of 3-bit codes meet weights at once.
+inline constexpr bool dots_three_bits = false;
+
 /// sum[lane] + the four products of lane's bytes.
 inline int32x4_t dot_quads(int32x4_t sum, int8x16_t codes, int8x16_t weights) {
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -61,10 +64,11 @@ inline uint8x16_t repeat(const std::uint8_t *four) {
 
 /// `RowCount` rows over one block of 16 lanes, four lanes a register.
 template <int Bits, int RowCount, int Blocks, class Weight>
-void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
+void dot_lanes(const LaneCodes &of_lanes, std::ptrdiff_t ahead, Index inner,
                RowView<const Weight> weights, const float *multipliers, const float *offsets,
                SumRows accumulated) {
   static_assert(Blocks == 1);
+  const std::uint8_t *packed = of_lanes.plane.data;
   const uint8x16_t mask = vdupq_n_u8(static_cast<std::uint8_t>((1 << Bits) - 1));
   int32x4_t sums[RowCount][4];
   for (auto &row : sums) std::fill_n(row, 4, vdupq_n_s32(0));

@@ -16,12 +16,16 @@ inline constexpr int most_dot_rows = 4;
 template <int RowCount>
 inline constexpr int dot_blocks = 1;
 
+/// Whether both planes of 3-bit codes meet weights at once.
+inline constexpr bool dots_three_bits = false;
+
 /// `RowCount` rows over one block of 16 lanes.
 template <int Bits, int RowCount, int Blocks, class Weight>
-void dot_lanes(const std::uint8_t *packed, Index, std::ptrdiff_t ahead, Index inner,
+void dot_lanes(const LaneCodes &of_lanes, std::ptrdiff_t ahead, Index inner,
                RowView<const Weight> weights, const float *multipliers, const float *offsets,
                SumRows accumulated) {
   static_assert(Blocks == 1);
+  const std::uint8_t *packed = of_lanes.plane.data;
   constexpr unsigned mask = (1u << Bits) - 1;
   for (Index row = 0; row < RowCount; ++row) {
     std::int32_t sums[lanes] = {};
