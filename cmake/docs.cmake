@@ -1,4 +1,4 @@
-# docs: the reference of what users call, as HTML in the build folder, by Doxygen. Anything undocumented is an error.
+# docs: the reference of what users call, as HTML in the build folder, by Doxygen. Anything undocumented is a warning.
 find_package(Doxygen QUIET)
 if(NOT DOXYGEN_FOUND)
   message(STATUS "squat: no target docs, for there is no doxygen")
@@ -14,7 +14,10 @@ set(DOXYGEN_FILE_PATTERNS *.hpp *.cuh *.h *.md)
 set(reference ${CMAKE_CURRENT_LIST_DIR}/reference.md)
 set(DOXYGEN_USE_MDFILE_AS_MAINPAGE ${reference})
 set(DOXYGEN_JAVADOC_AUTOBRIEF YES)
-set(DOXYGEN_WARN_AS_ERROR FAIL_ON_WARNINGS)
+# Each version finds something else: the one of Debian 12 must find nothing, others warn.
+if(DOXYGEN_VERSION VERSION_LESS 1.9.5)
+  set(DOXYGEN_WARN_AS_ERROR FAIL_ON_WARNINGS)
+endif()
 set(DOXYGEN_DISTRIBUTE_GROUP_DOC YES)
 set(DOXYGEN_INLINE_INHERITED_MEMB YES)
 set(DOXYGEN_QUIET YES)

@@ -35,15 +35,16 @@ struct AnyAttentionTensors {
 
 /// A SnapshotSink that is a function.
 struct AnySink {
-  std::function<void(std::span<const std::byte>)>
-      take;  ///< is given every piece; throws where it cannot
+  /// Is given every piece; throws where it cannot take it.
+  std::function<void(std::span<const std::byte>)> take;
   /// Calls it.
   void write(std::span<const std::byte> bytes) { take(bytes); }
 };
 
 /// A SnapshotSource that is a function.
 struct AnySource {
-  std::function<void(std::span<std::byte>)> give;  ///< fills all of the span, or throws
+  /// Fills all of the span, or throws.
+  std::function<void(std::span<std::byte>)> give;
   /// Calls it.
   void read(std::span<std::byte> bytes) { give(bytes); }
 };
