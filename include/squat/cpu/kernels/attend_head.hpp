@@ -8,7 +8,8 @@
 // values as they are, and of those that are kept rotated (coding/hadamard.hpp).
 //
 // Codes are read straight from the page, for few rows at a time. Many rows (a prompt)
-// meet exact keys and values in matrix products.
+// meet exact keys and values in matrix products, and so they do the codes of an unpacked
+// page where integers are slower (unpacks_for_many()).
 
 #include <algorithm>
 #include <array>
@@ -32,6 +33,7 @@
 #include "squat/cpu/kernels/stored_row.hpp"
 #include "squat/cpu/kernels/sum_values.hpp"
 #include "squat/cpu/kernels/transform_queries.hpp"
+#include "squat/cpu/kernels/unpack_page.hpp"
 #include "squat/cpu/kernels/vector.hpp"
 #include "squat/cpu/kernels/weighted_codes.hpp"
 #include "squat/cpu/page_layout.hpp"
@@ -248,6 +250,8 @@ class HeadAttention {
         score_exact<Exact16<T>>({keys, layout_.head_dim}, first.first + tokens,
                                 tile_.in(KeySpace::channels, page), ahead);
       });
+    } else if (many() && unpacks_for_many(layout_.key_bits)) {
+      score_unpacked(first);
     } else {
       score_packed(for_each_page);
     }
@@ -256,6 +260,8 @@ class HeadAttention {
       sum_exact<Exact16<T>>(
           {codes(first).template value_codes<Exact16<T>>(), layout_.head_dim}, first.first + tokens,
           bytes_ahead(first.data, next.empty() ? nullptr : next.front().data), exact_sum_);
+    } else if (many() && unpacks_for_many(layout_.value_bits)) {
+      sum_unpacked(first);
     } else {
       sum_packed(for_each_page);
     }
@@ -283,6 +289,18 @@ class HeadAttention {
   }
 
   bool many() const { return rows_ > few_rows; }
+
+  /// Whether many rows meet codes of that width faster as floats: where integers have no products of
+  /// four bytes, or AVX2's of 8-bit codes, which take two terms.
+  static constexpr bool unpacks_for_many([[maybe_unused]] int bits) {
+#if defined(SQUAT_CPU_AVX512_VNNI) || (defined(SQUAT_CPU_NEON) && defined(__ARM_FEATURE_DOTPROD))
+    return false;
+#elif defined(SQUAT_CPU_AVX2)
+    return bits == 8;
+#else
+    return true;
+#endif
+  }
 
   /// Calls run(row) for the first of few rows at a time, for which there are weights.
   template <class Run>
@@ -329,6 +347,15 @@ class HeadAttention {
   /// The scores of page i of those that are taken together, from a row on.
   RowView<float> scores(Index i, Index row) const {
     return {scores_ + row * stride_ + i * layout_.group, stride_};
+  }
+
+  /// The same with the page's keys as floats, for many rows.
+  void score_unpacked(const PageView &page) {
+    const Index d = layout_.head_dim, group = layout_.group;
+    tile_.score_mean(page, group, 0, rows_, scores());
+    const HeadCodes of_page = codes(page);
+    unpack_keys(layout_, of_page, page.data, head_, keys_.data);
+    multiply_rows<true>(tile_.in(of_page.space, page), rows_, {keys_.data, group}, d, group, scores());
   }
 
   HeadCodes codes(const PageView &page) const {
@@ -449,12 +476,24 @@ class HeadAttention {
     multiply_rows<true>(probabilities(), rows_, {values_.data, values_.stride}, count, d, {sums, d});
   }
 
+  /// Where packed values are summed.
+  float *sums_of_packed() {
+    const bool rotated = layout_.value_coding == ValueCoding::symmetric;
+    sums_rotated_ |= rotated;
+    return rotated ? packed_sum_ : exact_sum_;
+  }
+
+  /// Sums of a page's values as floats, for many rows.
+  void sum_unpacked(const PageView &page) {
+    const Index d = layout_.head_dim, group = layout_.group;
+    unpack_values(layout_, codes(page), page.data, head_, coding_.value_mean, values_.data);
+    multiply_rows<true>(probabilities(), rows_, {values_.data, d}, group, d, {sums_of_packed(), d});
+  }
+
   template <class ForEachPage>
   void sum_packed(const ForEachPage &for_each_page) {
     const Index d = layout_.head_dim;
-    const bool rotated = layout_.value_coding == ValueCoding::symmetric;
-    float *sums = rotated ? packed_sum_ : exact_sum_;
-    sums_rotated_ |= rotated;
+    float *sums = sums_of_packed();
     for_each_page([&](Index i, const PageView &page, std::ptrdiff_t) { sum_means(page, scores(i, 0)); });
     for_few_rows([&](Index row) {
       for (Index scale = 0; scale < layout_.scales_of_a_value; ++scale) {
