@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "squat/cache/kv_cache.hpp"
@@ -122,29 +123,41 @@ CacheSpec parse_cache_spec(std::string_view text) {
   return spec;
 }
 
-squat::ModelOptions CacheSpec::options_for(const Config &config) const {
-  squat::LayerGroup group{.key_bits = key_bits, .value_bits = value_bits};
-  group.options = options;
-  group.options.attention_scale = config.attention_scale;
-  group.options.soft_cap = config.attention_soft_cap;
-  group.options.query_heads = config.query_heads;
-  group.options.kv_heads = config.kv_heads;
-  group.options.head_dim = config.head_dim;
+squat::LayerGroup CacheSpec::group_for(const squat::Options &shape) const {
+  squat::LayerGroup group{.options = options, .key_bits = key_bits, .value_bits = value_bits};
+  squat::Options &of_group = group.options;
+  of_group.query_heads = shape.query_heads;
+  of_group.kv_heads = shape.kv_heads;
+  of_group.head_dim = shape.head_dim;
+  of_group.value_dim = shape.value_dim;
+  of_group.attention_scale = shape.attention_scale;
+  of_group.soft_cap = shape.soft_cap;
+  of_group.attention_window = shape.attention_window;
+  of_group.rotary = shape.rotary;
   if (published) {
-    group.options = squat::published_squat(group.options);
-    group.options.page_tokens = options.page_tokens;
+    of_group = squat::published_squat(of_group);
+    of_group.page_tokens = options.page_tokens;
   }
+  return group;
+}
+
+squat::ModelOptions CacheSpec::options_for(const Config &config) const {
   squat::ModelOptions model{.layers = config.layers};
   for (const bool local : {false, true}) {
-    group.layers.clear();
+    std::vector<int> layers;
     for (int layer = 0; layer < config.layers; ++layer) {
-      if (config.is_local(layer) == local) group.layers.push_back(layer);
+      if (config.is_local(layer) == local) layers.push_back(layer);
     }
-    if (group.layers.empty()) continue;
-    group.options.attention_window = local ? config.attention_window : 0;
-    group.options.rotary = {
-        {config.inverse_frequencies_of(group.layers.front()), config.differences.rotary_pairs}};
-    model.groups.push_back(group);
+    if (layers.empty()) continue;
+    squat::Options shape{.query_heads = config.query_heads,
+                         .kv_heads = config.kv_heads,
+                         .head_dim = config.head_dim,
+                         .attention_scale = config.attention_scale,
+                         .attention_window = local ? config.attention_window : 0,
+                         .soft_cap = config.attention_soft_cap};
+    shape.rotary = {{config.inverse_frequencies_of(layers.front()), config.differences.rotary_pairs}};
+    model.groups.push_back(group_for(shape));
+    model.groups.back().layers = std::move(layers);
   }
   return model;
 }

@@ -18,6 +18,10 @@ struct CacheSpec {
   squat::Options options;  // but for the model's shape
   bool published = false;
 
+  /// Of layers that are alike, without their numbers: heads, scale, cap, window and rotary embedding are
+  /// those of `shape`.
+  squat::LayerGroup group_for(const squat::Options &shape) const;
+
   /// Of a model's layers: one group where they are alike. Layers that attend through a window and those
   /// that see all tokens are two, for they differ in their rotary embedding too.
   squat::ModelOptions options_for(const Config &config) const;
