@@ -349,19 +349,11 @@ class HeadAttention {
     return {scores_ + row * stride_ + i * layout_.group, stride_};
   }
 
-  /// The same with the page's keys as floats, for many rows.
-  void score_unpacked(const PageView &page) {
-    const Index d = layout_.head_dim, group = layout_.group;
-    tile_.score_mean(page, group, 0, rows_, scores());
-    const HeadCodes of_page = codes(page);
-    unpack_keys(layout_, of_page, page.data, head_, keys_.data);
-    multiply_rows<true>(tile_.in(of_page.space, page), rows_, {keys_.data, group}, d, group, scores());
-  }
-
   HeadCodes codes(const PageView &page) const {
     return coding_.codes(page.data, layout_.key_space(page.data, head_));
   }
 
+  /// What the keys of packed pages score, mean keys included, for few rows at a time.
   template <class ForEachPage>
   void score_packed(const ForEachPage &for_each_page) {
     for_few_rows([&](Index row) {
@@ -377,6 +369,15 @@ class HeadAttention {
                    scores(i, row), ahead);
       });
     });
+  }
+
+  /// The same with the page's keys as floats, for many rows.
+  void score_unpacked(const PageView &page) {
+    const Index d = layout_.head_dim, group = layout_.group;
+    tile_.score_mean(page, group, 0, rows_, scores());
+    const HeadCodes of_page = codes(page);
+    unpack_keys(layout_, of_page, page.data, head_, keys_.data);
+    multiply_rows<true>(tile_.in(of_page.space, page), rows_, {keys_.data, group}, d, group, scores());
   }
 
   /// Turns the scores [first, first + count) of a run, the first of which has
@@ -483,13 +484,7 @@ class HeadAttention {
     return rotated ? packed_sum_ : exact_sum_;
   }
 
-  /// Sums of a page's values as floats, for many rows.
-  void sum_unpacked(const PageView &page) {
-    const Index d = layout_.head_dim, group = layout_.group;
-    unpack_values(layout_, codes(page), page.data, head_, coding_.value_mean, values_.data);
-    multiply_rows<true>(probabilities(), rows_, {values_.data, d}, group, d, {sums_of_packed(), d});
-  }
-
+  /// Adds the values of packed pages, for few rows at a time.
   template <class ForEachPage>
   void sum_packed(const ForEachPage &for_each_page) {
     const Index d = layout_.head_dim;
@@ -508,6 +503,13 @@ class HeadAttention {
         });
       }
     });
+  }
+
+  /// The same with the page's values as floats, for many rows.
+  void sum_unpacked(const PageView &page) {
+    const Index d = layout_.head_dim, group = layout_.group;
+    unpack_values(layout_, codes(page), page.data, head_, coding_.value_mean, values_.data);
+    multiply_rows<true>(probabilities(), rows_, {values_.data, d}, group, d, {sums_of_packed(), d});
   }
 
   /// Notes how much a page weighs whose values are coded about their mean.
