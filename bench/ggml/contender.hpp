@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 #include "squat/core/parallel.hpp"
 #include "squat/core/tensor.hpp"
@@ -55,7 +56,7 @@ struct Coding {
 };
 
 /// The rotary embedding that rows carry, and what our caches are told of it.
-squat::RotaryTable rotary_table();
+inline squat::RotaryTable rotary_table() { return squat::test::rotary_table(5e5, head_dim); }
 
 /// squat's codings. An empty `parallel` means one thread.
 std::vector<Coding> squat_codings(const squat::Parallel &parallel);

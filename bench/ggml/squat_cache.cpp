@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <optional>
 
 #include "contender.hpp"
@@ -68,14 +67,6 @@ Coding coding_of(const char *name, std::optional<squat::Coding> coding,
 #define BENCH_TEXT(text) #text
 
 }  // namespace
-
-squat::RotaryTable rotary_table() {
-  squat::RotaryTable table;
-  for (int i = 0; i < head_dim; i += 2) {
-    table.inverse_frequencies.push_back(std::pow(5e5f, -static_cast<float>(i) / head_dim));
-  }
-  return table;
-}
 
 std::vector<Coding> squat_codings(const squat::Parallel &parallel) {
   return {coding_of<16>("exact k16v16", {}, parallel),

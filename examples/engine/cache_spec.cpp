@@ -123,6 +123,14 @@ CacheSpec parse_cache_spec(std::string_view text) {
   return spec;
 }
 
+std::vector<CacheSpec> parse_codings(const std::vector<std::string> &codings) {
+  std::vector<CacheSpec> specs = {parse_cache_spec("exact")};
+  for (const std::string &coding : codings) {
+    if (coding != "exact") specs.push_back(parse_cache_spec(coding));
+  }
+  return specs;
+}
+
 squat::LayerGroup CacheSpec::group_for(const squat::Options &shape) const {
   squat::LayerGroup group{.options = options, .key_bits = key_bits, .value_bits = value_bits};
   squat::Options &of_group = group.options;

@@ -4,6 +4,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "config.hpp"
 #include "squat/model/model_options.hpp"
@@ -29,6 +30,9 @@ struct CacheSpec {
 
 /// Throws std::invalid_argument, naming what exists, for a SPEC that does not.
 CacheSpec parse_cache_spec(std::string_view text);
+
+/// The exact cache's, and behind it those of the others.
+std::vector<CacheSpec> parse_codings(const std::vector<std::string> &codings);
 
 /// What a SPEC can be, for --help and errors.
 std::string cache_spec_help();

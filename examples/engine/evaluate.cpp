@@ -21,37 +21,20 @@
 #include "engine.hpp"
 #include "metrics.hpp"
 #include "plot.hpp"
+#include "text_windows.hpp"
 #include "tokenizer.hpp"
 
 namespace {
 
 using namespace engine;
 
-struct Arguments {
-  std::string model, text, csv, plot, prior, device = "cpu";
-  int windows = 8, length = 2048, prompt = 512, first = 0, batch = 32;
+struct Arguments : TextWindows {
+  Arguments() : TextWindows{.windows = 8, .length = 2048, .prompt = 512} {}
+
+  std::string csv, plot, prior, device = "cpu";
+  int batch = 32;
   std::vector<std::string> codings = {"plain:k2v2:g32:w80", "orthogonal:k2v2:g64", "subspace:k2v2"};
 };
-
-/// The tokens of the windows, which stand one behind the other in the text. Each begins with the token
-/// that the model wants at the start of a text, if it wants one.
-std::vector<int> read_windows(const Arguments &arguments, const Tokenizer &tokenizer) {
-  const std::vector<int> tokens = encode_file(arguments.text, tokenizer);
-  const auto first = static_cast<std::ptrdiff_t>(arguments.first);
-  const std::ptrdiff_t begun = tokenizer.begin_of_text() >= 0, own = arguments.length - begun;
-  const std::ptrdiff_t wanted = arguments.windows * own;
-  if (static_cast<std::ptrdiff_t>(tokens.size()) < first + wanted) {
-    throw std::invalid_argument(
-        fmt::format("{} has {} tokens, {} windows of {} from token {} on need {}", arguments.text,
-                    tokens.size(), arguments.windows, arguments.length, first, first + wanted));
-  }
-  std::vector<int> windows;
-  for (auto from = tokens.begin() + first; from != tokens.begin() + first + wanted; from += own) {
-    if (begun > 0) windows.push_back(tokenizer.begin_of_text());
-    windows.insert(windows.end(), from, from + own);
-  }
-  return windows;
-}
 
 void show_progress(int done, int all) {
   if (!isatty(STDERR_FILENO)) return;
@@ -120,22 +103,15 @@ void set_priors(const std::string &path, std::vector<CodingRun> &runs) {
 
 void evaluate(const Arguments &arguments) {
   std::vector<CodingRun> runs;
-  runs.push_back({.spec = parse_cache_spec("exact"), .options = {}});
-  for (const std::string &coding : arguments.codings) {
-    if (coding != "exact") runs.push_back({.spec = parse_cache_spec(coding), .options = {}});
-  }
-  if (arguments.prompt >= arguments.length - 1) {
-    throw std::invalid_argument(fmt::format("--prompt is {}, must be below --length {} minus 1",
-                                            arguments.prompt, arguments.length));
-  }
+  for (const CacheSpec &spec : parse_codings(arguments.codings))
+    runs.push_back({.spec = spec, .options = {}});
+  arguments.check_prompt();
   const Gguf file = Gguf::open(arguments.model);
   const Tokenizer tokenizer(file);
-  const std::vector<int> tokens = read_windows(arguments, tokenizer);
+  const std::vector<int> tokens =
+      arguments.cut(encode_file(arguments.text, tokenizer), tokenizer.begin_of_text());
   const std::unique_ptr<Engine> engine = make_engine(arguments.device, file);
-  if (arguments.length > engine->config().context) {
-    throw std::invalid_argument(fmt::format("--length is {}, the model's context is {}",
-                                            arguments.length, engine->config().context));
-  }
+  arguments.check_context(engine->config().context);
   for (CodingRun &run : runs) {
     run.options = run.spec.options_for(engine->config());
     for (squat::LayerGroup &group : run.options.groups) {
@@ -165,20 +141,7 @@ int main(int argc, char **argv) {
       "Windows and codings advance together, a batch row each; each has a cache of its own, so every "
       "query meets the state it would meet alone.\n" +
       cache_spec_help());
-  app.add_option("MODEL", arguments.model, "GGUF file")->required();
-  app.add_option("TEXT-FILE", arguments.text, "Text, UTF-8")->required();
-  app.add_option("--windows", arguments.windows, "Windows of the text")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  app.add_option("--first", arguments.first, "Token of the text at which the first window begins")
-      ->check(CLI::Range(0, 1 << 30))
-      ->capture_default_str();
-  app.add_option("--length", arguments.length, "Tokens of a window")
-      ->check(CLI::Range(3, 1 << 20))
-      ->capture_default_str();
-  app.add_option("--prompt", arguments.prompt, "Tokens of a window's prompt")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
+  arguments.add_options(app);
   app.add_option("--codings", arguments.codings, "Codings to compare with exact")
       ->delimiter(',')
       ->capture_default_str();

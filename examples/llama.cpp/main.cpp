@@ -33,6 +33,7 @@
 #include "llama_model.hpp"
 #include "metrics.hpp"
 #include "squat/model.hpp"
+#include "text_windows.hpp"
 
 namespace {
 
@@ -48,9 +49,10 @@ using Window = std::span<const llama_token>;
 /// does it.
 constexpr double most_kl_of_exact = 1e-3, most_over_order_of_sums = 2;
 
-struct Arguments {
-  std::string model, text, weights = "f16";
-  int windows = 2, length = 1536, prompt = 512, first = 0;
+struct Arguments : engine::TextWindows {
+  Arguments() : TextWindows{.windows = 2, .length = 1536, .prompt = 512} {}
+
+  std::string weights = "f16";
   int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   std::vector<std::string> codings = {"plain:k2v2:g32:w80", "subspace:k2v2",
                                       "subspace:k2v2:layer:trellis", "subspace:k3v3", "subspace:k4v4"};
@@ -83,26 +85,11 @@ Run run_of_type(ggml_type type) {
   return run;
 }
 
-/// Tokens of the windows, each behind the token that the model wants at the start of a text, if any.
 std::vector<llama_token> read_windows(const Arguments &arguments, const LlamaModel &model) {
   std::ifstream in(arguments.text, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
   if (!in || text.empty()) throw std::invalid_argument("cannot read " + arguments.text);
-  const std::vector<llama_token> tokens = model.encode(text);
-  const llama_token begin = model.begin_of_text();
-  const std::ptrdiff_t own = arguments.length - (begin >= 0), wanted = arguments.windows * own;
-  if (static_cast<std::ptrdiff_t>(tokens.size()) < arguments.first + wanted) {
-    throw std::invalid_argument(fmt::format(
-        "{} has {} tokens, {} windows of {} from token {} on need {}", arguments.text, tokens.size(),
-        arguments.windows, arguments.length, arguments.first, arguments.first + wanted));
-  }
-  std::vector<llama_token> windows;
-  for (auto from = tokens.begin() + arguments.first; from != tokens.begin() + arguments.first + wanted;
-       from += own) {
-    if (begin >= 0) windows.push_back(begin);
-    windows.insert(windows.end(), from, from + own);
-  }
-  return windows;
+  return arguments.cut(model.encode(text), model.begin_of_text());
 }
 
 /// The model's layers with attention, from a call with a whole window, in which every mask shows.
@@ -215,20 +202,14 @@ void check_exact(const Run &exact, const Run &other_order_of_sums) {
   if (kl < most_kl_of_exact || kl < most_over_order_of_sums * of_order) return;
   throw std::runtime_error(fmt::format(
       "our cache of 16 bits is {:.2g} nats from llama.cpp's of float16, must be below {:.0e} (llama.cpp "
-      "without "
-      "flash attention is {:.2g} from it): this program does not compute the attention of that model",
+      "without flash attention is {:.2g} from it): this program does not compute the attention of that "
+      "model",
       kl, most_kl_of_exact, of_order));
 }
 
 void evaluate(const Arguments &arguments) {
-  if (arguments.prompt >= arguments.length - 1) {
-    throw std::invalid_argument(fmt::format("--prompt is {}, must be below --length {} minus 1",
-                                            arguments.prompt, arguments.length));
-  }
-  std::vector<CacheSpec> specs = {engine::parse_cache_spec("exact")};
-  for (const std::string &coding : arguments.codings) {
-    if (coding != "exact") specs.push_back(engine::parse_cache_spec(coding));
-  }
+  arguments.check_prompt();
+  const std::vector<CacheSpec> specs = engine::parse_codings(arguments.codings);
   std::vector<Run> runs = {run_of_type(GGML_TYPE_F16), run_of_type(GGML_TYPE_F16)};
   runs[1].name += ", no flash attention";
   runs[1].flash_attention = false;
@@ -240,10 +221,7 @@ void evaluate(const Arguments &arguments) {
                           : arguments.weights == "f16" ? Weights::f16
                                                        : Weights::f32;
   const LlamaModel model(arguments.model, weights, arguments.threads);
-  if (arguments.length > model.context()) {
-    throw std::invalid_argument(
-        fmt::format("--length is {}, the model's context is {}", arguments.length, model.context()));
-  }
+  arguments.check_context(model.context());
   const std::vector<llama_token> tokens = read_windows(arguments, model);
   const auto window_at = [&](int window) {
     const auto length = static_cast<std::size_t>(arguments.length);
@@ -281,26 +259,12 @@ int main(int argc, char **argv) {
   Arguments arguments;
   CLI::App app(
       "Feeds windows of a text to a model that llama.cpp runs (GGUF), a prompt and then token by token, "
-      "with "
-      "attention computed over coded caches, and compares the predictions with those over llama.cpp's "
-      "float16 cache. Beside them are llama.cpp's own quantized caches, and our exact one as a check: "
-      "where "
-      "it differs from float16, the program fails.\n" +
+      "with attention computed over coded caches, and compares the predictions with those over "
+      "llama.cpp's float16 cache. Beside them are llama.cpp's own quantized caches, and our exact one "
+      "as "
+      "a check: where it differs from float16, the program fails.\n" +
       engine::cache_spec_help());
-  app.add_option("MODEL", arguments.model, "GGUF file")->required();
-  app.add_option("TEXT-FILE", arguments.text, "Text, UTF-8")->required();
-  app.add_option("--windows", arguments.windows, "Windows of the text")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  app.add_option("--first", arguments.first, "Token of the text at which the first window begins")
-      ->check(CLI::Range(0, 1 << 30))
-      ->capture_default_str();
-  app.add_option("--length", arguments.length, "Tokens of a window")
-      ->check(CLI::Range(3, 1 << 20))
-      ->capture_default_str();
-  app.add_option("--prompt", arguments.prompt, "Tokens of a window's prompt")
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
+  arguments.add_options(app);
   app.add_option("--codings", arguments.codings, "Our codings to compare with float16")
       ->delimiter(',')
       ->capture_default_str();

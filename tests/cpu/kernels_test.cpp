@@ -295,7 +295,7 @@ TYPED_TEST(ExactRows, ScoreAndSumAsInDoublePrecision) {
         expect(scores, sums);
 
         // The same in matrix products.
-        std::vector<float> columns(size(d * padded)), values = normal(tokens * d, 29);
+        std::vector<float> columns(size(d * padded)), values(size(tokens * d));
         for (Index token = 0; token < tokens; ++token)
           convert_row(keys.data() + token * stride, d, values.data() + token * d);
         std::fill(scores.begin(), scores.end(), 0.0f);

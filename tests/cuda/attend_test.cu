@@ -13,22 +13,10 @@ namespace squat::test {
 namespace {
 
 template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount, class Exact = half>
-struct Widths {
-  using T = Exact;
+struct Widths : CacheWidths<HeadDimension, GroupTokens, KeyBitCount, ValueBitCount, Exact> {
   static constexpr int HeadDim = HeadDimension, Group = GroupTokens;
   static constexpr int KeyBits = KeyBitCount, ValueBits = ValueBitCount;
-  using Cache = DeviceCache<HeadDim, Group, KeyBits, ValueBits, T>;
-  using CpuCache = KVCache<T, KeyBits, ValueBits>;
-
-  static Options options(int query_heads, int kv_heads) {
-    return {.layers = 1,
-            .query_heads = query_heads,
-            .kv_heads = kv_heads,
-            .head_dim = HeadDim,
-            .residual = 16,
-            .page_tokens = Group,
-            .statistics_tokens = 60};
-  }
+  using CpuCache = KVCache<Exact, KeyBits, ValueBits>;
 };
 
 template <class W>

@@ -22,6 +22,7 @@
 #include "squat/coding/codes.hpp"
 #include "squat/core/instruction_set.hpp"
 #include "squat/cpu/kernels/dot_trellis.hpp"
+#include "squat/cpu/kernels/lane_codes.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
 
 #if defined(SQUAT_CPU_AVX512_VNNI)

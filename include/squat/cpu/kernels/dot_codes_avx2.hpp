@@ -17,7 +17,7 @@
 #include <type_traits>
 
 #include "squat/coding/codes.hpp"
-#include "squat/cpu/kernels/prefetch.hpp"
+#include "squat/cpu/kernels/lane_codes.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {

@@ -5,14 +5,13 @@
 
 #include <immintrin.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
 #include "squat/coding/codes.hpp"
-#include "squat/cpu/kernels/prefetch.hpp"
+#include "squat/cpu/kernels/lane_codes.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {

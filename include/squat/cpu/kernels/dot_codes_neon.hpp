@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "squat/coding/codes.hpp"
+#include "squat/cpu/kernels/lane_codes.hpp"
 #include "squat/cpu/kernels/prefetch.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
 

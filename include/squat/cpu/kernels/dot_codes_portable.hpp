@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "squat/coding/codes.hpp"
+#include "squat/cpu/kernels/lane_codes.hpp"
 #include "squat/cpu/kernels/prefetch.hpp"
 #include "squat/cpu/kernels/row_blocks.hpp"
 

@@ -74,16 +74,15 @@ void multiply_rows(RowView<const float> a, Index rows, RowView<const float> b, I
 template <RowElement S>
 void transpose_rows(RowView<const S> rows, Index count, Index channels, RowView<float> to) {
   typedef float Four __attribute__((vector_size(16)));
-  constexpr Index step = float_lanes > 4 ? float_lanes : 4;
   for (Index token = 0; token < count; token += 4) {
     const S *row[4];
     for (Index t = 0; t < 4; ++t) row[t] = rows[token + t < count ? token + t : count - 1];
-    for (Index first = 0; first < channels; first += step) {
-      float block[4][step];
+    for (Index first = 0; first < channels; first += float_lanes) {
+      float block[4][float_lanes];
       SQUAT_UNROLL(4)
       for (int t = 0; t < 4; ++t) store_floats(block[t], load_floats(row[t] + first));
       SQUAT_UNROLL(4)
-      for (int i = 0; i < step; i += 4) {
+      for (int i = 0; i < float_lanes; i += 4) {
         Four x[4];
         SQUAT_UNROLL(4)
         for (int t = 0; t < 4; ++t) std::memcpy(&x[t], block[t] + i, sizeof x[t]);
