@@ -15,9 +15,9 @@ struct CodingName {
   const char *name;
   squat::Coding coding;
 };
-constexpr CodingName codings[] = {{"plain", squat::Coding::plain},
-                                  {"orthogonal", squat::Coding::orthogonal},
-                                  {"subspace", squat::Coding::subspace}};
+constexpr CodingName coding_names[] = {{"plain", squat::Coding::plain},
+                                       {"orthogonal", squat::Coding::orthogonal},
+                                       {"subspace", squat::Coding::subspace}};
 
 [[noreturn]] void refuse(std::string_view text, const std::string &why) {
   throw std::invalid_argument("coding '" + std::string(text) + "': " + why + "\n" + cache_spec_help());
@@ -74,7 +74,7 @@ bool parse_option(std::string_view part, CacheSpec &spec) {
 
 std::string cache_spec_help() {
   std::string names;
-  for (const CodingName &coding : codings) names += std::string(names.empty() ? "" : ", ") + coding.name;
+  for (const CodingName &coding : coding_names) names += std::string(names.empty() ? "" : ", ") + coding.name;
   return "A coding is 'exact' or CODING:kKvV with CODING one of " + names +
          " and K, V one of 2, 3, 4, 8, 16.\nOptions behind it: :gN tokens of a page, :wN exact window, "
          ":sN "
@@ -100,9 +100,9 @@ CacheSpec parse_cache_spec(std::string_view text) {
   if (spec.coding == "exact") {
     spec.options.coding = squat::Coding::plain;
   } else {
-    const auto *coding = std::find_if(std::begin(codings), std::end(codings),
+    const auto *coding = std::find_if(std::begin(coding_names), std::end(coding_names),
                                       [&](const CodingName &c) { return c.name == spec.coding; });
-    if (coding == std::end(codings)) refuse(text, "no such coding");
+    if (coding == std::end(coding_names)) refuse(text, "no such coding");
     spec.options.coding = coding->coding;
     if (parts.size() < 2 || !parse_bits(parts[1], spec)) refuse(text, "kKvV must follow the coding");
     next = 2;
