@@ -175,6 +175,7 @@ squat::Options options_of(const squat_group &group) {
   if (group.tile_tokens >= 0) options.tile_tokens = group.tile_tokens;
   options.statistics_tokens = group.statistics_tokens;
   options.attention_window = group.attention_window;
+  options.rollback_tokens = group.rollback_tokens;
   options.attention_scale = group.attention_scale;
   options.soft_cap = group.soft_cap;
   if (group.rotary_pairs_count > 0) {

@@ -74,7 +74,8 @@ bool parse_option(std::string_view part, CacheSpec &spec) {
 
 std::string cache_spec_help() {
   std::string names;
-  for (const CodingName &coding : coding_names) names += std::string(names.empty() ? "" : ", ") + coding.name;
+  for (const CodingName &coding : coding_names)
+    names += std::string(names.empty() ? "" : ", ") + coding.name;
   return "A coding is 'exact' or CODING:kKvV with CODING one of " + names +
          " and K, V one of 2, 3, 4, 8, 16.\nOptions behind it: :gN tokens of a page, :wN exact window, "
          ":sN "

@@ -41,8 +41,9 @@ class Budget {
       if (options.attention_window > 0) {
         // Begun ones at both ends of the window, and of what a step packs before any are given back.
         constexpr squat::Index begun = 4;
-        pages = std::min(pages, options.attention_window / options.page_tokens +
-                                    chunk_ / options.page_tokens + begun);
+        pages =
+            std::min(pages, (options.attention_window + options.rollback_tokens) / options.page_tokens +
+                                chunk_ / options.page_tokens + begun);
       }
       return static_cast<std::size_t>(pages) * page_bytes_of_each(group);
     });

@@ -160,6 +160,7 @@ LayerGroup make_group(std::vector<int> layers, nb::kwargs arguments) {
   take(arguments, "statistics_tokens", options.statistics_tokens);
   take(arguments, "attention_scale", options.attention_scale);
   take(arguments, "attention_window", options.attention_window);
+  take(arguments, "rollback_tokens", options.rollback_tokens);
   take(arguments, "soft_cap", options.soft_cap);
   take(arguments, "alibi_slopes", options.alibi_slopes);
   take(arguments, "sink_logits", options.sink_logits);

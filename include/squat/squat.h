@@ -76,6 +76,7 @@ typedef struct squat_group {
   int tile_tokens;         /**< tokens of a rotary tile; 0: no tiles; -1: the default */
   int statistics_tokens;   /**< tokens that a coding learns from before its first page */
   int attention_window;    /**< tokens that a query sees at most; 0: all */
+  int rollback_tokens;     /**< that can be truncated however long a sequence with a window is */
   float attention_scale;   /**< 0: 1 / sqrt(head_dim) */
   float soft_cap;          /**< c of c tanh(score / c); 0: none */
   const float

@@ -106,6 +106,30 @@ TEST(Window, IsSavedForkedAndLoaded) {
   EXPECT_NE(text_of([&] { other.load(bytes); }).find("snapshot.left"), std::string::npos);
 }
 
+/// Drafts that are appended and taken back: attention is that of a cache from which nothing has left.
+TEST(Window, LetsDraftsBeTakenBack) {
+  Options options = windowed(100), all = windowed(100);
+  options.rollback_tokens = 40;
+  all.rollback_tokens = 1 << 20;
+  Cache cache(options), keeping(all);
+  const SequenceId sequence = sequence_of(cache, 300, 50), kept = sequence_of(keeping, 300, 50);
+  const auto step = [](Cache &own, SequenceId id, Inputs<> &draft, Inputs<> &next) {
+    const Index length = own.length(id);
+    fill(own, id, draft, 0, draft.q.tokens);
+    own.truncate(id, length);
+    fill(own, id, next, 0, next.q.tokens);
+    return next.out.elements;
+  };
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    Inputs<> draft(options, 40, 100 + seed), next(options, 9, 200 + seed);
+    const std::vector<float> out = step(cache, sequence, draft, next),
+                             expected = step(keeping, kept, draft, next);
+    for (std::size_t i = 0; i < out.size(); ++i) ASSERT_NEAR(out[i], expected[i], 1e-5) << seed;
+  }
+  EXPECT_LE(cache.memory_report().packed_tokens, 2 * (100 + 40 + 2 * 32));
+  EXPECT_GT(keeping.memory_report().packed_tokens, 2 * 700);
+}
+
 TEST(Window, DoesNotGiveBackWhatHasLeft) {
   Cache cache(windowed(100));
   const SequenceId sequence = sequence_of(cache, 500, 70);

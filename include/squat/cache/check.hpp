@@ -73,6 +73,7 @@ inline void check_scores(const Options &options) {
   if (!std::isfinite(options.attention_scale))
     throw_invalid("attention_scale", options.attention_scale, "finite");
   check_range("attention_window", options.attention_window, 0, std::numeric_limits<int>::max());
+  check_range("rollback_tokens", options.rollback_tokens, 0, std::numeric_limits<int>::max());
   if (!(options.soft_cap >= 0 && options.soft_cap <= largest_logit))
     throw_invalid("soft_cap", options.soft_cap, "0 to", largest_logit);
   const auto check_logits = [](std::string_view argument, const std::vector<float> &logits) {

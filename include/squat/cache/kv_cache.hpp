@@ -1055,7 +1055,8 @@ class KVCacheBase {
   void leave_window(Stream stream) {
     if (options_.attention_window == 0) return;
     const auto stays = [&](Layer *layer) {
-      return !pages_.leave_before(*layer, layer->length() + 1 - options_.attention_window);
+      const Index shortest = layer->length() - options_.rollback_tokens;
+      return !pages_.leave_before(*layer, shortest + 1 - options_.attention_window);
     };
     layers_.erase(std::remove_if(layers_.begin(), layers_.end(), stays), layers_.end());
     if (!layers_.empty()) replay_.publish(operations_, pages_, layers_, stream);

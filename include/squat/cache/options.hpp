@@ -98,6 +98,10 @@ struct Options {
   /// gpt-oss in some layers). Pages that no query to come will see are given back. 0: all.
   int attention_window = 0;
 
+  /// Tokens that truncate() may take back at least, however long a sequence with an attention window has
+  /// become: pages are given back that much later. For drafts that are appended before they are checked.
+  int rollback_tokens = 0;
+
   /// c: scores s become c tanh(s / c) before the softmax (Gemma 2). 0: they stay.
   float soft_cap = 0;
 

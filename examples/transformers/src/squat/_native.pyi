@@ -36,6 +36,7 @@ class LayerGroup:
         statistics_tokens: int = 512,
         attention_scale: float = 0,
         attention_window: int = 0,
+        rollback_tokens: int = 0,
         soft_cap: float = 0,
         alibi_slopes: Sequence[float] = (),
         sink_logits: Sequence[float] = (),

@@ -65,17 +65,18 @@ class Cache(transformers.Cache):
 
     config: the model's. bits: of keys and values, 2, 3, 4, 8 or 16 (exact), or a pair. exact_layers: those that are kept in
     16 bits. exact_rows: what the newest tokens are kept as; None: bfloat16 where the model computes in it, else float16, which
-    keeps what float32 keys say in half the memory. options: of squat::Options, see LayerGroup. threads: 0, as many as the
-    machine has. Tensors are on the CPU, of
+    keeps what float32 keys say in half the memory. rollback_tokens: that crop() may take back where layers have windows, as
+    assisted decoding does. options: of squat::Options, see LayerGroup. threads: 0, as many as the machine has. Tensors are on the CPU, of
     float32, float16 or bfloat16; prompts may be padded on the left. Throws ValueError for models that it cannot serve, and
     squat.Error for options that do not fit each other.
     """
 
     def __init__(self, config, bits: int | tuple[int, int] = 2, *, exact_layers: Iterable[int] = (),
-                 exact_rows: str | None = None, threads: int = 0, **options):  # fmt: skip
+                 exact_rows: str | None = None, rollback_tokens: int = 128, threads: int = 0, **options):  # fmt: skip
         self._shapes = layers_of(config)
         self._bits = (bits, bits) if isinstance(bits, int) else tuple(bits)
         self._exact_layers, self._threads, self._options = frozenset(exact_layers), threads, options
+        self._rollback_tokens = rollback_tokens
         self._native: ModelCache | None = None  # once the type of its rows is known
         self._exact_rows = exact_rows
         self._sequences: list[int] = []
@@ -89,7 +90,7 @@ class Cache(transformers.Cache):
 
     @property
     def is_croppable(self) -> bool:
-        return not any(shape.window for shape in self._shapes)
+        return self._rollback_tokens > 0 or not any(shape.window for shape in self._shapes)
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove > 0:
@@ -198,7 +199,7 @@ class Cache(transformers.Cache):
             key_bits, value_bits = (16, 16) if exact else self._bits
             of_shape = dict(
                 query_heads=shape.query_heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim, attention_scale=shape.scale,
-                attention_window=shape.window, soft_cap=shape.soft_cap, rotary_pairs=shape.pairs,
+                attention_window=shape.window, rollback_tokens=self._rollback_tokens, soft_cap=shape.soft_cap, rotary_pairs=shape.pairs,
                 inverse_frequencies=[list(shape.frequencies)] if shape.frequencies else [],
             )  # fmt: skip
             options = {} if exact else self._options
