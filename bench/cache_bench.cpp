@@ -347,7 +347,7 @@ int main(int argc, char **argv) {
   for (const Shape &shape : {Shape{32, 8, 128}, Shape{9, 3, 64}, Shape{64, 8, 128}, Shape{8, 8, 64}}) {
     for (Index tokens : {128, 256, 512, 1024, 4096, 16384, 65536, 262144})
       add_all(decodes, shape, tokens);
-    add_all(parallel_decodes, shape, 65536);
+    for (Index tokens : {1024, 65536}) add_all(parallel_decodes, shape, tokens);
     add_all(appends, shape, 1024);
     for (Index tokens : {128, 4096}) add_all(packs, shape, tokens);
     add_all(prompts, shape, 4096);

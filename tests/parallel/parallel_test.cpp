@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "squat/parallel/openmp.hpp"
@@ -26,6 +29,20 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
   for (unsigned threads : {1u, 4u}) {
     ThreadPool pool(threads);
     expect_each_once(pool.parallel());
+  }
+}
+
+/// Of thousands of rounds, some find the threads awake and some asleep.
+TEST(ThreadPool, RunsRoundAfterRound) {
+  ThreadPool pool(3);
+  std::array<int, 5> runs{};
+  for (int round = 0; round < 3000; ++round) {
+    if (round % 100 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    const int count = 1 + round % 5;
+    std::array<int, 5> before = runs;
+    pool.run(count, [&](int task) { ++runs[static_cast<std::size_t>(task)]; });
+    for (int task = 0; task < count; ++task) ++before[static_cast<std::size_t>(task)];
+    ASSERT_EQ(runs, before);
   }
 }
 

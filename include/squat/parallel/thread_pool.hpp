@@ -3,8 +3,6 @@
 // Threads of our own for Options::parallel, for engines that have none.
 
 #include <atomic>
-#include <condition_variable>
-#include <cstddef>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -17,7 +15,8 @@ namespace squat {
 
 /// Threads that wait for tasks. The thread that calls run() works too, so a pool
 /// of n threads starts n - 1. One caller at a time. A pool may outlive its
-/// caches and must not be destroyed before them.
+/// caches and must not be destroyed before them. Threads wait busily for some tens of microseconds, in
+/// which the next layer's call mostly comes, before they sleep, from which they would wake as late.
 class ThreadPool {
  public:
   /// threads: at least 1. Default: as many as the machine runs at once.
@@ -29,29 +28,21 @@ class ThreadPool {
   ThreadPool &operator=(const ThreadPool &) = delete;
 
   ~ThreadPool() {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
+    stopping_ = true;
+    begin_round();
     for (std::thread &worker : workers_) worker.join();
   }
 
   /// Runs task(0) ... task(count - 1) and returns when all have ended. The first
   /// exception that a task throws is thrown here, after the rest have ended.
   void run(int count, Task task) {
-    {
-      const std::lock_guard lock(mutex_);
-      task_ = &task;
-      count_ = count;
-      next_ = 0;
-      busy_ = workers_.size();
-      ++round_;
-    }
-    wake_.notify_all();
+    task_ = &task;
+    count_ = count;
+    next_ = 0;
+    busy_ = static_cast<int>(workers_.size());
+    begin_round();
     take_tasks(task, count);
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
+    while (const int busy = busy_.load(std::memory_order_acquire)) wait_while(busy_, busy);
     task_ = nullptr;
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
@@ -62,19 +53,19 @@ class ThreadPool {
   }
 
  private:
+  /// What was written before is seen by workers that have seen the round.
+  void begin_round() {
+    round_.fetch_add(1, std::memory_order_release);
+    round_.notify_all();
+  }
+
   void work() {
-    unsigned long seen = 0;
-    while (true) {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return stopping_ || round_ != seen; });
+    for (int seen = 0;;) {
+      wait_while(round_, seen);
+      seen = round_.load(std::memory_order_acquire);
       if (stopping_) return;
-      seen = round_;
-      const Task task = *task_;
-      const int count = count_;
-      lock.unlock();
-      take_tasks(task, count);
-      lock.lock();
-      if (--busy_ == 0) done_.notify_one();
+      take_tasks(*task_, count_);
+      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
     }
   }
 
@@ -89,15 +80,32 @@ class ThreadPool {
     }
   }
 
+  static void wait_while(const std::atomic<int> &value, int old) {
+    constexpr int spins = 2000;
+    for (int i = 0; i < spins; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return;
+      pause();
+    }
+    value.wait(old, std::memory_order_acquire);
+  }
+
+  /// Leaves the core to its other thread for a moment.
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
   std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
+  std::atomic<int> round_ = 0;  // of tasks, or the end
+  bool stopping_ = false;
   const Task *task_ = nullptr;  // of the round
   int count_ = 0;
   std::atomic<int> next_ = 0;  // task nobody has taken
-  std::size_t busy_ = 0;       // workers that have not ended the round
-  unsigned long round_ = 0;
-  bool stopping_ = false;
+  std::atomic<int> busy_ = 0;  // workers that have not ended the round
+  std::mutex mutex_;
   std::exception_ptr error_;
 };
 
