@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -82,7 +83,8 @@ std::string cache_spec_help() {
          "exact sinks, :fN tokens of a tile, whose keys are coded in a rotary frame of their own (0: in "
          "that of their position; default 256 for subspace, 0 otherwise), :t8 or :t16 (the exact window "
          "in 8 "
-         "bits, the default of up to 3 bits but for plain, or exact indeed), :layer (subspace: bits are "
+         "bits, the default of up to 3 bits but for plain and for models with biases, or exact indeed), "
+         ":layer (subspace: bits are "
          "shared "
          "out among the KV heads of a layer, by what attention does with them), :model (among the heads "
          "of all layers), :trellis (trellis codes "
@@ -166,6 +168,9 @@ squat::ModelOptions CacheSpec::options_for(const Config &config) const {
                          .soft_cap = config.attention_soft_cap};
     shape.rotary = {{config.inverse_frequencies_of(layers.front()), config.differences.rotary_pairs}};
     model.groups.push_back(group_for(shape));
+    // Where biases make keys hundreds of times as large as they differ, 8 bits of a row say too little.
+    std::optional<squat::TailCoding> &tail = model.groups.back().options.tail;
+    if (config.differences.biases && !tail) tail = squat::TailCoding::exact;
     model.groups.back().layers = std::move(layers);
   }
   return model;

@@ -19,6 +19,7 @@ class LayerShape:
     scale: float
     window: int  # 0: none
     soft_cap: float  # 0: none
+    key_biases: bool = False
     frequencies: tuple[float, ...] = field(default=(), repr=False)
     pairs: str = "halves"
 
@@ -58,6 +59,7 @@ def layers_of(config) -> list[LayerShape]:
                 scale=module.scaling,
                 window=_window(config, kind),
                 soft_cap=getattr(config, "attn_logit_softcapping", None) or 0.0,
+                key_biases=getattr(getattr(module, "k_proj", None), "bias", None) is not None,
                 frequencies=frequencies,
                 pairs=pairs,
             )
