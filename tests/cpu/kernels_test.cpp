@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "squat/cpu/buffer.hpp"
+#include "squat/cpu/kernels/bend_scores.hpp"
 #include "squat/cpu/kernels/byte_matrix.hpp"
 #include "squat/cpu/kernels/dot_codes.hpp"
 #include "squat/cpu/kernels/exact_attention.hpp"
@@ -170,6 +171,29 @@ TEST(PowerOfTwo, IsNextToNothingFarBelow) {
   for (float x : {-125.5f, -126.0f, -150.0f, -1e6f, std::numeric_limits<float>::lowest() / 2}) {
     store_floats(power.data(), power_of_two(broadcast(x)));
     for (float lane : power) EXPECT_TRUE(lane >= 0 && lane <= 1.000001f * std::exp2(-125.0f)) << x;
+  }
+}
+
+TEST(BendScores, CapsAndLowersThemAsDoublesDo) {
+  constexpr float slope = .37f;
+  constexpr Index distance = 70'001;
+  for (const float cap : {0.0f, 1.0f, 50.0f}) {
+    for (const bool lowers : {false, true}) {
+      for (const Index count : {1, 3, 16, 37, 130}) {
+        std::vector<float> scores = normal(count, 1, 40);
+        if (count > 3) scores[0] = 1e9f, scores[1] = -1e9f, scores[2] = 0;
+        std::vector<float> bent = scores;
+        bend_scores({.soft_cap = cap, .slopes = lowers ? &slope : nullptr}, slope, distance, bent.data(),
+                    count);
+        for (Index i = 0; i < count; ++i) {
+          const double score = scores[size(i)],
+                       capped = cap > 0 ? cap * std::tanh(score / static_cast<double>(cap)) : score,
+                       lower = lowers ? slope * static_cast<double>(distance - i) : 0;
+          const double tolerance = 5e-7 * static_cast<double>(cap) + 2e-7 * (std::abs(capped) + lower);
+          EXPECT_NEAR(bent[size(i)], capped - lower, tolerance) << cap << " " << count << " " << i;
+        }
+      }
+    }
   }
 }
 

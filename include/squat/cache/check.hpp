@@ -74,8 +74,9 @@ inline void check_scores(const Options &options) {
     throw_invalid("attention_scale", options.attention_scale, "finite");
   check_range("attention_window", options.attention_window, 0, std::numeric_limits<int>::max());
   check_range("rollback_tokens", options.rollback_tokens, 0, std::numeric_limits<int>::max());
-  if (!(options.soft_cap >= 0 && options.soft_cap <= largest_logit))
-    throw_invalid("soft_cap", options.soft_cap, "0 to", largest_logit);
+  constexpr float least_cap = 1e-6f;
+  if (!(options.soft_cap == 0 || (options.soft_cap >= least_cap && options.soft_cap <= largest_logit)))
+    throw_invalid("soft_cap", options.soft_cap, "0, or from 1e-6 to", largest_logit);
   const auto check_logits = [](std::string_view argument, const std::vector<float> &logits) {
     for (const float logit : logits) {
       if (!(std::abs(logit) <= largest_logit))

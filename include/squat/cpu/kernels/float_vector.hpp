@@ -42,6 +42,7 @@ inline FloatVector multiply_add(FloatVector a, FloatVector b, FloatVector c) {
   return _mm512_fmadd_ps(a, b, c);
 }
 inline FloatVector greater_of(FloatVector a, FloatVector b) { return _mm512_max_ps(a, b); }
+inline FloatVector lesser_of(FloatVector a, FloatVector b) { return _mm512_min_ps(a, b); }
 
 #elif defined(SQUAT_CPU_AVX2)
 
@@ -67,6 +68,7 @@ inline FloatVector multiply_add(FloatVector a, FloatVector b, FloatVector c) {
   return _mm256_fmadd_ps(a, b, c);
 }
 inline FloatVector greater_of(FloatVector a, FloatVector b) { return _mm256_max_ps(a, b); }
+inline FloatVector lesser_of(FloatVector a, FloatVector b) { return _mm256_min_ps(a, b); }
 
 #elif defined(SQUAT_CPU_NEON)
 
@@ -94,6 +96,7 @@ inline FloatVector multiply_add(FloatVector a, FloatVector b, FloatVector c) {
   return vfmaq_f32(c, a, b);
 }
 inline FloatVector greater_of(FloatVector a, FloatVector b) { return vmaxq_f32(a, b); }
+inline FloatVector lesser_of(FloatVector a, FloatVector b) { return vminq_f32(a, b); }
 
 #else
 
@@ -140,6 +143,7 @@ inline void store_floats(half *to, FloatVector x) {
 inline FloatVector broadcast(float x) { return FloatVector{x, x, x, x}; }
 inline FloatVector multiply_add(FloatVector a, FloatVector b, FloatVector c) { return a * b + c; }
 inline FloatVector greater_of(FloatVector a, FloatVector b) { return a > b ? a : b; }
+inline FloatVector lesser_of(FloatVector a, FloatVector b) { return a < b ? a : b; }
 
 #endif
 
@@ -150,6 +154,19 @@ inline void store_floats(bfloat16 *to, FloatVector x) {
   float values[float_lanes];
   store_floats(values, x);
   for (Index lane = 0; lane < float_lanes; ++lane) to[lane] = static_cast<bfloat16>(values[lane]);
+}
+
+/// 1 / x of every lane, to 3e-7 of it, for magnitudes from 2^-100 to 2^100.
+inline FloatVector reciprocal(FloatVector x) {
+#if defined(SQUAT_CPU_AVX512)
+  const FloatVector guess = _mm512_rcp14_ps(x);
+  return guess * (broadcast(2) - x * guess);  // a step of Newton's doubles the digits
+#elif defined(SQUAT_CPU_AVX2)
+  const FloatVector guess = _mm256_rcp_ps(x);
+  return guess * (broadcast(2) - x * guess);
+#else
+  return broadcast(1) / x;
+#endif
 }
 
 /// |x| of every lane.

@@ -14,7 +14,7 @@
 
 namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 
-/// 2^x for finite x <= 0, to 3e-7 of it; below -125 at most what -125 gives.
+/// 2^x for finite x <= 60, to 3e-7 of it; below -125 at most what -125 gives.
 ///
 /// x = n + r with |r| <= 1 / 2; 2^r by the polynomial that meets it at the six Chebyshev
 /// nodes of that interval, pairs of its terms side by side; times 2^n by an addition to the
