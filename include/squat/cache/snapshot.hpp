@@ -81,7 +81,8 @@
 #include "squat/cache/options.hpp"
 #include "squat/cache/sequence.hpp"
 #include "squat/cache/snapshot/adoption.hpp"
-#include "squat/cache/snapshot/coding_bytes.hpp"
+#include "squat/cache/snapshot/coding_section.hpp"
+#include "squat/cache/snapshot/records.hpp"
 #include "squat/cache/snapshot/sections.hpp"
 #include "squat/cache/snapshot/shape.hpp"
 #include "squat/coding/coding_record.hpp"
@@ -89,30 +90,6 @@
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/core/instruction_set.hpp"
-
-namespace squat::detail {
-
-/// Of a sequence in one layer.
-struct LayerCounts {
-  std::uint64_t sinks;
-  std::uint64_t tail;
-  std::uint64_t pages;
-  std::int64_t next_position;
-  std::uint64_t left;  ///< not written where it is 0
-};
-static_assert(sizeof(LayerCounts) == 40);
-
-/// An entry of a page table.
-struct TableRecord {
-  std::int64_t base;
-  std::int32_t row;
-  std::int32_t first;
-  std::int32_t tokens;
-  std::uint32_t again;
-};
-static_assert(sizeof(TableRecord) == 24);
-
-}  // namespace squat::detail
 
 namespace squat::detail::inline SQUAT_API_NAMESPACE {
 
@@ -149,11 +126,8 @@ class Snapshots {
     const std::vector<std::byte> bytes = own_bytes(coding);
     CodingHeader header = header_of(coding, bytes);
     header.present = with_coding ? 1 : 0;
-    out.begin(Section::coding, static_cast<std::size_t>(layer),
-              sizeof header + (with_coding ? bytes.size() : 0));
-    out.write(bytes_of(header));
-    if (with_coding) out.write(bytes);
-    out.end();
+    write_coding_section(out, layer, header,
+                         with_coding ? std::span(bytes) : std::span<const std::byte>());
   }
 
   void write_tokens(SnapshotWriter &out, Layer &layer) const {
@@ -205,12 +179,7 @@ class Snapshots {
   }
 
   LayerCounts read_counts(SnapshotReader &in, int layer) const {
-    LayerCounts counts{};
-    const std::uint64_t size = in.begin(Section::counts, static_cast<std::size_t>(layer),
-                                        bytes_of_counts(0), bytes_of_counts(1));
-    in.read(bytes_to(counts).first(static_cast<std::size_t>(size)));
-    in.end();
-    if (size != bytes_of_counts(counts.left)) throw_damaged(Section::counts, "it is cut");
+    const LayerCounts counts = read_counts_section(in, layer);
     const auto check = [](const char *name, std::uint64_t value, std::uint64_t most) {
       if (value > most) throw_invalid(std::string("snapshot.") + name, value, "at most", most);
     };
@@ -233,22 +202,7 @@ class Snapshots {
   };
 
   FoundCoding read_coding(SnapshotReader &in, int layer) const {
-    const auto at = static_cast<std::size_t>(layer);
-    CodingHeader header{};
-    const std::uint64_t size =
-        in.begin(Section::coding, at, sizeof header, sizeof header + sizes_.most_bytes());
-    in.read(bytes_to(header));
-    std::vector<std::byte> bytes;
-    for_each_piece(size - sizeof header, 1, [&](std::size_t first, std::size_t count) {
-      bytes.resize(first + count);
-      in.read(std::span(bytes).subspan(first, count));
-    });
-    in.end();
-    if (header.present > 1 || header.ready > 1 || (header.present == 0) != bytes.empty() ||
-        (header.ready == 1 && header.observed != 0))
-      throw_damaged(Section::coding, "it does not say what it holds");
-    if (header.present == 1 && coding_fingerprint(bytes) != header.fingerprint)
-      throw_damaged(Section::coding, "its fingerprint is not that of its bytes");
+    auto [header, bytes] = read_coding_section(in, layer, sizes_);
     const bool learnt_nothing = header.ready == 1 && header.present == 1 && learning_.learns_at_all() &&
                                 !coding_record(bytes, sizes_).knows_anything();
     return {header, std::move(bytes), layer, learnt_nothing};
@@ -332,7 +286,6 @@ class Snapshots {
  private:
   static constexpr std::uint64_t most_count = std::uint64_t{1} << 31;
   static constexpr std::int64_t farthest = std::int64_t{1} << 40;
-  static constexpr std::size_t piece_bytes = std::size_t{1} << 20;
 
   template <class Value>
   static std::span<const std::byte> bytes_of(const Value &value) {
@@ -342,18 +295,7 @@ class Snapshots {
   static std::span<std::byte> bytes_to(Value &value) {
     return std::as_writable_bytes(std::span(&value, 1));
   }
-  static constexpr std::size_t bytes_of_counts(std::uint64_t left) {
-    return sizeof(LayerCounts) - (left == 0 ? sizeof left : 0);
-  }
   static std::size_t index(const Layer &layer) { return static_cast<std::size_t>(layer.layer); }
-
-  /// Calls run(first, count) for pieces of `count` items, each some piece_bytes or one item.
-  template <class Run>
-  static void for_each_piece(std::uint64_t count, std::size_t item_bytes, Run &&run) {
-    const std::size_t most = std::max<std::size_t>(1, piece_bytes / item_bytes);
-    for (std::size_t first = 0; first < count; first += most)
-      run(first, std::min<std::size_t>(most, static_cast<std::size_t>(count) - first));
-  }
 
   static CodingSizes sizes_of(const Options &options) {
     const HeadSums sums{options.head_dim, std::max(1, *options.tile_tokens)};

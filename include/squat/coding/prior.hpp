@@ -84,6 +84,43 @@ class Prior {
     for (std::size_t i = 0; i < heads_.size(); ++i) heads_[i].merge(other.heads_[i]);
   }
 
+  /// The same of some of the heads alone: `count` from `first` on, of every layer. What a cache of these
+  /// heads starts from. Throws Error for heads that are not there.
+  Prior heads(Index first, Index count) const {
+    if (first < 0 || first >= kv_heads_)
+      throw_invalid("first", first, "0 to one less than kv_heads, which is", kv_heads_);
+    if (count < 1 || count > kv_heads_ - first)
+      throw_invalid("count", count, "at least 1 and at most the heads from first on,",
+                    kv_heads_ - first);
+    Prior part(layers_, count, head_dim_, rows_);
+    for (Index layer = 0; layer < layers_; ++layer) {
+      for (Index i = 0; i < count; ++i) part.head(layer, i) = head(layer, first + i);
+    }
+    return part;
+  }
+
+  /// The heads of all parts, one part's behind the other's. Throws Error without parts, and unless they
+  /// have the same layers, head_dim and rows.
+  static Prior join_heads(std::span<const Prior> parts) {
+    if (parts.empty()) throw_invalid("parts.size", 0, "at least 1");
+    Index kv_heads = 0;
+    for (const Prior &part : parts) {
+      Shape shape = part.shape();
+      shape[2] = parts.front().kv_heads_;  // which may differ
+      if (shape != parts.front().shape()) throw Error("squat: parts differ in layers, head_dim or rows");
+      kv_heads += part.kv_heads_;
+    }
+    Prior all(parts.front().layers_, kv_heads, parts.front().head_dim_, parts.front().rows_);
+    Index first = 0;
+    for (const Prior &part : parts) {
+      for (Index layer = 0; layer < all.layers_; ++layer) {
+        for (Index i = 0; i < part.kv_heads_; ++i) all.head(layer, first + i) = part.head(layer, i);
+      }
+      first += part.kv_heads_;
+    }
+    return all;
+  }
+
   /// Writes the statistics: the mark "squatpri", a version, the shape, the sums
   /// of every head as HeadSums orders them, doubles before floats and all of them
   /// little-endian, and a checksum. Throws Error where the stream fails.

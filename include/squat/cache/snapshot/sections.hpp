@@ -111,8 +111,9 @@ class SnapshotWriter {
 /// Reads sections from a source of any type. Throws Error for what is not there as it should be.
 class SnapshotReader {
  public:
+  /// Of either kind.
   template <SnapshotSource Source>
-  SnapshotReader(Source &source, SnapshotKind kind, const SnapshotProgress &progress)
+  SnapshotReader(Source &source, const SnapshotProgress &progress)
       : source_(&source),
         read_([](void *from, std::span<std::byte> bytes) { static_cast<Source *>(from)->read(bytes); }),
         progress_(&progress) {
@@ -123,11 +124,21 @@ class SnapshotReader {
     get(std::as_writable_bytes(std::span(numbers)));
     if (numbers[0] != snapshot_version)
       throw_invalid("snapshot.version", numbers[0], "the one that is known,", snapshot_version);
-    if (numbers[1] != static_cast<std::uint32_t>(kind)) {
+    kind_ = SnapshotKind{numbers[1]};
+  }
+
+  /// Of one kind alone.
+  template <SnapshotSource Source>
+  SnapshotReader(Source &source, SnapshotKind kind, const SnapshotProgress &progress)
+      : SnapshotReader(source, progress) {
+    if (kind_ != kind) {
       throw Error(kind == SnapshotKind::sequence ? "squat: snapshot is not of a sequence"
                                                  : "squat: snapshot is not of codings");
     }
   }
+
+  /// As the file says; perhaps neither of those that are known.
+  SnapshotKind kind() const { return kind_; }
 
   /// The next section, which must be this one and have `least` to `most` bytes. Returns how many.
   std::uint64_t begin(Section section, std::size_t layer, std::uint64_t least, std::uint64_t most) {
@@ -171,6 +182,7 @@ class SnapshotReader {
   void *source_;
   void (*read_)(void *, std::span<std::byte>);
   const SnapshotProgress *progress_;
+  SnapshotKind kind_{};
   Crc32c checksum_;
   Section section_ = Section::shape;
   std::uint64_t left_ = 0;
