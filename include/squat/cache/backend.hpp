@@ -46,7 +46,8 @@ namespace squat {
 /// - reserve: all memory that a call needs, of observe too; throws before anything changes. It is told
 /// whether the call attends.
 /// - append: attends to what is cached and to the call's own rows, unless `out` is empty; packs what
-/// became due; keeps the other rows exact. Must not fail, but where the engine's threads do: then it
+/// became due; keeps the other rows exact. A call may have no rows, and pages due (KVCache::pack(),
+/// where decode steps are not replayed). Must not fail, but where the engine's threads do: then it
 /// throws what they threw, and nothing has changed but outputs and what due pages hold.
 /// - attend: the same for calls that only read; a call of its own, with its memory. It checks q's
 /// elements, unless that would make it wait for a device. dequantize: what attention sees, as rows.

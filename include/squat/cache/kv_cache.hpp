@@ -532,6 +532,39 @@ class KVCacheBase {
     });
   }
 
+  /// Packs the whole pages of a sequence's tail in a layer, however new their tokens are: those to come
+  /// stand elsewhere, or there are none for now. Packs nothing while the layer's coding has not learnt.
+  /// On the CPU. Allocates as an append does; on failure nothing has changed.
+  void pack(SequenceId sequence, int layer, Stream stream = {}) requires(!replayable) {
+    check_layer(layer);
+    Layer &state = find(sequence, layer);
+    if (!learning_.learnt(state.coding)) return;
+    checks::memory_or_error([&] {
+      constexpr Index rows = 0, residual = 0;
+      plan_.clear();
+      plan_.add(state, rows, rows, state.coding, true, false, options_.sinks,
+                {residual, options_.page_tokens});
+      if (plan_.calls().front().due == 0) return;
+      reserve_plan(false, stream);
+      take_in<T>({}, {}, {}, {}, stream);
+    });
+  }
+
+  /// The next token of a sequence in a layer stands at `position`, where it would have stood right
+  /// behind the last: the tokens between them, before the first if there are none, are another cache's
+  /// (parallel/split_context.hpp). A sequence that begins so has no sinks. What is left in the tail is
+  /// packed as if it stood right before the next token: pack() first, and where the tail is no whole
+  /// pages these are coded with larger errors. Attention windows and ALiBi go by the tokens of this
+  /// cache alone. On the CPU.
+  void continue_at(SequenceId sequence, int layer, Index position) requires(!replayable) {
+    constexpr Index farthest = Index{1} << 32;
+    check_layer(layer);
+    checks::check_range("position", position, 0, farthest);
+    Layer &state = find(sequence, layer);
+    state.next_position = position;
+    if (state.length() == 0) state.begins_elsewhere = position > 0;
+  }
+
   /// Learning begins anew, from the tokens to come: after a warm-up with dummies, or where texts have
   /// become others. A coding that has packed nothing forgets what it has seen. One that has packed stays
   /// with the sequences that have tokens of it, their forks too, and a new one serves all others; under
@@ -600,6 +633,20 @@ class KVCacheBase {
   Index length(SequenceId sequence, int layer) const {
     check_layer(layer);
     return find(sequence, layer).length();
+  }
+
+  /// Tokens of a sequence's tail in one layer: the newest, which are not packed.
+  Index tail(SequenceId sequence, int layer) const {
+    check_layer(layer);
+    return find(sequence, layer).exact.tail();
+  }
+
+  /// Whether pages of a layer can be packed with what the cache has learnt. Throws Error where sequences
+  /// learn for themselves.
+  bool learnt(int layer) const {
+    check_layer(layer);
+    check_shared_codings();
+    return learning_.learnt(own_[static_cast<std::size_t>(layer)]);
   }
 
   /// Bytes of a page of a layer, `page_tokens` tokens of all its KV heads. The same for all layers,

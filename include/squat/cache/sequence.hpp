@@ -36,6 +36,7 @@ struct LayerTokens {
   int layer = 0;                        // of the model
   Index coding = no_coding;             // what its pages are coded with
   Index next_position = 0;              // rotary position of the next token
+  bool begins_elsewhere = false;        // its first token is not the sequence's, see continue_at()
   std::optional<PageIndex> ready_page;  // acquired ahead of its tokens, see replay.hpp
 
   /// Tokens before the tail.
@@ -60,7 +61,8 @@ struct LayerTokens {
   /// How many of the next `count` tokens become sinks: only a sequence's first
   /// tokens do.
   Index sinks_to_fill(Index count, Index most) const {
-    return pages.empty() && exact.tail() == 0 ? std::min(count, most - exact.sinks()) : 0;
+    const bool first = pages.empty() && exact.tail() == 0 && !begins_elsewhere;
+    return first ? std::min(count, most - exact.sinks()) : 0;
   }
 
   /// Pages that are due once its next `count` tokens are there. sinks: of a sequence.
@@ -123,6 +125,7 @@ struct LayerTokens {
     layer = from.layer;
     coding = from.coding;
     next_position = from.next_position - (from.length() - tokens);
+    begins_elsewhere = from.begins_elsewhere;
   }
 
   /// Swaps all tokens and what they are coded with. The page acquired ahead stays, as does what a
@@ -134,6 +137,7 @@ struct LayerTokens {
     std::swap(layer, other.layer);
     std::swap(coding, other.coding);
     std::swap(next_position, other.next_position);
+    std::swap(begins_elsewhere, other.begins_elsewhere);
   }
 
   void add_page(PageIndex page, const PageView &view) {

@@ -1,0 +1,531 @@
+// Contexts split over ranks give what one cache gives: the same tokens coded the same, each at one rank,
+// and the same outputs within rounding.
+
+#include "squat/parallel/split_context.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "reference/inputs.hpp"
+#include "reference/rank_threads.hpp"
+#include "reference/reference_attention.hpp"
+#include "reference/saved.hpp"
+
+namespace squat::test {
+namespace {
+
+/// A first run of 67 tokens, then runs of 32.
+Options small(Coding coding = Coding::subspace) {
+  Options options{.layers = 2, .query_heads = 4, .kv_heads = 2, .head_dim = 32, .coding = coding};
+  options.sinks = 3;
+  options.residual = 16;
+  options.page_tokens = 16;
+  options.statistics_tokens = 64;
+  options.rotary = {rotary_table(1e3, 32)};
+  if (coding == Coding::subspace) options.tile_tokens = 32;
+  return options;
+}
+constexpr Index first_run = 67;
+
+void copy_row(TensorView<float> from, TensorView<float> to) {
+  std::copy_n(from.data, from.heads * from.head_dim, to.data);
+}
+
+/// The texts of two sequences.
+struct Texts {
+  explicit Texts(const Options &options)
+      : in{Inputs<>(options, most, 1), Inputs<>(options, most, 11), Inputs<>(options, most, 21)} {
+    for (Inputs<> &text : in) embed(text, options.rotary.front());
+  }
+  static constexpr Index most = 420;
+  std::array<Inputs<>, 3> in;
+};
+
+/// A sequence of a player: its text is that of sequence `text`.
+struct Played {
+  SequenceId sequence;
+  std::size_t text;
+  Index tokens;
+};
+
+/// Plays the same for a cache and for a context that is split.
+template <class Context>
+struct Player {
+  Player(Context &its_context, const Options &its_options)
+      : context(&its_context), options(its_options), texts(options) {}
+
+  /// The next counts[i] tokens of each sequence in one call a layer, with a row of padding between.
+  void step(std::vector<Played *> sequences, const std::vector<Index> &counts) {
+    Index rows = 0;
+    for (const Index count : counts) rows += count + 1;
+    for (int layer = 0; layer < options.layers; ++layer) {
+      Inputs<> call(options, rows, 99);
+      std::vector<SequenceTokens> batch;
+      Index row = 0;
+      for (std::size_t i = 0; i < sequences.size(); ++i) {
+        Inputs<> &text = texts.in[sequences[i]->text];
+        for (Index token = 0; token < counts[i]; ++token) {
+          const Index from = sequences[i]->tokens + token;
+          copy_row(text.q.view(from, 1), call.q.view(row + token, 1));
+          copy_row(text.k.view(from, 1), call.k.view(row + token, 1));
+          copy_row(text.v.view(from, 1), call.v.view(row + token, 1));
+        }
+        batch.push_back({sequences[i]->sequence, counts[i], row});
+        row += counts[i] + 1;
+      }
+      Tensor<float> lse(rows, options.query_heads, 1);
+      context->attend(batch, layer,
+                      AttentionTensors<float>{.q = call.q.view(),
+                                              .k = call.k.view(),
+                                              .v = call.v.view(),
+                                              .out = call.out.view(),
+                                              .lse = lse.view()});
+      out.insert(out.end(), call.out.elements.begin(), call.out.elements.end());
+      lses.insert(lses.end(), lse.elements.begin(), lse.elements.end());
+    }
+    for (std::size_t i = 0; i < sequences.size(); ++i) sequences[i]->tokens += counts[i];
+  }
+  void steps(const std::vector<Played *> &sequences, int count) {
+    for (int i = 0; i < count; ++i) step(sequences, std::vector<Index>(sequences.size(), 1));
+  }
+  Played add(std::size_t text) { return {context->add_sequence(), text, 0}; }
+  void truncate(Played &played, Index tokens) {
+    context->truncate(played.sequence, tokens);
+    played.tokens = tokens;
+  }
+  Played fork(const Played &played, Index tokens) {
+    return {context->fork(played.sequence, tokens), played.text, tokens};
+  }
+
+  Context *context;
+  Options options;
+  Texts texts;
+  std::vector<float> out, lses;
+};
+
+/// Ragged prompts, pieces that end where runs end, steps, cuts and forks. pieces: also some of many
+/// runs.
+template <class Context>
+std::vector<Played> play(Player<Context> &player, bool pieces) {
+  Played a = player.add(0), b = player.add(1);
+  player.step({&a, &b}, {first_run, 20});
+  player.step({&a, &b}, {32, 47});
+  player.steps({&b, &a}, 70);
+  if (pieces) player.step({&a, &b}, {100, 3});
+  player.truncate(a, a.tokens - 5);  // in the tail
+  player.steps({&a}, 30);
+  player.truncate(a, 90);  // through a page
+  player.steps({&a, &b}, 75);
+  Played c = player.fork(a, 110), d = player.fork(b, 30);
+  player.steps({&a, &c, &d}, 60);
+  if (pieces) player.step({&d, &c}, {170, 90});
+  return {a, b, c, d};
+}
+
+double distance(const std::vector<float> &a, const std::vector<float> &b) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+    norm += std::pow(static_cast<double>(b[i]), 2);
+  }
+  return a.size() == b.size() ? std::sqrt(difference / norm) : 1e9;
+}
+
+/// What a rank holds of a sequence, in each layer.
+using Held = std::vector<Contents>;
+
+struct Outcome {
+  std::vector<float> out, lses;
+  std::vector<std::vector<Held>> held;    // by rank and played sequence
+  std::vector<std::vector<int>> rank_of;  // by played sequence and token
+};
+
+template <class Cache>
+Outcome play_split(const Options &options, int ranks, bool pieces) {
+  Outcome outcome;
+  outcome.held.resize(static_cast<std::size_t>(ranks));
+  std::vector<std::vector<float>> out(outcome.held.size()), lses(outcome.held.size());
+  run_ranks(ranks, [&](RankThread &transport) {
+    const auto rank = static_cast<std::size_t>(transport.rank());
+    Cache cache(options);
+    using Context = SplitContext<Cache, RankThread>;
+    Context context(cache, transport);
+    Player<Context> player(context, cache.options());
+    const std::vector<Played> played = play(player, pieces);
+    out[rank] = player.out;
+    lses[rank] = player.lses;
+    for (std::size_t i = 0; i < played.size(); ++i) {
+      EXPECT_EQ(context.length(played[i].sequence), played[i].tokens);
+      Held held;
+      for (int layer = 0; layer < options.layers; ++layer)
+        held.push_back(contents(cache, context.local(played[i].sequence, transport.rank()), layer));
+      outcome.held[rank].push_back(std::move(held));
+      if (rank > 0) continue;
+      outcome.rank_of.emplace_back();
+      for (Index token = 0; token < played[i].tokens; ++token)
+        outcome.rank_of.back().push_back(context.rank_of(played[i].sequence, token));
+    }
+  });
+  for (std::size_t rank = 0; rank < out.size(); ++rank) {
+    EXPECT_EQ(out[rank], out[0]);
+    EXPECT_EQ(lses[rank], lses[0]);
+  }
+  outcome.out = out[0];
+  outcome.lses = lses[0];
+  return outcome;
+}
+
+/// Every token is at its one rank, and there as one cache has it.
+template <class Cache>
+void expect_same_tokens(Cache &one, const std::vector<Played> &played, const Outcome &found) {
+  for (std::size_t i = 0; i < played.size(); ++i) {
+    for (int layer = 0; layer < one.options().layers; ++layer) {
+      const Contents all = contents(one, played[i].sequence, layer);
+      std::vector<Index> next(found.held.size());
+      for (Index token = 0; token < played[i].tokens; ++token) {
+        const auto rank = static_cast<std::size_t>(found.rank_of[i][static_cast<std::size_t>(token)]);
+        const Contents &part = found.held[rank][i][static_cast<std::size_t>(layer)];
+        ASSERT_LT(next[rank], part.k.tokens);
+        const auto row = [](const Tensor<float> &rows, Index at) {
+          const auto begin = rows.elements.begin() + at * rows.heads * rows.head_dim;
+          return std::vector<float>(begin, begin + rows.heads * rows.head_dim);
+        };
+        ASSERT_EQ(row(all.k, token), row(part.k, next[rank])) << "key of token " << token;
+        ASSERT_EQ(row(all.v, token), row(part.v, next[rank])) << "value of token " << token;
+        ++next[rank];
+      }
+      for (std::size_t rank = 0; rank < next.size(); ++rank)
+        EXPECT_EQ(next[rank], found.held[rank][i][static_cast<std::size_t>(layer)].k.tokens);
+    }
+  }
+}
+
+template <class T, int Bits>
+void check(const Options &options, double tolerance, bool pieces) {
+  using Cache = KVCache<T, Bits>;
+  Cache one(options);
+  Player<Cache> player(one, one.options());
+  const std::vector<Played> played = play(player, pieces);
+  for (const int ranks : {1, 2, 3, 4}) {
+    SCOPED_TRACE(std::to_string(Bits) + " bits, " + std::to_string(ranks) + " ranks");
+    const auto found = play_split<Cache>(options, ranks, pieces);
+    EXPECT_LE(distance(found.out, player.out), tolerance);
+    EXPECT_LE(distance(found.lses, player.lses), tolerance);
+    if (!pieces) expect_same_tokens(one, played, found);
+  }
+}
+
+TEST(SplitContext, IsOneCacheAt16Bits) {
+  check<float, 16>(small(Coding::plain), 2e-5, false);
+  check<float, 16>(small(Coding::plain), 1e-3, true);  // in pieces, half precision meets other tokens
+}
+
+TEST(SplitContext, IsOneCacheAt2BitsOfOneCoding) {
+  check<float, 2>(small(), rounding_tolerance(2), false);
+  check<half, 4>(small(Coding::orthogonal), rounding_tolerance(4), false);
+}
+
+TEST(SplitContext, ComesNearInPiecesOfManyRuns) {
+  check<float, 8>(small(), 1e-2, true);
+  check<float, 4>(small(), 5e-2, true);
+}
+
+/// What ranks hold of a sequence, in the order of its tokens.
+Contents assembled(const Outcome &found, std::size_t sequence, int layer, const Options &options) {
+  const std::vector<int> &rank_of = found.rank_of[sequence];
+  const auto tokens = static_cast<Index>(rank_of.size());
+  Contents all{{tokens, options.kv_heads, options.head_dim},
+               {tokens, options.kv_heads, options.head_dim}};
+  std::vector<Index> next(found.held.size());
+  for (Index token = 0; token < tokens; ++token) {
+    const auto rank = static_cast<std::size_t>(rank_of[static_cast<std::size_t>(token)]);
+    Contents part = found.held[rank][sequence][static_cast<std::size_t>(layer)];
+    copy_row(part.k.view(next[rank], 1), all.k.view(token, 1));
+    copy_row(part.v.view(next[rank]++, 1), all.v.view(token, 1));
+  }
+  return all;
+}
+
+template <class T, int Bits>
+void expect_double_precision(const Options &options, bool learn) {
+  using Cache = KVCache<T, Bits>;
+  for (const int ranks : {2, 3}) {
+    SCOPED_TRACE(std::to_string(Bits) + " bits, " + std::to_string(ranks) + " ranks");
+    Inputs<> text(options, 300, 5);
+    embed(text, options.rotary.front());
+    Outcome found;
+    found.held.resize(static_cast<std::size_t>(ranks));
+    std::vector<Tensor<float>> out(2, Tensor<float>(1, options.query_heads, options.head_dim));
+    run_ranks(ranks, [&](RankThread &transport) {
+      Cache cache(options);
+      SplitContext context(cache, transport);
+      const SequenceId sequence = context.add_sequence();
+      Inputs<> in = text;
+      for (Index first = 0; first < 300;) {
+        const Index count = first == 0 ? first_run : std::min<Index>(first < 200 ? 40 : 1, 300 - first);
+        const std::vector batch{SequenceTokens{.sequence = sequence, .tokens = count, .learn = learn}};
+        for (int layer = 0; layer < 2; ++layer) {
+          context.attend(batch, layer,
+                         AttentionTensors<float>{.q = in.q.view(first, count),
+                                                 .k = in.k.view(first, count),
+                                                 .v = in.v.view(first, count),
+                                                 .out = in.out.view(first, count)});
+          if (transport.rank() == 1 && first == 299)
+            copy_row(in.out.view(299, 1), out[static_cast<std::size_t>(layer)].view());
+        }
+        first += count;
+      }
+      Held held;
+      for (int layer = 0; layer < 2; ++layer)
+        held.push_back(contents(cache, context.local(sequence, transport.rank()), layer));
+      found.held[static_cast<std::size_t>(transport.rank())].push_back(std::move(held));
+      if (transport.rank() > 0) return;
+      found.rank_of.emplace_back();
+      for (Index token = 0; token < 300; ++token)
+        found.rank_of.back().push_back(context.rank_of(sequence, token));
+    });
+    for (int layer = 0; layer < 2; ++layer) {
+      const Contents all = assembled(found, 0, layer, options);
+      EXPECT_LE(attention_distance(std::as_const(text.q).view().slice(299, 1),
+                                   std::as_const(all.k).view(), std::as_const(all.v).view(),
+                                   std::as_const(out[static_cast<std::size_t>(layer)]).view(), 299),
+                rounding_tolerance(Bits));
+    }
+  }
+}
+
+TEST(SplitContext, AttendsToAllPartsAsInDoublePrecision) {
+  expect_double_precision<float, 16>(small(Coding::plain), true);
+  expect_double_precision<float, 2>(small(), true);
+  expect_double_precision<half, 3>(small(Coding::orthogonal), true);
+}
+
+TEST(SplitContext, GoesOnWhereNothingIsLearnt) { expect_double_precision<half, 2>(small(), false); }
+
+/// Ranks that have the parts of four go on with what four have saved, bit for bit.
+void expect_load_at_fewer(Index tokens) {
+  using Cache = KVCache<half, 2>;
+  const Options options = small();
+  constexpr int parts = 4;
+  std::array<Bytes, parts> snapshots;
+  std::vector<float> expected;
+  const auto go_on = [&](auto &player, Played &played) {
+    const std::size_t before = player.out.size();
+    if (played.tokens < first_run) player.step({&played}, {first_run - played.tokens});
+    player.steps({&played}, 100);
+    player.truncate(played, 80);
+    Played other = player.fork(played, 70);
+    player.steps({&other, &played}, 60);
+    return std::vector<float>(player.out.begin() + static_cast<std::ptrdiff_t>(before),
+                              player.out.end());
+  };
+  run_ranks(parts, [&](RankThread &transport) {
+    Cache cache(options);
+    SplitContext context(cache, transport);
+    Player player(context, cache.options());
+    Played played = player.add(0);
+    player.step({&played}, {std::min(tokens, first_run)});
+    if (tokens > first_run) player.step({&played}, {tokens - first_run});
+    context.save(played.sequence, transport.rank(),
+                 snapshots[static_cast<std::size_t>(transport.rank())]);
+    const std::vector<float> out = go_on(player, played);
+    if (transport.rank() == 2) expected = out;
+  });
+  for (const int ranks : {1, 2, 3, 4}) {
+    SCOPED_TRACE(std::to_string(tokens) + " tokens at " + std::to_string(ranks) + " ranks");
+    run_ranks(ranks, [&](RankThread &transport) {
+      Cache cache(options);
+      SplitContext context(cache, transport, parts);
+      std::vector<SpanSource> sources;
+      for (const int part : context.own_parts())
+        sources.emplace_back(snapshots[static_cast<std::size_t>(part)]);
+      Player player(context, cache.options());
+      Played played{context.load(std::span<SpanSource>(sources)), 0, tokens};
+      EXPECT_EQ(context.length(played.sequence), tokens);
+      for (const int part : context.own_parts()) {
+        Bytes again;
+        context.save(played.sequence, part, again);
+        if (tokens > first_run) {  // before, part 0 alone has codings
+          EXPECT_TRUE(again == snapshots[static_cast<std::size_t>(part)]) << "part " << part;
+        }
+      }
+      EXPECT_TRUE(go_on(player, played) == expected);
+    });
+  }
+}
+
+TEST(SplitContext, LoadsAtFewerRanks) {
+  expect_load_at_fewer(0);
+  expect_load_at_fewer(40);  // learning still
+  expect_load_at_fewer(first_run);
+  expect_load_at_fewer(first_run + 32 + 20);
+  expect_load_at_fewer(250);
+}
+
+TEST(SplitContext, OfOneRankIsItsCache) {
+  using Cache = KVCache<half, 2>;
+  const Options options = small();
+  Cache one(options), cache(options);
+  OneRank alone;
+  SplitContext context(cache, alone);
+  Player in_one(one, one.options());
+  Player split(context, cache.options());
+  EXPECT_EQ(context.room(split.add(0).sequence), Index{1} << 32);
+  in_one.add(0);
+  const std::vector<Played> expected = play(in_one, true), found = play(split, true);
+  EXPECT_LE(distance(split.out, in_one.out), 1e-6);
+  for (std::size_t i = 0; i < found.size(); ++i)
+    EXPECT_EQ(saved(cache, context.local(found[i].sequence, 0)), saved(one, expected[i].sequence));
+}
+
+TEST(SplitContext, AppendsWithoutAttention) {
+  const Options options = small();
+  Inputs<> text(options, 200, 5);
+  embed(text, options.rotary.front());
+  run_ranks(3, [&](RankThread &transport) {
+    KVCache<half, 2> with(options), without(options);
+    Inputs<> in = text;
+    std::array<Bytes, 2> snapshots;
+    for (auto *cache : {&with, &without}) {
+      SplitContext context(*cache, transport);
+      const SequenceId sequence = context.add_sequence();
+      for (Index first = 0; first < 200;) {
+        const Index count = std::min({Index{80}, 200 - first, context.room(sequence)});
+        const std::vector batch{SequenceTokens{sequence, count}};
+        AttentionTensors<float> tensors{.k = in.k.view(first, count), .v = in.v.view(first, count)};
+        if (cache == &with || first == 0) tensors.q = in.q.view(first, count);
+        if (cache == &with) tensors.out = in.out.view(first, count);
+        for (int layer = 0; layer < 2; ++layer) context.attend(batch, layer, tensors);
+        first += count;
+      }
+      context.save(sequence, transport.rank(), snapshots[cache == &with ? 0 : 1]);
+    }
+    EXPECT_EQ(snapshots[0], snapshots[1]);
+  });
+}
+
+TEST(SplitContext, GivesRunsRoundTheRanks) {
+  const Options options = small();
+  run_ranks(3, [&](RankThread &transport) {
+    KVCache<half, 2> cache(options);
+    SplitContext context(cache, transport);
+    const SequenceId sequence = context.add_sequence();
+    const auto expect_rank = [&](Index token, int rank) {
+      EXPECT_EQ(context.rank_of(sequence, token), rank);
+    };
+    expect_rank(0, 0);
+    expect_rank(first_run - 1, 0);
+    for (int run = 0; run < 7; ++run) {
+      expect_rank(first_run + 32 * run, (run + 1) % 3);
+      expect_rank(first_run + 32 * run + 31, (run + 1) % 3);
+    }
+    EXPECT_EQ(context.room(sequence), first_run);
+    context.remove_sequence(sequence);
+    EXPECT_THROW(context.length(sequence), Error);
+  });
+}
+
+TEST(SplitContext, RefusesOptionsThatCountTokensBetween) {
+  const auto refused = [](Options options) {
+    KVCache<half, 2> cache(options);
+    OneRank alone;
+    EXPECT_THROW(SplitContext(cache, alone), Error);
+  };
+  Options options = small();
+  options.attention_window = 100;
+  refused(options);
+  options = small();
+  options.alibi_slopes = {1, 1, 1, 1};
+  refused(options);
+  options = small();
+  options.sink_logits = {1, 1, 1, 1};
+  refused(options);
+  options = small();
+  options.learning = LearningMode::per_sequence;
+  refused(options);
+}
+
+/// What every rank throws alike, before anything changes.
+TEST(SplitContext, RefusesWhatCannotBe) {
+  const Options options = small();
+  std::array<Bytes, 2> snapshots;
+  run_ranks(2, [&](RankThread &transport) {
+    KVCache<half, 2> cache(options);
+    EXPECT_THROW(SplitContext(cache, transport, 1), Error) << "fewer parts than ranks";
+    SplitContext context(cache, transport);
+    Player player(context, cache.options());
+    Played a = player.add(0), b = player.add(1);
+    EXPECT_THROW(player.step({&a}, {first_run + 1}), Error) << "before codings are learnt";
+    EXPECT_THROW(player.step({&a, &a}, {1, 1}), Error) << "named twice";
+    player.step({&a, &b}, {first_run, 9});
+    player.steps({&a, &b}, 40);
+
+    Inputs<> in(options, 4, 1);
+    const std::vector batch{SequenceTokens{a.sequence, 4}};
+    const AttentionTensors<float> good{
+        .q = in.q.view(), .k = in.k.view(), .v = in.v.view(), .out = in.out.view()};
+    const auto refused = [&](int layer, const AttentionTensors<float> &tensors) {
+      EXPECT_THROW(context.attend(batch, layer, tensors), Error);
+      EXPECT_EQ(context.length(a.sequence), a.tokens);
+    };
+    refused(-1, good);
+    refused(2, good);
+    for (const int tensor : {0, 1, 2, 3}) {
+      AttentionTensors<float> bad = good;
+      if (tensor == 0) bad.q = bad.q.slice(0, 3);
+      if (tensor == 1) bad.k = bad.k.slice(0, 3);
+      if (tensor == 2) bad.v = bad.v.slice(0, 3);
+      if (tensor == 3) bad.out = bad.out.slice(0, 3);
+      refused(0, bad);
+    }
+    AttentionTensors<float> bad = good;
+    bad.causal = false;
+    refused(0, bad);
+    EXPECT_THROW(context.rank_of(a.sequence, -1), Error);
+    EXPECT_THROW(context.truncate(a.sequence, a.tokens + 1), Error);
+    EXPECT_THROW(context.fork(a.sequence, -1), Error);
+    EXPECT_THROW(context.length({99}), Error);
+    EXPECT_THROW(context.length(a.sequence, 2), Error);
+    EXPECT_THROW(context.local(a.sequence, 1 - transport.rank()), Error);
+    context.save(a.sequence, transport.rank(), snapshots[static_cast<std::size_t>(transport.rank())]);
+    context.attend(batch, 0, good);  // one layer is ahead
+    EXPECT_EQ(context.length(a.sequence, 0), a.tokens + 4);
+    EXPECT_THROW(context.truncate(a.sequence, 3), Error);
+    EXPECT_THROW(context.fork(a.sequence, 3), Error);
+    Bytes bytes;
+    EXPECT_THROW(context.save(a.sequence, transport.rank(), bytes), Error);
+  });
+
+  KVCache<half, 2> cache(options);
+  OneRank alone;
+  SplitContext context(cache, alone, 2);
+  const auto load = [&](const Bytes &first, const Bytes &second) {
+    std::array sources{SpanSource(first), SpanSource(second)};
+    return context.load(std::span<SpanSource>(sources));
+  };
+  const MemoryReport before = cache.memory_report();
+  EXPECT_THROW(load(snapshots[1], snapshots[0]), Error) << "in another order";
+  EXPECT_THROW(load(snapshots[0], snapshots[0]), Error) << "one twice";
+  for (std::size_t at = 0; at < 100; ++at) {
+    Bytes damaged = snapshots[1];
+    damaged[at] ^= std::byte{1};
+    EXPECT_THROW(load(snapshots[0], damaged), Error) << "byte " << at;
+    EXPECT_THROW(
+        load(snapshots[0], {damaged.begin(), damaged.begin() + static_cast<std::ptrdiff_t>(at)}), Error);
+  }
+  EXPECT_EQ(cache.memory_report().pages_used, before.pages_used);
+  EXPECT_NO_THROW(load(snapshots[0], snapshots[1]));
+  SplitContext of_three(cache, alone, 3);
+  std::array sources{SpanSource(snapshots[0]), SpanSource(snapshots[1]), SpanSource(snapshots[1])};
+  EXPECT_THROW(of_three.load(std::span<SpanSource>(sources)), Error) << "of another number of parts";
+}
+
+}  // namespace
+}  // namespace squat::test
