@@ -59,6 +59,8 @@ install_packages cmake ninja-build g++ libeigen3-dev libgtest-dev libbenchmark-d
 install_packages g++-aarch64-linux-gnu qemu-user || echo "no AArch64 compiler or emulator to be had"
 # For the server's clients.
 install_packages curl python3-venv || echo "no curl or virtual environments to be had"
+# For contexts that are split over ranks.
+install_packages libopenmpi-dev openmpi-bin || echo "no MPI to be had"
 # For the reader of snapshots in Python.
 install_packages python3-numpy || echo "no NumPy to be had"
 # For the reference of public headers.
