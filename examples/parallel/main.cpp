@@ -4,22 +4,24 @@
 //
 // Queries, keys and values are drawn, each token's the same on every rank, and carry a rotary embedding.
 // The context is appended without attention, as an engine does that computes a prompt's attention
-// itself; then each step appends a token and attends to all of it. Prints what a step takes, and how
-// much of that is waiting for other ranks. With --check, rank 0 keeps a cache of all tokens besides, and
-// compares.
+// itself; then each step appends a token and attends to all of it. Prints what a step takes by the
+// clock, how much of that is waiting for other ranks, and the time on a core that the slowest rank
+// computes for, which other programs on the machine hardly change. With --check, rank 0 keeps a cache of
+// all tokens besides, and compares.
 
 #include <mpi.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <limits>
 #include <optional>
+#include <span>
 #include <squat/squat.hpp>
 #include <vector>
 
@@ -110,13 +112,14 @@ double distance(const std::vector<float> &found, const std::vector<float> &expec
 }
 
 struct Figures {
-  std::vector<double> steps, waits;  // seconds, of each step
+  std::vector<double> steps, waits;  // seconds by the clock, of each step
+  double computing = 0;              // seconds on a core, of the slowest rank's best step
+  double gather = 0;                 // seconds by the clock, of the fastest all_gather
   std::size_t bytes = 0;             // from other ranks, of a step
   double error = 0;                  // the largest of a step, beside one cache
 };
 
 Figures decode(const Arguments &arguments, MpiTransport &transport) {
-  using Clock = std::chrono::steady_clock;
   Cache cache(arguments.options);
   squat::SplitContext context(cache, transport);
   const squat::SequenceId sequence = context.add_sequence();
@@ -139,6 +142,7 @@ Figures decode(const Arguments &arguments, MpiTransport &transport) {
   }
 
   Figures figures;
+  double computing = std::numeric_limits<double>::max();
   Tokens token(arguments.options, 1);
   std::vector<float> out(static_cast<std::size_t>(token.q.heads * token.q.head_dim)), expected(out);
   const Rows rows(out.data(), 1, token.q.heads, token.q.head_dim);
@@ -146,19 +150,26 @@ Figures decode(const Arguments &arguments, MpiTransport &transport) {
     if (transport.rank() == arguments.kill_rank && step == arguments.kill_step) std::raise(SIGKILL);
     token.draw(arguments.tokens + step);
     const std::vector batch{squat::SequenceTokens{sequence, 1}};
-    const double waited = transport.seconds();
+    const Seconds waited = transport.seconds();
     const std::size_t bytes = transport.bytes();
-    const Clock::time_point begin = Clock::now();
+    const Seconds begin = Seconds::now();
     context.attend(
         batch, 0, squat::AttentionTensors<float>{.q = token.q, .k = token.k, .v = token.v, .out = rows});
-    figures.steps.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
-    figures.waits.push_back(transport.seconds() - waited);
+    const Seconds took = Seconds::now() - begin, wait = transport.seconds() - waited;
+    figures.steps.push_back(took.clock);
+    figures.waits.push_back(wait.clock);
+    computing = std::min(computing, (took - wait).core);
     figures.bytes = transport.bytes() - bytes;
     if (!one) continue;
     one->attend(in_one, 0, token.q, token.k, token.v,
                 Rows(expected.data(), 1, rows.heads, rows.head_dim));
     figures.error = std::max(figures.error, distance(out, expected));
   }
+  std::vector<double> of_ranks(static_cast<std::size_t>(transport.ranks()));
+  transport.all_gather(std::as_bytes(std::span(&computing, 1)),
+                       std::as_writable_bytes(std::span(of_ranks)));
+  figures.computing = *std::max_element(of_ranks.begin(), of_ranks.end());
+  figures.gather = *std::min_element(figures.waits.begin(), figures.waits.end());
   return figures;
 }
 
@@ -168,11 +179,12 @@ bool report(const Arguments &arguments, const Figures &figures, int ranks) {
   std::sort(steps.begin(), steps.end());
   const auto best = std::min_element(figures.steps.begin(), figures.steps.end());
   const double wait = figures.waits[static_cast<std::size_t>(best - figures.steps.begin())];
+  std::printf("%td tokens, ranks: %d\n", arguments.tokens, ranks);
+  std::printf("a step takes %.0f us at best, %.1f %% of it waiting for others, and %.0f in the median\n",
+              1e6 * *best, 100 * wait / *best, 1e6 * steps[steps.size() / 2]);
   std::printf(
-      "%td tokens, %d ranks: a step takes %.0f us at best, %.0f in the median; of the best, %.1f %% is "
-      "waiting for others, who send %zu bytes\n",
-      arguments.tokens, ranks, 1e6 * *best, 1e6 * steps[steps.size() / 2], 100 * wait / *best,
-      figures.bytes);
+      "the slowest rank computes for %.0f us on a core; others send %zu bytes, in %.1f us at best\n",
+      1e6 * figures.computing, figures.bytes, 1e6 * figures.gather);
   if (!arguments.check) return true;
   constexpr double tolerance = 5e-3;  // of queries and weights that kernels round to 8 bits
   std::printf("outputs differ from one cache's by %.2g at most, %g are allowed\n", figures.error,

@@ -3,8 +3,8 @@
 // How the ranks of an MPI communicator reach each other: a squat::RankTransport.
 
 #include <mpi.h>
+#include <time.h>
 
-#include <chrono>
 #include <cstddef>
 #include <limits>
 #include <span>
@@ -12,6 +12,23 @@
 #include <thread>
 
 #include "squat/core/error.hpp"
+
+/// Times that have passed: by the clock, and of the calling thread on a core.
+struct Seconds {
+  double clock = 0;
+  double core = 0;
+
+  static Seconds now() {
+    const auto of = [](clockid_t which) {
+      timespec time{};
+      clock_gettime(which, &time);
+      return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+    };
+    return {of(CLOCK_MONOTONIC), of(CLOCK_THREAD_CPUTIME_ID)};
+  }
+  Seconds operator-(const Seconds &other) const { return {clock - other.clock, core - other.core}; }
+  Seconds operator+(const Seconds &other) const { return {clock + other.clock, core + other.core}; }
+};
 
 /// Collectives that do not block, and a time limit for them: MPI itself waits for ever where a rank has
 /// died. Throws squat::Error then, after which ranks that are left cannot go on together: end with
@@ -46,24 +63,22 @@ class MpiTransport {
     bytes_ += rank_ == 0 ? 0 : bytes.size();
   }
 
-  /// Seconds that all calls have taken, waiting for other ranks among it, and bytes that came from them.
-  double seconds() const { return seconds_; }
+  /// What all calls have taken, waiting for other ranks among it, and bytes that came from them.
+  Seconds seconds() const { return seconds_; }
   std::size_t bytes() const { return bytes_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
-
   /// Counts what a call takes.
   class Timer {
    public:
     explicit Timer(MpiTransport &transport) : transport_(transport) {}
-    ~Timer() { transport_.seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
+    ~Timer() { transport_.seconds_ = transport_.seconds_ + (Seconds::now() - begin_); }
     Timer(const Timer &) = delete;
     Timer &operator=(const Timer &) = delete;
 
    private:
     MpiTransport &transport_;
-    Clock::time_point begin_ = Clock::now();
+    Seconds begin_ = Seconds::now();
   };
 
   static int count_of(std::size_t bytes) {
@@ -83,13 +98,13 @@ class MpiTransport {
 
   void wait(MPI_Request &request) const {
     constexpr int busy_tests = 1000;  // then others may have the core
-    const Clock::time_point begin = Clock::now();
+    const double begin = Seconds::now().clock;
     for (int tests = 0;; ++tests) {
       int done = 0;
       check(MPI_Test(&request, &done, MPI_STATUS_IGNORE));
       if (done != 0) return;
       if (tests < busy_tests) continue;
-      if (std::chrono::duration<double>(Clock::now() - begin).count() > limit_)
+      if (Seconds::now().clock - begin > limit_)
         throw squat::Error("rank " + std::to_string(rank_) + ": no word from the other ranks for " +
                            std::to_string(limit_) + " s");
       std::this_thread::yield();
@@ -100,6 +115,6 @@ class MpiTransport {
   double limit_;
   int rank_ = 0;
   int ranks_ = 1;
-  double seconds_ = 0;
+  Seconds seconds_;
   std::size_t bytes_ = 0;
 };

@@ -319,7 +319,7 @@ class HeadSnapshots {
       }
       all.clear();
       for (std::size_t item = 0; item < count; ++item) {
-        for (const std::size_t array : {0, 1}) {
+        for (const std::size_t array : {std::size_t{0}, std::size_t{1}}) {
           for (std::size_t i = 0; i < parts_.size(); ++i) {
             const auto heads = static_cast<std::size_t>(heads_[i].count);
             const auto [first, taken] = kept(i);
