@@ -41,6 +41,6 @@ set(public_headers
   core/any_tensor.hpp core/config.hpp core/element_range.hpp core/error.hpp core/parallel.hpp core/tensor.hpp core/version.hpp
   cuda/operations.hpp
   model/cpu_group.hpp model/group_cache.hpp model/make_group.hpp model/model_cache.hpp model/model_options.hpp
-  parallel/openmp.hpp parallel/split_context.hpp parallel/split_heads.hpp parallel/thread_pool.hpp)
+  parallel/openmp.hpp parallel/rank_transport.hpp parallel/split_context.hpp parallel/split_heads.hpp parallel/thread_pool.hpp)
 list(TRANSFORM public_headers PREPEND ${PROJECT_SOURCE_DIR}/include/squat/)
 doxygen_add_docs(docs ${reference} ${public_headers})

@@ -18,15 +18,11 @@
 // brings two operations of whatever connects its ranks (RankTransport); examples/parallel has MPI's.
 
 #include <algorithm>
-#include <array>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <map>
 #include <span>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -34,40 +30,15 @@
 #include "squat/cache/merge_attention.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/cache/sequence_tokens.hpp"
-#include "squat/cache/snapshot/checksum.hpp"
 #include "squat/cache/snapshot/streams.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/core/tensor.hpp"
+#include "squat/parallel/context_record.hpp"
 #include "squat/parallel/context_runs.hpp"
+#include "squat/parallel/rank_transport.hpp"
 
 namespace squat {
-
-/// How ranks reach each other. all_gather: `all` becomes what every rank handed over as `mine`, rank by
-/// rank; broadcast: `bytes` become those of rank 0. Both are called by all ranks in the same order, with
-/// the same sizes, and throw where another rank is gone.
-template <class Transport>
-concept RankTransport = requires(Transport &transport, std::span<const std::byte> mine,
-                                 std::span<std::byte> all) {
-  { transport.rank() } -> std::convertible_to<int>;
-  { transport.ranks() } -> std::convertible_to<int>;
-  transport.all_gather(mine, all);
-  transport.broadcast(all);
-};
-
-/// A rank that is alone.
-struct OneRank {
-  /// Its own number.
-  static int rank() { return 0; }
-  /// How many there are.
-  static int ranks() { return 1; }
-  /// Copies.
-  static void all_gather(std::span<const std::byte> mine, std::span<std::byte> all) {
-    std::copy(mine.begin(), mine.end(), all.begin());
-  }
-  /// Does nothing.
-  static void broadcast(std::span<std::byte>) {}
-};
 
 /// The sequences of a cache that is one of several, split by context. Cache: a KVCache on the CPU.
 ///
@@ -210,21 +181,7 @@ class SplitContext {
     check_cut(state, 0);
     const SequenceId of_part = local(sequence, part);
     detail::with_sink(out, [&](auto &sink) {
-      const auto &runs = state.runs.all();
-      const Header header{mark,
-                          version,
-                          static_cast<std::uint32_t>(parts_),
-                          static_cast<std::uint32_t>(part),
-                          static_cast<std::uint32_t>(runs.size()),
-                          state.lengths.front()};
-      const auto head = std::as_bytes(std::span(&header, 1)), table = std::as_bytes(std::span(runs));
-      detail::Crc32c checksum;
-      checksum.add(head);
-      checksum.add(table);
-      const std::uint32_t sum = checksum.value();
-      sink.write(head);
-      sink.write(table);
-      sink.write(std::as_bytes(std::span(&sum, 1)));
+      detail::write_runs(sink, state.runs, parts_, part, state.lengths.front());
       cache_->save(of_part, sink);
     });
   }
@@ -240,7 +197,7 @@ class SplitContext {
     Index length = 0;
     try {
       for (std::size_t i = 0; i < own_.size(); ++i) {
-        auto [runs, tokens] = read_runs(sources[i], own_[i]);
+        auto [runs, tokens] = detail::read_runs(sources[i], parts_, own_[i]);
         const SequenceId local = cache_->load(sources[i]);
         state.local.push_back(local);
         for (int layer = 0; layer < layers(); ++layer) {
@@ -283,16 +240,6 @@ class SplitContext {
     Index row;
     Index count;
   };
-
-  /// What a saved part begins with; its runs and a CRC-32C of both follow.
-  struct Header {
-    std::array<char, 8> mark;
-    std::uint32_t version, parts, part, runs;
-    std::int64_t length;
-  };
-  static_assert(sizeof(Header) == 32);
-  static constexpr std::array<char, 8> mark = {'s', 'q', 'u', 'a', 't', 'p', 'r', 't'};
-  static constexpr std::uint32_t version = 1;
 
   int layers() const { return static_cast<int>(seen_.size()); }
 
@@ -557,42 +504,6 @@ class SplitContext {
         cache_->continue_at(state.local[i], layer, tokens);
       }
     }
-  }
-
-  // ---- snapshots
-
-  template <class Source>
-  std::pair<detail::ContextRuns, Index> read_runs(Source &source, int part) const {
-    Header header{};
-    const auto head = std::as_writable_bytes(std::span(&header, 1));
-    source.read(head);
-    if (header.mark != mark) throw Error("squat: snapshot does not begin with the mark of a part");
-    if (header.version != version)
-      throw_invalid("snapshot.version", header.version, "the one that is known,", version);
-    if (header.parts != static_cast<std::uint32_t>(parts_))
-      throw_invalid("snapshot.parts", header.parts, "that of the context,", parts_);
-    if (header.part != static_cast<std::uint32_t>(part))
-      throw_invalid("snapshot.part", header.part, "the next of this rank's,", part);
-    detail::Crc32c checksum;
-    checksum.add(head);
-    std::vector<detail::ContextRun> runs;
-    const auto damaged = [] { throw Error("squat: snapshot is damaged: which tokens parts have"); };
-    Index end = 0;
-    for (std::uint32_t i = 0; i < header.runs; ++i) {
-      constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
-      detail::ContextRun run{};
-      source.read(std::as_writable_bytes(std::span(&run, 1)));
-      checksum.add(std::as_bytes(std::span(&run, 1)));
-      if (run.first != end || run.count < 1 || run.count > most - end || run.part < 0 ||
-          run.part >= parts_)
-        damaged();
-      end = run.end();
-      runs.push_back(run);
-    }
-    std::uint32_t sum = 0;
-    source.read(std::as_writable_bytes(std::span(&sum, 1)));
-    if (sum != checksum.value() || header.length < 0 || header.length > end) damaged();
-    return {detail::ContextRuns(std::move(runs)), header.length};
   }
 
   Cache *cache_;
