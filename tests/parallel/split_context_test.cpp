@@ -385,6 +385,33 @@ TEST(SplitContext, OfOneRankIsItsCache) {
     EXPECT_EQ(saved(cache, context.local(found[i].sequence, 0)), saved(one, expected[i].sequence));
 }
 
+/// Calls of many runs pack no newer tokens than one cache does.
+TEST(SplitContext, PacksNothingEarlyInCallsOfManyRuns) {
+  using Cache = KVCache<half, 2>;
+  Cache one(small());
+  Player in_one(one, one.options());
+  for (const Index count : {96, 128, 150, 160}) {
+    Played all = in_one.add(0);
+    in_one.step({&all}, {first_run});
+    in_one.step({&all}, {count});
+    run_ranks(2, [&](RankThread &transport) {
+      Cache cache(small());
+      SplitContext context(cache, transport);
+      Player player(context, cache.options());
+      Played played = player.add(0);
+      player.step({&played}, {first_run});
+      player.step({&played}, {count});
+      std::vector<std::byte> tail(1);
+      tail[0] = std::byte(cache.tail(context.local(played.sequence, transport.rank()), 1));
+      std::vector<std::byte> tails(2);
+      transport.all_gather(tail, tails);
+      EXPECT_EQ(std::to_integer<Index>(tails[0]) + std::to_integer<Index>(tails[1]),
+                one.tail(all.sequence, 1))
+          << count;
+    });
+  }
+}
+
 TEST(SplitContext, AppendsWithoutAttention) {
   const Options options = small();
   Inputs<> text(options, 200, 5);
@@ -433,7 +460,7 @@ TEST(SplitContext, GivesRunsRoundTheRanks) {
 }
 
 TEST(SplitContext, RefusesOptionsThatCountTokensBetween) {
-  const auto refused = [](Options options) {
+  const auto refused = [](const Options &options) {
     KVCache<half, 2> cache(options);
     OneRank alone;
     EXPECT_THROW(SplitContext(cache, alone), Error);

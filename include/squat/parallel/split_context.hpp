@@ -461,15 +461,19 @@ class SplitContext {
     cache_->continue_at(local, layer, run.first);
   }
 
-  /// Packs the runs behind which there are `residual` tokens now, `before` and `after` being the tokens
-  /// of a layer.
+  /// Packs the last run of each own part once there are `residual` tokens behind it, `before` and
+  /// `after` being the tokens of a layer. Earlier ones were packed when the next began.
   void pack_runs(State &state, int layer, Index before, Index after) {
     if (parts_ == 1 || before == after) return;
     const Index residual = cache_->options().residual;
     const auto &runs = state.runs.all();
-    for (std::size_t i = runs.size(); i-- > 0 && runs[i].end() + residual > before;) {
-      if (runs[i].end() + residual > after) continue;
-      if (is_own(runs[i].part)) cache_->pack(state.local[own(runs[i].part)], layer);
+    for (std::size_t i = 0; i < own_.size(); ++i) {
+      const auto last = std::find_if(runs.rbegin(), runs.rend(), [&](const detail::ContextRun &run) {
+        return run.part == own_[i] && run.first < after;
+      });
+      if (last == runs.rend()) continue;
+      const Index due = last->end() + residual;
+      if (before < due && due <= after) cache_->pack(state.local[i], layer);
     }
   }
 
