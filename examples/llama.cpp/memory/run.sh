@@ -44,6 +44,7 @@ cmake -S "$build/source" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSQUAT
   -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
 cmake --build "$build" --target llama-cli llama-server llama-bench llama-perplexity llama-completion
 [ "$what" != build ] || exit 0
+[ "$what" != check ] || cmake --build "$build" --target llama-quantize llama-squat-check
 
 if [ ! -f "$model" ]; then
   . "$root/examples/models.sh"
