@@ -196,6 +196,7 @@ bool run(const char *model_path, const char *text_path) {
   std::ifstream in(text_path, std::ios::binary);
   std::string characters(60'000, ' ');
   in.read(characters.data(), static_cast<std::streamsize>(characters.size()));
+  characters.resize(static_cast<std::size_t>(in.gcount()));
   const Tokens tokens = model.encode(characters);
   if (tokens.size() < 3000) throw std::runtime_error("the text must have 3,000 tokens");
   const Text text = [&](int first, int count) -> Tokens {
