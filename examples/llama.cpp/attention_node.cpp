@@ -4,7 +4,6 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
-#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -14,37 +13,6 @@ namespace squat_llama {
 namespace {
 
 constexpr ggml_fp16_t seen = 0, hidden = 0xfc00;  // what a mask adds to a score: 0, or minus infinity
-
-/// Nodes that hand on what they are given in another shape.
-bool hands_on(const ggml_tensor &node) {
-  return node.op == GGML_OP_VIEW || node.op == GGML_OP_RESHAPE || node.op == GGML_OP_PERMUTE ||
-         node.op == GGML_OP_CONT;
-}
-
-/// Whether a rotary embedding is among the nodes between the product with the layer's weights and this.
-bool is_turned(const ggml_tensor *node, std::set<const ggml_tensor *> &visited) {
-  if (node == nullptr || !visited.insert(node).second) return false;
-  if (node->op == GGML_OP_ROPE) return true;
-  if (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_NONE) return false;
-  return std::any_of(std::begin(node->src), std::end(node->src),
-                     [&](const ggml_tensor *source) { return is_turned(source, visited); });
-}
-
-/// Empty where keys do not turn at all, as in every fourth layer of SmolLM3.
-squat::RotaryTable rotary_of_keys(const Attention &attention) {
-  const ggml_tensor *node = &attention.keys;
-  while (hands_on(*node)) node = node->src[0];
-  if (node->op != GGML_OP_ROPE) {
-    std::set<const ggml_tensor *> visited;
-    if (is_turned(node, visited))
-      throw std::invalid_argument(
-          "keys are changed behind their rotary embedding, or are turned in part");
-    return {};
-  }
-  if (node->ne[0] != attention.k.head_dim || node->ne[1] != attention.k.heads)
-    throw std::invalid_argument("the rotary embedding has other heads than the keys");
-  return rotary_of(*node);
-}
 
 /// What the query of a token of the call sees of llama.cpp's cache: [mask.ne[0]], in float16.
 const ggml_fp16_t *mask_row(const ggml_tensor &mask, squat::Index token) {
@@ -99,16 +67,8 @@ squat::Options shape_of(const Attention &attention) {
                        .attention_window = window < attention.q.tokens ? static_cast<int>(window) : 0,
                        .soft_cap = parameters[2]};
   check_window(attention, 0, shape.attention_window);
-  shape.rotary = {rotary_of_keys(attention)};
+  shape.rotary = {rotary_of_keys(attention.keys, attention.k.head_dim, attention.k.heads)};
   return shape;
-}
-
-bool same_shape(const squat::Options &a, const squat::Options &b) {
-  const squat::RotaryTable &of_a = a.rotary.front(), &of_b = b.rotary.front();
-  return a.query_heads == b.query_heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim &&
-         a.value_dim == b.value_dim && a.attention_scale == b.attention_scale &&
-         a.attention_window == b.attention_window && a.soft_cap == b.soft_cap &&
-         of_a.pairs == of_b.pairs && of_a.inverse_frequencies == of_b.inverse_frequencies;
 }
 
 }  // namespace squat_llama

@@ -19,7 +19,4 @@ squat::Options shape_of(const Attention &attention);
 /// position of the call's first token.
 void check_window(const Attention &attention, squat::Index first, squat::Index window);
 
-/// Whether layers can be of one group of a ModelCache.
-bool same_shape(const squat::Options &a, const squat::Options &b);
-
 }  // namespace squat_llama

@@ -30,6 +30,7 @@
 #include "attention_node.hpp"
 #include "attention_tap.hpp"
 #include "cache_spec.hpp"
+#include "layer_groups.hpp"
 #include "llama_model.hpp"
 #include "metrics.hpp"
 #include "squat/model.hpp"
@@ -103,26 +104,14 @@ std::vector<squat::Options> shapes_of(const LlamaModel &model, Window window, in
   return shapes;
 }
 
-/// A group for each kind of layer.
 squat::ModelOptions options_for(const CacheSpec &spec, std::span<const squat::Options> shapes,
                                 int prompt) {
-  squat::ModelOptions model{.layers = static_cast<int>(shapes.size())};
-  std::vector<squat::Options> kinds;
-  for (int layer = 0; layer < model.layers; ++layer) {
-    const squat::Options &shape = shapes[static_cast<std::size_t>(layer)];
-    const auto kind = std::find_if(kinds.begin(), kinds.end(), [&](const squat::Options &known) {
-      return same_shape(known, shape);
-    });
-    const auto group = static_cast<std::size_t>(kind - kinds.begin());
-    if (kind == kinds.end()) {
-      kinds.push_back(shape);
-      model.groups.push_back(spec.group_for(shape));
-      int &tokens_to_learn = model.groups.back().options.statistics_tokens;
-      tokens_to_learn = std::min(prompt, tokens_to_learn);  // short prompts count as such
-    }
-    model.groups[group].layers.push_back(layer);
-  }
-  return model;
+  return group_layers(shapes, [&](const squat::Options &shape) {
+    squat::LayerGroup group = spec.group_for(shape);
+    int &tokens_to_learn = group.options.statistics_tokens;
+    tokens_to_learn = std::min(prompt, tokens_to_learn);  // short prompts count as such
+    return group;
+  });
 }
 
 /// Feeds a window: its prompt at once, then token by token. on_logits(step, logits) gets those of each

@@ -3,11 +3,14 @@
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <vector>
 
@@ -85,6 +88,21 @@ bool is_turn_of(const Turned &turned, const squat::RotaryTable &table, squat::In
   return true;
 }
 
+/// Nodes that hand on what they are given in another shape.
+bool hands_on(const ggml_tensor &node) {
+  return node.op == GGML_OP_VIEW || node.op == GGML_OP_RESHAPE || node.op == GGML_OP_PERMUTE ||
+         node.op == GGML_OP_CONT;
+}
+
+/// Whether a rotary embedding is among the nodes between the product with the layer's weights and this.
+bool is_turned(const ggml_tensor *node, std::set<const ggml_tensor *> &visited) {
+  if (node == nullptr || !visited.insert(node).second) return false;
+  if (node->op == GGML_OP_ROPE) return true;
+  if (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_NONE) return false;
+  return std::any_of(std::begin(node->src), std::end(node->src),
+                     [&](const ggml_tensor *source) { return is_turned(source, visited); });
+}
+
 }  // namespace
 
 squat::RotaryTable rotary_of(const ggml_tensor &rope) {
@@ -110,6 +128,21 @@ squat::RotaryTable rotary_of(const ggml_tensor &rope) {
           "the rotary embedding turns channels in a way that the cache does not know");
   }
   return table;
+}
+
+squat::RotaryTable rotary_of_keys(const ggml_tensor &keys, squat::Index head_dim, squat::Index heads) {
+  const ggml_tensor *node = &keys;
+  while (hands_on(*node)) node = node->src[0];
+  if (node->op != GGML_OP_ROPE) {
+    std::set<const ggml_tensor *> visited;
+    if (is_turned(node, visited))
+      throw std::invalid_argument(
+          "keys are changed behind their rotary embedding, or are turned in part");
+    return {};
+  }
+  if (node->ne[0] != head_dim || node->ne[1] != heads)
+    throw std::invalid_argument("the rotary embedding has other heads than the keys");
+  return rotary_of(*node);
 }
 
 }  // namespace squat_llama

@@ -14,4 +14,9 @@ namespace squat_llama {
 /// std::invalid_argument where channels are turned in a way that RotaryTable does not describe.
 squat::RotaryTable rotary_of(const ggml_tensor &rope);
 
+/// The same of keys [head_dim, heads, tokens], by the node that turns them. Empty where they do not turn
+/// at all, as in every fourth layer of SmolLM3. Throws std::invalid_argument, too, where they are turned
+/// in part, or changed behind their rotary embedding.
+squat::RotaryTable rotary_of_keys(const ggml_tensor &keys, squat::Index head_dim, squat::Index heads);
+
 }  // namespace squat_llama

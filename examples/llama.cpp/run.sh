@@ -34,19 +34,9 @@ if [ ! -f "$model" ]; then
 fi
 
 source=${LLAMA_CPP:-$build/source}
-if [ -z "${LLAMA_CPP:-}" ] && [ ! -f "$source/include/llama.h" ]; then
-  python3 -m pip --version >/dev/null 2>&1 || install_packages python3-pip
-  package=llama_cpp_python-0.3.36
-  sum=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
-  mkdir -p "$build"
-  python3 -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$build" \
-    llama-cpp-python==0.3.36
-  echo "$sum  $build/$package.tar.gz" | sha256sum --check --quiet
-  rm -rf "$source" "$source.part"
-  mkdir "$source.part"
-  tar -xzf "$build/$package.tar.gz" -C "$source.part" --strip-components=3 "$package/vendor/llama.cpp"
-  rm "$build/$package.tar.gz"
-  mv "$source.part" "$source"
+if [ -z "${LLAMA_CPP:-}" ]; then
+  . "$root/examples/llama.cpp/source.sh"
+  fetch_source "$source"
 fi
 
 cmake -S "$root/examples/llama.cpp" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLAMA_CPP="$source" \
