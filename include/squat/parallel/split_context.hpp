@@ -51,6 +51,7 @@ namespace squat {
 template <class Cache, RankTransport Transport>
 class SplitContext {
  public:
+  /// The sequences of a call, and how many tokens each.
   using Batch = std::span<const SequenceTokens>;
 
   /// cache: of the same options on every rank, and without sequences of its own. Both outlive this.

@@ -41,8 +41,8 @@ namespace squat {
 
 /// Neighbouring KV heads.
 struct HeadRange {
-  int first = 0;
-  int count = 0;
+  int first = 0;  ///< counted from 0
+  int count = 0;  ///< at least 1
 };
 
 }  // namespace squat
