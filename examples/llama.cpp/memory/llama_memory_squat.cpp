@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -314,10 +314,15 @@ class MemorySquat : public llama_memory_i {
                                  " tokens, must be at most " + std::to_string(cparams_.n_ctx_seq));
       sequence.positions.resize(tokens);
       io.read(sequence.positions.data(), tokens * sizeof(llama_pos));
-      std::vector<std::byte> snapshot(read<std::uint64_t>(io));
-      io.read(snapshot.data(), snapshot.size());
-      sequence.id = cache_->load(snapshot);
+      const auto end = sequence.positions.end();
+      if (std::adjacent_find(sequence.positions.begin(), end, std::greater_equal<>()) != end)
+        throw std::runtime_error("the state has positions that do not rise");
       Sequence &loaded = at(seq_id < 0 ? saved : seq_id);
+      sequence.id = cache_->load(read_bytes(io));
+      if (cache_->length(sequence.id) != sequence.length()) {
+        remove(sequence);
+        throw std::runtime_error("the state has another number of positions than of tokens");
+      }
       remove(loaded);
       loaded = std::move(sequence);
     }
@@ -342,14 +347,33 @@ class MemorySquat : public llama_memory_i {
     return value;
   }
 
+  /// In pieces: what says how many they are may be damaged.
+  static std::vector<std::byte> read_bytes(llama_io_read_i &io) {
+    constexpr std::uint64_t piece = 1 << 20;
+    std::vector<std::byte> bytes;
+    for (auto left = read<std::uint64_t>(io); left > 0;) {
+      const auto count = static_cast<std::size_t>(std::min(left, piece));
+      bytes.resize(bytes.size() + count);
+      io.read(bytes.data() + bytes.size() - count, count);
+      left -= count;
+    }
+    return bytes;
+  }
+
   Sequence &at(llama_seq_id seq_id) { return sequences_.at(static_cast<std::size_t>(seq_id)); }
 
   void make_cache() {
     if (model_.hparams.no_alloc) return;  // only its size is asked for
     std::vector<squat::Options> shapes;
     for (const std::optional<squat::Options> &shape : shapes_) shapes.push_back(*shape);
+    // Where biases make keys hundreds of times as large as they differ, 8 bits of a row say too little.
+    const bool biases = std::any_of(
+        model_.layers.begin(), model_.layers.end(),
+        [](const llama_layer &layer) { return layer.wk_b != nullptr || layer.wqkv_b != nullptr; });
     squat::ModelOptions options = group_layers(shapes, [&](const squat::Options &shape) {
-      return squat::LayerGroup{.options = shape, .key_bits = key_bits_, .value_bits = value_bits_};
+      squat::LayerGroup group{.options = shape, .key_bits = key_bits_, .value_bits = value_bits_};
+      if (biases) group.options.tail = squat::TailCoding::exact;
+      return group;
     });
     options.parallel = [this](int count, const squat::Task &task) { threads_.run(count, task); };
     cache_.emplace(options, squat::make_cpu_group);
