@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -88,6 +89,16 @@ auto or_abort(const char *call, Run &&run) {
     GGML_ABORT("%s: %s", call, error.what());
   }
 }
+
+/// A snapshot within a state of llama.cpp's.
+struct StateSink {
+  llama_io_write_i &io;
+  void write(std::span<const std::byte> bytes) { io.write(bytes.data(), bytes.size()); }
+};
+struct StateSource {
+  llama_io_read_i &io;
+  void read(std::span<std::byte> bytes) { io.read(bytes.data(), bytes.size()); }
+};
 
 class MemorySquat;
 
@@ -283,14 +294,11 @@ class MemorySquat : public llama_memory_i {
     write(io, static_cast<std::uint32_t>(written.size()));
     for (const llama_seq_id id : written) {
       const Sequence &sequence = sequences_[static_cast<std::size_t>(id)];
-      std::vector<std::byte> snapshot;
-      cache_->save(sequence.id, snapshot);
       write(io, id);
       write(io, sequence.next);
       write(io, static_cast<std::uint64_t>(sequence.positions.size()));
       io.write(sequence.positions.data(), sequence.positions.size() * sizeof(llama_pos));
-      write(io, static_cast<std::uint64_t>(snapshot.size()));
-      io.write(snapshot.data(), snapshot.size());
+      cache_->save(sequence.id, StateSink{io});
     }
   }
 
@@ -318,7 +326,7 @@ class MemorySquat : public llama_memory_i {
       if (std::adjacent_find(sequence.positions.begin(), end, std::greater_equal<>()) != end)
         throw std::runtime_error("the state has positions that do not rise");
       Sequence &loaded = at(seq_id < 0 ? saved : seq_id);
-      sequence.id = cache_->load(read_bytes(io));
+      sequence.id = cache_->load(StateSource{io});
       if (cache_->length(sequence.id) != sequence.length()) {
         remove(sequence);
         throw std::runtime_error("the state has another number of positions than of tokens");
@@ -345,19 +353,6 @@ class MemorySquat : public llama_memory_i {
     Value value;
     io.read(&value, sizeof value);
     return value;
-  }
-
-  /// In pieces: what says how many they are may be damaged.
-  static std::vector<std::byte> read_bytes(llama_io_read_i &io) {
-    constexpr std::uint64_t piece = 1 << 20;
-    std::vector<std::byte> bytes;
-    for (auto left = read<std::uint64_t>(io); left > 0;) {
-      const auto count = static_cast<std::size_t>(std::min(left, piece));
-      bytes.resize(bytes.size() + count);
-      io.read(bytes.data() + bytes.size() - count, count);
-      left -= count;
-    }
-    return bytes;
   }
 
   Sequence &at(llama_seq_id seq_id) { return sequences_.at(static_cast<std::size_t>(seq_id)); }
