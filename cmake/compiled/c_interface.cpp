@@ -176,6 +176,7 @@ squat::Options options_of(const squat_group &group) {
   options.statistics_tokens = group.statistics_tokens;
   options.attention_window = group.attention_window;
   options.rollback_tokens = group.rollback_tokens;
+  options.keys_have_biases = group.keys_have_biases != 0;
   options.attention_scale = group.attention_scale;
   options.soft_cap = group.soft_cap;
   if (group.rotary_pairs_count > 0) {

@@ -163,14 +163,12 @@ squat::ModelOptions CacheSpec::options_for(const Config &config) const {
     squat::Options shape{.query_heads = config.query_heads,
                          .kv_heads = config.kv_heads,
                          .head_dim = config.head_dim,
+                         .keys_have_biases = config.differences.biases,
                          .attention_scale = config.attention_scale,
                          .attention_window = local ? config.attention_window : 0,
                          .soft_cap = config.attention_soft_cap};
     shape.rotary = {{config.inverse_frequencies_of(layers.front()), config.differences.rotary_pairs}};
     model.groups.push_back(group_for(shape));
-    // Where biases make keys hundreds of times as large as they differ, 8 bits of a row say too little.
-    std::optional<squat::TailCoding> &tail = model.groups.back().options.tail;
-    if (config.differences.biases && !tail) tail = squat::TailCoding::exact;
     model.groups.back().layers = std::move(layers);
   }
   return model;

@@ -12,7 +12,8 @@ bool same_kind(const squat::Options &a, const squat::Options &b) {
   return a.query_heads == b.query_heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim &&
          a.value_dim == b.value_dim && a.attention_scale == b.attention_scale &&
          a.attention_window == b.attention_window && a.soft_cap == b.soft_cap &&
-         of_a.pairs == of_b.pairs && of_a.inverse_frequencies == of_b.inverse_frequencies;
+         a.keys_have_biases == b.keys_have_biases && of_a.pairs == of_b.pairs &&
+         of_a.inverse_frequencies == of_b.inverse_frequencies;
 }
 
 }  // namespace

@@ -162,6 +162,7 @@ LayerGroup make_group(std::vector<int> layers, nb::kwargs arguments) {
   take(arguments, "attention_window", options.attention_window);
   take(arguments, "rollback_tokens", options.rollback_tokens);
   take(arguments, "soft_cap", options.soft_cap);
+  take(arguments, "keys_have_biases", options.keys_have_biases);
   take(arguments, "alibi_slopes", options.alibi_slopes);
   take(arguments, "sink_logits", options.sink_logits);
   std::vector<std::vector<float>> frequencies;

@@ -85,6 +85,7 @@ typedef struct squat_group {
   squat_rotary_pairs rotary_pairs; /**< which channels turn together */
   const float *alibi_slopes;       /**< [query_heads], or NULL */
   const float *sink_logits;        /**< [query_heads], or NULL */
+  int keys_have_biases;            /**< not 0: the model adds biases to its keys, as Qwen2 does */
 } squat_group;
 /** Fills in the defaults. group: not NULL. */
 SQUAT_PUBLIC void squat_group_init(squat_group *group);

@@ -136,6 +136,9 @@ TEST(TailOptions, DefaultToEightBitsWherePagesHaveFew) {
   EXPECT_EQ(tail_of(KVCache<half, 4>(options)), TailCoding::exact);
   EXPECT_EQ((tail_of(KVCache<half, 4, 8>(options))), TailCoding::exact);
   EXPECT_EQ(tail_of(KVCache<half, 16>(options)), TailCoding::exact);
+  options.keys_have_biases = true;
+  EXPECT_EQ(tail_of(KVCache<half, 2>(options)), TailCoding::exact);
+  options.keys_have_biases = false;
   options.coding = Coding::plain;
   EXPECT_EQ(tail_of(KVCache<half, 2>(options)), TailCoding::exact);
   EXPECT_EQ(tail_of(KVCache<half, 2>(published_squat(options))), TailCoding::exact);

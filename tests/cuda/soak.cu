@@ -2,7 +2,11 @@
 //
 // usage: cuda_soak [SECONDS [SECONDS BETWEEN SAMPLES [FILE.csv]]]
 
+#include <unistd.h>
+
+#include <cstdio>
 #include <cstdlib>
+#include <memory>
 
 #include "caches.cuh"
 #include "reliability/soak.hpp"
@@ -15,7 +19,16 @@ struct OnGpu {
 
   static squat::Options options(squat::Options options) { return options; }
   static void settle(const Cache &cache) { cache.check(); }
+  /// Of this process, as the driver's nvidia-smi counts it; of all where it does not tell them apart.
   static double device_mib() {
+    const std::unique_ptr<FILE, int (*)(FILE *)> lines(
+        popen("nvidia-smi --query-compute-apps=pid,used_memory --format=csv,noheader,nounits", "r"),
+        pclose);
+    int process = 0;
+    double mib = 0;
+    while (lines && std::fscanf(lines.get(), "%d, %lf", &process, &mib) == 2) {
+      if (process == getpid()) return mib;
+    }
     std::size_t free = 0, all = 0;
     squat::test::require(cudaMemGetInfo(&free, &all));
     return static_cast<double>(all - free) / (1 << 20);

@@ -27,7 +27,7 @@ namespace squat::test {
 struct SoakSample {
   double seconds = 0;
   double process_mib = 0;  ///< resident
-  double device_mib = 0;   ///< in use, of all processes
+  double device_mib = 0;   ///< in use on the device
   double cache_mib = 0;    ///< MemoryReport::total()
   std::size_t pages = 0, shared_pages = 0, running = 0, preempted = 0;
   std::size_t requests = 0, tokens = 0, preemptions = 0, evictions = 0;  ///< so far

@@ -145,6 +145,8 @@ class MemorySquat : public llama_memory_i {
     std::optional<squat::Options> &shape = shapes_.at(static_cast<std::size_t>(il));
     if (!shape) {
       shape = shape_of(graph, *q, *k, *v, bias, sinks, scale, il);
+      const llama_layer &layer = model_.layers.at(static_cast<std::size_t>(il));
+      shape->keys_have_biases = layer.wk_b != nullptr || layer.wqkv_b != nullptr;
       const auto known = [](const std::optional<squat::Options> &of_layer) {
         return of_layer.has_value();
       };
@@ -361,14 +363,8 @@ class MemorySquat : public llama_memory_i {
     if (model_.hparams.no_alloc) return;  // only its size is asked for
     std::vector<squat::Options> shapes;
     for (const std::optional<squat::Options> &shape : shapes_) shapes.push_back(*shape);
-    // Where biases make keys hundreds of times as large as they differ, 8 bits of a row say too little.
-    const bool biases = std::any_of(
-        model_.layers.begin(), model_.layers.end(),
-        [](const llama_layer &layer) { return layer.wk_b != nullptr || layer.wqkv_b != nullptr; });
     squat::ModelOptions options = group_layers(shapes, [&](const squat::Options &shape) {
-      squat::LayerGroup group{.options = shape, .key_bits = key_bits_, .value_bits = value_bits_};
-      if (biases) group.options.tail = squat::TailCoding::exact;
-      return group;
+      return squat::LayerGroup{.options = shape, .key_bits = key_bits_, .value_bits = value_bits_};
     });
     options.parallel = [this](int count, const squat::Task &task) { threads_.run(count, task); };
     cache_.emplace(options, squat::make_cpu_group);

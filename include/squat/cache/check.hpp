@@ -157,7 +157,8 @@ inline Options resolve(Options options, int key_bits, int value_bits) {
   if (!options.values) options.values = plain_asked ? ValueCoding::plain : ValueCoding::symmetric;
   const int most_bits = std::max(key_bits, value_bits);
   if (!options.tail) {
-    options.tail = most_bits <= 3 && !plain_asked ? TailCoding::int8 : TailCoding::exact;
+    const bool bytes = most_bits <= 3 && !plain_asked && !options.keys_have_biases;
+    options.tail = bytes ? TailCoding::int8 : TailCoding::exact;
   }
   if (options.tail == TailCoding::int8 && most_bits == 16) {
     throw_invalid("tail", "int8", "exact where keys or values have 16 bits");

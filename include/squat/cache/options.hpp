@@ -41,9 +41,13 @@ struct Options {
   std::optional<AffineFit> fit{};       ///< default: minmax for plain, clip_and_gain otherwise
   std::optional<ValueCoding> values{};  ///< default: plain where coding names plain, else symmetric
 
-  /// What sequences' newest rows are kept as. int8 says too little of keys whose biases are hundreds of
-  /// times as large as they differ (Qwen2: 1.4 times the error at 2 bits, 2.4 at 3): name exact there.
-  /// Default: int8 where pages have 2 or 3 bits and coding names not plain, else exact.
+  /// Whether the model adds biases to its keys, as Qwen2 does: they can be hundreds of times as large as
+  /// what keys differ by.
+  bool keys_have_biases = false;
+
+  /// What sequences' newest rows are kept as. int8 says too little of keys with biases (Qwen2: 1.4 times
+  /// the error at 2 bits, 2.4 at 3). Default: int8 where pages have 2 or 3 bits, coding names not plain
+  /// and keys have no biases, else exact.
   std::optional<TailCoding> tail{};
 
   /// What packed codes of 1 to 3 bits are: of symmetric values, and of keys in a subspace basis; all

@@ -37,6 +37,7 @@ class LayerGroup:
         attention_scale: float = 0,
         attention_window: int = 0,
         rollback_tokens: int = 0,
+        keys_have_biases: bool = False,
         soft_cap: float = 0,
         alibi_slopes: Sequence[float] = (),
         sink_logits: Sequence[float] = (),

@@ -200,10 +200,10 @@ class Cache(transformers.Cache):
             of_shape = dict(
                 query_heads=shape.query_heads, kv_heads=shape.kv_heads, head_dim=shape.head_dim, attention_scale=shape.scale,
                 attention_window=shape.window, rollback_tokens=self._rollback_tokens, soft_cap=shape.soft_cap, rotary_pairs=shape.pairs,
+                keys_have_biases=shape.key_biases,
                 inverse_frequencies=[list(shape.frequencies)] if shape.frequencies else [],
             )  # fmt: skip
-            # Where biases make keys hundreds of times as large as they differ, 8 bits of a row say too little.
-            options = {} if exact else ({"tail": "exact"} if shape.key_biases else {}) | self._options
+            options = {} if exact else self._options
             groups.append(LayerGroup(indices, key_bits=key_bits, value_bits=value_bits, **of_shape, **options))
         self._native = ModelCache(len(self._shapes), groups, exact_rows=exact_rows, threads=self._threads)
         self._exact_rows = exact_rows
