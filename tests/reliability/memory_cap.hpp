@@ -6,13 +6,7 @@
 
 #include <algorithm>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define SQUAT_TEST_SANITIZED
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SQUAT_TEST_SANITIZED
-#endif
-#endif
+#include "reference/sanitized.hpp"
 
 namespace squat::test {
 
@@ -21,23 +15,20 @@ namespace squat::test {
 class MemoryCap {
  public:
   MemoryCap() {
-#if !defined(SQUAT_TEST_SANITIZED)
+    if (sanitized) return;
     getrlimit(RLIMIT_DATA, &before_);
     rlimit capped = before_;
     capped.rlim_cur = std::min<rlim_t>(before_.rlim_cur, rlim_t{512} << 20);
     setrlimit(RLIMIT_DATA, &capped);
-#endif
   }
   ~MemoryCap() {
-#if !defined(SQUAT_TEST_SANITIZED)
-    setrlimit(RLIMIT_DATA, &before_);
-#endif
+    if (!sanitized) setrlimit(RLIMIT_DATA, &before_);
   }
   MemoryCap(const MemoryCap &) = delete;
   MemoryCap &operator=(const MemoryCap &) = delete;
 
  private:
-  [[maybe_unused]] rlimit before_{};
+  rlimit before_{};
 };
 
 }  // namespace squat::test
