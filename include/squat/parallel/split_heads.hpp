@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "squat/cache/check.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/cache/snapshot/coding_section.hpp"
 #include "squat/cache/snapshot/records.hpp"
@@ -172,7 +173,7 @@ class HeadSnapshots {
     options.page_tokens = static_cast<int>(check("page_tokens", 16, 1024));
     options.values = ValueCoding{static_cast<int>(check("values", 0, 1))};
     options.codes = Codes{static_cast<int>(check("codes", 0, 1))};
-    const auto tile = static_cast<Index>(check("tile_tokens", 0, 4096));
+    const auto tile = static_cast<Index>(check("tile_tokens", 0, checks::largest_tile_tokens));
     const auto check_bits = [&](std::string_view name) {
       const std::uint64_t bits = check(name, 2, 16);
       if (bits > 4 && bits != 8 && bits != 16)
