@@ -1,6 +1,7 @@
 // A decode step that was captured once and is replayed does what the same steps do one by one, across
 // pages, and no call in it waits for the device or allocates.
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <string>
@@ -130,6 +131,40 @@ TEST_F(CudaGraph, SeveralReplaysAreCountedTogether) {
   filled.cache.check(stream);
   EXPECT_EQ(filled.cache.length(filled.batch[0].sequence), before + 4 * options.page_tokens);
   expect_attention(filled, in);
+}
+
+/// Every second row of the tensors, from row 1 on.
+Tensor<float> spread(Tensor<float> rows) {
+  Tensor<float> all(2 * rows.tokens, rows.heads, rows.head_dim);
+  const Index width = rows.heads * rows.head_dim;
+  for (Index row = 0; row < rows.tokens; ++row)
+    std::copy_n(rows.elements.begin() + row * width, width,
+                all.elements.begin() + (2 * row + 1) * width);
+  return all;
+}
+
+TEST_F(CudaGraph, TakesRowsWhereTheBatchSays) {
+  const Options options = options_of(Coding::plain);
+  Filled filled(options), same(options);
+  DeviceInputs in(options, sequences, 77), rows(options, 2 * sequences, 1);
+  rows.q.write(spread(in.host.q));
+  rows.k.write(spread(in.host.k));
+  rows.v.write(spread(in.host.v));
+  for (std::size_t i = 0; i < sequences; ++i) same.batch[i].first_row = 2 * static_cast<Index>(i) + 1;
+  filled.step(in, stream);
+  same.step(rows, stream);
+  const CapturedGraph captured(stream, [&] { same.step(rows, stream); });
+  for (Index step = 0; step < options.page_tokens; ++step) {
+    filled.step(in, stream);
+    captured.replay();
+  }
+  same.cache.advance(same.batch, options.page_tokens, stream);
+  same.cache.check(stream);
+  require(cudaStreamSynchronize(stream));
+  const Tensor<float> found = rows.out.read(), expected = spread(in.out.read());
+  for (std::size_t i = 0; i < found.elements.size(); ++i) {
+    ASSERT_NEAR(found.elements[i], expected.elements[i], 1e-3) << "0 where no row is named";
+  }
 }
 
 TEST_F(CudaGraph, SaysWhenItIsOutgrownAndIsCapturedAnew) {

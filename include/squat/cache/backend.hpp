@@ -46,8 +46,8 @@ namespace squat {
 /// - reserve: all memory that a call needs, of observe too; throws before anything changes. It is told
 /// whether the call attends.
 /// - append: attends to what is cached and to the call's own rows, unless `out` is empty; packs what
-/// became due; keeps the other rows exact. A call may have no rows, and pages due (KVCache::pack(),
-/// where decode steps are not replayed). Must not fail, but where the engine's threads do: then it
+/// became due; keeps the other rows exact. Calls may all have no rows, and pages due, of tails
+/// whole as they are (KVCache::pack()). Must not fail, but where the engine's threads do: then it
 /// throws what they threw, and nothing has changed but outputs and what due pages hold.
 /// - attend: the same for calls that only read; a call of its own, with its memory. It checks q's
 /// elements, unless that would make it wait for a device. dequantize: what attention sees, as rows.
@@ -112,6 +112,18 @@ concept DraftingOperations = requires(Operations operations,
                                       TensorView<const float> in, AttentionOutput<float> found,
                                       Stream stream) {
   operations.template draft<float>(calls, in, in, in, found, stream);
+};
+
+/// A backend on one of several devices: that which is current when it is made.
+///
+/// - device: its number. enter: makes it current for as long as what is returned lives; throws Error for
+/// a stream of another. check_memory: throws Error for a tensor `name` in memory of another.
+template <class Operations, class Stream>
+concept DeviceOperations = requires(const Operations constant, Stream stream, const char *name,
+                                    const void *data) {
+  { constant.device() } -> std::same_as<int>;
+  constant.enter(stream);
+  constant.check_memory(name, data);
 };
 
 /// A backend whose kernels take decode steps (a token a sequence, all else in

@@ -57,6 +57,7 @@ class KVCacheBase {
   static_assert(BackendOperations<Operations, T, Stream>,
                 "squat: the backend does not offer what BackendOperations asks for");
   static constexpr bool replayable = ReplayableOperations<Operations, Stream>;
+  static constexpr bool on_device = DeviceOperations<Operations, Stream>;
   static constexpr Index most_draft_tokens = 256;  // of a sequence
 
   // A call's element type follows from its first tensor; the others may be
@@ -89,8 +90,14 @@ class KVCacheBase {
     learn_from_prior(Stream{});
   }
 
+  /// The last argument of every call.
+  using CallStream = Stream;
+
   /// Whether the backend knows draft().
   static constexpr bool drafts = DraftingOperations<Operations, Stream>;
+
+  /// The device that it is on.
+  int device() const requires on_device { return operations_.device(); }
 
   /// Bits of a packed key's element; 16: exact.
   int key_bits() const { return key_bits_; }
@@ -103,6 +110,7 @@ class KVCacheBase {
   /// An empty sequence. Allocates; on failure nothing has changed. Where sequences learn for themselves
   /// it gets codings of its own, which on a device waits for it.
   SequenceId add_sequence() {
+    [[maybe_unused]] const auto scope = enter({});
     return checks::memory_or_error([&] { return sequences_.add(make_sequence()); });
   }
 
@@ -119,6 +127,7 @@ class KVCacheBase {
   /// waits for it.
   template <class Out>
   void save(SequenceId sequence, Out &&out, const SaveOptions &how = {}, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     Sequence &state = find(sequence);
     save_snapshot(out, SnapshotKind::sequence, how, stream, [&](auto &snapshots, SnapshotWriter &to) {
       for (const Layer &layer : state.layers) snapshots.write_counts(to, layer);
@@ -138,6 +147,7 @@ class KVCacheBase {
   /// waits for it.
   template <class In>
   SequenceId load(In &&in, const SnapshotProgress &progress = {}, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     return checks::memory_or_error([&] {
       std::unique_ptr<Sequence> state = make_sequence();
       auto undo = undo_of_load(stream);
@@ -171,6 +181,7 @@ class KVCacheBase {
   /// Writes the codings of all layers, which another cache can begin with: see save().
   template <class Out>
   void save_codings(Out &&out, const SnapshotProgress &progress = {}, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     check_shared_codings();
     save_snapshot(out, SnapshotKind::codings, {true, progress}, stream,
                   [&](auto &snapshots, SnapshotWriter &to) {
@@ -183,6 +194,7 @@ class KVCacheBase {
   /// see load(). Throws Error where a layer has learnt another.
   template <class In>
   void load_codings(In &&in, const SnapshotProgress &progress = {}, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     check_shared_codings();
     checks::memory_or_error([&] {
       auto undo = undo_of_load(stream);
@@ -212,6 +224,7 @@ class KVCacheBase {
   /// until they are learnt. Takes time by the pages; allocates the exact rows and a page table; does not
   /// wait. On failure nothing has changed.
   SequenceId fork(SequenceId parent, Index tokens, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     const Sequence &from = find(parent);
     check_truncate(parent, tokens);
     return checks::memory_or_error([&] {
@@ -255,6 +268,7 @@ class KVCacheBase {
   /// copies.
   PreparedReorder prepare_reorder(std::span<const SequenceId> sequences,
                                   std::span<const SequenceId> parents, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     if (sequences.size() != parents.size())
       throw_invalid("parents.size", parents.size(), "that of sequences,", sequences.size());
     ++call_;
@@ -281,6 +295,7 @@ class KVCacheBase {
   }
   /// Its second half, before any other call: it cannot fail.
   void commit_reorder(PreparedReorder &plan, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     for (auto &heir : plan.heirs()) {
       if (!heir.moves) retain(*heir.tokens);
     }
@@ -314,6 +329,7 @@ class KVCacheBase {
   /// Either of them, with what else AttentionTensors has.
   template <Element S>
   void attend(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     check_batch(batch, layer, tensors.q.tokens);
     check_queries(tensors);
     const bool reads = tensors.k.tokens == 0;
@@ -341,6 +357,7 @@ class KVCacheBase {
   template <Element S>
   void draft(Batch batch, int layer, const AttentionTensors<S> &tensors, std::span<const Index> parents,
              Stream stream = {}) requires drafts {
+    [[maybe_unused]] const auto scope = enter(stream);
     check_batch(batch, layer, tensors.q.tokens);
     check_queries(tensors);
     check_keys(tensors, tensors.q.tokens);
@@ -427,6 +444,7 @@ class KVCacheBase {
   /// it was captured. The batch's token counts are not read. Throws Error, once all is counted, where a
   /// sequence has outgrown the graph, which happens each time its length doubles: capture the step anew.
   void advance(Batch batch, Index steps, Stream stream = {}) requires replayable {
+    [[maybe_unused]] const auto scope = enter(stream);
     checks::check_range("steps", steps, 0, options_.page_tokens);
     for (const SequenceTokens &entry : batch) {
       for (const Layer &layer : find(entry.sequence).layers) {
@@ -445,7 +463,10 @@ class KVCacheBase {
 
   /// Throws Error for what kernels have met in decode steps since the last call: elements out of range,
   /// tokens without room. Waits for the stream.
-  void check(Stream stream = {}) const requires replayable { operations_.check(stream); }
+  void check(Stream stream = {}) const requires replayable {
+    [[maybe_unused]] const auto scope = enter(stream);
+    operations_.check(stream);
+  }
 
   /// Writes all tokens of a sequence and layer as attention sees them: exact
   /// rows as they are, others as their codes say. k: [length(sequence, layer), kv_heads, head_dim]; v:
@@ -454,6 +475,7 @@ class KVCacheBase {
   template <Element S>
   void dequantize(SequenceId sequence, int layer, TensorView<S> k, std::type_identity_t<TensorView<S>> v,
                   Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     check_layer(layer);
     Layer &tokens = find(sequence, layer);
     check_keys(AttentionTensors<S>{.k = k, .v = v}, tokens.length());
@@ -469,6 +491,7 @@ class KVCacheBase {
   /// Keeps the first `tokens` tokens of a sequence in every layer. A page cut
   /// in two stays packed. Does not wait.
   void truncate(SequenceId sequence, Index tokens, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     check_truncate(sequence, tokens);
     find_layers(find(sequence));
     for (Layer *layer : layers_) pages_.truncate(*layer, tokens);
@@ -495,6 +518,7 @@ class KVCacheBase {
   /// from where it would have stood. by other than 0 needs Options::rotary. Allocates a page table's
   /// growth; on a device it waits only where its workspace grows.
   void shift(SequenceId sequence, Index first, Index last, Index by, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     prepare_shift(sequence, first, last, by, stream);
     Sequence &state = find(sequence);
     for (Layer &layer : state.layers) {
@@ -513,6 +537,7 @@ class KVCacheBase {
 
   /// Throws Error where shift() would, and makes the room it needs: it cannot fail then.
   void prepare_shift(SequenceId sequence, Index first, Index last, Index by, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     Sequence &state = find(sequence);
     const Index most = length(sequence);
     constexpr Index farthest = Index{1} << 32;
@@ -534,8 +559,11 @@ class KVCacheBase {
 
   /// Packs the whole pages of a sequence's tail in a layer, however new their tokens are: those to come
   /// stand elsewhere, or there are none for now. Packs nothing while the layer's coding has not learnt.
-  /// On the CPU. Allocates as an append does; on failure nothing has changed.
-  void pack(SequenceId sequence, int layer, Stream stream = {}) requires(!replayable) {
+  /// Allocates as an append does; on failure nothing has changed. Does not wait. S: of the tensors that
+  /// the sequence's calls bring; on a device kernels that others need are not compiled then.
+  template <Element S = T>
+  void pack(SequenceId sequence, int layer, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     check_layer(layer);
     Layer &state = find(sequence, layer);
     if (!learning_.learnt(state.coding)) return;
@@ -546,7 +574,9 @@ class KVCacheBase {
                 {residual, options_.page_tokens});
       if (plan_.calls().front().due == 0) return;
       reserve_plan(false, stream);
-      take_in<T>({}, {}, {}, {}, stream);
+      take_in<S>({}, {}, {}, {}, stream);
+      layers_.assign(1, &state);
+      replay_.acquire_pages(operations_, pages_, layers_, stream);
     });
   }
 
@@ -555,14 +585,19 @@ class KVCacheBase {
   /// (parallel/split_context.hpp). A sequence that begins so has no sinks. What is left in the tail is
   /// packed as if it stood right before the next token: pack() first, and where the tail is no whole
   /// pages these are coded with larger errors. Attention windows and ALiBi go by the tokens of this
-  /// cache alone. On the CPU.
-  void continue_at(SequenceId sequence, int layer, Index position) requires(!replayable) {
+  /// cache alone. Does not wait; on failure nothing has changed.
+  void continue_at(SequenceId sequence, int layer, Index position, Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     constexpr Index farthest = Index{1} << 32;
     check_layer(layer);
     checks::check_range("position", position, 0, farthest);
     Layer &state = find(sequence, layer);
+    make_room(1);
+    checks::memory_or_error([&] { replay_.reserve_state(operations_, state); });
     state.next_position = position;
     if (state.length() == 0) state.begins_elsewhere = position > 0;
+    layers_.push_back(&state);
+    replay_.publish_states(operations_, pages_, layers_, stream);
   }
 
   /// Learning begins anew, from the tokens to come: after a warm-up with dummies, or where texts have
@@ -573,6 +608,7 @@ class KVCacheBase {
   /// themselves. Allocates; where that fails, some layers may have begun, and it can be called again. On
   /// a device, waits for it.
   void reset_learning(Stream stream = {}) {
+    [[maybe_unused]] const auto scope = enter(stream);
     check_shared_codings();
     if (!learning_.learns_at_all()) return;
     checks::memory_or_error([&] {
@@ -611,6 +647,7 @@ class KVCacheBase {
   /// Throws Error where they are gone: without Options::keep_statistics they
   /// are dropped once a coding is learnt. Allocates the result; on a device, waits for it.
   Prior statistics() const {
+    [[maybe_unused]] const auto scope = enter({});
     Prior prior(options_.layers, options_.kv_heads, padded_options_.head_dim,
                 std::max(1, *options_.tile_tokens));
     coding_references_.for_each([&](Index coding, int) {
@@ -731,6 +768,15 @@ class KVCacheBase {
   using Layer = detail::LayerTokens<Exact>;
   using Sequence = detail::SequenceState<Exact>;
 
+  /// Every call whose work is a device's begins with it: see DeviceOperations.
+  auto enter(Stream stream) const {
+    if constexpr (on_device) {
+      return operations_.enter(stream);
+    } else {
+      return stream;
+    }
+  }
+
   // ---- checks
 
   void check_layer(int layer) const { checks::check_range("layer", layer, 0, options_.layers - 1); }
@@ -806,6 +852,14 @@ class KVCacheBase {
   void check_tensor(const char *name, In<S> tensor, Index tokens, Index heads, Index channels) const {
     static_assert(Element<std::remove_const_t<S>>, "squat: tensors are float, half or bfloat16");
     checks::check_shape(name, tensor, tokens, heads, channels);
+    check_memory(name, tensor);
+  }
+
+  template <class Scalar>
+  void check_memory(const char *name, TensorView<Scalar> tensor) const {
+    if constexpr (on_device) {
+      if (tensor.tokens > 0) operations_.check_memory(name, tensor.data);
+    }
   }
 
   template <Element S>
@@ -813,7 +867,9 @@ class KVCacheBase {
     const auto &[q, k, v, out, lse, causal] = tensors;
     check_tensor<S>("q", q, q.tokens, options_.query_heads, options_.head_dim);
     check_tensor<S>("out", out, q.tokens, options_.query_heads, options_.value_dim);
-    if (lse.tokens > 0) checks::check_shape("lse", lse, q.tokens, options_.query_heads, 1);
+    if (lse.tokens == 0) return;
+    checks::check_shape("lse", lse, q.tokens, options_.query_heads, 1);
+    check_memory("lse", lse);
   }
 
   template <Element S>
@@ -1029,6 +1085,7 @@ class KVCacheBase {
 
   template <Element S>
   void append_only(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream) {
+    [[maybe_unused]] const auto scope = enter(stream);
     check_batch(batch, layer, tensors.k.tokens);
     check_keys(tensors, tensors.k.tokens);
     with_padding(batch, tensors, stream, [&](const AttentionTensors<S> &wide) {
@@ -1064,15 +1121,14 @@ class KVCacheBase {
                  Stream stream) {
     if constexpr (!replayable) return false;
     find_layers(batch, layer);
+    rows_.clear();
+    rows_.reserve(batch.size());
+    for_each_entry(batch, [&](const SequenceTokens &, Index row) { rows_.push_back(row); });
     bool step = q.tokens == 0 || !options_.keep_statistics;
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      const Index first_row = batch[i].first_row;
-      step = step && batch[i].tokens == 1 &&
-             (first_row == SequenceTokens::behind_the_last || first_row == static_cast<Index>(i)) &&
-             learning_.learnt(layers_[i]->coding);
-    }
-    const bool taken =
-        replay_.template take_step<S>(operations_, pages_, layers_, step, layer, q, k, v, out, stream);
+    for (std::size_t i = 0; i < batch.size(); ++i)
+      step = step && batch[i].tokens == 1 && learning_.learnt(layers_[i]->coding);
+    const bool taken = replay_.template take_step<S>(operations_, pages_, layers_, rows_, step, layer, q,
+                                                     k, v, out, stream);
     if (taken) leave_window(stream);
     return taken;
   }
@@ -1327,6 +1383,7 @@ class KVCacheBase {
   std::vector<SequenceCall<Exact>> calls_;
   std::vector<DraftToken> draft_;  // of the call in progress, a row each
   std::vector<Layer *> layers_;
+  std::vector<Index> rows_;  // of a step's sequences
   [[no_unique_address]] detail::ReplayOf<Operations, Stream> replay_{options_};
 };
 
@@ -1359,10 +1416,12 @@ class KVCacheBase {
 /// the workspaces grow. A decode step that fits allocates nothing.
 ///
 /// A backend on a device takes tensors in its memory and, as the last argument of
-/// every call, the stream that the call's work is put into. Calls on several
-/// streams are the engine's to order. Decode steps (a token a sequence, behind the prompt) do not wait
-/// for the device, and what their kernels meet is thrown by check(). Other calls that append wait for it
-/// once, to check their elements, and again where codings are learnt or a workspace grows.
+/// every call, the stream that the call's work is put into. The device is the one that is current when
+/// the cache is made: every call makes it current and then the caller's again, and throws Error for
+/// tensors and streams of another. Calls on several streams are the engine's to order. Decode steps (a
+/// token a sequence, behind the prompt) do not wait for the device, and what their kernels meet is
+/// thrown by check(). Other calls that append wait for it once, to check their elements, and again where
+/// codings are learnt or a workspace grows.
 template <Element T, int KeyBits, int ValueBits = KeyBits, class Backend = Cpu>
 class KVCache : public KVCacheBase<T, typename Backend::template Operations<T, KeyBits, ValueBits>,
                                    typename Backend::Stream> {

@@ -65,17 +65,17 @@ class Replay {
     taken_.reserve(layers);
   }
 
-  /// Takes the step, a row of the tensors for each of `layers` in their order, where the kernels can on
-  /// their own; returns whether it did. learnt: of all their codings. Throws Error where the stream is
-  /// being captured and they cannot.
+  /// Takes the step, for each of `layers` the row of the tensors that `rows` says, where the kernels can
+  /// on their own; returns whether it did. learnt: of all their codings. Throws Error where the stream
+  /// is being captured and they cannot.
   template <Element S, class Stream>
-  bool take_step(Operations &operations, Pages &pages, Layers layers, bool learnt, int layer,
-                 TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
-                 const AttentionOutput<S> &out, Stream stream) {
+  bool take_step(Operations &operations, Pages &pages, Layers layers, std::span<const Index> rows,
+                 bool learnt, int layer, TensorView<const S> q, TensorView<const S> k,
+                 TensorView<const S> v, const AttentionOutput<S> &out, Stream stream) {
     const bool capturing = operations.capturing(stream);
     const auto in_place = [&](Layer *state) {
       const Index tail = state->exact.tail() + 1;
-      return state->exact.sinks() == sinks_ &&
+      return state->sinks_to_fill(1, sinks_) == 0 &&
              (tail < rule_.full() || (tail == rule_.full() && state->ready_page)) &&
              operations.can_step(state->exact);
     };
@@ -89,7 +89,7 @@ class Replay {
     calls_.clear();
     for (Layer *state : layers) {
       due |= state->exact.tail() + 1 == rule_.full();
-      calls_.push_back(state->call(static_cast<Index>(calls_.size()), 1));
+      calls_.push_back(state->call(rows[calls_.size()], 1));
     }
     operations.template step<S>(calls_, layer, due, q, k, v, out, stream);
     if (!capturing) count(operations, pages, layers, 1, stream);

@@ -35,6 +35,8 @@ inline void check(cudaError_t error, std::string_view place) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // what is not sticky ends here
   std::string text = "squat: " + std::string(place) + ": " + cudaGetErrorString(error);
+  if (error == cudaErrorInvalidResourceHandle)
+    text += "; stream may be of another device than the cache";
   if (is_sticky(error))
     text += "; the device's context has failed, and the cache is not usable any more";
   throw Error(text);

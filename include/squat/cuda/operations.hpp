@@ -51,6 +51,7 @@
 #include "squat/cuda/state/copy_each.cuh"
 #include "squat/cuda/state/device_arena.hpp"
 #include "squat/cuda/state/device_buffer.hpp"
+#include "squat/cuda/state/device_scope.hpp"
 #include "squat/cuda/state/device_state.cuh"
 #include "squat/cuda/state/exact_store.hpp"
 #include "squat/cuda/state/padding.cuh"
@@ -102,6 +103,15 @@ class Operations {
   }
 
   std::size_t page_bytes(Index) const { return page_bytes_; }
+
+  // ---- the device
+
+  int device() const { return device_; }
+  DeviceScope enter(cudaStream_t stream) const {
+    check_stream(stream, device_);
+    return DeviceScope(device_);
+  }
+  void check_memory(const char *name, const void *data) const { check_memory_(name, data); }
 
   // ---- codings
 
@@ -267,7 +277,9 @@ class Operations {
     cuda::check(cudaGetLastError(), "append");
     if (attends) attend_batch<S>(call_batch_.data(), calls, q, out, stream);
     if (most_pages == 0) return;
-    const PackCall packing = pack_call(call_batch_.data(), calls.size(), most_pages);
+    // Calls without rows pack what whole pages there are.
+    const int residual = most_tokens > 0 ? options_->residual : 0;
+    const PackCall packing = pack_call(call_batch_.data(), calls.size(), most_pages, residual);
     pack(packing, stream);
     with_layout([&]<class Layout>() {
       with_slots([&]<class Slots>() {
@@ -340,7 +352,7 @@ class Operations {
     cuda::check(cudaGetLastError(), "append of a step");
     if (attends) attend_batch<S>(batch, calls, q, out, stream);
     if (!due) return;
-    const PackCall packing = pack_call(batch, calls.size(), 1);
+    const PackCall packing = pack_call(batch, calls.size(), 1, options_->residual);
     pack(packing, stream);
     with_layout([&]<class Layout>() { launch_finish_call<Layout::Group>(packing, stream); });
     cuda::check(cudaGetLastError(), "end of a step");
@@ -881,12 +893,13 @@ class Operations {
             .sink_logits = options_->sink_logits.empty() ? nullptr : logits};
   }
 
-  PackCall pack_call(const BatchEntry *batch, std::size_t entries, Index most_pages) const {
+  PackCall pack_call(const BatchEntry *batch, std::size_t entries, Index most_pages,
+                     int residual) const {
     return {.batch = batch,
             .entries = static_cast<int>(entries),
             .most_pages = static_cast<int>(most_pages),
             .kv_heads = kv_heads(),
-            .residual = options_->residual,
+            .residual = residual,
             .codings = codings_.tables(),
             .coding = *options_->coding,
             .fit = *options_->fit,
@@ -919,6 +932,8 @@ class Operations {
     rows.fill(0, stream);
   }
 
+  int device_ = current_device();
+  mutable MemoryCheck check_memory_{device_};
   std::unique_ptr<const Options> options_;  // codings refer to it
   std::unique_ptr<DeviceArena> arena_;      // stores refer to it
   Codings codings_;

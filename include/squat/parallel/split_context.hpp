@@ -15,32 +15,35 @@
 // however long the context is. All ranks code with what part 0 has learnt from the first tokens.
 //
 // Every rank makes the same calls in the same order. The library has no transport of its own: an engine
-// brings two operations of whatever connects its ranks (RankTransport); examples/parallel has MPI's.
+// brings two operations of whatever connects its ranks (RankTransport); examples/parallel has MPI's and
+// NCCL's.
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <map>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "squat/cache/attention_tensors.hpp"
-#include "squat/cache/merge_attention.hpp"
+#include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/cache/sequence_tokens.hpp"
 #include "squat/cache/snapshot/streams.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/core/tensor.hpp"
+#include "squat/parallel/context_partials.hpp"
 #include "squat/parallel/context_record.hpp"
 #include "squat/parallel/context_runs.hpp"
 #include "squat/parallel/rank_transport.hpp"
 
 namespace squat {
 
-/// The sequences of a cache that is one of several, split by context. Cache: a KVCache on the CPU.
+/// The sequences of a cache that is one of several, split by context. Cache: a KVCache, on the CPU or,
+/// with split_context.cuh, on CUDA: then a call of one token for every sequence neither waits nor
+/// allocates where the transport is a StreamTransport, and cannot be captured.
 ///
 /// A call of several tokens is causal as in one cache: tokens see their own call's tokens before them,
 /// exact those of their own run, as pages hold them those of earlier runs (where one cache would have
@@ -53,6 +56,8 @@ class SplitContext {
  public:
   /// The sequences of a call, and how many tokens each.
   using Batch = std::span<const SequenceTokens>;
+  /// The last argument of every call that works on tokens.
+  using Stream = typename Cache::CallStream;
 
   /// cache: of the same options on every rank, and without sequences of its own. Both outlive this.
   /// parts: of every sequence, at least one a rank; 0: one a rank. With more, what was saved loads at
@@ -60,7 +65,10 @@ class SplitContext {
   /// options that look at how many tokens are between two (attention_window, alibi_slopes), for
   /// sink_logits, and where sequences learn for themselves.
   SplitContext(Cache &cache, Transport &transport, int parts = 0)
-      : cache_(&cache), transport_(&transport), parts_(parts == 0 ? transport.ranks() : parts) {
+      : cache_(&cache),
+        transport_(&transport),
+        parts_(parts == 0 ? transport.ranks() : parts),
+        partials_(cache, transport) {
     const Options &options = cache.options();
     if (parts_ < transport.ranks())
       throw_invalid("parts", parts_, "0, or at least the ranks, which are", transport.ranks());
@@ -135,55 +143,61 @@ class SplitContext {
   /// same queries on every rank, and the same outputs. Without `out`, as KVCache::append(), which
   /// codings learn from where there is q. Collective.
   template <Element S>
-  void attend(Batch batch, int layer, const AttentionTensors<S> &tensors) {
+  void attend(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream = {}) {
     check(batch, layer, tensors);
-    share_codings();
+    partials_.check(stream);
+    share_codings(stream);
     plan(layer);
     const bool attends = tensors.out.tokens > 0;
-    if (attends) reserve<S>(tensors);
-    for (std::size_t i = 0; i < own_.size(); ++i) attend_part<S>(i, layer, tensors);
+    if (attends) {
+      shape_ = detail::PartialShape::of<S>(tensors.q.tokens, tensors.out.heads, tensors.out.head_dim,
+                                           parts_, transport_->ranks());
+      partials_.reserve(shape_, stream);
+    }
+    for (std::size_t i = 0; i < own_.size(); ++i) attend_part<S>(i, layer, tensors, stream);
+    if (attends) {
+      partials_.gather(stream);
+      merge<S>(tensors, stream);
+    }
     for (Entry &entry : entries_) {
       Index &length = entry.state->lengths[static_cast<std::size_t>(layer)];
-      pack_runs(*entry.state, layer, length, length + entry.tokens);
+      pack_runs<S>(*entry.state, layer, length, length + entry.tokens, stream);
       length += entry.tokens;
     }
-    if (!attends) return;
-    if (parts_ > 1) transport_->all_gather(mine_, all_);
-    merge<S>(tensors);
   }
 
   /// As KVCache::truncate(), between two steps: where all layers have the same tokens. Collective.
-  void truncate(SequenceId sequence, Index tokens) {
+  void truncate(SequenceId sequence, Index tokens, Stream stream = {}) {
     State &state = find(sequence);
     check_cut(state, tokens);
     for (std::size_t i = 0; i < own_.size(); ++i)
-      cache_->truncate(state.local[i], state.runs.held(own_[i], tokens));
-    end_at(state, tokens);
+      cache_->truncate(state.local[i], state.runs.held(own_[i], tokens), stream);
+    end_at(state, tokens, stream);
   }
 
   /// As KVCache::fork(), between two steps. Collective.
-  SequenceId fork(SequenceId parent, Index tokens) {
+  SequenceId fork(SequenceId parent, Index tokens, Stream stream = {}) {
     const State &from = find(parent);
     check_cut(from, tokens);
     State child;
     child.runs = from.runs;
     child.lengths = from.lengths;
     for (std::size_t i = 0; i < own_.size(); ++i)
-      child.local.push_back(cache_->fork(from.local[i], from.runs.held(own_[i], tokens)));
-    end_at(child, tokens);
+      child.local.push_back(cache_->fork(from.local[i], from.runs.held(own_[i], tokens), stream));
+    end_at(child, tokens, stream);
     return add(std::move(child));
   }
 
   /// Writes a part that this rank has, between two steps: which tokens parts have, then a snapshot as
   /// KVCache::save(). A sequence is in the snapshots of all its parts. Not collective.
   template <class Out>
-  void save(SequenceId sequence, int part, Out &&out) {
+  void save(SequenceId sequence, int part, Out &&out, Stream stream = {}) {
     const State &state = find(sequence);
     check_cut(state, 0);
     const SequenceId of_part = local(sequence, part);
     detail::with_sink(out, [&](auto &sink) {
       detail::write_runs(sink, state.runs, parts_, part, state.lengths.front());
-      cache_->save(of_part, sink);
+      cache_->save(of_part, sink, {}, stream);
     });
   }
 
@@ -191,7 +205,7 @@ class SplitContext {
   /// KVCache::load(). sources: SnapshotSources. Throws Error for snapshots of other parts or of a
   /// context of another number of parts, and where KVCache::load() does; nothing has changed then.
   template <SnapshotSource Source>
-  SequenceId load(std::span<Source> sources) {
+  SequenceId load(std::span<Source> sources, Stream stream = {}) {
     if (sources.size() != own_.size())
       throw_invalid("sources.size", sources.size(), "the parts that this rank has,", own_.size());
     State state;
@@ -199,7 +213,7 @@ class SplitContext {
     try {
       for (std::size_t i = 0; i < own_.size(); ++i) {
         auto [runs, tokens] = detail::read_runs(sources[i], parts_, own_[i]);
-        const SequenceId local = cache_->load(sources[i]);
+        const SequenceId local = cache_->load(sources[i], {}, stream);
         state.local.push_back(local);
         for (int layer = 0; layer < layers(); ++layer) {
           if (cache_->length(local, layer) != runs.held(own_[i], tokens) || (i > 0 && tokens != length))
@@ -214,7 +228,7 @@ class SplitContext {
     }
     state.lengths.assign(seen_.size(), length);
     std::fill(seen_.begin(), seen_.end(), to_learn_);  // perhaps, which share_codings() asks part 0
-    stand_at(state, length);
+    stand_at(state, length, stream);
     return add(std::move(state));
   }
 
@@ -344,17 +358,17 @@ class SplitContext {
   }
 
   /// Gives all ranks the codings of part 0 once these have learnt: later where its tokens were no text.
-  void share_codings() {
+  void share_codings(Stream stream) {
     if (shared_ || parts_ == 1 || !seen_enough()) return;
     const bool first = transport_->rank() == 0;
     std::vector<std::byte> codings;
-    if (first && all_learnt()) cache_->save_codings(codings);
+    if (first && all_learnt()) cache_->save_codings(codings, {}, stream);
     std::uint64_t size = codings.size();
     transport_->broadcast(std::as_writable_bytes(std::span(&size, 1)));
     if (size == 0) return;
     codings.resize(static_cast<std::size_t>(size));
     transport_->broadcast(codings);
-    if (!first) cache_->load_codings(codings);
+    if (!first) cache_->load_codings(codings, {}, stream);
     shared_ = true;
   }
 
@@ -376,38 +390,15 @@ class SplitContext {
     }
   }
 
-  /// Bytes of what comes of one part: lse, then outputs.
-  template <Element S>
-  void reserve(const AttentionTensors<S> &tensors) {
-    const auto rows = static_cast<std::size_t>(tensors.q.tokens * tensors.out.heads);
-    lse_bytes_ = rows * sizeof(float);
-    part_bytes_ = lse_bytes_ + rows * static_cast<std::size_t>(tensors.out.head_dim) * sizeof(S);
-    part_bytes_ = (part_bytes_ + alignof(float) - 1) / alignof(float) * alignof(float);
-    const auto ranks = static_cast<std::size_t>(transport_->ranks());
-    blocks_ = (static_cast<std::size_t>(parts_) + ranks - 1) / ranks;
-    mine_.resize(blocks_ * part_bytes_);
-    all_.resize(parts_ > 1 ? ranks * mine_.size() : 0);
-  }
-
-  template <Element S>
-  AttentionTensors<S> part_of(std::byte *block, const AttentionTensors<S> &tensors) const {
-    AttentionTensors<S> part = tensors;
-    const Index rows = tensors.q.tokens, heads = tensors.out.heads;
-    part.lse = {reinterpret_cast<float *>(block), rows, heads, 1};
-    part.out = {reinterpret_cast<S *>(block + lse_bytes_), rows, heads, tensors.out.head_dim};
-    return part;
-  }
-
   /// What comes of an own part, into its block: a segment after the other, for they see those before.
   template <Element S>
-  void attend_part(std::size_t place, int layer, const AttentionTensors<S> &tensors) {
+  void attend_part(std::size_t place, int layer, const AttentionTensors<S> &tensors, Stream stream) {
     const bool attends = tensors.out.tokens > 0;
     AttentionTensors<S> found = tensors, read;
     if (attends) {
-      found = part_of<S>(mine_.data() + place * part_bytes_, tensors);
-      std::fill_n(found.lse.data, found.lse.tokens * found.lse.heads,
-                  -std::numeric_limits<float>::infinity());
-      read = {.q = found.q, .out = found.out, .lse = found.lse, .causal = false};
+      found = shape_.in_block<S>(partials_.own(place), tensors);
+      read = AttentionTensors<S>{.q = found.q, .out = found.out, .lse = found.lse, .causal = false};
+      if (is_empty_before(place, layer)) partials_.clear(place, stream);
     }
     for (const std::vector<Segment> &wave : waves_) {
       appends_.clear();
@@ -417,54 +408,63 @@ class SplitContext {
         const SequenceId local = entry.state->local[place];
         SequenceTokens rows{local, segment.count, segment.row, entry.learn && segment.run.part == 0};
         if (segment.run.part == own_[place]) {
-          if (segment.token == segment.run.first) begin_run(local, layer, segment.run);
+          if (segment.token == segment.run.first) begin_run<S>(local, layer, segment.run, stream);
           appends_.push_back(rows);
         } else if (attends && cache_->length(local, layer) > 0) {
           reads_.push_back(rows);
         }
       }
-      if (!appends_.empty()) append<S>(layer, found);
-      if (!reads_.empty()) cache_->attend(reads_, layer, read);
+      if (!appends_.empty()) append<S>(layer, found, stream);
+      if (!reads_.empty()) cache_->attend(reads_, layer, read, stream);
     }
   }
 
-  template <Element S>
-  void append(int layer, const AttentionTensors<S> &tensors) {
-    if (tensors.out.tokens > 0) return cache_->attend(appends_, layer, tensors);
-    if (tensors.q.tokens > 0) return cache_->append(appends_, layer, tensors.q, tensors.k, tensors.v);
-    cache_->append(appends_, layer, tensors.k, tensors.v);
+  /// Whether an own part may have rows that it sees nothing for: it has no tokens of a sequence yet.
+  bool is_empty_before(std::size_t place, int layer) const {
+    return std::any_of(entries_.begin(), entries_.end(), [&](const Entry &entry) {
+      return cache_->length(entry.state->local[place], layer) == 0;
+    });
   }
 
   template <Element S>
-  void merge(const AttentionTensors<S> &tensors) {
-    std::vector<std::byte> &blocks = parts_ > 1 ? all_ : mine_;
-    const auto ranks = static_cast<std::size_t>(transport_->ranks());
-    std::vector<AttentionPart<S>> parts(static_cast<std::size_t>(parts_));
+  void append(int layer, const AttentionTensors<S> &tensors, Stream stream) {
+    if (tensors.out.tokens > 0) return cache_->attend(appends_, layer, tensors, stream);
+    if (tensors.q.tokens > 0)
+      return cache_->append(appends_, layer, tensors.q, tensors.k, tensors.v, stream);
+    cache_->append(appends_, layer, tensors.k, tensors.v, stream);
+  }
+
+  /// Of neighbouring rows of the call together.
+  template <Element S>
+  void merge(const AttentionTensors<S> &tensors, Stream stream) {
+    TokenRange rows;
+    const auto merge_rows = [&] {
+      if (rows.last > rows.first) partials_.template merge<S>(rows, tensors.out, tensors.lse, stream);
+    };
     for (const Entry &entry : entries_) {
-      const Index first = entry.first_row, count = entry.tokens;
-      for (std::size_t part = 0; part < parts.size(); ++part) {
-        const std::size_t block = part % ranks * blocks_ + part / ranks;
-        const AttentionTensors<S> found = part_of<S>(blocks.data() + block * part_bytes_, tensors);
-        parts[part] = {found.out.slice(first, count), found.lse.slice(first, count)};
+      if (entry.first_row != rows.last) {
+        merge_rows();
+        rows.first = entry.first_row;
       }
-      const TensorView<float> lse =
-          tensors.lse.tokens > 0 ? tensors.lse.slice(first, count) : TensorView<float>();
-      merge_attention<S>(parts, tensors.out.slice(first, count), lse);
+      rows.last = entry.first_row + entry.tokens;
     }
+    merge_rows();
   }
 
   // ---- where parts stand
 
   /// The next token of a part is the first of a run.
-  void begin_run(SequenceId local, int layer, const detail::ContextRun &run) {
+  template <Element S>
+  void begin_run(SequenceId local, int layer, const detail::ContextRun &run, Stream stream) {
     if (parts_ == 1) return;
-    cache_->pack(local, layer);
-    cache_->continue_at(local, layer, run.first);
+    cache_->template pack<S>(local, layer, stream);
+    cache_->continue_at(local, layer, run.first, stream);
   }
 
   /// Packs the last run of each own part once there are `residual` tokens behind it, `before` and
   /// `after` being the tokens of a layer. Earlier ones were packed when the next began.
-  void pack_runs(State &state, int layer, Index before, Index after) {
+  template <Element S>
+  void pack_runs(State &state, int layer, Index before, Index after, Stream stream) {
     if (parts_ == 1 || before == after) return;
     const Index residual = cache_->options().residual;
     const auto &runs = state.runs.all();
@@ -474,13 +474,13 @@ class SplitContext {
       });
       if (last == runs.rend()) continue;
       const Index due = last->end() + residual;
-      if (before < due && due <= after) cache_->pack(state.local[i], layer);
+      if (before < due && due <= after) cache_->template pack<S>(state.local[i], layer, stream);
     }
   }
 
   /// After a cut behind `tokens` tokens. Where it went through a page, what is left of its run would be
   /// no whole pages: the run ends here, as all ranks must know.
-  void end_at(State &state, Index tokens) {
+  void end_at(State &state, Index tokens, Stream stream) {
     std::byte closes{0};
     if (parts_ > 1 && tokens > 0) {
       const detail::ContextRun run = state.runs.all()[state.runs.find(tokens - 1)];
@@ -497,16 +497,16 @@ class SplitContext {
     }
     state.runs.truncate(tokens, closes != std::byte{0});
     state.lengths.assign(seen_.size(), tokens);
-    stand_at(state, tokens);
+    stand_at(state, tokens, stream);
   }
 
   /// The part whose run goes on behind `tokens` tokens goes on there.
-  void stand_at(State &state, Index tokens) {
+  void stand_at(State &state, Index tokens, Stream stream) {
     if (parts_ == 1) return;
     for (std::size_t i = 0; i < own_.size(); ++i) {
       for (int layer = 0; layer < layers(); ++layer) {
         if (tokens > 0 && state.runs.all()[state.runs.find(tokens - 1)].part != own_[i]) continue;
-        cache_->continue_at(state.local[i], layer, tokens);
+        cache_->continue_at(state.local[i], layer, tokens, stream);
       }
     }
   }
@@ -526,8 +526,8 @@ class SplitContext {
   std::vector<Entry> entries_;
   std::vector<std::vector<Segment>> waves_;
   std::vector<SequenceTokens> appends_, reads_;
-  std::vector<std::byte> mine_, all_;
-  std::size_t lse_bytes_ = 0, part_bytes_ = 0, blocks_ = 0;
+  detail::PartialShape shape_;
+  detail::ContextPartials<Stream, Transport> partials_;
 };
 
 }  // namespace squat

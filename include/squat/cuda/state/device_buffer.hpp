@@ -6,11 +6,13 @@
 
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <span>
 #include <string>
 #include <type_traits>
 
 #include "squat/cuda/error.hpp"
+#include "squat/cuda/state/device_scope.hpp"
 
 namespace squat::cuda {
 
@@ -25,8 +27,8 @@ inline void ask_for_device_memory(std::size_t bytes) {
   }
 }
 
-/// `size` elements of trivial type in device memory, uninitialised. An allocation that fails is an
-/// Error.
+/// `size` elements of trivial type in memory of the device that is current, uninitialised. An allocation
+/// that fails is an Error.
 template <class Scalar>
 class DeviceBuffer {
   static_assert(std::is_trivially_copyable_v<Scalar>);
@@ -39,12 +41,13 @@ class DeviceBuffer {
   explicit DeviceBuffer(std::size_t size) : size_(size) {
     if (size == 0) return;
     ask_for_device_memory(bytes());
+    const int device = current_device();
     void *data = nullptr;
     const cudaError_t error = cudaMalloc(&data, bytes());
     if (error != cudaSuccess) {
       check(error, "allocation of " + std::to_string(bytes()) + " bytes of device memory");
     }
-    data_.reset(static_cast<Scalar *>(data));
+    data_ = {static_cast<Scalar *>(data), Release{device}};
   }
 
   Scalar *data() const { return data_.get(); }
@@ -58,7 +61,11 @@ class DeviceBuffer {
 
  private:
   struct Release {
-    void operator()(Scalar *data) const { (void)cudaFree(data); }
+    int device = 0;
+    void operator()(Scalar *data) const {
+      const DeviceScope scope(device, std::nothrow);
+      (void)cudaFree(data);
+    }
   };
   std::unique_ptr<Scalar, Release> data_;
   std::size_t size_ = 0;
