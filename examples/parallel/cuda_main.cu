@@ -194,8 +194,8 @@ Figures decode(const Arguments &arguments, cudaStream_t stream) {
   transport.all_gather(std::as_bytes(std::span(&own, 1)), std::as_writable_bytes(std::span(parts)));
   figures.part = *std::max_element(parts.begin(), parts.end());
   const std::size_t share = figures.bytes / static_cast<std::size_t>(arguments.ranks - 1);
-  const NcclTransport::Memory mine(transport, share),
-      all(transport, share * static_cast<std::size_t>(arguments.ranks));
+  const squat::cuda::DeviceBuffer<std::byte> mine(share),
+      all(share * static_cast<std::size_t>(arguments.ranks));
   const auto gather = [&] {
     transport.all_gather(std::span<const std::byte>(mine.data(), mine.size()),
                          std::span<std::byte>(all.data(), all.size()), stream);

@@ -10,8 +10,6 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
-#include <memory>
-#include <new>
 #include <span>
 #include <string>
 #include <thread>
@@ -45,40 +43,6 @@ class NcclTransport {
   }
   NcclTransport(const NcclTransport &) = delete;
   NcclTransport &operator=(const NcclTransport &) = delete;
-
-  /// Device memory that all ranks have alike, so that they reach each other's without detours where the
-  /// GPUs are linked.
-  class Memory {
-   public:
-    Memory() = default;
-    /// On the transport's device.
-    Memory(NcclTransport &transport, std::size_t size) : size_(size) {
-      const squat::cuda::DeviceScope scope(transport.device_);
-      void *data = nullptr;
-      transport.check(ncclMemAlloc(&data, size));
-      data_ = {static_cast<std::byte *>(data), Release{&transport, nullptr}};
-      transport.check(ncclCommWindowRegister(transport.communicator_, data, size,
-                                             &data_.get_deleter().window, NCCL_WIN_COLL_SYMMETRIC));
-    }
-
-    std::byte *data() const { return data_.get(); }
-    std::size_t size() const { return size_; }
-
-   private:
-    struct Release {
-      const NcclTransport *transport;
-      ncclWindow_t window;  // null where GPUs are not linked
-      void operator()(std::byte *data) const {
-        if (std::uncaught_exceptions() > 0) return;  // others may be at it until the process ends
-        const squat::cuda::DeviceScope scope(transport->device_, std::nothrow);
-        (void)cudaDeviceSynchronize();
-        if (window != nullptr) (void)ncclCommWindowDeregister(transport->communicator_, window);
-        (void)ncclMemFree(data);
-      }
-    };
-    std::unique_ptr<std::byte, Release> data_;
-    std::size_t size_ = 0;
-  };
 
   int rank() const { return rank_; }
   int ranks() const { return ranks_; }

@@ -4,10 +4,8 @@
 
 #include <cuda_runtime.h>
 
-#include <concepts>
 #include <cstddef>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "squat/cache/call.hpp"
@@ -23,12 +21,9 @@
 
 namespace squat {
 
-/// A transport that gathers device memory too, in its turn among the work of a stream: from and into
-/// Memory of so many bytes on the device that is current, which all ranks make in the same order, and
-/// which has data() and size().
+/// A transport that gathers device memory too, in its turn among the work of a stream.
 template <class Transport>
-concept StreamTransport = RankTransport<Transport> && std::movable<typename Transport::Memory> &&
-    std::constructible_from<typename Transport::Memory, Transport &, std::size_t> &&
+concept StreamTransport = RankTransport<Transport> &&
     requires(Transport &transport, std::span<const std::byte> mine, std::span<std::byte> all,
              cudaStream_t stream) {
   transport.all_gather(mine, all, stream);
@@ -96,18 +91,11 @@ class ContextPartials<cudaStream_t, Transport> {
   }
 
  private:
-  static auto memory(Transport &transport, std::size_t bytes) {
-    if constexpr (StreamTransport<Transport>) {
-      return typename Transport::Memory(transport, bytes);
-    } else {
-      return cuda::DeviceBuffer<std::byte>(bytes);
-    }
-  }
-  using Memory = decltype(memory(std::declval<Transport &>(), 0));
+  using Memory = cuda::DeviceBuffer<std::byte>;
 
   /// What is replaced may be read by kernels until the device has come to it: its release waits.
-  void grow(Memory &blocks, std::size_t bytes) {
-    if (bytes > blocks.size()) blocks = memory(*transport_, bytes);
+  static void grow(Memory &blocks, std::size_t bytes) {
+    if (bytes > blocks.size()) blocks = Memory(bytes);
   }
 
   int device_;
