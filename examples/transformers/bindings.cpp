@@ -1,5 +1,6 @@
 // squat._native: squat::ModelCache for Python. Tensors come by DLPack, of NumPy, PyTorch or any other
-// library that speaks it, on the CPU. Calls that compute let other Python threads run.
+// library that speaks it, and are where the cache is: on the CPU, or on a GPU. Calls that compute let
+// other Python threads run.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -21,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "device.hpp"
 #include "squat/model.hpp"
 #include "squat/parallel/thread_pool.hpp"
 
@@ -30,22 +32,32 @@ namespace {
 
 using namespace squat;
 
-using Rows = nb::ndarray<nb::ndim<3>, nb::device::cpu>;
-using ReadRows = nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu>;
-using Sums = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<nb::ndim<3>>;
+using ReadRows = nb::ndarray<nb::ro, nb::ndim<3>>;
+using Sums = nb::ndarray<float, nb::ndim<2>, nb::c_contig>;
 
-/// (sequence, tokens, first row or -1), see SequenceTokens.
-using Batch = std::vector<std::tuple<std::uint64_t, std::int64_t, std::int64_t>>;
+/// The sequences of a call. Calls of many layers take one that was made once.
+class Batch {
+ public:
+  /// (sequence, tokens, first row or -1), see SequenceTokens.
+  using Entry = std::tuple<std::uint64_t, std::int64_t, std::int64_t>;
 
-std::vector<SequenceTokens> batch_of(const Batch &batch, bool learn) {
-  std::vector<SequenceTokens> entries;
-  for (const auto &entry : batch) {
-    const auto [sequence, tokens, first_row] = entry;
-    entries.push_back({{sequence}, tokens, SequenceTokens::behind_the_last, learn});
-    if (first_row >= 0) entries.back().first_row = first_row;
+  explicit Batch(const std::vector<Entry> &entries) {
+    for (const auto &[sequence, tokens, first_row] : entries) {
+      entries_.push_back({{sequence}, tokens});
+      if (first_row >= 0) entries_.back().first_row = first_row;
+    }
   }
-  return entries;
-}
+
+  std::vector<SequenceTokens> entries(bool learn) const {
+    std::vector<SequenceTokens> entries = entries_;
+    for (SequenceTokens &entry : entries) entry.learn = learn;
+    return entries;
+  }
+
+ private:
+  std::vector<SequenceTokens> entries_;
+};
 
 template <class Array>
 std::string dtype_of(const Array &rows) {
@@ -68,9 +80,10 @@ auto with_element(const char *name, const Array &rows, Run &&run) {
               "; it must be float32, float16 or bfloat16");
 }
 
-/// read: nothing is written, also where the array would let us.
+/// S const: nothing is written, also where the array would let us.
 template <class S, class Array>
-TensorView<S> view_of(const char *name, const Array &rows) {
+TensorView<S> view_of(const char *name, const Array &rows, const squat_kv::Device &device) {
+  device.check_holds(name, rows.device_type(), rows.device_id());
   const bool same = with_element(name, rows, [](auto element) {
     return std::is_same_v<decltype(element), std::remove_const_t<S>>;
   });
@@ -91,12 +104,14 @@ TensorView<S> view_of(const char *name, const Array &rows) {
 template <class S>
 AttentionTensors<S> tensors_of(const ReadRows &q, const std::optional<ReadRows> &k,
                                const std::optional<ReadRows> &v, const Rows &out,
-                               const std::optional<Sums> &lse) {
+                               const std::optional<Sums> &lse, const squat_kv::Device &device) {
   if (k.has_value() != v.has_value()) throw Error("squat: k and v go together");
-  AttentionTensors<S> tensors{.q = view_of<const S>("q", q), .out = view_of<S>("out", out)};
-  if (k) tensors.k = view_of<const S>("k", *k);
-  if (v) tensors.v = view_of<const S>("v", *v);
+  AttentionTensors<S> tensors{.q = view_of<const S>("q", q, device),
+                              .out = view_of<S>("out", out, device)};
+  if (k) tensors.k = view_of<const S>("k", *k, device);
+  if (v) tensors.v = view_of<const S>("v", *v, device);
   if (lse) {
+    device.check_holds("lse", lse->device_type(), lse->device_id());
     tensors.lse = {lse->data(), static_cast<Index>(lse->shape(0)), static_cast<Index>(lse->shape(1)), 1};
   }
   return tensors;
@@ -180,95 +195,111 @@ LayerGroup make_group(std::vector<int> layers, nb::kwargs arguments) {
   return group;
 }
 
+/// A stream as Python hands it over: a cudaStream_t as a number. Caches of the CPU pay no heed to it.
+using Stream = std::uintptr_t;
+AnyStream any_of(Stream stream) { return reinterpret_cast<AnyStream>(stream); }
+
 class PyModelCache {
  public:
   PyModelCache(int layers, const std::vector<LayerGroup> &groups, const std::map<int, int> &keys_of,
                const std::vector<int> &layers_without_keys, const std::string &exact_rows,
-               std::optional<std::size_t> max_page_bytes, int threads)
-      : pool_(threads > 0 ? std::make_shared<ThreadPool>(static_cast<unsigned>(threads))
+               std::optional<std::size_t> max_page_bytes, int threads, const std::string &device)
+      : device_(device),
+        pool_(threads > 0 ? std::make_shared<ThreadPool>(static_cast<unsigned>(threads))
                           : std::make_shared<ThreadPool>()),
         cache_(options_of(layers, groups, keys_of, layers_without_keys, exact_rows, max_page_bytes),
-               make_cpu_group) {}
+               device_.make_group()) {}
   PyModelCache(const PyModelCache &) = delete;
   PyModelCache &operator=(const PyModelCache &) = delete;
 
   void attend(const Batch &batch, int layer, const ReadRows &q, const std::optional<ReadRows> &k,
               const std::optional<ReadRows> &v, const Rows &out, const std::optional<Sums> &lse,
-              bool causal, bool learn) {
+              bool causal, bool learn, Stream stream) {
     with_element("q", q, [&]<class S>(S) {
-      AttentionTensors<S> tensors = tensors_of<S>(q, k, v, out, lse);
+      AttentionTensors<S> tensors = tensors_of<S>(q, k, v, out, lse, device_);
       tensors.causal = causal;
-      const auto entries = batch_of(batch, learn);
+      const auto entries = batch.entries(learn);
       const nb::gil_scoped_release others_run;
-      cache_.attend(entries, layer, tensors);
+      cache_.attend(entries, layer, tensors, any_of(stream));
     });
   }
 
   void draft(const Batch &batch, int layer, const ReadRows &q, const ReadRows &k, const ReadRows &v,
-             const Rows &out, const std::vector<std::int64_t> &parents, const std::optional<Sums> &lse) {
+             const Rows &out, const std::vector<std::int64_t> &parents, const std::optional<Sums> &lse,
+             Stream stream) {
     with_element("q", q, [&]<class S>(S) {
-      const AttentionTensors<S> tensors = tensors_of<S>(q, k, v, out, lse);
+      const AttentionTensors<S> tensors = tensors_of<S>(q, k, v, out, lse, device_);
       const std::vector<Index> rows(parents.begin(), parents.end());
-      const auto entries = batch_of(batch, true);
+      const auto entries = batch.entries(true);
       const nb::gil_scoped_release others_run;
-      cache_.draft(entries, layer, tensors, rows);
+      cache_.draft(entries, layer, tensors, rows, any_of(stream));
     });
   }
 
   void append(const Batch &batch, int layer, const ReadRows &k, const ReadRows &v,
-              const std::optional<ReadRows> &q, bool learn) {
+              const std::optional<ReadRows> &q, bool learn, Stream stream) {
     with_element("k", k, [&]<class S>(S) {
-      const auto keys = view_of<const S>("k", k), values = view_of<const S>("v", v);
-      const auto entries = batch_of(batch, learn);
+      const auto keys = view_of<const S>("k", k, device_), values = view_of<const S>("v", v, device_);
+      const auto entries = batch.entries(learn);
       if (!q) {
         const nb::gil_scoped_release others_run;
-        return cache_.append(entries, layer, keys, values);
+        return cache_.append(entries, layer, keys, values, any_of(stream));
       }
-      const auto queries = view_of<const S>("q", *q);
+      const auto queries = view_of<const S>("q", *q, device_);
       const nb::gil_scoped_release others_run;
-      cache_.append(entries, layer, queries, keys, values);
+      cache_.append(entries, layer, queries, keys, values, any_of(stream));
     });
   }
 
-  void dequantize(std::uint64_t sequence, int layer, const Rows &k, const Rows &v) {
+  void dequantize(std::uint64_t sequence, int layer, const Rows &k, const Rows &v, Stream stream) {
     with_element("k", k, [&]<class S>(S) {
-      const auto keys = view_of<S>("k", k), values = view_of<S>("v", v);
+      const auto keys = view_of<S>("k", k, device_), values = view_of<S>("v", v, device_);
       const nb::gil_scoped_release others_run;
-      cache_.dequantize(SequenceId{sequence}, layer, keys, values);
+      cache_.dequantize(SequenceId{sequence}, layer, keys, values, any_of(stream));
     });
   }
 
   std::uint64_t add_sequence() { return cache_.add_sequence().value; }
   void remove_sequence(std::uint64_t sequence) { cache_.remove_sequence({sequence}); }
-  std::uint64_t fork(std::uint64_t parent, std::optional<std::int64_t> tokens) {
-    return cache_.fork({parent}, tokens ? *tokens : cache_.length({parent})).value;
+  std::uint64_t fork(std::uint64_t parent, std::optional<std::int64_t> tokens, Stream stream) {
+    return cache_.fork({parent}, tokens ? *tokens : cache_.length({parent}), any_of(stream)).value;
   }
-  void reorder(const std::vector<std::uint64_t> &sequences, const std::vector<std::uint64_t> &parents) {
+  void reorder(const std::vector<std::uint64_t> &sequences, const std::vector<std::uint64_t> &parents,
+               Stream stream) {
     std::vector<SequenceId> of_sequences, of_parents;
     for (const std::uint64_t sequence : sequences) of_sequences.push_back({sequence});
     for (const std::uint64_t parent : parents) of_parents.push_back({parent});
-    cache_.reorder(of_sequences, of_parents);
+    cache_.reorder(of_sequences, of_parents, any_of(stream));
   }
-  void truncate(std::uint64_t sequence, std::int64_t tokens) { cache_.truncate({sequence}, tokens); }
-  void shift(std::uint64_t sequence, std::int64_t first, std::int64_t last, std::int64_t by) {
-    cache_.shift({sequence}, first, last, by);
+  void truncate(std::uint64_t sequence, std::int64_t tokens, Stream stream) {
+    cache_.truncate({sequence}, tokens, any_of(stream));
+  }
+  void shift(std::uint64_t sequence, std::int64_t first, std::int64_t last, std::int64_t by,
+             Stream stream) {
+    cache_.shift({sequence}, first, last, by, any_of(stream));
   }
   std::int64_t length(std::uint64_t sequence, std::optional<int> layer) const {
     return layer ? cache_.length({sequence}, *layer) : cache_.length({sequence});
   }
 
-  nb::bytes save(std::uint64_t sequence) {
+  nb::bytes save(std::uint64_t sequence, Stream stream) {
     std::vector<std::byte> bytes;
-    cache_.save(SequenceId{sequence}, bytes);
+    cache_.save(SequenceId{sequence}, bytes, {}, any_of(stream));
     return nb::bytes(bytes.data(), bytes.size());
   }
-  std::uint64_t load(const nb::bytes &bytes) { return cache_.load(span_of(bytes)).value; }
-  nb::bytes save_codings() {
+  std::uint64_t load(const nb::bytes &bytes, Stream stream) {
+    return cache_.load(span_of(bytes), {}, any_of(stream)).value;
+  }
+  nb::bytes save_codings(Stream stream) {
     std::vector<std::byte> bytes;
-    cache_.save_codings(bytes);
+    cache_.save_codings(bytes, {}, any_of(stream));
     return nb::bytes(bytes.data(), bytes.size());
   }
-  void load_codings(const nb::bytes &bytes) { cache_.load_codings(span_of(bytes)); }
+  void load_codings(const nb::bytes &bytes, Stream stream) {
+    cache_.load_codings(span_of(bytes), {}, any_of(stream));
+  }
+  void check(Stream stream) const { cache_.check(any_of(stream)); }
+  std::string device() const { return device_.name(); }
 
   std::map<std::string, double> memory() const {
     const MemoryReport report = cache_.memory_report();
@@ -305,6 +336,7 @@ class PyModelCache {
     return {reinterpret_cast<const std::byte *>(bytes.c_str()), bytes.size()};
   }
 
+  squat_kv::Device device_;
   std::shared_ptr<ThreadPool> pool_;  // which outlives the cache's calls
   ModelCache cache_;
 };
@@ -320,33 +352,47 @@ NB_MODULE(_native, module) {
              new (group) LayerGroup(make_group(std::move(layers), options));
            })
       .def_ro("layers", &LayerGroup::layers);
+  module.attr("has_cuda") = squat_kv::has_cuda;
+  nb::class_<Batch>(module, "Batch", "The sequences of a call, for many calls.")
+      .def(nb::init<const std::vector<Batch::Entry> &>(), nb::arg("entries"));
+  nb::implicitly_convertible<nb::sequence, Batch>();
   nb::class_<PyModelCache>(module, "ModelCache")
       .def(nb::init<int, const std::vector<LayerGroup> &, const std::map<int, int> &,
-                    const std::vector<int> &, const std::string &, std::optional<std::size_t>, int>(),
+                    const std::vector<int> &, const std::string &, std::optional<std::size_t>, int,
+                    const std::string &>(),
            nb::arg("layers"), nb::arg("groups"), nb::kw_only(),
            nb::arg("keys_of") = std::map<int, int>(),
            nb::arg("layers_without_keys") = std::vector<int>(), nb::arg("exact_rows") = "float16",
-           nb::arg("max_page_bytes") = nb::none(), nb::arg("threads") = 0)
+           nb::arg("max_page_bytes") = nb::none(), nb::arg("threads") = 0, nb::arg("device") = "cpu")
+      .def_prop_ro("device", &PyModelCache::device)
       .def("attend", &PyModelCache::attend, nb::arg("batch"), nb::arg("layer"), nb::arg("q"),
            nb::arg("k") = nb::none(), nb::arg("v") = nb::none(), nb::kw_only(), nb::arg("out"),
-           nb::arg("lse") = nb::none(), nb::arg("causal") = true, nb::arg("learn") = true)
+           nb::arg("lse").noconvert() = nb::none(), nb::arg("causal") = true, nb::arg("learn") = true,
+           nb::arg("stream") = 0)
       .def("draft", &PyModelCache::draft, nb::arg("batch"), nb::arg("layer"), nb::arg("q"), nb::arg("k"),
-           nb::arg("v"), nb::kw_only(), nb::arg("out"), nb::arg("parents"), nb::arg("lse") = nb::none())
+           nb::arg("v"), nb::kw_only(), nb::arg("out"), nb::arg("parents"),
+           nb::arg("lse").noconvert() = nb::none(), nb::arg("stream") = 0)
       .def("append", &PyModelCache::append, nb::arg("batch"), nb::arg("layer"), nb::arg("k"),
-           nb::arg("v"), nb::kw_only(), nb::arg("q") = nb::none(), nb::arg("learn") = true)
+           nb::arg("v"), nb::kw_only(), nb::arg("q") = nb::none(), nb::arg("learn") = true,
+           nb::arg("stream") = 0)
       .def("dequantize", &PyModelCache::dequantize, nb::arg("sequence"), nb::arg("layer"), nb::kw_only(),
-           nb::arg("k"), nb::arg("v"))
+           nb::arg("k"), nb::arg("v"), nb::arg("stream") = 0)
       .def("add_sequence", &PyModelCache::add_sequence)
       .def("remove_sequence", &PyModelCache::remove_sequence, nb::arg("sequence"))
-      .def("fork", &PyModelCache::fork, nb::arg("parent"), nb::arg("tokens") = nb::none())
-      .def("reorder", &PyModelCache::reorder, nb::arg("sequences"), nb::arg("parents"))
-      .def("truncate", &PyModelCache::truncate, nb::arg("sequence"), nb::arg("tokens"))
+      .def("fork", &PyModelCache::fork, nb::arg("parent"), nb::arg("tokens") = nb::none(), nb::kw_only(),
+           nb::arg("stream") = 0)
+      .def("reorder", &PyModelCache::reorder, nb::arg("sequences"), nb::arg("parents"), nb::kw_only(),
+           nb::arg("stream") = 0)
+      .def("truncate", &PyModelCache::truncate, nb::arg("sequence"), nb::arg("tokens"), nb::kw_only(),
+           nb::arg("stream") = 0)
       .def("shift", &PyModelCache::shift, nb::arg("sequence"), nb::arg("first"), nb::arg("last"),
-           nb::arg("by"))
+           nb::arg("by"), nb::kw_only(), nb::arg("stream") = 0)
       .def("length", &PyModelCache::length, nb::arg("sequence"), nb::arg("layer") = nb::none())
-      .def("save", &PyModelCache::save, nb::arg("sequence"))
-      .def("load", &PyModelCache::load, nb::arg("bytes"))
-      .def("save_codings", &PyModelCache::save_codings)
-      .def("load_codings", &PyModelCache::load_codings, nb::arg("bytes"))
+      .def("save", &PyModelCache::save, nb::arg("sequence"), nb::kw_only(), nb::arg("stream") = 0)
+      .def("load", &PyModelCache::load, nb::arg("bytes"), nb::kw_only(), nb::arg("stream") = 0)
+      .def("save_codings", &PyModelCache::save_codings, nb::kw_only(), nb::arg("stream") = 0)
+      .def("load_codings", &PyModelCache::load_codings, nb::arg("bytes"), nb::kw_only(),
+           nb::arg("stream") = 0)
+      .def("check", &PyModelCache::check, nb::kw_only(), nb::arg("stream") = 0)
       .def("memory", &PyModelCache::memory);
 }

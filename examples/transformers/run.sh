@@ -1,6 +1,6 @@
 #!/bin/sh
 # The Python package from a clone: builds and installs it beside transformers, and runs its tests. What is missing comes from
-# Debian or Ubuntu and from PyPI.
+# Debian or Ubuntu and from PyPI. Where there are a GPU and nvcc, the package has kernels for that GPU, too.
 #
 # usage: run.sh [--native] [FOLDER]     FOLDER: of the virtual environment; default build/python. --native: without transformers
 set -eu
@@ -15,10 +15,15 @@ folder=${1:-$root/build/python}
 . "$root/cmake/packages.sh"
 install_packages g++ cmake ninja-build libeigen3-dev python3-dev python3-venv
 python3 -m venv "$folder"
-if $native; then
-  "$folder/bin/pip" install -q "$here"
+if nvidia-smi -L >/dev/null 2>&1; then
+  set -- -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native
 else
-  "$folder/bin/pip" install -q --extra-index-url https://download.pytorch.org/whl/cpu "$here[transformers]"
+  set -- -C cmake.define.SQUAT_KV_CUDA=OFF --extra-index-url https://download.pytorch.org/whl/cpu
+fi
+if $native; then
+  "$folder/bin/pip" install -q "$@" "$here"
+else
+  "$folder/bin/pip" install -q "$@" "$here[transformers]"
 fi
 "$folder/bin/python" "$root/tests/transformers/native_test.py"
 $native || "$folder/bin/python" "$root/tests/transformers/models_test.py"

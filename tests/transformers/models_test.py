@@ -1,4 +1,7 @@
-"""squat.Cache under transformers, on tiny random models of every kind that it serves. usage: models_test.py"""
+"""squat.Cache under transformers, on tiny random models of every kind that it serves, on the CPU and on a GPU.
+
+usage: models_test.py [unittest's arguments]
+"""
 
 import copy
 import pathlib
@@ -8,6 +11,7 @@ import warnings
 
 import squat
 import torch
+from squat import _native
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
@@ -55,6 +59,15 @@ def exact(config, **options):
     return squat.Cache(config, bits=16, coding="plain", exact_rows="float32", threads=1, **options)
 
 
+WITHOUT_GPU = (
+    "this build of squat-kv is for the CPU alone"
+    if not _native.has_cuda
+    else "torch sees no GPU"
+    if not torch.cuda.is_available()
+    else None
+)
+
+
 class Models(unittest.TestCase):
     def expect_same_tokens(self, name, rows, **how):
         config = CONFIGS[name]
@@ -87,12 +100,50 @@ class Models(unittest.TestCase):
             self.expect_same_tokens(name, slice(1, 2), prompt_lookup_num_tokens=5)
 
 
+@unittest.skipIf(WITHOUT_GPU, WITHOUT_GPU)
+class ModelsOnGpu(Models):
+    """Exact rows are float16 there, and kernels round queries and weights to it: logits differ by about 0.001 of their spread, and the
+    tokens of a sequence may, once two are as likely. Up to there, logits are compared; of beams, their scores."""
+
+    tolerance = 0.01  # of the spread of logits
+
+    def expect_same_tokens(self, name, rows, **how):
+        config = CONFIGS[name]
+        model = model_of(config).cuda()
+        ids, mask = (x[rows].cuda() for x in prompt())
+        how |= dict(input_ids=ids, attention_mask=mask, max_new_tokens=50, do_sample=False)
+        how |= dict(return_dict_in_generate=True, output_logits=True, output_scores=True)
+        model.set_attn_implementation("eager" if name in NEEDS_EAGER else "sdpa")
+        expected = model.generate(**how)
+        model.set_attn_implementation("squat")
+        cache = squat.Cache(config, bits=16, coding="plain", threads=1)
+        found = model.generate(**how, cache=cache)
+        cache.check()
+        if "num_beams" in how:
+            return torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, atol=1e-3, rtol=0)
+        compared = 0
+        for row in range(len(ids)):
+            for step, (one, other) in enumerate(zip(found.logits, expected.logits)):
+                distance = ((one[row] - other[row]).abs().max() / other[row].std()).item()
+                self.assertLess(distance, self.tolerance, f"{name}, sequence {row}, token {step}")
+                compared += 1
+                at = ids.shape[1] + step
+                if found.sequences[row, at] != expected.sequences[row, at]:
+                    break
+        self.assertGreater(compared, 40)
+
+
 class Caches(unittest.TestCase):
+    device = "cpu"
+
     def setUp(self):
         self.config = CONFIGS["llama"]
-        self.model = model_of(self.config)
+        self.model = model_of(self.config).to(self.device)
         self.model.set_attn_implementation("squat")
-        self.ids = torch.randint(2, 200, (1, 300), generator=torch.Generator().manual_seed(1))
+        self.ids = torch.randint(2, 200, (1, 300), generator=torch.Generator().manual_seed(1)).to(self.device)
+
+    def exact(self):
+        return exact(self.config)
 
     def small(self, **options):
         return squat.Cache(self.config, page_tokens=32, residual=32, statistics_tokens=64, threads=1, **options)
@@ -102,7 +153,7 @@ class Caches(unittest.TestCase):
             return self.model(ids, cache=cache).logits[:, -1]
 
     def test_few_bits_are_near(self):
-        expected = self.logits(exact(self.config), self.ids)
+        expected = self.logits(self.exact(), self.ids)
         for bits in (2, (4, 3)):
             cache = self.small(bits=bits)
             self.logits(cache, self.ids[:, :200])
@@ -122,7 +173,7 @@ class Caches(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "cache")
             cache.save(path)
-            options = dict(page_tokens=32, residual=32, statistics_tokens=64, threads=1)
+            options = dict(page_tokens=32, residual=32, statistics_tokens=64, threads=1, device=self.device)
             loaded = squat.Cache.load(path, self.config, **options)
             content = path.read_bytes()
             for damaged in (b"", content[:-1], content[:40], b"x" + content[1:], content[:200] + b"\xff" + content[201:]):
@@ -140,7 +191,7 @@ class Caches(unittest.TestCase):
     def test_memory_stays_flat(self):
         """Of a model whose layers all have a window."""
         config = MistralConfig(**SHAPE | dict(num_hidden_layers=1), head_dim=32, sliding_window=WINDOW)
-        model = model_of(config)
+        model = model_of(config).to(self.device)
         model.set_attn_implementation("squat")
         cache = squat.Cache(config, page_tokens=32, residual=32, statistics_tokens=64, threads=1)
         held = []
@@ -152,7 +203,7 @@ class Caches(unittest.TestCase):
         self.assertEqual(max(held[20:]), max(held[5:20]))
 
     def test_says_what_is_wrong(self):
-        other = model_of(self.config)
+        other = model_of(self.config).to(self.device)
         other.set_attn_implementation("sdpa")
         with self.assertRaisesRegex(TypeError, "attention interface"):
             other(self.ids, cache=self.small())
@@ -170,6 +221,39 @@ class Caches(unittest.TestCase):
             self.logits(squat.Cache(self.config, bits=5), self.ids)
         with self.assertRaisesRegex(ValueError, "squat.Cache"):
             squat.Cache(FalconConfig(vocab_size=200, hidden_size=64, num_hidden_layers=2, num_attention_heads=4))
+
+
+@unittest.skipIf(WITHOUT_GPU, WITHOUT_GPU)
+class CachesOnGpu(Caches):
+    device = "cuda"
+
+    def exact(self):
+        return squat.Cache(self.config, bits=16, coding="plain", threads=1)
+
+    def test_steps_wait_for_nothing(self):
+        """Over packed pages and padding, in a stream of their own."""
+        ids, mask = (x.cuda() for x in prompt())
+        cache, stream = self.small(), torch.cuda.Stream()
+        grown = torch.nn.functional.pad(mask, (0, 300), value=1)
+        with torch.no_grad(), torch.cuda.stream(stream):
+            for i in range(200):
+                if i == 190:
+                    stream.synchronize()
+                    torch.cuda.set_sync_debug_mode("error")
+                    torch.cuda._sleep(1 << 28)  # clock cycles, more than 0.1 s
+                seen = grown[:, : mask.shape[1] + i]
+                positions = (mask.sum(-1, keepdim=True) + i - 1) if i else None
+                self.model(ids if i == 0 else ids[:, :1], attention_mask=seen, position_ids=positions, cache=cache)
+            self.assertFalse(stream.query())
+            torch.cuda.set_sync_debug_mode("default")
+        self.assertGreater(cache.memory()["packed_tokens"], 0)
+
+    def test_is_where_it_was_made(self):
+        cache = self.small()
+        self.logits(cache, self.ids)
+        with self.assertRaisesRegex(squat.Error, "q is on the CPU; the cache is on cuda:0"):
+            self.model.cpu()
+            self.logits(cache, self.ids.cpu())
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ squat::ModelCache itself, for arrays of NumPy, PyTorch or any other library that
 
 import importlib.util
 
-from ._native import Error, LayerGroup, ModelCache
+from ._native import Batch, Error, LayerGroup, ModelCache
 
-__all__ = ["Error", "LayerGroup", "ModelCache"]
+__all__ = ["Batch", "Error", "LayerGroup", "ModelCache"]
 
 if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
     from .cache import Cache

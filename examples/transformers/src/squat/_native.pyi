@@ -4,12 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 Array = Any
-"""[tokens, heads, channels] by DLPack, on the CPU, channels contiguous: float32, float16 or bfloat16."""
+"""[tokens, heads, channels] by DLPack, where the cache is, channels contiguous: float32, float16 or bfloat16."""
 
-Batch = Sequence[tuple[int, int, int]]
-"""Of each sequence: its handle, its tokens, and the first of its rows, or -1: behind those of the one before."""
+has_cuda: bool
+"""Whether this build has kernels for CUDA."""
 
 class Error(ValueError): ...
+
+class Batch:
+    """The sequences of a call, made once for the calls of many layers; each takes a plain list, too."""
+
+    def __init__(self, entries: Sequence[tuple[int, int, int]]) -> None:
+        """Of each sequence: its handle, its tokens, and the first of its rows, or -1: behind those of the one before."""
+
+Entries = Batch | Sequence[tuple[int, int, int]]
 
 class LayerGroup:
     """Layers of one shape and width. Options are those of squat::Options."""
@@ -46,6 +54,11 @@ class LayerGroup:
     ) -> None: ...
 
 class ModelCache:
+    """On a GPU, calls go into the stream whose handle they are given (torch's `cuda_stream`; 0: the default one). They wait for it
+    where those of C++ do: attend() does not for one token a sequence behind others."""
+
+    device: str
+    """"cpu" or "cuda:N"."""
     def __init__(
         self,
         layers: int,
@@ -56,11 +69,12 @@ class ModelCache:
         exact_rows: Literal["float32", "float16", "bfloat16"] = "float16",
         max_page_bytes: int | None = None,
         threads: int = 0,
+        device: str = "cpu",
     ) -> None:
-        """threads: that a call runs on; 0: as many as the machine has."""
+        """threads: that a call runs on; 0: as many as the machine has. device: "cpu", or "cuda", the current GPU, which may be named."""
     def attend(
         self,
-        batch: Batch,
+        batch: Entries,
         layer: int,
         q: Array,
         k: Array | None = None,
@@ -70,22 +84,35 @@ class ModelCache:
         lse: Array | None = None,
         causal: bool = True,
         learn: bool = True,
+        stream: int = 0,
     ) -> None:
         """Appends k and v, if given, and attends; lse: float32 [tokens, query_heads]."""
     def draft(
-        self, batch: Batch, layer: int, q: Array, k: Array, v: Array, *, out: Array, parents: Sequence[int], lse: Array | None = None
+        self,
+        batch: Entries,
+        layer: int,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        out: Array,
+        parents: Sequence[int],
+        lse: Array | None = None,
+        stream: int = 0,
     ) -> None: ...
-    def append(self, batch: Batch, layer: int, k: Array, v: Array, *, q: Array | None = None, learn: bool = True) -> None: ...
-    def dequantize(self, sequence: int, layer: int, *, k: Array, v: Array) -> None: ...
+    def append(self, batch: Entries, layer: int, k: Array, v: Array, *, q: Array | None = None, learn: bool = True, stream: int = 0) -> None: ...
+    def dequantize(self, sequence: int, layer: int, *, k: Array, v: Array, stream: int = 0) -> None: ...
     def add_sequence(self) -> int: ...
     def remove_sequence(self, sequence: int) -> None: ...
-    def fork(self, parent: int, tokens: int | None = None) -> int: ...
-    def reorder(self, sequences: Sequence[int], parents: Sequence[int]) -> None: ...
-    def truncate(self, sequence: int, tokens: int) -> None: ...
-    def shift(self, sequence: int, first: int, last: int, by: int) -> None: ...
+    def fork(self, parent: int, tokens: int | None = None, *, stream: int = 0) -> int: ...
+    def reorder(self, sequences: Sequence[int], parents: Sequence[int], *, stream: int = 0) -> None: ...
+    def truncate(self, sequence: int, tokens: int, *, stream: int = 0) -> None: ...
+    def shift(self, sequence: int, first: int, last: int, by: int, *, stream: int = 0) -> None: ...
     def length(self, sequence: int, layer: int | None = None) -> int: ...
-    def save(self, sequence: int) -> bytes: ...
-    def load(self, bytes: bytes) -> int: ...
-    def save_codings(self) -> bytes: ...
-    def load_codings(self, bytes: bytes) -> None: ...
+    def save(self, sequence: int, *, stream: int = 0) -> bytes: ...
+    def load(self, bytes: bytes, *, stream: int = 0) -> int: ...
+    def save_codings(self, *, stream: int = 0) -> bytes: ...
+    def load_codings(self, bytes: bytes, *, stream: int = 0) -> None: ...
+    def check(self, *, stream: int = 0) -> None:
+        """Throws Error for what kernels have met in steps on a GPU, and waits for it."""
     def memory(self) -> dict[str, float]: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "squat"
 
@@ -28,8 +28,9 @@ class NewRows(torch.Tensor):
 
     @classmethod
     def of(cls, rows: torch.Tensor, layer) -> NewRows:
-        marked = torch.Tensor._make_subclass(cls, rows.detach())
-        marked.rows, marked.layer = rows.detach(), layer
+        rows = rows.detach() if rows.requires_grad else rows
+        marked = torch.Tensor._make_subclass(cls, rows)
+        marked.rows, marked.layer = rows, layer
         return marked
 
     @classmethod
@@ -53,5 +54,10 @@ def attend(module, query, key, value, attention_mask, dropout=0.0, scaling=None,
     return key.layer.attend(module, query, key.rows, value.rows, attention_mask, scaling, kwargs), None
 
 
+def mask_of(batch_size, q_length, kv_length, attention_mask=None, **kwargs):
+    """See transformers' AttentionMaskInterface: [batch, tokens] or None. Nobody has looked at it, for on a GPU that would wait."""
+    return attention_mask if attention_mask is None else attention_mask[:, -kv_length:]
+
+
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, flash_attention_mask)  # [batch, tokens] where there is padding, else None
+AttentionMaskInterface.register(NAME, mask_of)
