@@ -112,16 +112,19 @@ def measure(model, name, batch, prompt, new):
             raise
         return None
     finally:
-        cache = error = None
+        cache = None
         empty(device)
+
+
+def weights_of(model):
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def largest_batch(model, result, share):
     """That should fit: a sequence takes what it took in `result`."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     free, total = torch.cuda.mem_get_info()
     left = free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return int(share * left * result["batch"] / (result["peak_bytes"] - weights))
+    return int(share * left * result["batch"] / (result["peak_bytes"] - weights_of(model)))
 
 
 def profile(model, name, batch, prompt, steps=8):
@@ -226,7 +229,7 @@ def main():
                     print(f"{name} {lengths} {cache}: {batch} sequences do not fit", flush=True)
                     continue
                 equal[cache] = result
-                keep(dict(model=name, largest=False, **result))
+                keep(dict(model=name, weights_bytes=weights_of(model), largest=False, **result))
             if args.equal_only or device.type != "cuda":
                 continue
             for cache, result in equal.items():
@@ -240,7 +243,7 @@ def main():
                         print(f"{name} {lengths} {cache}: {batch} sequences do not fit", flush=True)
                         batch = int(0.93 * batch)
                 if found:
-                    keep(dict(model=name, largest=True, **found))
+                    keep(dict(model=name, weights_bytes=weights_of(model), largest=True, **found))
         del model
         empty(device)
 

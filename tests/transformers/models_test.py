@@ -135,6 +135,7 @@ class ModelsOnGpu(Models):
 
 class Caches(unittest.TestCase):
     device = "cpu"
+    bits = 2, (4, 3)
 
     def setUp(self):
         self.config = CONFIGS["llama"]
@@ -154,7 +155,7 @@ class Caches(unittest.TestCase):
 
     def test_few_bits_are_near(self):
         expected = self.logits(self.exact(), self.ids)
-        for bits in (2, (4, 3)):
+        for bits in self.bits:
             cache = self.small(bits=bits)
             self.logits(cache, self.ids[:, :200])
             found = self.logits(cache, self.ids[:, 200:])
@@ -226,6 +227,7 @@ class Caches(unittest.TestCase):
 @unittest.skipIf(WITHOUT_GPU, WITHOUT_GPU)
 class CachesOnGpu(Caches):
     device = "cuda"
+    bits = 2, 4  # pairs of others are not compiled by default
 
     def exact(self):
         return squat.Cache(self.config, bits=16, coding="plain", threads=1)
@@ -247,6 +249,15 @@ class CachesOnGpu(Caches):
             self.assertFalse(stream.query())
             torch.cuda.set_sync_debug_mode("default")
         self.assertGreater(cache.memory()["packed_tokens"], 0)
+
+    def test_takes_memory_that_torch_keeps(self):
+        """Of 64 sequences, which need more than what is free to others."""
+        torch.cuda.empty_cache()
+        kept = torch.empty(torch.cuda.mem_get_info()[0] - (32 << 20), dtype=torch.uint8, device="cuda")
+        del kept
+        cache = squat.Cache(self.config, bits=16, coding="plain", threads=1)
+        self.assertTrue(self.logits(cache, self.ids.repeat(64, 1)).isfinite().all())
+        self.assertGreater(cache.memory()["total_bytes"], 32 << 20)
 
     def test_is_where_it_was_made(self):
         cache = self.small()

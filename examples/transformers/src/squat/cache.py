@@ -204,15 +204,21 @@ class Cache(transformers.Cache):
         for sequence in self._sequences:
             self._native.remove_sequence(sequence)
 
-    def _run(self, call, *args, **kwargs):
+    def _run(self, call, *args):
         """A call of the native cache, in the current stream of its GPU."""
         if self._device.type == "cpu":
-            return call(*args, **kwargs)
-        kwargs["stream"] = torch.cuda.current_stream(self._device).cuda_stream
-        if torch.cuda.current_device() == self._device.index:
-            return call(*args, **kwargs)
-        with torch.cuda.device(self._device):
-            return call(*args, **kwargs)
+            return call(*args)
+        if torch.cuda.current_device() != self._device.index:
+            with torch.cuda.device(self._device):
+                return self._run(call, *args)
+        stream = torch.cuda.current_stream().cuda_stream
+        try:
+            return call(*args, stream=stream)
+        except Error as error:
+            if "device memory" not in str(error):
+                raise
+        torch.cuda.empty_cache()  # torch keeps what its tensors leave; the cache is as it was before the call
+        return call(*args, stream=stream)
 
     def _make(self, exact_rows: str, device: torch.device) -> None:
         kinds: dict[tuple[LayerShape, bool], list[int]] = {}
@@ -262,10 +268,14 @@ class Cache(transformers.Cache):
         shape = count * tokens, heads, value.shape[-1]
         out = query.new_zeros(shape) if self._plan.padded else query.new_empty(shape)
         sums = query.new_zeros(shape[:2], dtype=torch.float32) if sink_logits is not None else None
-        self._run(self._native.attend, self._plan.batch, index, _rows(query), _rows(key), _rows(value), out=to_dlpack(out), lse=sums)
+        self._run(self._attend_rows, index, query, key, value, out, sums)
         if sums is not None:  # one more term in the softmax's sum
             out *= torch.sigmoid(sums - sink_logits.detach().float())[..., None].to(out.dtype)
         return out.view(count, tokens, heads, -1)
+
+    def _attend_rows(self, index, query, key, value, out, sums, **stream) -> None:
+        rows = _rows(query), _rows(key), _rows(value)
+        self._native.attend(self._plan.batch, index, *rows, out=to_dlpack(out), lse=sums, **stream)
 
     def _begin(self, mask, count, tokens) -> None:
         """Plans the calls of all layers of a forward pass."""
