@@ -135,7 +135,7 @@ class ModelsOnGpu(Models):
 
 class Caches(unittest.TestCase):
     device = "cpu"
-    bits = 2, (4, 3)
+    bits, most_bits = (2, (4, 3)), 4.5
 
     def setUp(self):
         self.config = CONFIGS["llama"]
@@ -160,7 +160,7 @@ class Caches(unittest.TestCase):
             self.logits(cache, self.ids[:, :200])
             found = self.logits(cache, self.ids[:, 200:])
             self.assertLess(((found - expected).norm() / expected.norm()).item(), 0.2)
-            self.assertLess(cache.memory()["packed_bits_per_element"], 4.5)
+            self.assertLess(cache.memory()["packed_bits_per_element"], self.most_bits)
 
     def test_types(self):
         for dtype in (torch.float16, torch.bfloat16):
@@ -227,7 +227,7 @@ class Caches(unittest.TestCase):
 @unittest.skipIf(WITHOUT_GPU, WITHOUT_GPU)
 class CachesOnGpu(Caches):
     device = "cuda"
-    bits = 2, 4  # pairs of others are not compiled by default
+    bits, most_bits = (2, 4), 10.5  # of pairs that are compiled by default; heads are padded to 64 channels
 
     def exact(self):
         return squat.Cache(self.config, bits=16, coding="plain", threads=1)
@@ -237,17 +237,18 @@ class CachesOnGpu(Caches):
         ids, mask = (x.cuda() for x in prompt())
         cache, stream = self.small(), torch.cuda.Stream()
         grown = torch.nn.functional.pad(mask, (0, 300), value=1)
+        self.addCleanup(torch.cuda.set_sync_debug_mode, "default")
         with torch.no_grad(), torch.cuda.stream(stream):
             for i in range(200):
-                if i == 190:
+                if i == 195:
                     stream.synchronize()
                     torch.cuda.set_sync_debug_mode("error")
-                    torch.cuda._sleep(1 << 28)  # clock cycles, more than 0.1 s
+                    torch.cuda._sleep(1 << 31)  # clock cycles, about a second
                 seen = grown[:, : mask.shape[1] + i]
                 positions = (mask.sum(-1, keepdim=True) + i - 1) if i else None
                 self.model(ids if i == 0 else ids[:, :1], attention_mask=seen, position_ids=positions, cache=cache)
             self.assertFalse(stream.query())
-            torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode("default")
         self.assertGreater(cache.memory()["packed_tokens"], 0)
 
     def test_takes_memory_that_torch_keeps(self):
