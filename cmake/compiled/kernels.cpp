@@ -39,6 +39,7 @@ class OperationsOf final : public AnyOperations<T> {
   Index add_coding(int layer) override { return operations_.add_coding(layer); }
   void remove_coding(Index coding) override { operations_.remove_coding(coding); }
 
+  bool observe_may_fail(Index tokens) const override { return operations_.observe_may_fail(tokens); }
   void observe(const Call &call, AnyTensor q, AnyTensor k, AnyTensor v, Index first,
                Index count) override {
     with_element(k.type(), [&]<class S>() {

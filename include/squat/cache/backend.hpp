@@ -35,14 +35,14 @@ namespace squat {
 /// have, with zeros in what else the second has. bytes().
 /// - check_elements: throws Error for the first element out of range.
 /// - add_coding, remove_coding: what a layer learns, named by a number. observe: adds some tokens of a
-/// call to its coding's statistics, before the call's rows are anywhere; observe_may_fail: it can throw
-/// behind reserve(), and what it has added then is undone by restore(). learn: makes the codings of
-/// them, or of the prior where there are none; under Allocation::model, where these were the last, it
-/// gives layers their page sizes. Returns false where they are of no text (coding/evidence.hpp): the
-/// coding begins anew. learn_nothing: fixes a coding that was just added, keys plain in their frame and
-/// values about no mean. forget: makes a coding what it was when added. add_statistics: adds what it
-/// holds to a Prior, false if it is gone. back_up, restore: what a coding was, for a call in which
-/// learning fails; restore must not fail.
+/// call to its coding's statistics, before the call's rows are anywhere; observe_may_fail(tokens): with
+/// so many it can throw behind reserve(), and what it has added then is undone by restore(). learn:
+/// makes the codings of them, or of the prior where there are none; under Allocation::model, where these
+/// were the last, it gives layers their page sizes. Returns false where they are of no text
+/// (coding/evidence.hpp): the coding begins anew. learn_nothing: fixes a coding that was just added,
+/// keys plain in their frame and values about no mean. forget: makes a coding what it was when added.
+/// add_statistics: adds what it holds to a Prior, false if it is gone. back_up, restore: what a coding
+/// was, for a call in which learning fails; restore must not fail.
 /// - reserve: all memory that a call needs, of observe too; throws before anything changes. It is told
 /// whether the call attends.
 /// - append: attends to what is cached and to the call's own rows, unless `out` is empty; packs what
@@ -73,7 +73,7 @@ concept BackendOperations = requires(Operations operations, const Operations con
   typename Operations::Backup;
   typename Operations::Padding;
   { Operations::padded_head_dim(layer) } -> std::same_as<int>;
-  { Operations::observe_may_fail } -> std::convertible_to<bool>;
+  { constant.observe_may_fail(index) } -> std::same_as<bool>;
   { constant.page_bytes(index) } -> std::same_as<std::size_t>;
   operations.shift(index, exact, range, range, index, stream);
   exact.swap_tokens(exact);

@@ -117,7 +117,7 @@ class Learning {
       return complete(call.coding, tokens);
     };
     const auto may_fail = [&](const auto &call) {
-      return call.observed && (Operations::observe_may_fail || learns(call));
+      return call.observed && (operations.observe_may_fail(call.tokens) || learns(call));
     };
     if (std::none_of(calls.begin(), calls.end(), may_fail)) {
       add<S>(operations, calls, q, k, v, stream);

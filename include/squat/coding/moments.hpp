@@ -27,10 +27,24 @@ using HeadRows = Eigen::Map<const RowMatrix>;
 
 namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
+/// So few rows are added to a moment one by one, and nothing is allocated.
+inline constexpr Index few_rows = 32;
+
 /// sums += rows^T rows, a packed triangle.
 template <class Real, class Sum>
 void add_moment(HeadRows rows, std::span<Sum> sums) {
-  if (rows.rows() == 0) return;
+  if (rows.rows() <= few_rows) {
+    Sum *sum = sums.data();
+    for (Index i = 0; i < rows.cols(); sum += ++i) {
+      for (Index row = 0; row < rows.rows(); ++row) {
+        const float *x = rows.data() + row * rows.cols();
+        const auto factor = static_cast<Real>(x[i]);
+        for (Index j = 0; j <= i; ++j)
+          sum[j] = static_cast<Sum>(static_cast<Real>(sum[j]) + factor * static_cast<Real>(x[j]));
+      }
+    }
+    return;
+  }
   const Matrix<Real> x = rows.template cast<Real>();
   const Matrix<Real> moment = matrix_product<Real>(transposed<Real>(x), x);
   auto sum = sums.begin();

@@ -40,6 +40,7 @@ class AnyOperations {
   virtual void check_elements(std::string_view name, AnyTensor tensor, Index first) const = 0;
   virtual Index add_coding(int layer) = 0;
   virtual void remove_coding(Index coding) = 0;
+  virtual bool observe_may_fail(Index tokens) const = 0;
   virtual void observe(const Call &call, AnyTensor q, AnyTensor k, AnyTensor v, Index first,
                        Index count) = 0;
   virtual bool learn(Index coding) = 0;

@@ -47,7 +47,7 @@ class Operations {
   Index add_coding(int layer) { return operations_->add_coding(layer); }
   void remove_coding(Index coding) { operations_->remove_coding(coding); }
 
-  static constexpr bool observe_may_fail = true;
+  bool observe_may_fail(Index tokens) const { return operations_->observe_may_fail(tokens); }
   template <Element S>
   void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
                Index first, Index count, Stream) {

@@ -91,18 +91,23 @@ class Operations {
 
   void remove_coding(Index coding) { codings_[static_cast<std::size_t>(coding)].reset(); }
 
+  /// Whether observe() allocates and takes the engine's threads.
+  bool observe_may_fail(Index tokens) const {
+    return LayerCoding::weighs_attention(options_) ||
+           tokens * heads_per_kv_head() > squat::detail::few_rows;
+  }
   /// Adds `count` tokens of a call, from its token `first` on, to the statistics of its coding.
-  /// Allocates, on the engine's threads.
-  static constexpr bool observe_may_fail = true;
   template <Element S>
   void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
                Index first, Index count, Stream) {
     layer_coding(call.coding).begin_to_observe();
-    for_each_kv_head(observe_bytes(), [&](Index head, Scratch scratch) {
+    const auto observe_head = [&](Index head, Scratch scratch) {
       layer_coding(call.coding)
           .observe(head, heads_per_kv_head(), call, q, k, v, first, count, options_.prior.get(),
                    scratch);
-    });
+    };
+    if (observe_may_fail(count)) return for_each_kv_head(observe_bytes(), observe_head);
+    workspace_.for_each_here(options_.kv_heads, observe_head);
   }
 
   /// Fixes a coding from its statistics; from the prior where nothing was observed. Returns false where
@@ -158,7 +163,7 @@ class Operations {
     if (!layer.learnt() && *options_.allocation == Allocation::model) share_no_more();
   }
 
-  /// Makes all memory that observe() and append() need, so that they cannot fail.
+  /// Makes all memory that append() needs, and observe() unless it may fail.
   void reserve(std::span<const Call> calls, bool attends, Stream) {
     Index pages = 0;
     for (const Call &call : calls) {

@@ -108,6 +108,12 @@ class Workspace {
     }
   }
 
+  /// The same on the thread that calls.
+  template <class Run>
+  void for_each_here(Index items, Run &&run) {
+    for (Index item = 0; item < items; ++item) run(item, Scratch(slots_[0].data(), slots_[0].size()));
+  }
+
   std::size_t bytes() const {
     std::size_t sum = 0;
     for (const Buffer<std::byte> &slot : slots_) sum += slot.bytes();

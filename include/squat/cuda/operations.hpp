@@ -118,7 +118,7 @@ class Operations {
   Index add_coding(int layer) { return codings_.add(layer, captured_); }
   void remove_coding(Index coding) { codings_.remove(coding); }
 
-  static constexpr bool observe_may_fail = false;
+  static bool observe_may_fail(Index) { return false; }
   /// Adds `count` tokens of a call, from its token `first` on, to the statistics of its coding.
   /// Attention is not weighed.
   template <Element S>
