@@ -8,7 +8,7 @@
 #include "counting_allocator.hpp"
 #include "reference/reference_attention.hpp"
 
-namespace squat::test {
+namespace squat::test::allocation_test {
 namespace {
 
 class Allocation : public testing::TestWithParam<Coding> {
@@ -83,4 +83,4 @@ INSTANTIATE_TEST_SUITE_P(Codings, Allocation,
                          testing::Values(Coding::plain, Coding::orthogonal, Coding::subspace));
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::allocation_test

@@ -10,7 +10,7 @@
 #include "reference/failing_allocations.hpp"
 #include "reference/small_world.hpp"
 
-namespace squat::test {
+namespace squat::test::failure_test {
 namespace {
 
 template <class Prepare, class Call>
@@ -158,4 +158,4 @@ INSTANTIATE_TEST_SUITE_P(Codings, OutOfMemory,
                          testing::Values(Coding::plain, Coding::orthogonal, Coding::subspace));
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::failure_test

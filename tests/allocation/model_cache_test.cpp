@@ -11,7 +11,7 @@
 #include "reference/failing_allocations.hpp"
 #include "reference/saved.hpp"
 
-namespace squat::test {
+namespace squat::test::model_cache_test {
 namespace {
 
 ModelOptions turning_model() {
@@ -87,4 +87,4 @@ TEST(OutOfMemoryInAModel, LoadingOne) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::model_cache_test

@@ -8,7 +8,7 @@
 #include "counting_allocator.hpp"
 #include "reference/reference_attention.hpp"
 
-namespace squat::test {
+namespace squat::test::snapshot_test {
 namespace {
 
 using Cache = KVCache<half, 2>;
@@ -71,4 +71,4 @@ TEST(OutOfMemoryLoading, LosesNothing) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::snapshot_test

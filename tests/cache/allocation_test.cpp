@@ -12,7 +12,7 @@
 #include "reference/reference_attention.hpp"
 #include "squat/coding/moments.hpp"
 
-namespace squat::test {
+namespace squat::test::allocation_test {
 namespace {
 
 Options shared_options() {
@@ -150,4 +150,4 @@ TEST(Allocation, OfALayerIsForSubspaceAlone) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::allocation_test

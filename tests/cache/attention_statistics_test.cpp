@@ -13,7 +13,7 @@
 #include "squat/coding/moments.hpp"
 #include "squat/coding/observation.hpp"
 
-namespace squat::test {
+namespace squat::test::attention_statistics_test {
 namespace {
 
 struct Sums {
@@ -155,4 +155,4 @@ TEST(AttentionStatistics, AreNotGatheredUnlessTheyAreWanted) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::attention_statistics_test

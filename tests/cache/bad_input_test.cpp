@@ -10,7 +10,7 @@
 
 #include "reference/reference_attention.hpp"
 
-namespace squat::test {
+namespace squat::test::bad_input_test {
 namespace {
 
 /// Expects a squat::Error whose text holds all of `words`.
@@ -274,4 +274,4 @@ TEST_F(BadCall, FullPool) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::bad_input_test

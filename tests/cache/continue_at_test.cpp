@@ -9,7 +9,7 @@
 #include "reference/reference_attention.hpp"
 #include "reference/saved.hpp"
 
-namespace squat::test {
+namespace squat::test::continue_at_test {
 namespace {
 
 Options small() {
@@ -143,4 +143,4 @@ TEST(ContinueAt, RefusesWhatIsNotThere) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::continue_at_test

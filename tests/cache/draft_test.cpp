@@ -13,7 +13,7 @@
 #include "reference/saved.hpp"
 #include "squat/squat.hpp"
 
-namespace squat::test {
+namespace squat::test::draft_test {
 namespace {
 
 Options drafting(Coding coding = Coding::subspace, int head_dim = 64) {
@@ -205,4 +205,4 @@ TEST(Draft, ThatCannotBeIsRefused) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::draft_test

@@ -12,7 +12,7 @@
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 
-namespace squat::test {
+namespace squat::test::fork_test {
 namespace {
 
 constexpr Index prompt = 160, page_tokens = 16, sinks = 3, residual = 10;
@@ -362,4 +362,4 @@ TEST(SharedCodings, LearnFromTheWholeFamily) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::fork_test

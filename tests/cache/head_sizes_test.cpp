@@ -17,7 +17,7 @@
 #include "reference/score_rules.hpp"
 #include "squat/squat.hpp"
 
-namespace squat::test {
+namespace squat::test::head_sizes_test {
 namespace {
 
 Options options_of(const Sizes &sizes) { return options_of(sizes, std::min(sizes.head_dim, 40)); }
@@ -153,4 +153,4 @@ TEST(HeadSizes, PublishedSettingsFit) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::head_sizes_test

@@ -15,7 +15,7 @@
 #include "reference/reference_attention.hpp"
 #include "reference/saved.hpp"
 
-namespace squat::test {
+namespace squat::test::learning_test {
 namespace {
 
 constexpr Index learnt_from = 192;
@@ -310,4 +310,4 @@ TEST(Learning, IsNotEndedByASavedSequenceWithoutIt) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::learning_test

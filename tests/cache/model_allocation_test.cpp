@@ -13,7 +13,7 @@
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 
-namespace squat::test {
+namespace squat::test::model_allocation_test {
 namespace {
 
 constexpr Index tokens = 300, page_tokens = 32, learnt_tokens = 200;
@@ -324,4 +324,4 @@ TEST(ModelAllocation, IsNotForCodingsOfSequences) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::model_allocation_test

@@ -17,7 +17,7 @@
 #include "reference/inputs.hpp"
 #include "squat/squat.hpp"
 
-namespace squat::test {
+namespace squat::test::oracle_test {
 namespace {
 
 enum class Setting {
@@ -287,4 +287,4 @@ std::vector<Expectation> model_tables() {
 INSTANTIATE_TEST_SUITE_P(Model, Oracle, testing::ValuesIn(model_tables()));
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::oracle_test

@@ -12,7 +12,7 @@
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 
-namespace squat::test {
+namespace squat::test::pages_due_test {
 namespace {
 
 Options small(Coding coding) {
@@ -108,4 +108,4 @@ TEST(PagesDue, AreOfSequencesThatAreThere) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::pages_due_test

@@ -10,7 +10,7 @@
 
 #include "reference/reference_attention.hpp"
 
-namespace squat::test {
+namespace squat::test::pieces_test {
 namespace {
 
 std::vector<Index> random_pieces(Index tokens, unsigned seed) {
@@ -161,4 +161,4 @@ TEST(Pieces, PackedAttentionAgreesToTheCodingsError) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::pieces_test

@@ -13,7 +13,7 @@
 #include "reference/reference_attention.hpp"
 #include "squat/coding/moments.hpp"
 
-namespace squat::test {
+namespace squat::test::prior_test {
 namespace {
 
 Options small() {
@@ -267,4 +267,4 @@ TEST(BasisPerSequence, LearnsFromItsOwnTokensAlone) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::prior_test

@@ -10,7 +10,7 @@
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 
-namespace squat::test {
+namespace squat::test::reorder_test {
 namespace {
 
 Options small(Coding coding = Coding::subspace) {
@@ -194,4 +194,4 @@ TEST(Reorder, TakesCodingsAlong) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::reorder_test

@@ -11,7 +11,7 @@
 #include "reference/reference_attention.hpp"
 #include "reference/score_rules.hpp"
 
-namespace squat::test {
+namespace squat::test::scores_test {
 namespace {
 
 Options small(int query_heads = 6, int kv_heads = 2, int head_dim = 64) {
@@ -169,4 +169,4 @@ TEST(Scores, AskForTensorsThatFit) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::scores_test

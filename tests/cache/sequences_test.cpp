@@ -7,7 +7,7 @@
 
 #include "reference/reference_attention.hpp"
 
-namespace squat::test {
+namespace squat::test::sequences_test {
 namespace {
 
 Options small(Coding coding = Coding::plain) {
@@ -167,4 +167,4 @@ TEST(MemoryReport, BasesAreOneMatrixAHead) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::sequences_test

@@ -9,7 +9,7 @@
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 
-namespace squat::test {
+namespace squat::test::shift_test {
 namespace {
 
 struct Case {
@@ -161,4 +161,4 @@ TEST(ShiftErrors, NameTheArgumentAndLeaveTheCache) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::shift_test

@@ -17,7 +17,7 @@
 #include "reference/reference_attention.hpp"
 #include "reference/saved.hpp"
 
-namespace squat::test {
+namespace squat::test::snapshot_test {
 namespace {
 
 Options small(Coding coding) {
@@ -499,4 +499,4 @@ TEST(Snapshot, ThatAsksForMorePagesThanThereMayBeIsRefused) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::snapshot_test

@@ -12,7 +12,7 @@
 #include "reference/reference_attention.hpp"
 #include "squat/squat.hpp"
 
-namespace squat::test {
+namespace squat::test::tail_test {
 namespace {
 
 Options options_of(int head_dim, TailCoding tail) {
@@ -153,4 +153,4 @@ TEST(TailOptions, DefaultToEightBitsWherePagesHaveFew) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::tail_test

@@ -14,7 +14,7 @@
 #include "reference/reference_attention.hpp"
 #include "reference/sanitized.hpp"
 
-namespace squat::test {
+namespace squat::test::torture_test {
 namespace {
 
 /// 10,000 where SQUAT_LONG_TESTS is set in the environment. Sanitizers see a few of every kind.
@@ -199,4 +199,4 @@ TEST(Torture, WhereLayersShareBitsToo) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::torture_test

@@ -10,7 +10,7 @@
 #include "reference/saved.hpp"
 #include "reference/score_rules.hpp"
 
-namespace squat::test {
+namespace squat::test::window_test {
 namespace {
 
 using Cache = KVCache<half, 2>;
@@ -149,4 +149,4 @@ TEST(Window, DoesNotGiveBackWhatHasLeft) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::window_test

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-namespace squat::test {
+namespace squat::test::codes_test {
 namespace {
 
 /// Codes as the layout says they lie, lane l's code i at codes[l + i * rows].
@@ -60,4 +60,4 @@ TEST(Codes, ThreeBitsTakeThreeEighthsOfAByte) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::codes_test

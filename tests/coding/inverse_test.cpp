@@ -8,7 +8,7 @@
 
 #include "reference/inputs.hpp"
 
-namespace squat::test {
+namespace squat::test::inverse_test {
 namespace {
 
 TEST(Inverse, TimesTheMatrixIsTheIdentity) {
@@ -33,4 +33,4 @@ TEST(Inverse, OfAPermutationIsItsTranspose) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::inverse_test

@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-namespace squat::test {
+namespace squat::test::layer_allocation_test {
 namespace {
 
 double total_error(const std::vector<std::vector<Choice>> &items,
@@ -146,4 +146,4 @@ TEST(ValueChoices, ErrLessTheWiderTheyAre) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::layer_allocation_test

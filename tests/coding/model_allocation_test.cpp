@@ -12,7 +12,7 @@
 #include <random>
 #include <vector>
 
-namespace squat::test {
+namespace squat::test::model_allocation_test {
 namespace {
 
 constexpr std::size_t unit = 64, equal = 16 * unit, step = equal / 8;
@@ -77,4 +77,4 @@ TEST(LayerSizes, MoveOnlyWhatThereIsToChooseFrom) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::model_allocation_test

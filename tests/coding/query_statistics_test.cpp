@@ -11,7 +11,7 @@
 #include "reference/inputs.hpp"
 #include "squat/coding/moments.hpp"
 
-namespace squat::test {
+namespace squat::test::query_statistics_test {
 namespace {
 
 constexpr Index d = 16;
@@ -98,4 +98,4 @@ TEST(QueryStatistics, TakeHalfOfWhatSquaresAndRowsOfDoublesWould) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::query_statistics_test

@@ -13,7 +13,7 @@
 #include "reference/inputs.hpp"
 #include "squat/coding/mean_modes.hpp"
 
-namespace squat::test {
+namespace squat::test::rotary_test {
 namespace {
 
 constexpr Index d = 48;
@@ -118,4 +118,4 @@ TEST_P(Rotary, ATilesMeanIsAddedToChannelsRowByRow) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::rotary_test

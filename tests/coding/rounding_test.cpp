@@ -14,7 +14,7 @@
 #include "squat/coding/symmetric.hpp"
 #include "squat/coding/value_quantizer.hpp"
 
-namespace squat::test {
+namespace squat::test::rounding_test {
 namespace {
 
 Eigen::ArrayXf gaussian(Index size, unsigned seed, float scale = 1) {
@@ -190,4 +190,4 @@ TEST(OrthogonalRounding, SurvivesDegenerateQueries) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::rounding_test

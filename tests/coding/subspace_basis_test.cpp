@@ -11,7 +11,7 @@
 
 #include "reference/inputs.hpp"
 
-namespace squat::test {
+namespace squat::test::subspace_basis_test {
 namespace {
 
 Eigen::MatrixXd moment(Index d, std::uint32_t seed, Index rank) {
@@ -97,4 +97,4 @@ TEST(SubspaceBasis, OfKeysAloneIsTheirPrincipalAxes) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::subspace_basis_test

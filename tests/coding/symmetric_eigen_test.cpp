@@ -9,8 +9,10 @@
 #include <limits>
 #include <random>
 
-namespace squat::test {
+namespace squat::test::symmetric_eigen_test {
 namespace {
+
+using squat::Matrix;
 
 template <class Real>
 Matrix<Real> random_symmetric(Index n) {
@@ -57,4 +59,4 @@ TEST(SymmetricEigen, SaysThatNumbersAreNotFinite) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::symmetric_eigen_test

@@ -21,7 +21,7 @@
 #include "squat/coding/trellis_quantizer.hpp"
 #include "squat/cpu/buffer.hpp"
 
-namespace squat::test {
+namespace squat::test::trellis_test {
 namespace {
 
 using Rows = std::vector<std::vector<float>>;
@@ -125,22 +125,29 @@ TEST(Trellis, ErrorIsOrthogonalToTheRow) {
 /// turn.
 double least_distance(const std::vector<double> &x, int bits) {
   const int step = bits == 1 ? 1 : 2, choices = 1 << step, states = 256 >> step;
+  std::vector<double> squares;  // of every window's distance from every number
+  for (double number : x) {
+    for (unsigned window = 0; window < 256; ++window) {
+      const std::size_t index = trellis_index(window);
+      double distance = std::abs(number - trellis_code(bits).levels[index]);
+      if (bits == 3)
+        distance = std::min(distance, std::abs(number - trellis_code(3).levels[index + 16]));
+      squares.push_back(distance * distance);
+    }
+  }
   double least = std::numeric_limits<double>::infinity();
   for (int begin = 0; begin < states; ++begin) {
     std::vector<double> cost(static_cast<std::size_t>(states), std::numeric_limits<double>::infinity());
     cost[static_cast<std::size_t>(begin)] = 0;
-    for (double number : x) {
+    for (std::size_t first = 0; first < squares.size(); first += 256) {
       std::vector<double> next(cost.size(), std::numeric_limits<double>::infinity());
+      const double *square = squares.data() + first;
       for (int window = 0; window < 256; ++window) {
-        const double before = cost[static_cast<std::size_t>(window >> step)];
-        const std::size_t index = trellis_index(static_cast<unsigned>(window));
-        double distance = std::abs(number - trellis_code(bits).levels[index]);
-        if (bits == 3)
-          distance = std::min(distance, std::abs(number - trellis_code(3).levels[index + 16]));
+        const double sum = cost[static_cast<std::size_t>(window >> step)] + square[window];
         double &after = next[static_cast<std::size_t>(window % states)];
-        after = std::min(after, before + distance * distance);
+        if (sum < after) after = sum;
       }
-      cost = next;
+      cost.swap(next);
     }
     least = std::min(least, cost[static_cast<std::size_t>(begin)]);
   }
@@ -305,4 +312,4 @@ TEST(Trellis, PagesOfKeysWithSpikesAreCodedAsScalars) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::trellis_test

@@ -7,7 +7,7 @@
 #include <array>
 #include <cstddef>
 
-namespace squat::test {
+namespace squat::test::attend_batch_test {
 namespace {
 
 struct Call {
@@ -34,4 +34,4 @@ TEST(AttendBatch, MakesRoomForTheBlockThatAsksForMost) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::attend_batch_test

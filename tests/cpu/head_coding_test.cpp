@@ -9,7 +9,7 @@
 #include "reference/inputs.hpp"
 #include "squat/coding/moments.hpp"
 
-namespace squat::cpu::test {
+namespace squat::cpu::test::head_coding_test {
 namespace {
 
 using squat::test::Normal;
@@ -87,4 +87,4 @@ TEST_P(Basis, IsHeldOnce) {
 }
 
 }  // namespace
-}  // namespace squat::cpu::test
+}  // namespace squat::cpu::test::head_coding_test

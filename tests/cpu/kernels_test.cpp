@@ -23,7 +23,7 @@
 #include "squat/cpu/kernels/vector.hpp"
 #include "squat/cpu/kernels/weighted_codes.hpp"
 
-namespace squat::cpu::test {
+namespace squat::cpu::test::kernels_test {
 namespace {
 
 constexpr std::size_t size(Index count) { return static_cast<std::size_t>(count); }
@@ -336,4 +336,4 @@ TYPED_TEST(ExactRows, ScoreAndSumAsInDoublePrecision) {
 }
 
 }  // namespace
-}  // namespace squat::cpu::test
+}  // namespace squat::cpu::test::kernels_test

@@ -12,7 +12,7 @@
 
 #include "squat/cpu/kernels/softmax.hpp"
 
-namespace squat::test {
+namespace squat::test::softmax_state_test {
 namespace {
 
 TEST(SoftmaxState, RunsOfAnyLengthGiveTheSameSoftmax) {
@@ -90,4 +90,4 @@ TEST(SoftmaxState, MergedStatesAreThatOfAllScores) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::softmax_state_test

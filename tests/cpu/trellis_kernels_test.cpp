@@ -15,7 +15,7 @@
 #include "squat/cpu/kernels/unpack_page.hpp"
 #include "squat/cpu/kernels/weighted_codes.hpp"
 
-namespace squat::cpu::test {
+namespace squat::cpu::test::trellis_kernels_test {
 namespace {
 
 constexpr std::size_t size(Index count) { return static_cast<std::size_t>(count); }
@@ -177,4 +177,4 @@ TEST(ExpandTrellis, GivesEveryLevelAboutTheMiddle) {
 }
 
 }  // namespace
-}  // namespace squat::cpu::test
+}  // namespace squat::cpu::test::trellis_kernels_test

@@ -13,7 +13,7 @@
 
 #include "squat/parallel/thread_pool.hpp"
 
-namespace squat::test {
+namespace squat::test::workspace_test {
 namespace {
 
 /// Who works in which memory.
@@ -76,4 +76,4 @@ TEST(Workspace, MemoryIsFreeAgainAfterATaskThrew) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::workspace_test

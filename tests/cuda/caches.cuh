@@ -1,6 +1,6 @@
 #pragma once
 
-// Caches on the device, beside the kernels that kernels.cu compiles for them.
+// Caches on the device, beside the kernels that kernels_of_*.cu have for them.
 
 #include <gtest/gtest.h>
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// Kernels that several tests share: kernels.cu compiles those of each page layout once, and
-// those that depend on head_dim alone.
+// Kernels that several tests share, of page layouts and of head_dim alone: those of a head_dim are
+// compiled once, in kernels_of_*.cu.
 
 #include "squat/cuda/coding/device_statistics.cuh"
 #include "squat/cuda/kernels/append_step.cuh"
@@ -33,11 +33,6 @@ namespace squat::cuda {
   prefix template void DeviceStatistics::observe<HeadDim, float>(                                      \
       const ObservedRows<float> &, const TileTables &, DeviceBuffer<std::byte> &, cudaStream_t);
 
-#if defined(TEST_HEAD_DIM) && defined(TEST_GROUP)
-TEST_KERNELS(, TEST_ELEMENT, TEST_HEAD_DIM, TEST_GROUP, TEST_KEY_BITS, TEST_VALUE_BITS)
-#elif defined(TEST_HEAD_DIM)
-TEST_ROW_KERNELS(, TEST_ELEMENT, TEST_HEAD_DIM)
-#else
 TEST_KERNELS(extern, half, 64, 32, 2, 2)
 TEST_KERNELS(extern, half, 64, 32, 3, 4)
 TEST_KERNELS(extern, half, 64, 32, 16, 16)
@@ -48,6 +43,5 @@ TEST_KERNELS(extern, bfloat16, 96, 32, 3, 3)
 TEST_ROW_KERNELS(extern, half, 64)
 TEST_ROW_KERNELS(extern, half, 128)
 TEST_ROW_KERNELS(extern, bfloat16, 96)
-#endif
 
 }  // namespace squat::cuda

@@ -37,7 +37,7 @@ struct OnGpu {
 
 }  // namespace
 
-int main(int count, char **arguments) {
+int soak_on_gpu(int count, char **arguments) {
   if (!squat::test::has_device()) return 77;
   const double seconds = count > 1 ? std::atof(arguments[1]) : 3;
   const double every = count > 2 ? std::atof(arguments[2]) : seconds / 60;

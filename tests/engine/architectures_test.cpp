@@ -14,7 +14,7 @@
 #include "engine/small_model.hpp"
 #include "gguf.hpp"
 
-namespace engine::test {
+namespace engine::test::architectures_test {
 namespace {
 
 const std::vector<SmallModel> models = {{},
@@ -140,4 +140,4 @@ TEST(Architectures, AreWrittenForAnotherEngine) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::architectures_test

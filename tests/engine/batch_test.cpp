@@ -15,7 +15,7 @@
 #include "gguf.hpp"
 #include "tokenizer.hpp"
 
-namespace engine::test {
+namespace engine::test::batch_test {
 namespace {
 
 class Batches : public testing::TestWithParam<std::string> {
@@ -113,4 +113,4 @@ INSTANTIATE_TEST_SUITE_P(Codings, Batches, testing::Values("exact", "plain:k2v2:
                          [](const auto &coding) { return coding.index == 0 ? "Exact" : "TwoBits"; });
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::batch_test

@@ -15,7 +15,7 @@
 #include "gguf.hpp"
 #include "tokenizer.hpp"
 
-namespace engine::test {
+namespace engine::test::beam_search_test {
 namespace {
 
 constexpr std::size_t width = 4;
@@ -75,4 +75,4 @@ TEST_F(BeamSearch, IsRecomputingEachBeamTokenForToken) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::beam_search_test

@@ -10,7 +10,7 @@
 #include "engine/small_model.hpp"
 #include "gguf.hpp"
 
-namespace engine::test {
+namespace engine::test::chat_test {
 namespace {
 
 const std::vector<Message> messages = {
@@ -63,4 +63,4 @@ TEST(Chat, IsLinesOfRolesWhereTheModelHasNoMarks) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::chat_test

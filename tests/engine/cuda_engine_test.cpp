@@ -13,7 +13,7 @@
 #include <cuda_runtime_api.h>
 #endif
 
-namespace engine::test {
+namespace engine::test::cuda_engine_test {
 namespace {
 
 #ifdef ENGINE_CUDA_HEAD_DIM
@@ -83,4 +83,4 @@ TEST_F(CudaEngine, PredictsWhatTheCpuDoes) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::cuda_engine_test

@@ -18,7 +18,7 @@
 #include "gguf.hpp"
 #include "tokenizer.hpp"
 
-namespace engine::test {
+namespace engine::test::damaged_file_test {
 namespace {
 
 enum class Outcome { runs, refused };
@@ -96,4 +96,4 @@ TEST(DamagedFile, TenThousandMutationsNeverCrash) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::damaged_file_test

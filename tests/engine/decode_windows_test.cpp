@@ -15,7 +15,7 @@
 #include "gguf.hpp"
 #include "tokenizer.hpp"
 
-namespace engine::test {
+namespace engine::test::decode_windows_test {
 namespace {
 
 constexpr int window_count = 3, length = 90, prompt = 40;
@@ -125,4 +125,4 @@ TEST_F(DecodeWindows, APromptForAllIsAPromptForEach) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::decode_windows_test

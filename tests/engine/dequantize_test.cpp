@@ -16,7 +16,7 @@
 
 #include "gguf.hpp"
 
-namespace engine::test {
+namespace engine::test::dequantize_test {
 namespace {
 
 /// A block of bytes without a pattern, but for float16 scales at the places given.
@@ -152,4 +152,4 @@ TEST(WeightTypes, AreWhatAnotherReaderMakesOfThem) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::dequantize_test

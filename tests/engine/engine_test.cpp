@@ -16,7 +16,7 @@
 #include "metrics.hpp"
 #include "tokenizer.hpp"
 
-namespace engine::test {
+namespace engine::test::engine_test {
 namespace {
 
 TEST(TokenizerOfAFile, MergesByRankAndDecodesBack) {
@@ -109,4 +109,4 @@ TEST(Metrics, AreThoseOfTwoKnownDistributions) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::engine_test

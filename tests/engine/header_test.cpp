@@ -12,7 +12,7 @@
 #include "engine/small_model.hpp"
 #include "gguf.hpp"
 
-namespace engine::test {
+namespace engine::test::header_test {
 namespace {
 
 /// The fields of a file with one value and one tensor.
@@ -98,4 +98,4 @@ TEST(GgufHeader, AFolderIsNoFile) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::header_test

@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-namespace engine::test {
+namespace engine::test::linear_test {
 namespace {
 
 struct Case {
@@ -67,4 +67,4 @@ TEST(Linear, HandsItsRowsOut) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::linear_test

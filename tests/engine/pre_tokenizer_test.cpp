@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-namespace engine::test {
+namespace engine::test::pre_tokenizer_test {
 namespace {
 
 using Words = std::vector<std::string_view>;
@@ -50,4 +50,4 @@ TEST(SplitWords, KeepsEveryByte) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::pre_tokenizer_test

@@ -12,7 +12,7 @@
 #include "gguf.hpp"
 #include "tokenizer.hpp"
 
-namespace engine::test {
+namespace engine::test::prompt_file_test {
 namespace {
 
 /// A file that is there as long as the test runs.
@@ -53,4 +53,4 @@ TEST_F(PromptFile, IsNamedWhereItCannotBeUsed) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::prompt_file_test

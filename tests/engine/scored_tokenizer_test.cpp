@@ -13,7 +13,7 @@
 #include "gguf.hpp"
 #include "tokenizer.hpp"
 
-namespace engine::test {
+namespace engine::test::scored_tokenizer_test {
 namespace {
 
 const std::string blank = "\xe2\x96\x81";  // as files write it
@@ -114,4 +114,4 @@ TEST(ScoredTokenizer, RefusesWhatIsNone) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::scored_tokenizer_test

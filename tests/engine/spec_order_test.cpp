@@ -4,7 +4,7 @@
 
 #include "cache_spec.hpp"
 
-namespace engine::test {
+namespace engine::test::spec_order_test {
 namespace {
 
 TEST(CacheSpecs, KeepTheGroupTheyNameBesidePublished) {
@@ -18,4 +18,4 @@ TEST(CacheSpecs, KeepTheGroupTheyNameBesidePublished) {
 }
 
 }  // namespace
-}  // namespace engine::test
+}  // namespace engine::test::spec_order_test

@@ -13,7 +13,7 @@
 #include "reference/saved.hpp"
 #include "squat/model.hpp"
 
-namespace squat::test {
+namespace squat::test::model_cache_test {
 namespace {
 
 template <class Run>
@@ -363,4 +363,4 @@ TEST(ModelGroups, MayBeOfListedWidths) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::model_cache_test

@@ -10,7 +10,7 @@
 #include "reference/small_world.hpp"
 #include "squat/parallel/thread_pool.hpp"
 
-namespace squat::test {
+namespace squat::test::caches_test {
 namespace {
 
 struct Outcome {
@@ -85,4 +85,4 @@ INSTANTIATE_TEST_SUITE_P(Codings, Threads,
                          testing::Values(Coding::plain, Coding::orthogonal, Coding::subspace));
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::caches_test

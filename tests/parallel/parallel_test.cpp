@@ -12,7 +12,7 @@
 #include "squat/parallel/openmp.hpp"
 #include "squat/parallel/thread_pool.hpp"
 
-namespace squat::test {
+namespace squat::test::parallel_test {
 namespace {
 
 void expect_each_once(const Parallel &parallel) {
@@ -59,4 +59,4 @@ TEST(ThreadPool, HandsOnWhatATaskThrowsWhenAllHaveEnded) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::parallel_test

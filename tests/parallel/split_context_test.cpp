@@ -18,7 +18,7 @@
 #include "reference/reference_attention.hpp"
 #include "reference/saved.hpp"
 
-namespace squat::test {
+namespace squat::test::split_context_test {
 namespace {
 
 /// A first run of 67 tokens, then runs of 32.
@@ -555,4 +555,4 @@ TEST(SplitContext, RefusesWhatCannotBe) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::split_context_test

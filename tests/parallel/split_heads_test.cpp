@@ -16,7 +16,7 @@
 #include "reference/saved.hpp"
 #include "reference/snapshot_sections.hpp"
 
-namespace squat::test {
+namespace squat::test::split_heads_test {
 namespace {
 
 constexpr int all_heads = 4;
@@ -307,4 +307,4 @@ TEST(SplitHeads, RefuseDamage) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::split_heads_test

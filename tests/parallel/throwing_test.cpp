@@ -13,7 +13,7 @@
 #include "squat/parallel/openmp.hpp"
 #include "squat/parallel/thread_pool.hpp"
 
-namespace squat::test {
+namespace squat::test::throwing_test {
 namespace {
 
 std::size_t fails_at = 0;  // the call of parallel, 1 the next; 0: none
@@ -135,4 +135,4 @@ TEST(ThreadsThrow, OfAdaptorsAreReadyForTheNextTasks) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::throwing_test

@@ -24,7 +24,7 @@
 #include "reference/saved.hpp"
 #include "what_it_says.hpp"
 
-namespace squat::test {
+namespace squat::test::mutation_test {
 namespace {
 
 /// A hundredth of the long form.
@@ -224,4 +224,4 @@ TEST(Mutation, OfAPriorIsRefusedOrIsWhatItSays) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::mutation_test

@@ -3,7 +3,7 @@
 #include "allocation/counting_allocator.hpp"
 #include "random_suite.hpp"
 
-namespace squat::test {
+namespace squat::test::random_operations_test {
 namespace {
 
 struct OnCpu {
@@ -82,4 +82,4 @@ TEST(RandomOperations, AreThoseOfTheModel) {
 }
 
 }  // namespace
-}  // namespace squat::test
+}  // namespace squat::test::random_operations_test

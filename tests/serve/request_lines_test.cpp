@@ -13,7 +13,7 @@
 #include "serve/serving.hpp"
 #include "service.hpp"
 
-namespace engine::serve::test {
+namespace engine::serve::test::request_lines_test {
 namespace {
 
 class Lines : public Serving {
@@ -103,4 +103,4 @@ TEST_F(Lines, ThatAreWrongAreNamed) {
 }
 
 }  // namespace
-}  // namespace engine::serve::test
+}  // namespace engine::serve::test::request_lines_test

@@ -11,7 +11,7 @@
 
 #include "serve/serving.hpp"
 
-namespace engine::serve::test {
+namespace engine::serve::test::scheduler_test {
 namespace {
 
 constexpr std::size_t plenty = 1 << 24;
@@ -228,4 +228,4 @@ TEST_F(Schedulers, RefuseWhatCanNeverRun) {
 }
 
 }  // namespace
-}  // namespace engine::serve::test
+}  // namespace engine::serve::test::scheduler_test

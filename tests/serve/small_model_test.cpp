@@ -11,7 +11,7 @@
 
 #include "gguf.hpp"
 
-namespace engine::serve::test {
+namespace engine::serve::test::small_model_test {
 namespace {
 
 TEST(SmallModel, IsWrittenForPrograms) {
@@ -24,4 +24,4 @@ TEST(SmallModel, IsWrittenForPrograms) {
 }
 
 }  // namespace
-}  // namespace engine::serve::test
+}  // namespace engine::serve::test::small_model_test

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-namespace engine::serve::test {
+namespace engine::serve::test::text_stream_test {
 namespace {
 
 std::vector<std::string> shown(std::vector<std::string> stops, const std::vector<std::string> &pieces) {
@@ -45,4 +45,4 @@ TEST(TextStreams, EndBeforeTheFirstStop) {
 }
 
 }  // namespace
-}  // namespace engine::serve::test
+}  // namespace engine::serve::test::text_stream_test

@@ -1,3 +1,0 @@
-// The kernels of one page layout, see CMakeLists.txt.
-
-#include "page_kernels.cuh"
