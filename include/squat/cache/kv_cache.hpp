@@ -17,11 +17,13 @@
 #include "squat/cache/append_plan.hpp"
 #include "squat/cache/attention_tensors.hpp"
 #include "squat/cache/backend.hpp"
+#include "squat/cache/batch_rows.hpp"
 #include "squat/cache/call.hpp"
 #include "squat/cache/check.hpp"
-#include "squat/cache/coding_references.hpp"
+#include "squat/cache/check_call.hpp"
+#include "squat/cache/count_memory.hpp"
+#include "squat/cache/layer_codings.hpp"
 #include "squat/cache/layer_pages.hpp"
-#include "squat/cache/learning.hpp"
 #include "squat/cache/memory_report.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/cache/padded_rows.hpp"
@@ -32,6 +34,7 @@
 #include "squat/cache/sequence_table.hpp"
 #include "squat/cache/sequence_tokens.hpp"
 #include "squat/cache/snapshot.hpp"
+#include "squat/cache/snapshot_codings.hpp"
 #include "squat/cache/tail_rule.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/element_range.hpp"
@@ -81,13 +84,8 @@ class KVCacheBase {
         padded_rows_(padded_options_.head_dim),
         operations_(make(std::as_const(padded_options_))),
         pages_(options_, key_bits == 16 ? 0 : *options_.tile_tokens),
-        learning_(options_, key_bits) {
-    const auto layers = static_cast<std::size_t>(options_.layers);
-    own_.assign(layers, Layer::no_coding);
-    without_learning_.assign(layers, Layer::no_coding);
-    if (options_.learning == LearningMode::per_sequence) return;
-    for (int layer = 0; layer < options_.layers; ++layer) own_coding(layer) = add_coding(layer);
-    learn_from_prior(Stream{});
+        codings_(options_, key_bits) {
+    codings_.begin(options_, operations_, pages_, Stream{});
   }
 
   /// The last argument of every call.
@@ -150,7 +148,7 @@ class KVCacheBase {
     [[maybe_unused]] const auto scope = enter(stream);
     return checks::memory_or_error([&] {
       std::unique_ptr<Sequence> state = make_sequence();
-      auto undo = undo_of_load(stream);
+      SnapshotCodings taken(options_, operations_, pages_, codings_, stream);
       try {
         make_room(state->layers.size());
         load_snapshot(in, SnapshotKind::sequence, progress, stream, [&](auto &snapshots, auto &from) {
@@ -160,7 +158,7 @@ class KVCacheBase {
             counts.push_back(snapshots.read_counts(from, layer));
           for (Layer &layer : state->layers) {
             const bool paged = counts[static_cast<std::size_t>(layer.layer)].pages > 0;
-            take_coding(snapshots, snapshots.read_coding(from, layer.layer), found, layer, paged, undo);
+            taken.take(snapshots, snapshots.read_coding(from, layer.layer), found, layer, paged);
           }
           for (Layer &layer : state->layers) {
             snapshots.read_tokens(from, layer, counts[static_cast<std::size_t>(layer.layer)],
@@ -171,7 +169,7 @@ class KVCacheBase {
         });
       } catch (...) {
         discard(*state);
-        undo.restore();
+        taken.restore();
         throw;
       }
       return sequences_.add(std::move(state));
@@ -182,11 +180,11 @@ class KVCacheBase {
   template <class Out>
   void save_codings(Out &&out, const SnapshotProgress &progress = {}, Stream stream = {}) {
     [[maybe_unused]] const auto scope = enter(stream);
-    check_shared_codings();
+    codings_.check_shared();
     save_snapshot(out, SnapshotKind::codings, {true, progress}, stream,
                   [&](auto &snapshots, SnapshotWriter &to) {
                     for (int layer = 0; layer < options_.layers; ++layer)
-                      snapshots.write_coding(to, own_coding(layer), layer, true);
+                      snapshots.write_coding(to, codings_.own(layer), layer, true);
                   });
   }
 
@@ -195,23 +193,18 @@ class KVCacheBase {
   template <class In>
   void load_codings(In &&in, const SnapshotProgress &progress = {}, Stream stream = {}) {
     [[maybe_unused]] const auto scope = enter(stream);
-    check_shared_codings();
+    codings_.check_shared();
     checks::memory_or_error([&] {
-      auto undo = undo_of_load(stream);
+      SnapshotCodings taken(options_, operations_, pages_, codings_, stream);
       try {
         load_snapshot(in, SnapshotKind::codings, progress, stream, [&](auto &snapshots, auto &from) {
           const SnapshotShape found = snapshots.read_shape(from);
-          for (int layer = 0; layer < options_.layers; ++layer) {
-            const Index own = own_coding(layer);
-            const auto coding = snapshots.read_coding(from, layer);
-            if (snapshots.adoption_of(coding, own, true, false) == detail::Adoption::keep) continue;
-            undo.note(own);
-            snapshots.adopt(coding, found, own);
-          }
+          for (int layer = 0; layer < options_.layers; ++layer)
+            taken.take(snapshots, snapshots.read_coding(from, layer), found, layer);
           snapshots.read_end(from);
         });
       } catch (...) {
-        undo.restore();
+        taken.restore();
         throw;
       }
     });
@@ -312,7 +305,7 @@ class KVCacheBase {
   template <class S>
   void attend(Batch batch, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
               std::type_identity_t<In<S>> v, std::type_identity_t<Out<S>> out, Stream stream = {}) {
-    check_tensor<S>("k", k, q.tokens, options_.kv_heads, options_.head_dim);
+    checks::check_tensor<S>(operations_, "k", k, q.tokens, options_.kv_heads, options_.head_dim);
     attend(batch, layer, AttentionTensors<std::remove_const_t<S>>{.q = q, .k = k, .v = v, .out = out},
            stream);
   }
@@ -331,10 +324,10 @@ class KVCacheBase {
   void attend(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream = {}) {
     [[maybe_unused]] const auto scope = enter(stream);
     check_batch(batch, layer, tensors.q.tokens);
-    check_queries(tensors);
+    checks::check_queries(operations_, options_, tensors);
     const bool reads = tensors.k.tokens == 0;
     if (!reads) {
-      check_keys(tensors, tensors.q.tokens);
+      checks::check_keys(operations_, options_, tensors, tensors.q.tokens);
       if (!tensors.causal) throw_invalid("causal", false, "true where keys are appended");
     }
     with_padding(batch, tensors, stream, [&](const AttentionTensors<S> &wide) {
@@ -359,15 +352,15 @@ class KVCacheBase {
              Stream stream = {}) requires drafts {
     [[maybe_unused]] const auto scope = enter(stream);
     check_batch(batch, layer, tensors.q.tokens);
-    check_queries(tensors);
-    check_keys(tensors, tensors.q.tokens);
+    checks::check_queries(operations_, options_, tensors);
+    checks::check_keys(operations_, options_, tensors, tensors.q.tokens);
     if (!tensors.causal) throw_invalid("causal", false, "true in a draft");
     const auto rows = static_cast<std::size_t>(tensors.q.tokens);
     if (parents.size() != rows) throw_invalid("parents.size", parents.size(), "the tokens of q,", rows);
     with_padding(batch, tensors, stream, [&](const AttentionTensors<S> &wide) {
       draft_.resize(rows);
       calls_.clear();
-      for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
+      detail::for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
         checks::check_range("batch.tokens", entry.tokens, 0, most_draft_tokens);
         const auto first = static_cast<std::size_t>(row), count = static_cast<std::size_t>(entry.tokens);
         const std::span tokens = std::span(draft_).subspan(first, count);
@@ -403,7 +396,7 @@ class KVCacheBase {
   void append(Batch batch, int layer, TensorView<S> q, std::type_identity_t<In<S>> k,
               std::type_identity_t<In<S>> v, Stream stream = {}) {
     using Scalar = std::remove_const_t<S>;
-    check_tensor<S>("q", q, k.tokens, options_.query_heads, options_.head_dim);
+    checks::check_tensor<S>(operations_, "q", q, k.tokens, options_.query_heads, options_.head_dim);
     append_only<Scalar>(batch, layer, AttentionTensors<Scalar>{.q = q, .k = k, .v = v}, stream);
   }
 
@@ -478,7 +471,7 @@ class KVCacheBase {
     [[maybe_unused]] const auto scope = enter(stream);
     check_layer(layer);
     Layer &tokens = find(sequence, layer);
-    check_keys(AttentionTensors<S>{.k = k, .v = v}, tokens.length());
+    checks::check_keys(operations_, options_, AttentionTensors<S>{.k = k, .v = v}, tokens.length());
     checks::memory_or_error([&] {
       const TensorView<S> keys = padded_rows_.widen(padded_rows_.keys, k, stream),
                           values = padded_rows_.widen(padded_rows_.values, v, stream);
@@ -566,7 +559,7 @@ class KVCacheBase {
     [[maybe_unused]] const auto scope = enter(stream);
     check_layer(layer);
     Layer &state = find(sequence, layer);
-    if (!learning_.learnt(state.coding)) return;
+    if (!codings_.learning().learnt(state.coding)) return;
     checks::memory_or_error([&] {
       constexpr Index rows = 0, residual = 0;
       plan_.clear();
@@ -609,37 +602,9 @@ class KVCacheBase {
   /// a device, waits for it.
   void reset_learning(Stream stream = {}) {
     [[maybe_unused]] const auto scope = enter(stream);
-    check_shared_codings();
-    if (!learning_.learns_at_all()) return;
-    checks::memory_or_error([&] {
-      std::vector<Index> next(own_);
-      try {
-        for (int layer = 0; layer < options_.layers; ++layer) {
-          if (!has_packed(own_coding(layer))) continue;
-          if (*options_.allocation == Allocation::model)
-            throw Error("squat: layer " + std::to_string(layer) +
-                        " has packed pages: under allocation model learning begins anew without any");
-          check_room_for_coding(layer);
-          next[static_cast<std::size_t>(layer)] = add_coding(layer);
-        }
-      } catch (...) {
-        for (std::size_t layer = 0; layer < next.size(); ++layer) {
-          if (next[layer] != own_[layer]) release_coding(next[layer]);
-        }
-        throw;
-      }
-      for (int layer = 0; layer < options_.layers; ++layer) {
-        const Index coding = next[static_cast<std::size_t>(layer)];
-        if (coding == own_coding(layer)) {
-          operations_.forget(coding, stream);
-          learning_.add(coding);
-        } else {
-          give_to_empty_sequences(layer, coding);
-          release_coding(std::exchange(own_coding(layer), coding));
-        }
-      }
-      learn_from_prior(stream);
-    });
+    codings_.check_shared();
+    if (!codings_.learning().learns_at_all()) return;
+    checks::memory_or_error([&] { codings_.reset(options_, operations_, pages_, sequences_, stream); });
   }
 
   /// The statistics of queries and keys that codings have learnt from, to be
@@ -650,8 +615,8 @@ class KVCacheBase {
     [[maybe_unused]] const auto scope = enter({});
     Prior prior(options_.layers, options_.kv_heads, padded_options_.head_dim,
                 std::max(1, *options_.tile_tokens));
-    coding_references_.for_each([&](Index coding, int) {
-      if (learning_.observed(coding) > 0 && !operations_.add_statistics(coding, prior)) {
+    codings_.for_each([&](Index coding, int) {
+      if (codings_.learning().observed(coding) > 0 && !operations_.add_statistics(coding, prior)) {
         throw_invalid("keep_statistics", false, "true to read statistics that codings have learnt from");
       }
     });
@@ -682,15 +647,15 @@ class KVCacheBase {
   /// learn for themselves.
   bool learnt(int layer) const {
     check_layer(layer);
-    check_shared_codings();
-    return learning_.learnt(own_[static_cast<std::size_t>(layer)]);
+    codings_.check_shared();
+    return codings_.learning().learnt(codings_.own(layer));
   }
 
   /// Bytes of a page of a layer, `page_tokens` tokens of all its KV heads. The same for all layers,
   /// unless Options::allocation is model and they have learnt.
   std::size_t page_bytes(int layer) const {
     check_layer(layer);
-    return operations_.page_bytes(own_[static_cast<std::size_t>(layer)]);
+    return operations_.page_bytes(codings_.own(layer));
   }
 
   /// Pages that tokens can still be packed into before max_pages or page_budget is reached; without a
@@ -703,7 +668,7 @@ class KVCacheBase {
   std::size_t pages_due(Batch batch) const {
     Index pages = 0;
     for (int layer = 0; layer < options_.layers; ++layer) {
-      for_each_entry(batch, [&](const SequenceTokens &entry, Index) {
+      detail::for_each_entry(batch, [&](const SequenceTokens &entry, Index) {
         const Layer &state = find(entry.sequence, layer);
         if (packs_learnt(batch, state) || packs_without_learning(entry, state))
           pages += state.due_pages(entry.tokens, options_.sinks, tail_rule());
@@ -727,40 +692,8 @@ class KVCacheBase {
   /// What is allocated, and what of it holds tokens. Counts on the host, page by page: neither allocates
   /// nor waits, and throws nothing.
   MemoryReport memory_report() const {
-    MemoryReport report;
-    report.pages = pages_.bytes();
-    report.pages_used = pages_.used_bytes();
-    report.statistics = operations_.statistics_bytes();
-    report.bases = operations_.bases_bytes();
-    report.workspace = operations_.workspace_bytes() + padded_rows_.bytes();
-    std::size_t held = 0, held_with_others = 0,
-                held_bytes = 0;  // pages, once for each of who holds them
-    sequences_.for_each([&](const Sequence &sequence) {
-      for (const Layer &layer : sequence.layers) {
-        report.exact += layer.exact.bytes();
-        report.exact_tokens += layer.exact.sinks() + layer.exact.tail();
-        report.packed_tokens += layer.paged_tokens();
-        const detail::HeldPages pages = pages_.held(layer);
-        held += pages.all;
-        held_with_others += pages.all - pages.alone;
-        held_bytes += pages.all * pages_.page_bytes(layer);
-      }
-    });
-    report.saved_by_sharing = held_bytes - report.pages_used;
-    report.shared_pages = held_with_others - (held - pages_.used());  // but the first of who holds each
-    const double elements =                                           // of a token and layer
-        static_cast<double>(options_.kv_heads) * (options_.head_dim + options_.value_dim);
-    std::size_t page_bytes = 0;  // of a page of each layer
-    for (const Index own : own_) page_bytes += operations_.page_bytes(own);
-    report.packed_bits_per_element =
-        8.0 * static_cast<double>(page_bytes) / (elements * options_.page_tokens * options_.layers);
-    const Index tokens = report.packed_tokens + report.exact_tokens;
-    if (tokens > 0) {
-      const auto bytes =
-          static_cast<double>(held_bytes + report.exact + report.statistics + report.bases);
-      report.total_bits_per_element = 8.0 * bytes / (elements * static_cast<double>(tokens));
-    }
-    return report;
+    return detail::count_memory(options_, operations_, pages_, codings_, sequences_,
+                                padded_rows_.bytes());
   }
 
  private:
@@ -804,84 +737,19 @@ class KVCacheBase {
   void check_batch(Batch batch, int layer, Index rows) {
     check_layer(layer);
     ++call_;
-    bool padded = false;
-    Index end = 0;
     for (const SequenceTokens &entry : batch) {
       Sequence &sequence = find(entry.sequence);
       if (std::exchange(sequence.last_call, call_) == call_) {
         throw_invalid("batch.sequence", entry.sequence.value, "named once in a batch");
       }
-      if (entry.first_row != SequenceTokens::behind_the_last) {
-        padded = true;
-        checks::check_range("batch.first_row", entry.first_row, end, rows);
-        end = entry.first_row;
-      }
-      if (entry.tokens < 0 || entry.tokens > rows - end) {
-        throw_invalid("batch.tokens", entry.tokens,
-                      "at least 0 and at most the rows left in the tensors,", rows - end);
-      }
-      end += entry.tokens;
     }
-    if (!padded && end != rows) throw_invalid("tokens", rows, "the tokens of the batch together,", end);
-  }
-
-  /// Calls visit(entry, first row) for every entry of a checked batch that has tokens.
-  template <class Visit>
-  static void for_each_entry(Batch batch, Visit &&visit) {
-    Index row = 0;
-    for (const SequenceTokens &entry : batch) {
-      if (entry.first_row != SequenceTokens::behind_the_last) row = entry.first_row;
-      if (entry.tokens > 0) visit(entry, row);
-      row += entry.tokens;
-    }
-  }
-
-  /// Calls visit(first, count) for every run of neighbouring rows that a checked batch names.
-  template <class Visit>
-  static void for_each_run(Batch batch, Visit &&visit) {
-    Index first = 0, end = 0;
-    for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
-      if (row != end && end > first) visit(first, end - first);
-      if (row != end) first = row;
-      end = row + entry.tokens;
-    });
-    if (end > first) visit(first, end - first);
-  }
-
-  template <class S>
-  void check_tensor(const char *name, In<S> tensor, Index tokens, Index heads, Index channels) const {
-    static_assert(Element<std::remove_const_t<S>>, "squat: tensors are float, half or bfloat16");
-    checks::check_shape(name, tensor, tokens, heads, channels);
-    check_memory(name, tensor);
-  }
-
-  template <class Scalar>
-  void check_memory(const char *name, TensorView<Scalar> tensor) const {
-    if constexpr (on_device) {
-      if (tensor.tokens > 0) operations_.check_memory(name, tensor.data);
-    }
-  }
-
-  template <Element S>
-  void check_queries(const AttentionTensors<S> &tensors) const {
-    const auto &[q, k, v, out, lse, causal] = tensors;
-    check_tensor<S>("q", q, q.tokens, options_.query_heads, options_.head_dim);
-    check_tensor<S>("out", out, q.tokens, options_.query_heads, options_.value_dim);
-    if (lse.tokens == 0) return;
-    checks::check_shape("lse", lse, q.tokens, options_.query_heads, 1);
-    check_memory("lse", lse);
-  }
-
-  template <Element S>
-  void check_keys(const AttentionTensors<S> &tensors, Index tokens) const {
-    check_tensor<S>("k", tensors.k, tokens, options_.kv_heads, options_.head_dim);
-    check_tensor<S>("v", tensors.v, tokens, options_.kv_heads, options_.value_dim);
+    detail::check_rows(batch, rows);
   }
 
   /// Of the rows that a checked batch names.
   template <Element S>
   void check_elements(Batch batch, In<S> q, In<S> k, In<S> v, Stream stream) {
-    for_each_run(batch, [&](Index first, Index count) {
+    detail::for_each_run(batch, [&](Index first, Index count) {
       const auto rows = [&](const char *name, In<S> tensor) {
         return NamedTensor<S>{name, tensor.tokens > 0 ? tensor.slice(first, count) : tensor, first};
       };
@@ -927,10 +795,11 @@ class KVCacheBase {
       for (; layer < options_.layers; ++layer) {
         Layer &tokens = state->layers[static_cast<std::size_t>(layer)];
         tokens.layer = layer;
-        tokens.coding = coding_for(layer);
+        tokens.coding = codings_.for_sequence(operations_, pages_, layer);
       }
     } catch (...) {
-      while (layer-- > 0) release_coding(state->layers[static_cast<std::size_t>(layer)].coding);
+      while (layer-- > 0)
+        codings_.release(operations_, state->layers[static_cast<std::size_t>(layer)].coding);
       throw;
     }
     return state;
@@ -942,12 +811,13 @@ class KVCacheBase {
   using SnapshotKind = detail::SnapshotKind;
   using SnapshotWriter = detail::SnapshotWriter;
   using SnapshotShape = detail::SnapshotShape;
+  using SnapshotCodings = detail::SnapshotCodings<T, Operations, Stream>;
 
   template <class Out, class Write>
   void save_snapshot(Out &out, SnapshotKind kind, const SaveOptions &how, Stream stream, Write &&write) {
     checks::memory_or_error([&] {
       const SnapshotShape shape = detail::snapshot_shape<T>(padded_options_, key_bits_, value_bits_);
-      Snapshots snapshots(padded_options_, shape, operations_, pages_, learning_, stream);
+      Snapshots snapshots(padded_options_, shape, operations_, pages_, codings_.learning(), stream);
       detail::with_sink(out, [&](auto &sink) {
         SnapshotWriter to(sink, kind, how.progress);
         snapshots.write_shape(to);
@@ -961,46 +831,11 @@ class KVCacheBase {
   void load_snapshot(In &in, SnapshotKind kind, const SnapshotProgress &progress, Stream stream,
                      Read &&read) {
     const SnapshotShape shape = detail::snapshot_shape<T>(padded_options_, key_bits_, value_bits_);
-    Snapshots snapshots(padded_options_, shape, operations_, pages_, learning_, stream);
+    Snapshots snapshots(padded_options_, shape, operations_, pages_, codings_.learning(), stream);
     detail::with_source(in, [&](auto &source) {
       detail::SnapshotReader from(source, kind, progress);
       read(snapshots, from);
     });
-  }
-
-  void check_shared_codings() const {
-    if (options_.learning == LearningMode::per_sequence)
-      throw_invalid("learning", "per_sequence", "another where codings are the cache's");
-  }
-
-  /// Gives an empty layer the coding that a snapshot has for it.
-  template <class Undo>
-  void take_coding(Snapshots &snapshots, const typename Snapshots::FoundCoding &found,
-                   const SnapshotShape &shape, Layer &layer, bool needed, Undo &undo) {
-    Index same = Layer::no_coding;
-    coding_references_.for_each([&](Index coding, int of_layer) {
-      if (needed && of_layer == layer.layer && coding != layer.coding &&
-          snapshots.is_same(found, coding))
-        same = coding;
-    });
-    if (same != Layer::no_coding) return change_coding(layer, same);
-    const bool beside = *options_.allocation != Allocation::model || found.learnt_nothing;
-    switch (snapshots.adoption_of(found, layer.coding, needed, beside)) {
-      case detail::Adoption::keep:
-        return;
-      case detail::Adoption::adopt:
-        if (options_.learning != LearningMode::per_sequence) undo.note(layer.coding);
-        return snapshots.adopt(found, shape, layer.coding);
-      case detail::Adoption::add:
-        break;
-    }
-    if (found.learnt_nothing)
-      return change_coding(layer, coding_without_learning(layer.layer, undo.stream()));
-    check_room_for_coding(layer.layer);
-    const Index coding = add_coding(layer.layer);
-    change_coding(layer, coding);
-    release_coding(coding);  // which is the sequence's alone
-    snapshots.adopt(found, shape, coding);
   }
 
   /// Makes sure of pages, those acquired ahead if there are no others.
@@ -1016,51 +851,13 @@ class KVCacheBase {
     replay_.publish(operations_, pages_, layers_, stream);
   }
 
-  /// What a load has changed of codings and of memory, which restore() undoes.
-  class UndoOfLoad {
-   public:
-    UndoOfLoad(KVCacheBase &cache, Stream stream)
-        : cache_(cache), stream_(stream), memory_(cache.pages_.mark()) {
-      before_.reserve(static_cast<std::size_t>(cache.options_.layers));
-    }
-
-    Stream stream() const { return stream_; }
-
-    /// Before a coding is replaced that does not go with its sequence.
-    void note(Index coding) {
-      before_.push_back({coding, std::as_const(cache_.learning_).observed(coding),
-                         cache_.operations_.back_up(coding, stream_)});
-    }
-
-    void restore() {
-      for (Before &each : before_) {
-        cache_.operations_.restore(each.coding, std::move(each.backup));
-        cache_.learning_.restore(each.coding, each.observed);
-      }
-      cache_.pages_.back_to(memory_);
-    }
-
-   private:
-    struct Before {
-      Index coding;
-      Index observed;
-      typename Operations::Backup backup;
-    };
-
-    KVCacheBase &cache_;
-    Stream stream_;
-    typename detail::LayerPages<typename Operations::Memory, Exact>::Mark memory_;
-    std::vector<Before> before_;
-  };
-  UndoOfLoad undo_of_load(Stream stream) { return {*this, stream}; }
-
   // ---- reading
 
   template <Element S>
   void read(Batch batch, int layer, TensorView<const S> q, const AttentionOutput<S> &out, bool causal,
             Stream stream) {
     calls_.clear();
-    for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
+    detail::for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
       auto call = find(entry.sequence, layer).call(row, entry.tokens);
       call.causal = causal;
       if (!causal && call.past == 0)
@@ -1087,7 +884,7 @@ class KVCacheBase {
   void append_only(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream) {
     [[maybe_unused]] const auto scope = enter(stream);
     check_batch(batch, layer, tensors.k.tokens);
-    check_keys(tensors, tensors.k.tokens);
+    checks::check_keys(operations_, options_, tensors, tensors.k.tokens);
     with_padding(batch, tensors, stream, [&](const AttentionTensors<S> &wide) {
       append_checked<S>(batch, layer, wide, stream);
     });
@@ -1108,7 +905,7 @@ class KVCacheBase {
       const AttentionTensors<S> wide = padded_rows_.widen(tensors, stream);
       run(wide);
       if (wide.out.data == tensors.out.data) return;
-      for_each_run(batch, [&](Index first, Index count) {
+      detail::for_each_run(batch, [&](Index first, Index count) {
         padded_rows_.template narrow<S>(wide.out.slice(first, count), tensors.out.slice(first, count),
                                         stream);
       });
@@ -1123,10 +920,10 @@ class KVCacheBase {
     find_layers(batch, layer);
     rows_.clear();
     rows_.reserve(batch.size());
-    for_each_entry(batch, [&](const SequenceTokens &, Index row) { rows_.push_back(row); });
+    detail::for_each_entry(batch, [&](const SequenceTokens &, Index row) { rows_.push_back(row); });
     bool step = q.tokens == 0 || !options_.keep_statistics;
     for (std::size_t i = 0; i < batch.size(); ++i)
-      step = step && batch[i].tokens == 1 && learning_.learnt(layers_[i]->coding);
+      step = step && batch[i].tokens == 1 && codings_.learning().learnt(layers_[i]->coding);
     const bool taken = replay_.template take_step<S>(operations_, pages_, layers_, rows_, step, layer, q,
                                                      k, v, out, stream);
     if (taken) leave_window(stream);
@@ -1141,13 +938,13 @@ class KVCacheBase {
     plan(batch, layer, q.tokens > 0, attends, stream);
     const std::span calls = std::as_const(plan_).calls();
     if (calls.empty()) return;
-    learning_.template observe<S>(operations_, calls, q, k, v, stream, [&] {
+    codings_.learning().template observe<S>(operations_, calls, q, k, v, stream, [&] {
       plan_without_learning(layer, attends, stream);
       take_in<S>(q, k, v, out, stream);
     });
     layers_.clear();
     for (std::size_t i = 0; i < calls.size(); ++i) {
-      change_coding(*plan_.layers()[i], calls[i].coding);
+      codings_.change(operations_, *plan_.layers()[i], calls[i].coding);
       if (calls[i].learnt) layers_.push_back(plan_.layers()[i]);
     }
     replay_.acquire_pages(operations_, pages_, layers_, stream);
@@ -1181,17 +978,17 @@ class KVCacheBase {
   /// before anything changes.
   void plan(Batch batch, int layer, bool queries, bool attends, Stream stream) {
     plan_.clear();
-    for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
+    detail::for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
       Layer &state = find(entry.sequence, layer);
       bool learnt = packs_learnt(batch, state);
       Index coding = state.coding;
       if (!learnt && packs_without_learning(entry, state)) {
-        coding = coding_without_learning(layer, stream);
+        coding = codings_.without_learning(operations_, pages_, layer, stream);
         learnt = true;
       }
-      const bool observed = entry.learn && learning_.observes(coding, queries);
+      const bool observed = entry.learn && codings_.learning().observes(coding, queries);
       plan_.add(state, row, entry.tokens, coding, learnt, observed, options_.sinks, tail_rule());
-      if (*options_.allocation == Allocation::model) set_page_bytes(coding);
+      if (codings_.sized_by_layer()) pages_.set_page_bytes(coding, operations_.page_bytes(coding));
     });
     reserve_plan(attends, stream);
   }
@@ -1199,12 +996,12 @@ class KVCacheBase {
   /// Whether pages of a sequence can be packed by the end of a call, with what its coding has learnt
   /// then.
   bool packs_learnt(Batch batch, const Layer &state) const {
-    return learning_.learnt(state.coding) ||
-           learning_.learnt(state.coding, tokens_of(batch, state.layer, state.coding));
+    return codings_.learning().learnt(state.coding) ||
+           codings_.learning().learnt(state.coding, tokens_of(batch, state.layer, state.coding));
   }
   /// Whether they are packed with what is there, for the sequence has waited long enough.
   bool packs_without_learning(const SequenceTokens &entry, const Layer &state) const {
-    return learning_.waited(state.length(), entry.tokens);
+    return codings_.learning().waited(state.length(), entry.tokens);
   }
 
   void reserve_plan(bool attends, Stream stream) {
@@ -1219,10 +1016,10 @@ class KVCacheBase {
   void plan_without_learning(int layer, bool attends, Stream stream) {
     bool changed = false;
     for (SequenceCall<Exact> &call : plan_.calls()) {
-      if (!call.learnt || learning_.learnt(call.coding)) continue;
+      if (!call.learnt || codings_.learning().learnt(call.coding)) continue;
       changed = true;
-      if (learning_.had_its_chance(call.past + call.tokens)) {
-        call.coding = coding_without_learning(layer, stream);
+      if (codings_.learning().had_its_chance(call.past + call.tokens)) {
+        call.coding = codings_.without_learning(operations_, pages_, layer, stream);
       } else {
         call.learnt = false;
         call.due = 0;
@@ -1241,7 +1038,7 @@ class KVCacheBase {
 
   /// Tokens of a batch that `coding` may learn from.
   Index tokens_of(Batch batch, int layer, Index coding) const {
-    if (!learning_.observes(coding, false)) return 0;
+    if (!codings_.learning().observes(coding, false)) return 0;
     Index tokens = 0;
     for (const SequenceTokens &entry : batch) {
       if (entry.learn && find(entry.sequence, layer).coding == coding) tokens += entry.tokens;
@@ -1255,7 +1052,7 @@ class KVCacheBase {
   void retain(const Sequence &sequence) {
     for (const Layer &layer : sequence.layers) {
       pages_.retain(layer);
-      coding_references_.retain(layer.coding);
+      codings_.retain(layer.coding);
     }
   }
 
@@ -1264,7 +1061,7 @@ class KVCacheBase {
     for (Layer &layer : sequence.layers) {
       if (layer.coding == Layer::no_coding) continue;
       pages_.release(layer);
-      release_coding(layer.coding);
+      codings_.release(operations_, layer.coding);
     }
   }
 
@@ -1274,109 +1071,13 @@ class KVCacheBase {
     for (Layer &layer : sequence.layers) pages_.release_ready(layer);
   }
 
-  // ---- codings
-
-  /// Learning gives layers their page sizes.
-  void set_page_bytes(Index coding) { pages_.set_page_bytes(coding, operations_.page_bytes(coding)); }
-
-  Index add_coding(int layer) {
-    const Index coding = operations_.add_coding(layer);
-    try {
-      set_page_bytes(coding);
-      learning_.add(coding);
-      coding_references_.add(coding, layer);
-    } catch (...) {
-      operations_.remove_coding(coding);
-      throw;
-    }
-    return coding;
-  }
-
-  /// The coding that new sequences get in a layer. None where each gets its own.
-  Index &own_coding(int layer) { return own_[static_cast<std::size_t>(layer)]; }
-
-  /// What a layer of a new sequence is coded with, held for it.
-  Index coding_for(int layer) {
-    if (options_.learning == LearningMode::per_sequence) return add_coding(layer);
-    coding_references_.retain(own_coding(layer));
-    return own_coding(layer);
-  }
-
-  /// The coding of a layer that has learnt nothing and never will, held by the cache once it is there.
-  Index coding_without_learning(int layer, Stream stream) {
-    Index &coding = without_learning_[static_cast<std::size_t>(layer)];
-    if (coding != Layer::no_coding) return coding;
-    const Index added = add_coding(layer);
-    try {
-      operations_.learn_nothing(added, stream);
-    } catch (...) {
-      release_coding(added);
-      throw;
-    }
-    learning_.fix(added);
-    return coding = added;
-  }
-
-  /// A layer without pages has another coding from now on.
-  void change_coding(Layer &layer, Index coding) {
-    if (coding == layer.coding) return;
-    coding_references_.retain(coding);
-    release_coding(std::exchange(layer.coding, coding));
-  }
-
-  void release_coding(Index coding) {
-    if (!coding_references_.release(coding)) return;
-    learning_.remove(coding);
-    operations_.remove_coding(coding);
-  }
-
-  /// Whether a sequence has pages of a coding.
-  bool has_packed(Index coding) const {
-    bool packed = false;
-    sequences_.for_each([&](const Sequence &sequence) {
-      for (const Layer &layer : sequence.layers)
-        packed = packed || (layer.coding == coding && !layer.pages.empty());
-    });
-    return packed;
-  }
-
-  void give_to_empty_sequences(int layer, Index coding) {
-    sequences_.for_each([&](Sequence &sequence) {
-      Layer &tokens = sequence.layers[static_cast<std::size_t>(layer)];
-      if (tokens.coding == own_coding(layer) && tokens.length() == 0) change_coding(tokens, coding);
-    });
-  }
-
-  /// Throws Error where a layer has as many codings that learnt as it may.
-  void check_room_for_coding(int layer) const {
-    constexpr int most = 4;
-    int held = 0;
-    coding_references_.for_each([&](Index coding, int of_layer) {
-      if (of_layer == layer && learning_.learns(coding)) ++held;
-    });
-    if (held >= most && options_.learning != LearningMode::per_sequence)
-      throw_invalid(
-          "codings", held + 1,
-          "at most 4 of layer " + std::to_string(layer) + ": remove the sequences of an earlier one");
-  }
-
-  /// Learns what a prior says, where that is enough.
-  void learn_from_prior(Stream stream) {
-    if (!learning_.learns_from_prior(options_)) return;
-    for (const Index coding : own_) learning_.learn_from_prior(operations_, coding, stream);
-    for (const Index coding : own_) set_page_bytes(coding);
-  }
-
   int key_bits_, value_bits_;
   Options options_;
   Options padded_options_;  // with heads as wide as kernels take them
   detail::PaddedRows<typename Operations::Padding, Stream> padded_rows_;
   Operations operations_;
   detail::LayerPages<typename Operations::Memory, Exact> pages_;
-  detail::Learning learning_;
-  detail::CodingReferences coding_references_;
-  std::vector<Index> own_;               // the coding that new sequences get, of each layer
-  std::vector<Index> without_learning_;  // the one that has learnt nothing, of each layer once needed
+  detail::LayerCodings<Operations, Stream> codings_;
   detail::SequenceTable<Sequence> sequences_;
   std::uint64_t call_ = 0;
   detail::AppendPlan<Exact> plan_;  // of the call in progress
