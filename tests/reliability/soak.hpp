@@ -145,23 +145,20 @@ class Soak {
     std::erase_if(running_, [](const Request &each) { return each.length >= each.end; });
   }
 
-  /// Appends and attends in all layers. Makes room before; returns whether there is enough.
-  bool feed(const std::vector<SequenceTokens> &batch) {
-    Index count = 0;
-    for (const SequenceTokens &entry : batch) count += entry.tokens;
-    const auto pages =
-        static_cast<std::size_t>(cache_.options().layers) *
-        (batch.size() + static_cast<std::size_t>(count / cache_.options().page_tokens + 9));
-    while (cache_.free_pages() < pages) {
+  /// Appends and attends in all layers. Makes room before, for which requests may have to leave the
+  /// batch, the last first; returns whether any was left.
+  bool feed(std::vector<SequenceTokens> batch) {
+    while (cache_.free_pages() < pages_for(batch)) {
       const std::size_t free = cache_.free_pages();
-      if (!evict() && !preempt(batch)) return false;
+      if (!evict() && !preempt()) return false;
       if (cache_.free_pages() < free) throw std::runtime_error("eviction took pages");
+      std::erase_if(batch, [&](const SequenceTokens &entry) {
+        return std::any_of(waiting_.begin(), waiting_.end(),
+                           [&](const Request &each) { return each.sequence == entry.sequence; });
+      });
     }
-    for (const SequenceTokens &entry : batch) {  // a victim may have been among them
-      if (std::any_of(waiting_.begin(), waiting_.end(),
-                      [&](const Request &each) { return each.sequence == entry.sequence; }))
-        return false;
-    }
+    if (batch.empty()) return false;
+    const Index count = tokens_of(batch);
     const Index first = static_cast<Index>(below(static_cast<std::size_t>(pool_rows - count)));
     for (int layer = 0; layer < cache_.options().layers; ++layer) {
       cache_.attend(batch, layer, q_.view(first, count), k_.view(first, count), v_.view(first, count),
@@ -169,6 +166,17 @@ class Soak {
     }
     tokens_ += static_cast<std::size_t>(count);
     return true;
+  }
+
+  static Index tokens_of(const std::vector<SequenceTokens> &batch) {
+    Index count = 0;
+    for (const SequenceTokens &entry : batch) count += entry.tokens;
+    return count;
+  }
+  /// That it may fill, and some to spare.
+  std::size_t pages_for(const std::vector<SequenceTokens> &batch) const {
+    const auto full = static_cast<std::size_t>(tokens_of(batch) / cache_.options().page_tokens);
+    return static_cast<std::size_t>(cache_.options().layers) * (batch.size() + full + 9);
   }
 
   /// Removes the prefix that was used least lately. Its forks keep what they share.
@@ -188,7 +196,7 @@ class Soak {
   }
 
   /// Saves the request that came last and removes it, but for one that is alone.
-  bool preempt(const std::vector<SequenceTokens> &) {
+  bool preempt() {
     if (running_.size() < 2) return false;
     const Request victim = running_.back();
     std::ofstream out(file_of(victim), std::ios::binary);
@@ -288,7 +296,7 @@ double most(const std::vector<SoakSample> &samples, double first, double last,
 }
 
 /// Runs for so long, and writes samples as CSV to the file named, if one is. Returns whether memory,
-/// once all is warm, stayed where it was and everything that was to happen did.
+/// once all is warm, stayed where it was and everything that was to happen did, to the end.
 template <class Place>
 bool soak(double seconds, double every, const std::string &csv) {
   const std::filesystem::path folder =
@@ -325,8 +333,9 @@ bool soak(double seconds, double every, const std::string &csv) {
   fine &= flat("process", &SoakSample::process_mib);
   fine &= flat("device", &SoakSample::device_mib);
   fine &= flat("cache", &SoakSample::cache_mib);
-  return fine && last.requests > 0 && last.evictions > 0 && last.preemptions > 0 &&
-         most(samples, 0, 1, &SoakSample::shared_pages) > 0;
+  const double before_the_end = most(samples, 0, .9, &SoakSample::tokens);
+  return fine && static_cast<double>(last.tokens) > before_the_end && last.evictions > 0 &&
+         last.preemptions > 0 && most(samples, 0, 1, &SoakSample::shared_pages) > 0;
 }
 
 }  // namespace squat::test
