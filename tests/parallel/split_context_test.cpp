@@ -41,18 +41,18 @@ void copy_row(TensorView<float> from, TensorView<float> to) {
 /// The texts of two sequences.
 struct Texts {
   explicit Texts(const Options &options)
-      : in{Inputs<>(options, most, 1), Inputs<>(options, most, 11), Inputs<>(options, most, 21)} {
-    for (Inputs<> &text : in) embed(text, options.rotary.front());
-  }
-  static constexpr Index most = 420;
+      : in{Inputs<>(options, most, 1), Inputs<>(options, most, 11), Inputs<>(options, most, 21)} {}
+  static constexpr Index most = 520;
   std::array<Inputs<>, 3> in;
 };
 
-/// A sequence of a player: its text is that of sequence `text`.
+/// A sequence of a player: its text is that of sequence `text`, of which shifts have dropped tokens and
+/// moved others.
 struct Played {
   SequenceId sequence;
   std::size_t text;
   Index tokens;
+  Index dropped = 0, moved = 0;
 };
 
 /// Plays the same for a cache and for a context that is split.
@@ -72,10 +72,14 @@ struct Player {
       for (std::size_t i = 0; i < sequences.size(); ++i) {
         Inputs<> &text = texts.in[sequences[i]->text];
         for (Index token = 0; token < counts[i]; ++token) {
-          const Index from = sequences[i]->tokens + token;
+          const Index from = sequences[i]->dropped + sequences[i]->tokens + token;
           copy_row(text.q.view(from, 1), call.q.view(row + token, 1));
           copy_row(text.k.view(from, 1), call.k.view(row + token, 1));
           copy_row(text.v.view(from, 1), call.v.view(row + token, 1));
+          const Turn turn(options.rotary.front(), from + sequences[i]->moved);
+          for (Tensor<float> *x : {&call.q, &call.k}) {
+            for (Index head = 0; head < x->heads; ++head) turn.apply(x->view().row(row + token, head));
+          }
         }
         batch.push_back({sequences[i]->sequence, counts[i], row});
         row += counts[i] + 1;
@@ -101,7 +105,29 @@ struct Player {
     played.tokens = tokens;
   }
   Played fork(const Played &played, Index tokens) {
-    return {context->fork(played.sequence, tokens), played.text, tokens};
+    Played child = played;
+    child.sequence = context->fork(played.sequence, tokens);
+    child.tokens = tokens;
+    return child;
+  }
+  void shift(Played &played, Index first, Index last, Index by) {
+    context->shift(played.sequence, first, last, by);
+    played.tokens -= last - first;
+    played.dropped += last - first;
+    played.moved += by;
+  }
+  /// Each of `sequences` becomes what its parent was.
+  void reorder(const std::vector<Played *> &sequences, const std::vector<Played> &parents) {
+    std::vector<SequenceId> to, from;
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      to.push_back(sequences[i]->sequence);
+      from.push_back(parents[i].sequence);
+    }
+    context->reorder(to, from);
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      *sequences[i] = parents[i];
+      sequences[i]->sequence = to[i];
+    }
   }
 
   Context *context;
@@ -110,8 +136,8 @@ struct Player {
   std::vector<float> out, lses;
 };
 
-/// Ragged prompts, pieces that end where runs end, steps, cuts and forks. pieces: also some of many
-/// runs.
+/// Ragged prompts, pieces that end where runs end, steps, cuts, forks, shifts and beams. pieces: also
+/// some of many runs.
 template <class Context>
 std::vector<Played> play(Player<Context> &player, bool pieces) {
   Played a = player.add(0), b = player.add(1);
@@ -123,8 +149,14 @@ std::vector<Played> play(Player<Context> &player, bool pieces) {
   player.steps({&a}, 30);
   player.truncate(a, 90);  // through a page
   player.steps({&a, &b}, 75);
+  player.shift(b, 3, 90, -87);  // all of some runs, and some of others
+  player.shift(a, 72, 80, -8);  // a piece of one
+  player.steps({&a, &b}, 40);
+  player.shift(b, 20, 20, 7);  // nothing
   Played c = player.fork(a, 110), d = player.fork(b, 30);
-  player.steps({&a, &c, &d}, 60);
+  player.steps({&a, &c, &d}, 30);
+  player.reorder({&c, &a, &d}, {a, c, b});
+  player.steps({&a, &c, &d}, 30);
   if (pieces) player.step({&d, &c}, {170, 90});
   return {a, b, c, d};
 }
@@ -222,6 +254,48 @@ void check(const Options &options, double tolerance, bool pieces) {
   }
 }
 
+/// Wherever a shift begins and ends, in runs that are there, that end, or that have not begun.
+TEST(SplitContext, IsOneCacheAfterAnyShift) {
+  struct Shift {
+    Index first, last, by;
+  };
+  using Cache = KVCache<float, 16>;
+  const Options options = small(Coding::plain);
+  for (const Index tokens : {40, 67, 99, 115, 131, 150}) {
+    for (const Shift &shift :
+         {Shift{0, 5, -5}, Shift{2, 39, -37}, Shift{3, 35, -20}, Shift{30, tokens, 0},
+          Shift{tokens - 9, tokens - 2, -7}, Shift{tokens, tokens, 11}, Shift{tokens / 2, tokens / 2, 0},
+          Shift{0, tokens, -tokens}}) {
+      const auto play_shift = [&](auto &player) {
+        Played a = player.add(0);
+        player.step({&a}, {std::min(tokens, first_run)});
+        player.steps({&a}, static_cast<int>(tokens - a.tokens));
+        player.shift(a, shift.first, shift.last, shift.by);
+        player.steps({&a}, 30);
+        player.shift(a, 1, 2, -1);
+        player.truncate(a, a.tokens - 3);
+        player.steps({&a}, 80);
+        EXPECT_EQ(player.context->length(a.sequence), a.tokens);
+      };
+      Cache one(options);
+      Player<Cache> in_one(one, one.options());
+      play_shift(in_one);
+      for (const int ranks : {1, 2, 3}) {
+        run_ranks(ranks, [&](RankThread &transport) {
+          Cache cache(options);
+          SplitContext context(cache, transport);
+          Player player(context, cache.options());
+          play_shift(player);
+          // Where a run ends early, pages of half precision do.
+          EXPECT_LE(distance(player.out, in_one.out), 1e-4)
+              << ranks << " ranks, " << tokens << " tokens, " << shift.first << " to " << shift.last
+              << " by " << shift.by;
+        });
+      }
+    }
+  }
+}
+
 TEST(SplitContext, IsOneCacheAt16Bits) {
   check<float, 16>(small(Coding::plain), 2e-5, false);
   check<float, 16>(small(Coding::plain), 1e-3, true);  // in pieces, half precision meets other tokens
@@ -309,8 +383,9 @@ TEST(SplitContext, AttendsToAllPartsAsInDoublePrecision) {
 
 TEST(SplitContext, GoesOnWhereNothingIsLearnt) { expect_double_precision<half, 2>(small(), false); }
 
-/// Ranks that have the parts of four go on with what four have saved, bit for bit.
-void expect_load_at_fewer(Index tokens) {
+/// Ranks that have the parts of four go on with what four have saved, bit for bit. dropped: tokens that
+/// a shift dropped before.
+void expect_load_at_fewer(Index tokens, Index dropped = 0) {
   using Cache = KVCache<half, 2>;
   const Options options = small();
   constexpr int parts = 4;
@@ -321,7 +396,8 @@ void expect_load_at_fewer(Index tokens) {
     if (played.tokens < first_run) player.step({&played}, {first_run - played.tokens});
     player.steps({&played}, 100);
     player.truncate(played, 80);
-    Played other = player.fork(played, 70);
+    player.shift(played, 4, 30, -26);
+    Played other = player.fork(played, 50);
     player.steps({&other, &played}, 60);
     return std::vector<float>(player.out.begin() + static_cast<std::ptrdiff_t>(before),
                               player.out.end());
@@ -333,6 +409,7 @@ void expect_load_at_fewer(Index tokens) {
     Played played = player.add(0);
     player.step({&played}, {std::min(tokens, first_run)});
     if (tokens > first_run) player.step({&played}, {tokens - first_run});
+    if (dropped > 0) player.shift(played, 5, 5 + dropped, 9 - dropped);
     context.save(played.sequence, transport.rank(),
                  snapshots[static_cast<std::size_t>(transport.rank())]);
     const std::vector<float> out = go_on(player, played);
@@ -347,8 +424,9 @@ void expect_load_at_fewer(Index tokens) {
       for (const int part : context.own_parts())
         sources.emplace_back(snapshots[static_cast<std::size_t>(part)]);
       Player player(context, cache.options());
-      Played played{context.load(std::span<SpanSource>(sources)), 0, tokens};
-      EXPECT_EQ(context.length(played.sequence), tokens);
+      Played played{context.load(std::span<SpanSource>(sources)), 0, tokens - dropped, dropped,
+                    dropped > 0 ? 9 - dropped : 0};
+      EXPECT_EQ(context.length(played.sequence), tokens - dropped);
       for (const int part : context.own_parts()) {
         Bytes again;
         context.save(played.sequence, part, again);
@@ -367,6 +445,7 @@ TEST(SplitContext, LoadsAtFewerRanks) {
   expect_load_at_fewer(first_run);
   expect_load_at_fewer(first_run + 32 + 20);
   expect_load_at_fewer(250);
+  expect_load_at_fewer(250, 120);
 }
 
 TEST(SplitContext, OfOneRankIsItsCache) {
@@ -521,11 +600,27 @@ TEST(SplitContext, RefusesWhatCannotBe) {
     EXPECT_THROW(context.length({99}), Error);
     EXPECT_THROW(context.length(a.sequence, 2), Error);
     EXPECT_THROW(context.local(a.sequence, 1 - transport.rank()), Error);
+    const auto shift_refused = [&](Index first, Index last, Index by) {
+      EXPECT_THROW(context.shift(a.sequence, first, last, by), Error);
+      EXPECT_EQ(context.length(a.sequence), a.tokens);
+    };
+    shift_refused(-1, 3, 0);
+    shift_refused(4, 3, 0);
+    shift_refused(4, a.tokens + 1, 0);
+    shift_refused(4, 20, -21);      // before position 0
+    shift_refused(0, a.tokens, 0);  // none is left, and the next would not be the first
+    shift_refused(4, 20, Index{1} << 32);
+    const std::array both{a.sequence, b.sequence}, twice{a.sequence, a.sequence};
+    EXPECT_THROW(context.reorder(both, std::span(both).first(1)), Error);
+    EXPECT_THROW(context.reorder(twice, both), Error);
+    EXPECT_THROW(context.reorder(both, std::array{a.sequence, SequenceId{99}}), Error);
+    EXPECT_EQ(context.length(b.sequence), b.tokens);
     context.save(a.sequence, transport.rank(), snapshots[static_cast<std::size_t>(transport.rank())]);
     context.attend(batch, 0, good);  // one layer is ahead
     EXPECT_EQ(context.length(a.sequence, 0), a.tokens + 4);
     EXPECT_THROW(context.truncate(a.sequence, 3), Error);
     EXPECT_THROW(context.fork(a.sequence, 3), Error);
+    EXPECT_THROW(context.shift(a.sequence, 3, 4, -1), Error);
     Bytes bytes;
     EXPECT_THROW(context.save(a.sequence, transport.rank(), bytes), Error);
   });

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "squat/cache/attention_tensors.hpp"
 #include "squat/cache/call.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
@@ -54,7 +55,10 @@ class ContextPartials<cudaStream_t, Transport> {
     grow(all_, shape.ranks > 1 ? static_cast<std::size_t>(shape.ranks) * shape.rank_bytes() : 0);
   }
 
-  std::byte *own(std::size_t place) { return own_.data() + place * shape_.part_bytes; }
+  template <Element S>
+  AttentionTensors<S> block(std::size_t place, const AttentionTensors<S> &tensors) {
+    return shape_.in_block(own(place), tensors);
+  }
 
   void clear(std::size_t place, cudaStream_t stream) {
     const cuda::DeviceScope scope(device_);
@@ -92,6 +96,8 @@ class ContextPartials<cudaStream_t, Transport> {
 
  private:
   using Memory = cuda::DeviceBuffer<std::byte>;
+
+  std::byte *own(std::size_t place) { return own_.data() + place * shape_.part_bytes; }
 
   /// What is replaced may be read by kernels until the device has come to it: its release waits.
   static void grow(Memory &blocks, std::size_t bytes) {

@@ -61,8 +61,8 @@ struct PartialShape {
   }
 };
 
-/// The partials of one call at a time, for caches whose calls take a Stream. The blocks of a rank are
-/// its own(); gather() hands them to all, merge() makes outputs of them.
+/// The partials of one call at a time, for caches whose calls take a Stream. gather() hands the
+/// blocks of a rank to all, merge() makes outputs of them.
 template <class Stream, class Transport>
 class ContextPartials;
 
@@ -83,8 +83,11 @@ class ContextPartials<Stream, Transport> {
     all_.resize(shape.ranks > 1 ? static_cast<std::size_t>(shape.ranks) * own_.size() : 0);
   }
 
-  /// Block `place` of this rank's.
-  std::byte *own(std::size_t place) { return own_.data() + place * shape_.part_bytes; }
+  /// A call's tensors, with block `place` of this rank's in the place of its results.
+  template <Element S>
+  AttentionTensors<S> block(std::size_t place, const AttentionTensors<S> &tensors) {
+    return shape_.in_block(own(place), tensors);
+  }
 
   /// Its part has seen nothing.
   void clear(std::size_t place, Stream) {
@@ -112,6 +115,8 @@ class ContextPartials<Stream, Transport> {
   }
 
  private:
+  std::byte *own(std::size_t place) { return own_.data() + place * shape_.part_bytes; }
+
   Transport *transport_;
   PartialShape shape_;
   std::vector<std::byte> own_, all_;

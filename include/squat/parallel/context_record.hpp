@@ -27,7 +27,7 @@ struct ContextHeader {
 static_assert(sizeof(ContextHeader) == 32);
 
 inline constexpr std::array<char, 8> context_mark = {'s', 'q', 'u', 'a', 't', 'p', 'r', 't'};
-inline constexpr std::uint32_t context_version = 1;
+inline constexpr std::uint32_t context_version = 2;
 
 template <SnapshotSink Sink>
 void write_runs(Sink &sink, const ContextRuns &all, int parts, int part, Index length) {
@@ -75,6 +75,7 @@ std::pair<ContextRuns, Index> read_runs(Source &source, int parts, int part) {
     checksum.add(std::as_bytes(std::span(&run, 1)));
     require(run.first == end && run.count > 0 && run.count <= most - end);
     require(run.part >= 0 && run.part < parts);
+    require(run.position >= 0 && run.position <= most - run.count);
     end = run.end();
     runs.push_back(run);
   }

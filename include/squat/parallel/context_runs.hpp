@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <utility>
 #include <vector>
 
@@ -14,15 +13,18 @@
 
 namespace squat::detail {
 
-/// Tokens [first, first + count) of a sequence, which one part has.
+/// Tokens [first, first + count) of a sequence, which one part has, and which stand at `position` and
+/// behind it.
 struct ContextRun {
   std::int64_t first;
   std::int64_t count;
   std::int64_t part;
+  std::int64_t position;
 
   Index end() const { return first + count; }
+  Index position_of(Index token) const { return position + token - first; }
 };
-static_assert(sizeof(ContextRun) == 24);
+static_assert(sizeof(ContextRun) == 32);
 
 /// How long runs are.
 struct RunSizes {
@@ -44,7 +46,8 @@ struct RunSizes {
 };
 
 /// The runs of one sequence. They follow one another from token 0 on and go round the parts, so that all
-/// parts grow alike. Every rank keeps the same.
+/// parts grow alike; a shift cuts them, and may leave a part two that are neighbours. Every rank keeps
+/// the same.
 class ContextRuns {
  public:
   ContextRuns() = default;
@@ -54,10 +57,8 @@ class ContextRuns {
 
   /// Makes sure that tokens up to `end` are in runs.
   void extend(Index end, const RunSizes &sizes) {
-    if (runs_.empty())
-      runs_.push_back({0, sizes.parts == 1 ? std::numeric_limits<Index>::max() : sizes.first, 0});
-    while (runs_.back().end() < end)
-      runs_.push_back({runs_.back().end(), sizes.next, (runs_.back().part + 1) % sizes.parts});
+    if (runs_.empty()) runs_.push_back({0, sizes.parts == 1 ? Index{1} << 62 : sizes.first, 0, 0});
+    while (runs_.back().end() < end) runs_.push_back(next_run(sizes));
   }
 
   /// The run that token `token` is in, which is there.
@@ -66,6 +67,9 @@ class ContextRuns {
                                          [](Index at, const ContextRun &run) { return at < run.first; });
     return static_cast<std::size_t>(behind - runs_.begin()) - 1;
   }
+
+  /// Where token `token`, which is in a run, stands.
+  Index position_of(Index token) const { return runs_[find(token)].position_of(token); }
 
   /// Calls visit(run, first, count) for the tokens [first, first + count), run by run.
   template <class Visit>
@@ -87,13 +91,74 @@ class ContextRuns {
     return sum;
   }
 
-  /// Forgets the runs behind the first `tokens` tokens. closed: the run of the last of them ends there.
-  void truncate(Index tokens, bool closed) {
+  /// Position behind the last that a part has of the first `tokens` tokens; 0 if it has none.
+  Index position_behind(Index part, Index tokens) const {
+    Index position = 0;
+    for (const ContextRun &run : runs_) {
+      if (run.part == part && run.first < tokens)
+        position = run.position_of(std::min(tokens, run.end()));
+    }
+    return position;
+  }
+
+  /// How many tokens may come one by one behind the first `tokens`, all alike: to the same part, which
+  /// got ready for its run with an earlier one, and until another part has `residual` tokens behind its
+  /// run, upon which it packs.
+  Index steps_alike(Index tokens, Index residual) const {
+    if (tokens == 0) return 0;
+    const ContextRun &last = runs_[find(tokens - 1)];
+    Index steps = last.end() - tokens;
+    for (const ContextRun &run : runs_) {
+      const Index due = run.end() + residual - tokens;
+      if (run.part != last.part && run.first < tokens && due > 0) steps = std::min(steps, due);
+    }
+    return steps;
+  }
+
+  /// Forgets the runs behind the first `tokens` tokens.
+  void truncate(Index tokens) {
     while (!runs_.empty() && runs_.back().first >= tokens) runs_.pop_back();
-    if (closed && !runs_.empty()) runs_.back().count = tokens - runs_.back().first;
+  }
+
+  /// Drops the tokens [first, last) and moves what follows by `by` positions; the last run has a place
+  /// behind `last`. Returns how many tokens the last run has lost.
+  Index shift(Index first, Index last, Index by) {
+    const ContextRun back = runs_.back();
+    std::vector<ContextRun> old = std::exchange(runs_, {});
+    for (const ContextRun &run : old) {
+      const Index left = std::min(first, run.end()), right = std::max(last, run.first);
+      if (left > run.first) add({run.first, left - run.first, run.part, run.position});
+      if (right < run.end())
+        add({right - (last - first), run.end() - right, run.part, run.position_of(right) + by});
+    }
+    return std::max<Index>(0, last - std::max(first, back.first));
+  }
+
+  /// The last run ends `more` tokens behind the first `tokens` tokens; the next goes to the next part.
+  void end_behind(Index tokens, Index more, const RunSizes &sizes) {
+    ContextRun &last = runs_.back();
+    last.count = tokens + more - last.first;
+    if (last.count > 0) return;
+    const ContextRun next = next_run(sizes);
+    last = next;
   }
 
  private:
+  ContextRun next_run(const RunSizes &sizes) const {
+    const ContextRun &last = runs_.back();
+    return {last.end(), sizes.next, (last.part + 1) % sizes.parts, last.position_of(last.end())};
+  }
+
+  /// Behind the others, or as more of the last where it goes on with it.
+  void add(const ContextRun &run) {
+    if (!runs_.empty() && runs_.back().part == run.part &&
+        runs_.back().position_of(run.first) == run.position) {
+      runs_.back().count += run.count;
+    } else {
+      runs_.push_back(run);
+    }
+  }
+
   std::vector<ContextRun> runs_;
 };
 

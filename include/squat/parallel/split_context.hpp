@@ -28,22 +28,25 @@
 
 #include "squat/cache/attention_tensors.hpp"
 #include "squat/cache/call.hpp"
+#include "squat/cache/check.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/cache/sequence_tokens.hpp"
 #include "squat/cache/snapshot/streams.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/core/tensor.hpp"
+#include "squat/parallel/context_call.hpp"
 #include "squat/parallel/context_partials.hpp"
 #include "squat/parallel/context_record.hpp"
 #include "squat/parallel/context_runs.hpp"
 #include "squat/parallel/rank_transport.hpp"
+#include "squat/parallel/shared_codings.hpp"
 
 namespace squat {
 
 /// The sequences of a cache that is one of several, split by context. Cache: a KVCache, on the CPU or,
 /// with split_context.cuh, on CUDA: then a call of one token for every sequence neither waits nor
-/// allocates where the transport is a StreamTransport, and cannot be captured.
+/// allocates where the transport is a StreamTransport, and may be captured, see steps_alike().
 ///
 /// A call of several tokens is causal as in one cache: tokens see their own call's tokens before them,
 /// exact those of their own run, as pages hold them those of earlier runs (where one cache would have
@@ -62,12 +65,13 @@ class SplitContext {
   /// cache: of the same options on every rank, and without sequences of its own. Both outlive this.
   /// parts: of every sequence, at least one a rank; 0: one a rank. With more, what was saved loads at
   /// any number of ranks up to that: rank r has the parts r, r + ranks, and so on. Throws Error for
-  /// options that look at how many tokens are between two (attention_window, alibi_slopes), for
-  /// sink_logits, and where sequences learn for themselves.
+  /// attention_window and alibi_slopes, which go by how many tokens are between two, where a part knows
+  /// its own alone, and where sequences learn for themselves.
   SplitContext(Cache &cache, Transport &transport, int parts = 0)
       : cache_(&cache),
         transport_(&transport),
         parts_(parts == 0 ? transport.ranks() : parts),
+        codings_(cache, transport, parts_),
         partials_(cache, transport) {
     const Options &options = cache.options();
     if (parts_ < transport.ranks())
@@ -78,13 +82,7 @@ class SplitContext {
       throw_invalid("alibi_slopes.size", options.alibi_slopes.size(), "0 where the context is split");
     if (!options.sink_logits.empty())
       throw_invalid("sink_logits.size", options.sink_logits.size(), "0 where the context is split");
-    const Index first_page = options.sinks + options.residual + options.page_tokens;
-    shared_ = all_learnt();
-    to_learn_ = shared_         ? 0
-                : options.prior ? first_page
-                                : std::max<Index>(options.statistics_tokens, first_page);
-    sizes_ = detail::RunSizes::of(options, parts_, to_learn_);
-    seen_.resize(static_cast<std::size_t>(options.layers));
+    sizes_ = detail::RunSizes::of(options, parts_, codings_.tokens_to_learn());
     for (int part = transport.rank(); part < parts_; part += transport.ranks()) own_.push_back(part);
   }
 
@@ -99,8 +97,8 @@ class SplitContext {
 
   /// An empty sequence. Handles are the same on all ranks.
   SequenceId add_sequence() {
-    State state;
-    state.lengths.resize(seen_.size());
+    Sequence state;
+    state.lengths.resize(static_cast<std::size_t>(layers()));
     for (std::size_t i = 0; i < own_.size(); ++i) state.local.push_back(cache_->add_sequence());
     return add(std::move(state));
   }
@@ -108,7 +106,7 @@ class SplitContext {
   /// As KVCache::remove_sequence().
   void remove_sequence(SequenceId sequence) {
     for (const SequenceId local : find(sequence).local) cache_->remove_sequence(local);
-    states_.erase(sequence.value);
+    sequences_.erase(sequence.value);
   }
 
   /// @{
@@ -136,7 +134,7 @@ class SplitContext {
   /// first run alone: all layers must have them before another part packs a page.
   Index room(SequenceId sequence) const {
     constexpr Index most = Index{1} << 32;
-    return shared_ || parts_ == 1 || seen_enough() ? most : sizes_.first - length(sequence);
+    return codings_.seen_enough() ? most : first_run(find(sequence)) - length(sequence);
   }
 
   /// Appends k and v, each row at its own part, and attends to all parts: as KVCache::attend(), with the
@@ -145,30 +143,30 @@ class SplitContext {
   template <Element S>
   void attend(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream = {}) {
     check(batch, layer, tensors);
+    check_room(batch, layer);
     partials_.check(stream);
-    share_codings(stream);
-    plan(layer);
+    codings_.share(stream);
+    call_.cut(layer, sizes_);
+    for (const auto &wave : call_.waves()) {
+      for (const Segment &segment : wave) {
+        if (segment.run.part == 0 && call_.entries()[segment.entry].learn)
+          codings_.count(layer, segment.count);
+      }
+    }
     const bool attends = tensors.out.tokens > 0;
-    if (attends) {
-      shape_ = detail::PartialShape::of<S>(tensors.q.tokens, tensors.out.heads, tensors.out.head_dim,
-                                           parts_, transport_->ranks());
-      partials_.reserve(shape_, stream);
-    }
+    if (attends) partials_.reserve(shape_of(tensors), stream);
     for (std::size_t i = 0; i < own_.size(); ++i) attend_part<S>(i, layer, tensors, stream);
-    if (attends) {
-      partials_.gather(stream);
-      merge<S>(tensors, stream);
-    }
-    for (Entry &entry : entries_) {
-      Index &length = entry.state->lengths[static_cast<std::size_t>(layer)];
-      pack_runs<S>(*entry.state, layer, length, length + entry.tokens, stream);
+    if (attends) merge<S>(tensors, stream);
+    for (const Entry &entry : call_.entries()) {
+      Index &length = entry.sequence->lengths[static_cast<std::size_t>(layer)];
+      pack_runs<S>(*entry.sequence, layer, length, length + entry.tokens, stream);
       length += entry.tokens;
     }
   }
 
   /// As KVCache::truncate(), between two steps: where all layers have the same tokens. Collective.
   void truncate(SequenceId sequence, Index tokens, Stream stream = {}) {
-    State &state = find(sequence);
+    Sequence &state = find(sequence);
     check_cut(state, tokens);
     for (std::size_t i = 0; i < own_.size(); ++i)
       cache_->truncate(state.local[i], state.runs.held(own_[i], tokens), stream);
@@ -177,9 +175,9 @@ class SplitContext {
 
   /// As KVCache::fork(), between two steps. Collective.
   SequenceId fork(SequenceId parent, Index tokens, Stream stream = {}) {
-    const State &from = find(parent);
+    const Sequence &from = find(parent);
     check_cut(from, tokens);
-    State child;
+    Sequence child;
     child.runs = from.runs;
     child.lengths = from.lengths;
     for (std::size_t i = 0; i < own_.size(); ++i)
@@ -188,12 +186,59 @@ class SplitContext {
     return add(std::move(child));
   }
 
+  /// As KVCache::reorder(). Not collective.
+  void reorder(std::span<const SequenceId> sequences, std::span<const SequenceId> parents,
+               Stream stream = {}) {
+    if (sequences.size() != parents.size())
+      throw_invalid("parents.size", parents.size(), "that of sequences,", sequences.size());
+    std::vector<SequenceId> to, from;  // the cache's
+    std::vector<Sequence> become;
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      if (std::find(sequences.begin(), sequences.begin() + static_cast<std::ptrdiff_t>(i),
+                    sequences[i]) != sequences.begin() + static_cast<std::ptrdiff_t>(i))
+        throw_invalid("sequences", sequences[i].value, "named once");
+      const Sequence &sequence = find(sequences[i]), &parent = find(parents[i]);
+      to.insert(to.end(), sequence.local.begin(), sequence.local.end());
+      from.insert(from.end(), parent.local.begin(), parent.local.end());
+      become.push_back({.runs = parent.runs, .lengths = parent.lengths, .local = sequence.local});
+    }
+    auto plan = cache_->prepare_reorder(to, from, stream);
+    cache_->commit_reorder(plan, stream);
+    for (std::size_t i = 0; i < sequences.size(); ++i) find(sequences[i]) = std::move(become[i]);
+  }
+
+  /// As KVCache::shift(), between two steps. Throws Error, too, where a token would stand before
+  /// position 0, and where none is left and the next would not be the first. Newest tokens that share
+  /// less than a page with others of their part, because `first` or `last` is among them, are packed
+  /// with larger errors. Collective.
+  void shift(SequenceId sequence, Index first, Index last, Index by, Stream stream = {}) {
+    Sequence &state = find(sequence);
+    state.check_between_steps();
+    const Index tokens = state.lengths.front(), left = tokens - (last - first);
+    checks::check_range("last", last, 0, tokens);
+    checks::check_range("first", first, 0, last);
+    if (by != 0 && cache_->options().rotary.empty()) throw_invalid("by", by, "0 without a rotary table");
+    state.runs.extend(tokens + 1, sizes_);
+    constexpr Index farthest = Index{1} << 32;
+    const Index moved = state.runs.position_of(last), next = state.runs.position_of(tokens);
+    checks::check_range("by", by, left > 0 ? -moved : -next, left > 0 ? farthest - next : -next);
+    for (std::size_t i = 0; i < own_.size(); ++i) {
+      const Index begin = state.runs.held(own_[i], first), end = state.runs.held(own_[i], last);
+      if (parts_ == 1 || begin < state.runs.held(own_[i], tokens))
+        cache_->shift(state.local[i], begin, end, by, stream);
+    }
+    if (left == 0) return end_at(state, 0, stream);
+    const Index lost = state.runs.shift(first, last, by);
+    if (parts_ > 1) return end_run(state, left, lost, stream);
+    stand_at(state, left, stream);
+  }
+
   /// Writes a part that this rank has, between two steps: which tokens parts have, then a snapshot as
   /// KVCache::save(). A sequence is in the snapshots of all its parts. Not collective.
   template <class Out>
   void save(SequenceId sequence, int part, Out &&out, Stream stream = {}) {
-    const State &state = find(sequence);
-    check_cut(state, 0);
+    const Sequence &state = find(sequence);
+    state.check_between_steps();
     const SequenceId of_part = local(sequence, part);
     detail::with_sink(out, [&](auto &sink) {
       detail::write_runs(sink, state.runs, parts_, part, state.lengths.front());
@@ -208,7 +253,7 @@ class SplitContext {
   SequenceId load(std::span<Source> sources, Stream stream = {}) {
     if (sources.size() != own_.size())
       throw_invalid("sources.size", sources.size(), "the parts that this rank has,", own_.size());
-    State state;
+    Sequence state;
     Index length = 0;
     try {
       for (std::size_t i = 0; i < own_.size(); ++i) {
@@ -226,51 +271,28 @@ class SplitContext {
       for (const SequenceId local : state.local) cache_->remove_sequence(local);
       throw;
     }
-    state.lengths.assign(seen_.size(), length);
-    std::fill(seen_.begin(), seen_.end(), to_learn_);  // perhaps, which share_codings() asks part 0
+    codings_.count_all();  // perhaps
     stand_at(state, length, stream);
     return add(std::move(state));
   }
 
  private:
-  struct State {
-    detail::ContextRuns runs;
-    std::vector<Index> lengths;     // of all parts, in each layer
-    std::vector<SequenceId> local;  // the cache's, of each own part
-  };
+  using Sequence = detail::SplitSequence;
+  using Entry = detail::ContextCall::Entry;
+  using Segment = detail::ContextCall::Segment;
 
-  /// Of a call, a sequence's rows.
-  struct Entry {
-    State *state;
-    Index first_row;
-    Index tokens;
-    bool learn;
-  };
+  int layers() const { return cache_->options().layers; }
 
-  /// Rows that one part has, the next of their entry.
-  struct Segment {
-    std::size_t entry;
-    detail::ContextRun run;
-    Index token;  // of the sequence, the first
-    Index row;
-    Index count;
-  };
+  void check_layer(int layer) const { checks::check_range("layer", layer, 0, layers() - 1); }
 
-  int layers() const { return static_cast<int>(seen_.size()); }
-
-  void check_layer(int layer) const {
-    if (layer < 0 || layer >= layers())
-      throw_invalid("layer", layer, "0 to one less than layers, which is", layers());
-  }
-
-  template <class States>
-  static auto &find(States &states, SequenceId sequence) {
-    const auto found = states.find(sequence.value);
-    if (found == states.end()) throw_invalid("sequence", sequence.value, "one that is there");
+  template <class Sequences>
+  static auto &find(Sequences &sequences, SequenceId sequence) {
+    const auto found = sequences.find(sequence.value);
+    if (found == sequences.end()) throw_invalid("sequence", sequence.value, "one that is there");
     return found->second;
   }
-  const State &find(SequenceId sequence) const { return find(states_, sequence); }
-  State &find(SequenceId sequence) { return find(states_, sequence); }
+  const Sequence &find(SequenceId sequence) const { return find(sequences_, sequence); }
+  Sequence &find(SequenceId sequence) { return find(sequences_, sequence); }
 
   /// Where a part stands among this rank's.
   std::size_t own(std::int64_t part) const {
@@ -281,14 +303,14 @@ class SplitContext {
 
   bool is_own(std::int64_t part) const { return part % transport_->ranks() == transport_->rank(); }
 
-  SequenceId add(State state) {
-    states_.emplace(next_, std::move(state));
+  SequenceId add(Sequence state) {
+    sequences_.emplace(next_, std::move(state));
     return {next_++};
   }
 
   // ---- checks
 
-  /// And names the rows of entries.
+  /// And takes the batch.
   template <Element S>
   void check(Batch batch, int layer, const AttentionTensors<S> &tensors) {
     check_layer(layer);
@@ -308,105 +330,54 @@ class SplitContext {
         throw_invalid("out.head_dim", tensors.out.head_dim, "value_dim, which is", options.value_dim);
     }
     if (!tensors.causal) throw_invalid("causal", false, "true where keys are appended");
-    entries_.clear();
-    Index row = 0;
+    call_.take(batch, rows, [&](SequenceId sequence) -> Sequence & { return find(sequence); });
+  }
+
+  /// Throws Error for tokens that come before codings are learnt.
+  void check_room(Batch batch, int layer) const {
+    if (codings_.seen_enough()) return;
     for (const SequenceTokens &entry : batch) {
-      State &state = find(entry.sequence);
-      for (const Entry &other : entries_) {
-        if (other.state == &state)
-          throw_invalid("batch.sequence", entry.sequence.value, "named once in a batch");
-      }
-      if (entry.first_row != SequenceTokens::behind_the_last) {
-        if (entry.first_row < row) throw_invalid("batch.first_row", entry.first_row, "at least", row);
-        row = entry.first_row;
-      }
-      if (entry.tokens < 0 || entry.tokens > rows - row)
-        throw_invalid("batch.tokens", entry.tokens,
-                      "at least 0 and at most the rows left in the tensors,", rows - row);
-      entries_.push_back({&state, row, entry.tokens, entry.learn});
-      row += entry.tokens;
-      if (shared_ || parts_ == 1 || seen_enough() || !entry.learn) continue;
-      const Index room = sizes_.first - state.lengths[static_cast<std::size_t>(layer)];
-      if (entry.tokens > room)
+      const Sequence &state = find(entry.sequence);
+      const Index room = first_run(state) - state.lengths[static_cast<std::size_t>(layer)];
+      if (entry.learn && entry.tokens > room)
         throw_invalid("batch.tokens", entry.tokens,
                       "at most what part 0 learns from before others have tokens,", room);
     }
   }
 
+  /// Tokens of a sequence's first run.
+  Index first_run(const Sequence &state) const {
+    return state.runs.all().empty() ? sizes_.first : state.runs.all().front().count;
+  }
+
   /// Whether a sequence may be cut at `tokens`, all layers having the same.
-  void check_cut(const State &state, Index tokens) const {
-    for (const Index length : state.lengths) {
-      if (length != state.lengths.front())
-        throw Error("squat: sequence has more tokens in one layer than in another: finish the step");
-    }
+  void check_cut(const Sequence &state, Index tokens) const {
+    state.check_between_steps();
     if (tokens < 0 || tokens > state.lengths.front())
       throw_invalid("tokens", tokens, "0 to the length of the sequence,", state.lengths.front());
   }
 
-  // ---- codings
-
-  bool all_learnt() const {
-    bool learnt = true;
-    for (int layer = 0; layer < cache_->options().layers; ++layer)
-      learnt = cache_->learnt(layer) && learnt;
-    return learnt;
-  }
-
-  /// Whether part 0 has had in all layers what codings are learnt from, as every rank knows.
-  bool seen_enough() const {
-    return std::all_of(seen_.begin(), seen_.end(), [&](Index seen) { return seen >= to_learn_; });
-  }
-
-  /// Gives all ranks the codings of part 0 once these have learnt: later where its tokens were no text.
-  void share_codings(Stream stream) {
-    if (shared_ || parts_ == 1 || !seen_enough()) return;
-    const bool first = transport_->rank() == 0;
-    std::vector<std::byte> codings;
-    if (first && all_learnt()) cache_->save_codings(codings, {}, stream);
-    std::uint64_t size = codings.size();
-    transport_->broadcast(std::as_writable_bytes(std::span(&size, 1)));
-    if (size == 0) return;
-    codings.resize(static_cast<std::size_t>(size));
-    transport_->broadcast(codings);
-    if (!first) cache_->load_codings(codings, {}, stream);
-    shared_ = true;
-  }
-
   // ---- attention
 
-  /// Cuts the rows of a call into segments, the first of all entries before the second of any.
-  void plan(int layer) {
-    waves_.clear();
-    for (std::size_t i = 0; i < entries_.size(); ++i) {
-      const Entry &entry = entries_[i];
-      const Index past = entry.state->lengths[static_cast<std::size_t>(layer)];
-      entry.state->runs.extend(past + entry.tokens, sizes_);
-      std::size_t wave = 0;
-      entry.state->runs.for_each(past, entry.tokens, [&](const auto &run, Index first, Index count) {
-        if (wave == waves_.size()) waves_.emplace_back();
-        waves_[wave++].push_back({i, run, first, entry.first_row + first - past, count});
-        if (run.part == 0 && entry.learn) seen_[static_cast<std::size_t>(layer)] += count;
-      });
-    }
+  template <Element S>
+  detail::PartialShape shape_of(const AttentionTensors<S> &tensors) const {
+    return detail::PartialShape::of<S>(tensors.q.tokens, tensors.out.heads, tensors.out.head_dim, parts_,
+                                       transport_->ranks());
   }
 
   /// What comes of an own part, into its block: a segment after the other, for they see those before.
   template <Element S>
   void attend_part(std::size_t place, int layer, const AttentionTensors<S> &tensors, Stream stream) {
     const bool attends = tensors.out.tokens > 0;
-    AttentionTensors<S> found = tensors, read;
-    if (attends) {
-      found = shape_.in_block<S>(partials_.own(place), tensors);
-      read = AttentionTensors<S>{.q = found.q, .out = found.out, .lse = found.lse, .causal = false};
-      if (is_empty_before(place, layer)) partials_.clear(place, stream);
-    }
-    for (const std::vector<Segment> &wave : waves_) {
+    const AttentionTensors<S> found = attends ? begin_part(place, layer, tensors, stream) : tensors;
+    for (const std::vector<Segment> &wave : call_.waves()) {
       appends_.clear();
       reads_.clear();
       for (const Segment &segment : wave) {
-        const Entry &entry = entries_[segment.entry];
-        const SequenceId local = entry.state->local[place];
-        SequenceTokens rows{local, segment.count, segment.row, entry.learn && segment.run.part == 0};
+        const Entry &entry = call_.entries()[segment.entry];
+        const SequenceId local = entry.sequence->local[place];
+        const SequenceTokens rows{local, segment.count, segment.row,
+                                  entry.learn && segment.run.part == 0};
         if (segment.run.part == own_[place]) {
           if (segment.token == segment.run.first) begin_run<S>(local, layer, segment.run, stream);
           appends_.push_back(rows);
@@ -415,15 +386,20 @@ class SplitContext {
         }
       }
       if (!appends_.empty()) append<S>(layer, found, stream);
-      if (!reads_.empty()) cache_->attend(reads_, layer, read, stream);
+      read<S>(layer, found, stream);
     }
   }
 
-  /// Whether an own part may have rows that it sees nothing for: it has no tokens of a sequence yet.
-  bool is_empty_before(std::size_t place, int layer) const {
-    return std::any_of(entries_.begin(), entries_.end(), [&](const Entry &entry) {
-      return cache_->length(entry.state->local[place], layer) == 0;
-    });
+  /// A call's tensors, with an own part's block in the place of its results. Rows that have nothing of
+  /// the part to see, while it has no tokens of a sequence, are not written by anybody else.
+  template <Element S>
+  AttentionTensors<S> begin_part(std::size_t place, int layer, const AttentionTensors<S> &tensors,
+                                 Stream stream) {
+    const bool empty = std::any_of(
+        call_.entries().begin(), call_.entries().end(),
+        [&](const Entry &entry) { return cache_->length(entry.sequence->local[place], layer) == 0; });
+    if (empty) partials_.clear(place, stream);
+    return partials_.block(place, tensors);
   }
 
   template <Element S>
@@ -434,21 +410,21 @@ class SplitContext {
     cache_->append(appends_, layer, tensors.k, tensors.v, stream);
   }
 
-  /// Of neighbouring rows of the call together.
+  template <Element S>
+  void read(int layer, const AttentionTensors<S> &tensors, Stream stream) {
+    if (reads_.empty()) return;
+    cache_->attend(
+        reads_, layer,
+        AttentionTensors<S>{.q = tensors.q, .out = tensors.out, .lse = tensors.lse, .causal = false},
+        stream);
+  }
+
+  /// Hands the partials to all ranks and makes outputs of them.
   template <Element S>
   void merge(const AttentionTensors<S> &tensors, Stream stream) {
-    TokenRange rows;
-    const auto merge_rows = [&] {
-      if (rows.last > rows.first) partials_.template merge<S>(rows, tensors.out, tensors.lse, stream);
-    };
-    for (const Entry &entry : entries_) {
-      if (entry.first_row != rows.last) {
-        merge_rows();
-        rows.first = entry.first_row;
-      }
-      rows.last = entry.first_row + entry.tokens;
-    }
-    merge_rows();
+    partials_.gather(stream);
+    call_.for_each_rows(
+        [&](TokenRange rows) { partials_.template merge<S>(rows, tensors.out, tensors.lse, stream); });
   }
 
   // ---- where parts stand
@@ -458,13 +434,13 @@ class SplitContext {
   void begin_run(SequenceId local, int layer, const detail::ContextRun &run, Stream stream) {
     if (parts_ == 1) return;
     cache_->template pack<S>(local, layer, stream);
-    cache_->continue_at(local, layer, run.first, stream);
+    cache_->continue_at(local, layer, run.position, stream);
   }
 
   /// Packs the last run of each own part once there are `residual` tokens behind it, `before` and
   /// `after` being the tokens of a layer. Earlier ones were packed when the next began.
   template <Element S>
-  void pack_runs(State &state, int layer, Index before, Index after, Stream stream) {
+  void pack_runs(const Sequence &state, int layer, Index before, Index after, Stream stream) {
     if (parts_ == 1 || before == after) return;
     const Index residual = cache_->options().residual;
     const auto &runs = state.runs.all();
@@ -478,36 +454,52 @@ class SplitContext {
     }
   }
 
-  /// After a cut behind `tokens` tokens. Where it went through a page, what is left of its run would be
-  /// no whole pages: the run ends here, as all ranks must know.
-  void end_at(State &state, Index tokens, Stream stream) {
-    std::byte closes{0};
-    if (parts_ > 1 && tokens > 0) {
-      const detail::ContextRun run = state.runs.all()[state.runs.find(tokens - 1)];
-      for (int layer = 0; is_own(run.part) && layer < layers(); ++layer) {
-        const SequenceId local = state.local[own(run.part)];
-        const Index at_its_end = cache_->tail(local, layer) + run.end() - tokens;
-        if (at_its_end % cache_->options().page_tokens != 0) closes = std::byte{1};
-      }
-    }
-    if (parts_ > 1) {
-      std::vector<std::byte> all(static_cast<std::size_t>(transport_->ranks()));
-      transport_->all_gather(std::span<const std::byte>(&closes, 1), all);
-      for (const std::byte other : all) closes |= other;
-    }
-    state.runs.truncate(tokens, closes != std::byte{0});
-    state.lengths.assign(seen_.size(), tokens);
+  /// After a cut behind `tokens` tokens.
+  void end_at(Sequence &state, Index tokens, Stream stream) {
+    state.runs.truncate(tokens);
+    if (parts_ > 1 && tokens > 0) return end_run(state, tokens, 0, stream);
     stand_at(state, tokens, stream);
   }
 
-  /// The part whose run goes on behind `tokens` tokens goes on there.
-  void stand_at(State &state, Index tokens, Stream stream) {
+  /// After a cut, `tokens` tokens are left; the last run, which has them or a place behind them, has
+  /// lost `lost` of its own. It ends now where its part has whole pages: all ranks ask who has the part.
+  void end_run(Sequence &state, Index tokens, Index lost, Stream stream) {
+    const detail::ContextRun run = state.runs.all().back();
+    const Index most = run.end() + lost - tokens,
+                mine = is_own(run.part) ? places(state, tokens, most) : 0;
+    std::vector<Index> all(static_cast<std::size_t>(transport_->ranks()));
+    transport_->all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+    state.runs.end_behind(tokens, all[static_cast<std::size_t>(run.part % transport_->ranks())], sizes_);
+    stand_at(state, tokens, stream);
+  }
+
+  /// How many tokens more an own part's run takes, so that they are whole pages with its tail: `most`,
+  /// or a page less than that; none where layers differ.
+  Index places(const Sequence &state, Index tokens, Index most) const {
+    const Options &options = cache_->options();
+    const detail::ContextRun &run = state.runs.all().back();
+    if (run.first >= tokens) return most;  // packed before it begins
+    const SequenceId local = state.local[own(run.part)];
+    const auto to_whole_pages = [&](int layer) {
+      return (options.page_tokens - cache_->tail(local, layer) % options.page_tokens) %
+             options.page_tokens;
+    };
+    const Index first = to_whole_pages(0);
+    for (int layer = 1; layer < layers(); ++layer) {
+      if (to_whole_pages(layer) != first) return 0;
+    }
+    const Index sinks = run.first == 0 && run.part == 0 ? std::max<Index>(0, options.sinks - tokens) : 0;
+    const Index pages = std::max<Index>(0, most - sinks - first) / options.page_tokens;
+    return sinks + first + pages * options.page_tokens;
+  }
+
+  /// A sequence has `tokens` tokens in all layers, and each part stands behind its last.
+  void stand_at(Sequence &state, Index tokens, Stream stream) {
+    state.lengths.assign(static_cast<std::size_t>(layers()), tokens);
     if (parts_ == 1) return;
     for (std::size_t i = 0; i < own_.size(); ++i) {
-      for (int layer = 0; layer < layers(); ++layer) {
-        if (tokens > 0 && state.runs.all()[state.runs.find(tokens - 1)].part != own_[i]) continue;
-        cache_->continue_at(state.local[i], layer, tokens, stream);
-      }
+      for (int layer = 0; layer < layers(); ++layer)
+        cache_->continue_at(state.local[i], layer, state.runs.position_behind(own_[i], tokens), stream);
     }
   }
 
@@ -516,17 +508,13 @@ class SplitContext {
   int parts_;
   std::vector<int> own_;
   detail::RunSizes sizes_{};
-  std::map<std::uint64_t, State> states_;
+  std::map<std::uint64_t, Sequence> sequences_;
   std::uint64_t next_ = 1;
-  bool shared_ = false;      // all ranks have the codings of part 0
-  Index to_learn_ = 0;       // tokens that codings are learnt from
-  std::vector<Index> seen_;  // such tokens that part 0 has had, in each layer
+  detail::SharedCodings<Cache, Transport> codings_;
 
   // Of the call in progress.
-  std::vector<Entry> entries_;
-  std::vector<std::vector<Segment>> waves_;
+  detail::ContextCall call_;
   std::vector<SequenceTokens> appends_, reads_;
-  detail::PartialShape shape_;
   detail::ContextPartials<Stream, Transport> partials_;
 };
 

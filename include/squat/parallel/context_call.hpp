@@ -1,0 +1,115 @@
+#pragma once
+
+// The rows of a call on a split context, and whose they are.
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "squat/cache/sequence_tokens.hpp"
+#include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
+#include "squat/parallel/context_runs.hpp"
+
+namespace squat::detail {
+
+/// A sequence that is split, as a rank knows it.
+struct SplitSequence {
+  ContextRuns runs;
+  std::vector<Index> lengths{};     // of all parts, in each layer
+  std::vector<SequenceId> local{};  // the cache's, of each own part
+  Index captured_to = 0;            // tokens that it has once no captured step holds any more
+
+  /// Throws Error where layers have different tokens.
+  void check_between_steps() const {
+    for (const Index length : lengths) {
+      if (length != lengths.front())
+        throw Error("squat: sequence has more tokens in one layer than in another: finish the step");
+    }
+  }
+};
+
+/// The sequences of a call, and their rows.
+class ContextCall {
+ public:
+  struct Entry {
+    SplitSequence *sequence;
+    Index first_row;
+    Index tokens;
+    bool learn;
+  };
+
+  /// Rows that one part has, the next of their entry.
+  struct Segment {
+    std::size_t entry;
+    ContextRun run;
+    Index token;  // of the sequence, the first
+    Index row;
+    Index count;
+  };
+
+  /// Takes a batch of tensors of `rows` rows. find(id) is the sequence. Throws Error for what a batch
+  /// cannot be.
+  template <class Find>
+  void take(std::span<const SequenceTokens> batch, Index rows, Find &&find) {
+    entries_.clear();
+    waves_.clear();
+    Index row = 0;
+    for (const SequenceTokens &entry : batch) {
+      SplitSequence &sequence = find(entry.sequence);
+      for (const Entry &other : entries_) {
+        if (other.sequence == &sequence)
+          throw_invalid("batch.sequence", entry.sequence.value, "named once in a batch");
+      }
+      if (entry.first_row != SequenceTokens::behind_the_last) {
+        if (entry.first_row < row) throw_invalid("batch.first_row", entry.first_row, "at least", row);
+        row = entry.first_row;
+      }
+      if (entry.tokens < 0 || entry.tokens > rows - row)
+        throw_invalid("batch.tokens", entry.tokens,
+                      "at least 0 and at most the rows left in the tensors,", rows - row);
+      entries_.push_back({&sequence, row, entry.tokens, entry.learn});
+      row += entry.tokens;
+    }
+  }
+
+  const std::vector<Entry> &entries() const { return entries_; }
+
+  /// Cuts the rows, which are appended, into segments.
+  void cut(int layer, const RunSizes &sizes) {
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      const Entry &entry = entries_[i];
+      const Index past = entry.sequence->lengths[static_cast<std::size_t>(layer)];
+      entry.sequence->runs.extend(past + entry.tokens, sizes);
+      std::size_t wave = 0;
+      entry.sequence->runs.for_each(
+          past, entry.tokens, [&](const ContextRun &run, Index first, Index count) {
+            if (wave == waves_.size()) waves_.emplace_back();
+            waves_[wave++].push_back({i, run, first, entry.first_row + first - past, count});
+          });
+    }
+  }
+
+  /// The segments: the first of all entries before the second of any.
+  const std::vector<std::vector<Segment>> &waves() const { return waves_; }
+
+  /// Calls visit(rows) for neighbouring rows together.
+  template <class Visit>
+  void for_each_rows(Visit &&visit) const {
+    TokenRange rows;
+    for (const Entry &entry : entries_) {
+      if (entry.first_row != rows.last) {
+        if (rows.last > rows.first) visit(rows);
+        rows.first = entry.first_row;
+      }
+      rows.last = entry.first_row + entry.tokens;
+    }
+    if (rows.last > rows.first) visit(rows);
+  }
+
+ private:
+  std::vector<Entry> entries_;
+  std::vector<std::vector<Segment>> waves_;
+};
+
+}  // namespace squat::detail
