@@ -8,21 +8,24 @@
 // attends to all of it. Rank 0 prints a line of JSON: microseconds that a step takes in the mean, those
 // that the slowest rank takes to attend to its own part, and those of the all-gather alone, one after
 // the other without anything between. One rank has a cache alone, and no part in any of this. With
-// --check, rank 0 keeps a cache of all tokens besides, and compares 300 more steps.
+// --check, rank 0 keeps a cache of all tokens besides, and compares 300 more steps. With --graph, steps
+// that are alike are captured once and replayed: the line has what such steps take besides, captures
+// included, and --check compares them.
 
 #include <cuda_runtime.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "distance.hpp"
 #include "filled_cache.cuh"
 #include "nccl_transport.cuh"
 #include "squat/parallel/split_context.cuh"
@@ -47,6 +50,7 @@ struct Arguments {
   int steps = 200;
   double time_limit = 60;
   bool check = false;
+  bool graph = false;
 };
 
 /// Sequences of the same tokens, and the calls that all of them are in.
@@ -99,6 +103,56 @@ struct Batch {
   std::vector<squat::SequenceId> ids;
 };
 
+/// Takes steps by graphs, each captured where those to come are alike. wait(): for the stream.
+template <class Sequences, class Wait>
+class Replays {
+ public:
+  Replays(Batch<Sequences> &batch, Wait wait) : batch_(&batch), wait_(std::move(wait)) {
+    for (const squat::SequenceId id : batch.ids) steps_.push_back({id, 1});
+  }
+  ~Replays() {
+    if (graph_ != nullptr) (void)cudaGraphExecDestroy(graph_);
+  }
+  Replays(const Replays &) = delete;
+  Replays &operator=(const Replays &) = delete;
+
+  /// The next: of the tensors that the one before was of.
+  void step(const Tensors &tensors) {
+    if (left_ == 0) capture(tensors);
+    if (left_ == 0) return batch_->step(tensors);
+    squat::cuda::check(cudaGraphLaunch(graph_, batch_->stream), "replay");
+    --left_;
+    if (++replayed_ == page_tokens || left_ == 0) count();
+  }
+
+  /// Tells of what was replayed since.
+  void count() { batch_->sequences->advance(steps_, std::exchange(replayed_, 0), batch_->stream); }
+
+ private:
+  static constexpr Index page_tokens = 128;
+
+  void capture(const Tensors &tensors) {
+    left_ = batch_->sequences->steps_alike(steps_);
+    if (left_ == 0) return;
+    squat::cuda::check(cudaStreamBeginCapture(batch_->stream, cudaStreamCaptureModeThreadLocal),
+                       "capture");
+    batch_->step(tensors);
+    cudaGraph_t captured = nullptr;
+    squat::cuda::check(cudaStreamEndCapture(batch_->stream, &captured), "capture");
+    if (graph_ != nullptr) {
+      wait_();  // none of it is under way
+      squat::cuda::check(cudaGraphExecDestroy(std::exchange(graph_, nullptr)), "graph");
+    }
+    squat::cuda::check(cudaGraphInstantiate(&graph_, captured, 0), "graph");
+    squat::cuda::check(cudaGraphDestroy(captured), "graph");
+  }
+  Batch<Sequences> *batch_;
+  Wait wait_;
+  std::vector<squat::SequenceTokens> steps_;
+  cudaGraphExec_t graph_ = nullptr;
+  Index left_ = 0, replayed_ = 0;
+};
+
 /// Microseconds of each of `count` pieces of work, in the mean. wait: for the stream, before so much is
 /// in its queue that the host would have to wait elsewhere.
 template <class Wait, class Work>
@@ -113,16 +167,6 @@ double microseconds(cudaStream_t stream, int count, Wait &&wait, Work &&work) {
   end.record(stream);
   wait();
   return 1e6 * end.seconds_since(begin) / count;
-}
-
-double distance(const std::vector<squat::half> &found, const std::vector<squat::half> &expected) {
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    const auto a = static_cast<double>(found[i]), b = static_cast<double>(expected[i]);
-    difference += (a - b) * (a - b);
-    norm += b * b;
-  }
-  return std::sqrt(difference / norm);
 }
 
 std::vector<squat::half> on_host(squat::TensorView<squat::half> rows, cudaStream_t stream) {
@@ -141,6 +185,7 @@ struct Rows {
 
 struct Figures {
   double step = 0, part = 0, gather = 0;  // microseconds
+  double graph = 0;                       // of a step by graphs
   std::size_t bytes = 0;                  // from other ranks, of a step
   double error = 0;                       // of outputs, beside one cache's
 };
@@ -184,6 +229,16 @@ Figures decode(const Arguments &arguments, cudaStream_t stream) {
   cache.check(stream);
   figures.bytes = (transport.bytes() - bytes) / static_cast<std::size_t>(arguments.steps);
 
+  Replays replays(batch, wait);
+  if (arguments.graph) {
+    for (int i = 0; i < warm_up; ++i) replays.step(rows.tensors());
+    wait();
+    meet();
+    figures.graph = microseconds(stream, arguments.steps, wait, [&] { replays.step(rows.tensors()); });
+    replays.count();
+    cache.check(stream);
+  }
+
   // A rank's own part, and the all-gather, alone.
   std::vector<squat::SequenceTokens> part;
   for (const squat::SequenceId id : batch.ids) part.push_back({context.local(id, arguments.rank), 1});
@@ -206,6 +261,7 @@ Figures decode(const Arguments &arguments, cudaStream_t stream) {
   figures.gather = microseconds(stream, arguments.steps, wait, gather);
   if (!arguments.check) return figures;
 
+  const Index taken = (arguments.graph ? 2 : 1) * Index{warm_up + arguments.steps};
   // What comes next, over more than a run, beside one cache that has come to the same place.
   std::unique_ptr<Cache> one;
   std::unique_ptr<Batch<Cache>> in_one;
@@ -213,15 +269,16 @@ Figures decode(const Arguments &arguments, cudaStream_t stream) {
     one = std::make_unique<Cache>(options);
     in_one = std::make_unique<Batch<Cache>>(*one, arguments, stream);
     in_one->fill([](squat::SequenceId) { return Index{1} << 32; });
-    for (int i = 0; i < warm_up + arguments.steps; ++i) in_one->step(rows.tensors());
+    for (Index i = 0; i < taken; ++i) in_one->step(rows.tensors());
   }
   constexpr int checked = 300;
   for (int i = 0; i < checked; ++i) {
-    rows.in.make(arguments.tokens + warm_up + arguments.steps + i, stream);
+    rows.in.make(arguments.tokens + taken + i, stream);
     std::vector<squat::half> expected;
     if (in_one) in_one->step(rows.tensors());
     if (in_one) expected = on_host(rows.in.out(), stream);
-    batch.step(rows.tensors());
+    if (arguments.graph) replays.step(rows.tensors());
+    if (!arguments.graph) batch.step(rows.tensors());
     transport.wait(stream);
     if (in_one)
       figures.error = std::max(figures.error, distance(on_host(rows.in.out(), stream), expected));
@@ -236,10 +293,10 @@ void report(const Arguments &arguments, const Figures &figures) {
   squat::cuda::check(cudaGetDeviceProperties(&properties, device), "device");
   std::printf(
       "{\"device\": \"%s\", \"gpus\": %d, \"sequences\": %d, \"tokens\": %td, \"shape\": \"%s\", "
-      "\"bits\": 2, \"step_us\": %.2f, \"part_us\": %.2f, \"gather_us\": %.2f, \"bytes\": %zu, "
-      "\"error\": %.2g}\n",
+      "\"bits\": 2, \"step_us\": %.2f, \"graph_us\": %.2f, \"part_us\": %.2f, \"gather_us\": %.2f, "
+      "\"bytes\": %zu, \"error\": %.2g}\n",
       properties.name, arguments.ranks, arguments.sequences, arguments.tokens, shape.name().c_str(),
-      figures.step, figures.part, figures.gather, figures.bytes, figures.error);
+      figures.step, figures.graph, figures.part, figures.gather, figures.bytes, figures.error);
 }
 
 }  // namespace
@@ -260,6 +317,7 @@ int main(int argc, char **argv) {
       ->capture_default_str();
   app.add_option("--time-limit", arguments.time_limit, "Seconds to wait for the other ranks");
   app.add_flag("--check", arguments.check, "Compare with one cache of all tokens, at rank 0");
+  app.add_flag("--graph", arguments.graph, "Replay steps that are alike, too, on two GPUs and more");
   CLI11_PARSE(app, argc, argv);
   constexpr double tolerance = 5e-3;  // as over MPI, see main.cpp
   try {

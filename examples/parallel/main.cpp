@@ -25,6 +25,7 @@
 #include <squat/squat.hpp>
 #include <vector>
 
+#include "distance.hpp"
 #include "mpi_transport.hpp"
 #include "squat/coding/rotary.hpp"
 #include "squat/parallel/split_context.hpp"
@@ -101,15 +102,6 @@ class Tokens {
  public:
   const Rows q, k, v;
 };
-
-double distance(const std::vector<float> &found, const std::vector<float> &expected) {
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    difference += std::pow(static_cast<double>(found[i] - expected[i]), 2);
-    norm += std::pow(static_cast<double>(expected[i]), 2);
-  }
-  return std::sqrt(difference / norm);
-}
 
 struct Figures {
   std::vector<double> steps, waits;  // seconds by the clock, of each step

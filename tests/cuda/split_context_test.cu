@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -10,6 +11,7 @@
 
 #include "caches.cuh"
 #include "captured_graph.cuh"
+#include "reference/drafts.hpp"
 #include "reference/inputs.hpp"
 #include "reference/rank_threads.hpp"
 #include "reference/saved.hpp"
@@ -47,6 +49,7 @@ class SplitPlayer {
     SequenceId sequence;
     Index text;
     Index tokens = 0;
+    Index dropped = 0;  // by shifts
   };
 
   SplitPlayer(Context &context, const Options &options)
@@ -57,11 +60,24 @@ class SplitPlayer {
 
   Played add(Index text) { return {context_->add_sequence(), text}; }
   Played fork(const Played &parent, Index tokens, Index text) {
-    return {context_->fork(parent.sequence, tokens), text, tokens};
+    return {context_->fork(parent.sequence, tokens), text, tokens, parent.dropped};
   }
   void truncate(Played &played, Index tokens) {
     context_->truncate(played.sequence, tokens);
     played.tokens = tokens;
+  }
+
+  void shift(Played &played, Index first, Index last) {
+    context_->shift(played.sequence, first, last, first - last);
+    played.tokens -= last - first;
+    played.dropped += last - first;
+  }
+  /// Both become what the other was.
+  void exchange(Played &a, Played &b) {
+    const std::array sequences{a.sequence, b.sequence}, parents{b.sequence, a.sequence};
+    context_->reorder(sequences, parents);
+    std::swap(a.sequence, b.sequence);
+    std::swap(a, b);
   }
 
   /// The next counts[i] tokens of each sequence, which are of different texts, first text first.
@@ -100,7 +116,9 @@ class SplitPlayer {
   std::vector<float> found;
 
  private:
-  static Index row_of(const Played &played) { return played.text * SplitCase::most + played.tokens; }
+  static Index row_of(const Played &played) {
+    return played.text * SplitCase::most + played.dropped + played.tokens;
+  }
 
   Context *context_;
   int layers_;
@@ -110,7 +128,7 @@ class SplitPlayer {
 
 namespace {
 
-/// Ragged prompts, pieces that end where runs end, steps, cuts and forks.
+/// Ragged prompts, pieces that end where runs end, steps, cuts, forks, shifts and beams.
 template <class Player>
 auto play(Player &player) {
   auto a = player.add(0), b = player.add(1);
@@ -121,8 +139,13 @@ auto play(Player &player) {
   player.steps({&a}, 30);
   player.truncate(a, 120);  // through a page
   player.steps({&a, &b}, 90);
+  player.shift(a, 3, 80);   // all of a run, and some of another
+  player.shift(b, 70, 90);  // a piece of one
+  player.steps({&a, &b}, 30);
   auto c = player.fork(b, 150, 1);
-  player.steps({&a, &c}, 60);
+  player.steps({&a, &c}, 30);
+  player.exchange(a, c);
+  player.steps({&c, &a}, 30);
   return std::vector{a, b, c};
 }
 
@@ -160,11 +183,12 @@ double apart(const std::vector<float> &a, const std::vector<float> &b) {
 class CudaSplitContext : public OnDevice {};
 
 template <int Bits>
-void expect_as_one(TailCoding tail, int ranks, int parts) {
+void expect_as_one(TailCoding tail, int ranks, int parts, std::vector<float> sink_logits = {}) {
   SCOPED_TRACE(std::to_string(Bits) + " bits, ranks: " + std::to_string(ranks) +
                ", parts: " + std::to_string(parts));
   using Cache = SplitCache<Bits>;
-  const Options options = SplitCase::options(tail);
+  Options options = SplitCase::options(tail);
+  options.sink_logits = std::move(sink_logits);
   Cache one(options);
   SplitPlayer<Cache> player(one, options);
   const auto played = play(player);
@@ -221,6 +245,47 @@ TEST_F(CudaSplitContext, IsOneCacheWithMorePartsThanRanks) {
   expect_as_one<2>(TailCoding::int8, 2, 3);
 }
 
+TEST_F(CudaSplitContext, HasTheLogitsOfSinksOnce) {
+  expect_as_one<2>(TailCoding::exact, 2, 3, {.5f, 6, 1, 3});
+}
+
+/// Drafts of two sequences, one of which is at one part alone.
+TEST_F(CudaSplitContext, DraftsAsOneCache) {
+  const Options options = SplitCase::options(TailCoding::exact);
+  const Parents parents = {-1, 0, 0, -1, 2, -1, 0, 1};  // five rows, and three
+  const auto drafted = [&](auto &context) {
+    SplitPlayer player(context, options);
+    auto a = player.add(0), b = player.add(1);
+    player.step({&a, &b}, {SplitCase::first_run, 20});
+    player.steps({&a}, 100);
+    DeviceInputs in(options, 8, 50);
+    DeviceTensorCopy<> lse(Tensor<float>(8, options.query_heads, 1));
+    const std::array batch{SequenceTokens{a.sequence, 5}, SequenceTokens{b.sequence, 3}};
+    context.draft(batch, 1,
+                  AttentionTensors<float>{.q = in.q.view(),
+                                          .k = in.k.view(),
+                                          .v = in.v.view(),
+                                          .out = in.out.view(),
+                                          .lse = lse.view()},
+                  parents);
+    EXPECT_EQ(context.length(a.sequence), a.tokens);
+    finish();
+    std::vector<float> found = in.out.read().elements;
+    const Tensor<float> lses = lse.read();
+    found.insert(found.end(), lses.elements.begin(), lses.elements.end());
+    return found;
+  };
+  SplitCache<2> one(options);
+  const std::vector<float> expected = drafted(one);
+  for (const int ranks : {1, 2, 3}) {
+    run_ranks(ranks, [&](RankThread &transport) {
+      SplitCache<2> cache(options);
+      SplitContext context(cache, transport);
+      EXPECT_LE(apart(drafted(context), expected), device_tolerance) << ranks << " ranks";
+    });
+  }
+}
+
 TEST_F(CudaSplitContext, GoesOnWithWhatWasSavedAtMoreRanks) {
   const Options options = SplitCase::options(TailCoding::int8);
   std::array<Bytes, 2> snapshots;
@@ -249,29 +314,129 @@ TEST_F(CudaSplitContext, GoesOnWithWhatWasSavedAtMoreRanks) {
   EXPECT_LE(apart(player.found, expected), device_tolerance);
 }
 
-TEST_F(CudaSplitContext, RefusesToBeCaptured) {
+/// A context of several parts, and one cache that takes the same steps one by one.
+class CudaSplitSteps : public CudaSplitContext {
+ protected:
+  static constexpr Index rows = 2;  // of a step, a sequence each
+
+  void SetUp() override {
+    OnDevice::SetUp();
+    if (!IsSkipped()) require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  }
+  void TearDown() override {
+    if (stream != nullptr) cudaStreamDestroy(stream);
+  }
+
+  /// Sequences of a prompt and a fork of it, one token apart from where codings are learnt.
+  template <class Context>
+  static std::array<SequenceTokens, rows> begin(Context &context, const Options &options) {
+    SplitPlayer<Context> player(context, options);
+    auto a = player.add(0);
+    player.step({&a}, {SplitCase::first_run - 1});
+    const auto b = player.fork(a, SplitCase::first_run - 1, 1);
+    return {SequenceTokens{a.sequence, 1}, SequenceTokens{b.sequence, 1}};
+  }
+
+  template <class Context>
+  void step(Context &context, std::span<const SequenceTokens> batch, DeviceInputs &in) const {
+    for (int layer = 0; layer < 2; ++layer)
+      context.attend(batch, layer,
+                     AttentionTensors<float>{
+                         .q = in.q.view(), .k = in.k.view(), .v = in.v.view(), .out = in.out.view()},
+                     stream);
+  }
+
+  static void draw(DeviceInputs &in, const Options &options, unsigned seed) {
+    const DeviceInputs next(options, rows, seed);
+    in.q.write(next.host.q);
+    in.k.write(next.host.k);
+    in.v.write(next.host.v);
+  }
+
+  /// The outputs, once they are there.
+  std::vector<float> outputs(DeviceInputs &in) const {
+    require(cudaStreamSynchronize(stream));
+    return in.out.read().elements;
+  }
+
+  cudaStream_t stream = nullptr;
+};
+
+TEST_F(CudaSplitSteps, ReplaysAreStepsUntilARunEnds) {
+  for (const int parts : {1, 2, 3}) {
+    for (const TailCoding tail : {TailCoding::exact, TailCoding::int8}) {
+      const Options options = SplitCase::options(tail);
+      SplitCache<2> one(options), cache(options);
+      OneRank alone;
+      SplitContext context(cache, alone, parts);
+      const auto in_one = begin(one, options), batch = begin(context, options);
+      DeviceInputs in(options, rows, 1);
+      std::unique_ptr<CapturedGraph> graph;
+      int replayed = 0, captured = 0;
+      for (int taken = 0; taken < 300;) {
+        const Index alike = taken == 0 ? 0 : std::min<Index>(context.steps_alike(batch), 300 - taken);
+        if (alike > 0) {
+          graph = std::make_unique<CapturedGraph>(stream, [&] { step(context, batch, in); });
+          ++captured;
+        }
+        for (Index i = 0; i < std::max<Index>(1, alike); ++i, ++taken) {
+          draw(in, options, 100 + 3 * static_cast<unsigned>(taken));
+          step(one, in_one, in);
+          const std::vector<float> expected = outputs(in);
+          if (alike > 0) {
+            graph->replay();
+            context.advance<float>(batch, 1, stream);
+            ++replayed;
+          } else {
+            step(context, batch, in);
+          }
+          ASSERT_LE(apart(outputs(in), expected), device_tolerance) << parts << " parts, step " << taken;
+        }
+      }
+      cache.check(stream);
+      EXPECT_EQ(context.length(batch[0].sequence), one.length(in_one[0].sequence));
+      EXPECT_GE(replayed, 280) << parts << " parts";
+      EXPECT_LE(captured, 14) << parts << " parts";
+    }
+  }
+}
+
+TEST_F(CudaSplitSteps, SaysWhichStepsAreAlike) {
   const Options options = SplitCase::options(TailCoding::exact);
   SplitCache<2> cache(options);
   OneRank alone;
-  SplitContext context(cache, alone);
-  const SequenceId sequence = context.add_sequence();
-  DeviceInputs in(options, 101, 1);
-  const auto attend = [&](Index first, Index count, cudaStream_t stream) {
-    const std::array batch = {SequenceTokens{sequence, count}};
-    context.attend(batch, 0,
-                   AttentionTensors<float>{.q = in.q.view(first, count),
-                                           .k = in.k.view(first, count),
-                                           .v = in.v.view(first, count),
-                                           .out = in.out.view(first, count)},
-                   stream);
+  SplitContext context(cache, alone, 2);
+  const auto batch = begin(context, options);
+  DeviceInputs in(options, rows, 1);
+  const auto refused = [&](Index steps) {
+    EXPECT_THROW(context.advance<float>(batch, steps, stream), Error);
   };
-  cudaStream_t stream = nullptr;
-  require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  attend(0, 99, stream);
-  attend(99, 1, stream);
-  CapturedGraph graph(stream, [&] { EXPECT_THROW(attend(100, 1, stream), Error); });
-  EXPECT_EQ(context.length(sequence, 0), 100);
-  require(cudaStreamDestroy(stream));
+  const auto capture = [&] { const CapturedGraph graph(stream, [&] { step(context, batch, in); }); };
+  const auto capture_refused = [&] {
+    const CapturedGraph graph(stream, [&] { EXPECT_THROW(step(context, batch, in), Error); });
+  };
+  EXPECT_EQ(context.steps_alike(batch), 0) << "codings are not learnt";
+  capture_refused();
+  step(context, batch, in);
+  EXPECT_EQ(context.steps_alike(batch), 0) << "the next begins a run";
+  step(context, batch, in);
+  EXPECT_EQ(context.steps_alike(batch), 19) << "until part 0 packs, 20 tokens behind its run";
+  refused(1);  // nothing is captured
+  capture();
+  refused(20);
+  EXPECT_EQ(context.length(batch[0].sequence), 68);
+  for (int i = 0; i < 19; ++i) step(context, batch, in);
+  refused(1);
+  EXPECT_EQ(context.steps_alike(batch), 44) << "until the run ends";
+  capture();
+  refused(33);  // more than a page
+  context.truncate(batch[0].sequence, 80, stream);
+  refused(1);
+  for (int i = 0; i < 7; ++i) step(context, batch, in);
+  EXPECT_EQ(context.length(batch[1].sequence), 94);
+  capture();
+  context.shift(batch[0].sequence, 5, 6, -1, stream);
+  refused(1);
 }
 
 /// What SplitContext asks of a cache.

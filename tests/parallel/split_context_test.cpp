@@ -306,6 +306,61 @@ TEST(SplitContext, IsOneCacheAt2BitsOfOneCoding) {
   check<half, 4>(small(Coding::orthogonal), rounding_tolerance(4), false);
 }
 
+TEST(SplitContext, HasTheLogitsOfSinksOnce) {
+  for (const float logit : {-3.0f, 2.0f, 9.0f}) {  // hardly any of a row's weight, some, most
+    Options options = small(Coding::plain);
+    options.sink_logits = {logit, logit + 1, 0, logit - 2, 1, logit, 4, -logit};  // of two layers
+    check<float, 16>(options, 2e-5, false);
+    options = small();
+    options.sink_logits = {logit, 1, logit - 1, 0};
+    check<float, 2>(options, rounding_tolerance(2), false);
+  }
+}
+
+/// Drafts of three sequences, of which one has no tokens and one is at one part alone: by what part 0
+/// learns from and by tokens of later runs.
+TEST(SplitContext, DraftsAsOneCache) {
+  using Cache = KVCache<float, 16>;
+  for (const float logit : {0.0f, 5.0f}) {
+    Options options = small(Coding::plain);
+    if (logit != 0) options.sink_logits = {logit, 1, logit - 1, 0};
+    const std::vector<Index> parents = {-1, 0, 0, -1, 2, -7, -1, 0, 1, -1};  // row 5 is padding
+    const auto drafted = [&](auto &context) {
+      Player player(context, options);
+      Played a = player.add(0), b = player.add(1), c = player.add(2);
+      player.step({&a, &b}, {first_run, 20});
+      std::vector<float> found;
+      for (const int more : {0, 40, 24, 1, 60}) {
+        player.steps({&a}, more);
+        Inputs<> in(options, 10, 50);
+        Tensor<float> lse(10, options.query_heads, 1);
+        const std::vector batch{SequenceTokens{a.sequence, 5, 0}, SequenceTokens{b.sequence, 3, 6},
+                                SequenceTokens{c.sequence, 1, 9}};
+        context.draft(batch, 1,
+                      AttentionTensors<float>{.q = in.q.view(),
+                                              .k = in.k.view(),
+                                              .v = in.v.view(),
+                                              .out = in.out.view(),
+                                              .lse = lse.view()},
+                      parents);
+        EXPECT_EQ(context.length(a.sequence), a.tokens);
+        found.insert(found.end(), in.out.elements.begin(), in.out.elements.end());
+        found.insert(found.end(), lse.elements.begin(), lse.elements.end());
+      }
+      return found;
+    };
+    Cache one(options);
+    const std::vector<float> expected = drafted(one);
+    for (const int ranks : {1, 2, 3, 4}) {
+      run_ranks(ranks, [&](RankThread &transport) {
+        Cache cache(options);
+        SplitContext context(cache, transport);
+        EXPECT_LE(distance(drafted(context), expected), 2e-5) << ranks << " ranks, logit " << logit;
+      });
+    }
+  }
+}
+
 TEST(SplitContext, ComesNearInPiecesOfManyRuns) {
   check<float, 8>(small(), 1e-2, true);
   check<float, 4>(small(), 5e-2, true);
@@ -538,6 +593,28 @@ TEST(SplitContext, GivesRunsRoundTheRanks) {
   });
 }
 
+/// What captured steps hold for: see cuda/split_context_test.cu.
+TEST(ContextRuns, SayWhichStepsAreAlike) {
+  const detail::RunSizes sizes{.parts = 3, .first = 67, .next = 32};
+  detail::ContextRuns runs;
+  runs.extend(140, sizes);
+  constexpr Index residual = 16;
+  const auto expect_alike = [&](Index tokens, Index steps) {
+    EXPECT_EQ(runs.steps_alike(tokens, residual), steps) << tokens << " tokens";
+  };
+  expect_alike(0, 0);
+  expect_alike(66, 1);
+  expect_alike(67, 0);   // the next begins a run
+  expect_alike(68, 15);  // until part 0 packs
+  expect_alike(82, 1);
+  expect_alike(83, 16);  // until the run ends
+  expect_alike(98, 1);
+  expect_alike(99, 0);
+  runs.shift(60, 80, -20);  // part 0 has 60, part 1 has 19 behind them
+  expect_alike(61, 15);
+  expect_alike(76, 3);
+}
+
 TEST(SplitContext, RefusesOptionsThatCountTokensBetween) {
   const auto refused = [](const Options &options) {
     KVCache<half, 2> cache(options);
@@ -549,9 +626,6 @@ TEST(SplitContext, RefusesOptionsThatCountTokensBetween) {
   refused(options);
   options = small();
   options.alibi_slopes = {1, 1, 1, 1};
-  refused(options);
-  options = small();
-  options.sink_logits = {1, 1, 1, 1};
   refused(options);
   options = small();
   options.learning = LearningMode::per_sequence;
@@ -594,6 +668,15 @@ TEST(SplitContext, RefusesWhatCannotBe) {
     AttentionTensors<float> bad = good;
     bad.causal = false;
     refused(0, bad);
+    const auto draft_refused = [&](const AttentionTensors<float> &tensors, std::vector<Index> parents) {
+      EXPECT_THROW(context.draft(batch, 0, tensors, parents), Error);
+    };
+    draft_refused(good, {-1, 0, 1});
+    draft_refused(good, {-1, 0, 1, 3});
+    draft_refused(good, {-1, 0, -2, 0});
+    AttentionTensors<float> without = good;
+    without.out = {};
+    draft_refused(without, {-1, 0, 1, 2});
     EXPECT_THROW(context.rank_of(a.sequence, -1), Error);
     EXPECT_THROW(context.truncate(a.sequence, a.tokens + 1), Error);
     EXPECT_THROW(context.fork(a.sequence, -1), Error);

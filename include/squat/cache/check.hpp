@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 #include <new>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -46,6 +47,15 @@ inline void check_range(std::string_view argument, Index value, Index least, Ind
     throw_invalid(full_name(argument, member), value,
                   std::to_string(least) + " to " + std::to_string(most));
   }
+}
+
+/// parents: of a sequence's rows in a draft, among these; -1: none.
+inline void check_paths(std::span<const Index> parents) {
+  constexpr Index most = 256;  // tokens of a sequence
+  const auto tokens = static_cast<Index>(parents.size());
+  check_range("batch.tokens", tokens, 0, most);
+  for (Index i = 0; i < tokens; ++i)
+    check_range("parents", parents[static_cast<std::size_t>(i)], -1, i - 1);
 }
 
 inline void check_rotary(const Options &options) {

@@ -61,7 +61,6 @@ class KVCacheBase {
                 "squat: the backend does not offer what BackendOperations asks for");
   static constexpr bool replayable = ReplayableOperations<Operations, Stream>;
   static constexpr bool on_device = DeviceOperations<Operations, Stream>;
-  static constexpr Index most_draft_tokens = 256;  // of a sequence
 
   // A call's element type follows from its first tensor; the others may be
   // views of const or mutable elements.
@@ -361,12 +360,11 @@ class KVCacheBase {
       draft_.resize(rows);
       calls_.clear();
       detail::for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
-        checks::check_range("batch.tokens", entry.tokens, 0, most_draft_tokens);
         const auto first = static_cast<std::size_t>(row), count = static_cast<std::size_t>(entry.tokens);
+        checks::check_paths(parents.subspan(first, count));
         const std::span tokens = std::span(draft_).subspan(first, count);
         for (std::size_t i = 0; i < count; ++i) {
           const Index parent = parents[first + i];
-          checks::check_range("parents", parent, -1, static_cast<Index>(i) - 1);
           tokens[i] = {parent, parent < 0 ? 1 : tokens[static_cast<std::size_t>(parent)].depth + 1};
         }
         calls_.push_back(find(entry.sequence, layer).call(row, entry.tokens));
@@ -437,6 +435,14 @@ class KVCacheBase {
   /// it was captured. The batch's token counts are not read. Throws Error, once all is counted, where a
   /// sequence has outgrown the graph, which happens each time its length doubles: capture the step anew.
   void advance(Batch batch, Index steps, Stream stream = {}) requires replayable {
+    count_steps(batch, steps, stream);
+    for (const SequenceTokens &entry : batch) check_graphs(entry.sequence);
+  }
+
+  /// The same, whether or not the graph is outgrown: where the engine captures anew before that matters,
+  /// as it does for a workspace of unpacked pages alone, which steps need where keys or values are
+  /// packed and the others are not.
+  void count_steps(Batch batch, Index steps, Stream stream = {}) requires replayable {
     [[maybe_unused]] const auto scope = enter(stream);
     checks::check_range("steps", steps, 0, options_.page_tokens);
     for (const SequenceTokens &entry : batch) {
@@ -451,7 +457,6 @@ class KVCacheBase {
       replay_.count(operations_, pages_, layers_, steps, stream);
       leave_window(stream);
     }
-    for (const SequenceTokens &entry : batch) check_graphs(entry.sequence);
   }
 
   /// Throws Error for what kernels have met in decode steps since the last call: elements out of range,
@@ -512,7 +517,7 @@ class KVCacheBase {
   /// growth; on a device it waits only where its workspace grows.
   void shift(SequenceId sequence, Index first, Index last, Index by, Stream stream = {}) {
     [[maybe_unused]] const auto scope = enter(stream);
-    prepare_shift(sequence, first, last, by, stream);
+    make_room_to_shift(sequence, first, last, by, stream);
     Sequence &state = find(sequence);
     for (Layer &layer : state.layers) {
       const Index sinks = layer.exact.sinks(), paged = sinks + layer.left(), tail = layer.tail_begin();
@@ -531,23 +536,7 @@ class KVCacheBase {
   /// Throws Error where shift() would, and makes the room it needs: it cannot fail then.
   void prepare_shift(SequenceId sequence, Index first, Index last, Index by, Stream stream = {}) {
     [[maybe_unused]] const auto scope = enter(stream);
-    Sequence &state = find(sequence);
-    const Index most = length(sequence);
-    constexpr Index farthest = Index{1} << 32;
-    if (last < 0 || last > most) throw_invalid("last", last, "0 to the length of the sequence,", most);
-    checks::check_range("first", first, 0, last);
-    checks::check_range("by", by, -farthest, farthest);
-    if (by != 0 && options_.rotary.empty()) throw_invalid("by", by, "0 without a rotary table");
-    for (const Layer &layer : state.layers) {
-      if (layer.left() > 0) check_in_window("first", first, layer.page_views.front().before);
-    }
-    find_layers(state);
-    checks::memory_or_error([&] {
-      for (Layer &layer : state.layers) {
-        layer.reserve_pages(1);
-        replay_.reserve_shift(operations_, layer, stream);
-      }
-    });
+    make_room_to_shift(sequence, first, last, by, stream);
   }
 
   /// Packs the whole pages of a sequence's tail in a layer, however new their tokens are: those to come
@@ -781,6 +770,27 @@ class KVCacheBase {
       layers_.clear();
       layers_.reserve(layers);
       replay_.reserve(layers);
+    });
+  }
+
+  /// Throws Error where shift() would.
+  void make_room_to_shift(SequenceId sequence, Index first, Index last, Index by, Stream stream) {
+    Sequence &state = find(sequence);
+    const Index most = length(sequence);
+    constexpr Index farthest = Index{1} << 32;
+    if (last < 0 || last > most) throw_invalid("last", last, "0 to the length of the sequence,", most);
+    checks::check_range("first", first, 0, last);
+    checks::check_range("by", by, -farthest, farthest);
+    if (by != 0 && options_.rotary.empty()) throw_invalid("by", by, "0 without a rotary table");
+    for (const Layer &layer : state.layers) {
+      if (layer.left() > 0) check_in_window("first", first, layer.page_views.front().before);
+    }
+    find_layers(state);
+    checks::memory_or_error([&] {
+      for (Layer &layer : state.layers) {
+        layer.reserve_pages(1);
+        replay_.reserve_shift(operations_, layer, stream);
+      }
     });
   }
 

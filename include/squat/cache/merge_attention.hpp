@@ -24,12 +24,13 @@ struct AttentionPart {
 
 /// Attention to all parts together, each of whose tokens is in one of them: softmax weights of a part
 /// count by the exponential of its lse (Milakov and Gimelshein, 2018). Sink logits must be in one part's
-/// lse alone. out: [tokens, query_heads, head_dim], perhaps one part's own; lse: of no tokens, or
-/// [tokens, query_heads, 1]. Where no part sees anything, out is 0. Views are of host memory. Throws
-/// Error where shapes differ. Allocates a row.
+/// lse alone, or in that of every part that sees anything, as `sink_logits` says then, [query_heads].
+/// out: [tokens, query_heads, head_dim], perhaps one part's own; lse: of no tokens, or [tokens,
+/// query_heads, 1]. Where no part sees anything, out is 0. Views are of host memory. Throws Error where
+/// shapes differ. Allocates a row.
 template <Element Scalar>
 void merge_attention(std::span<const AttentionPart<Scalar>> parts, TensorView<Scalar> out,
-                     TensorView<float> lse = {}) {
+                     TensorView<float> lse = {}, std::span<const float> sink_logits = {}) {
   const auto check = [&](const char *name, Index found, Index expected) {
     if (found != expected) throw_invalid(name, found, "that of out,", expected);
   };
@@ -44,10 +45,12 @@ void merge_attention(std::span<const AttentionPart<Scalar>> parts, TensorView<Sc
     check("lse.tokens", lse.tokens, out.tokens);
     check("lse.heads", lse.heads, out.heads);
   }
+  if (!sink_logits.empty()) check("sink_logits.size", static_cast<Index>(sink_logits.size()), out.heads);
   std::vector<float> sum(static_cast<std::size_t>(out.head_dim));
   for (Index token = 0; token < out.tokens; ++token) {
     for (Index head = 0; head < out.heads; ++head) {
       float most = -std::numeric_limits<float>::infinity(), weight = 0;
+      int seen = 0;
       for (const AttentionPart<Scalar> &part : parts) most = std::max(most, *part.lse.row(token, head));
       std::fill(sum.begin(), sum.end(), 0.0f);
       for (const AttentionPart<Scalar> &part : parts) {
@@ -55,9 +58,13 @@ void merge_attention(std::span<const AttentionPart<Scalar>> parts, TensorView<Sc
         if (std::isinf(logarithm) && logarithm < 0) continue;
         const float of_part = std::exp(logarithm - most);
         weight += of_part;
+        ++seen;
         const Scalar *from = part.out.row(token, head);
         for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += of_part * static_cast<float>(from[i]);
       }
+      if (!sink_logits.empty() && seen > 1)
+        weight -=
+            static_cast<float>(seen - 1) * std::exp(sink_logits[static_cast<std::size_t>(head)] - most);
       const float inverse = weight > 0 ? 1 / weight : 0.0f;
       Scalar *to = out.row(token, head);
       for (std::size_t i = 0; i < sum.size(); ++i) to[i] = static_cast<Scalar>(sum[i] * inverse);

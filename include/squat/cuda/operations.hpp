@@ -78,7 +78,7 @@ class Operations {
         arena_(std::make_unique<DeviceArena>()),
         codings_(*options_, KeyBits),
         batches_(static_cast<std::size_t>(options.layers)),
-        reading_(static_cast<std::size_t>(options.layers)),
+        reading_(4 * static_cast<std::size_t>(options.layers)),
         first_bad_(most_checked),
         errors_(1) {
     PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::check(options.head_dim, options.page_tokens);

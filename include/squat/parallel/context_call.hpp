@@ -6,6 +6,9 @@
 #include <span>
 #include <vector>
 
+#include "squat/cache/attention_tensors.hpp"
+#include "squat/cache/call.hpp"
+#include "squat/cache/options.hpp"
 #include "squat/cache/sequence_tokens.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
@@ -28,6 +31,26 @@ struct SplitSequence {
     }
   }
 };
+
+/// Throws Error for tensors of a call that do not fit each other, or the cache's options.
+template <Element S>
+void check_rows_of_call(const AttentionTensors<S> &tensors, const Options &options) {
+  const Index rows = tensors.k.tokens;
+  const auto check_rows = [&](const char *name, Index found) {
+    if (found != rows) throw_invalid(name, found, "that of k,", rows);
+  };
+  check_rows("v.tokens", tensors.v.tokens);
+  if (tensors.q.tokens > 0 || tensors.out.tokens > 0) check_rows("q.tokens", tensors.q.tokens);
+  if (tensors.out.tokens > 0) {
+    check_rows("out.tokens", tensors.out.tokens);
+    if (tensors.lse.tokens > 0) check_rows("lse.tokens", tensors.lse.tokens);
+    if (tensors.out.heads != options.query_heads)
+      throw_invalid("out.heads", tensors.out.heads, "query_heads, which is", options.query_heads);
+    if (tensors.out.head_dim != options.value_dim)
+      throw_invalid("out.head_dim", tensors.out.head_dim, "value_dim, which is", options.value_dim);
+  }
+  if (!tensors.causal) throw_invalid("causal", false, "true where keys are appended");
+}
 
 /// The sequences of a call, and their rows.
 class ContextCall {
@@ -92,6 +115,17 @@ class ContextCall {
 
   /// The segments: the first of all entries before the second of any.
   const std::vector<std::vector<Segment>> &waves() const { return waves_; }
+
+  /// Of those, that codings learn from: part 0's.
+  Index tokens_to_learn() const {
+    Index tokens = 0;
+    for (const std::vector<Segment> &wave : waves_) {
+      for (const Segment &segment : wave) {
+        if (segment.run.part == 0 && entries_[segment.entry].learn) tokens += segment.count;
+      }
+    }
+    return tokens;
+  }
 
   /// Calls visit(rows) for neighbouring rows together.
   template <class Visit>

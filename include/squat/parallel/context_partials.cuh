@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "squat/cache/attention_tensors.hpp"
@@ -41,18 +42,28 @@ class ContextPartials<cudaStream_t, Transport> {
   /// On the cache's device.
   template <class Cache>
   ContextPartials(const Cache &cache, Transport &transport)
-      : device_(cache.device()), transport_(&transport) {}
-
-  static void check(cudaStream_t stream) {
-    if (cuda::is_capturing(stream))
-      throw Error("squat: stream is being captured, and a split context counts its steps on the host");
+      : device_(cache.device()), transport_(&transport) {
+    const cuda::DeviceScope scope(device_);
+    const std::vector<float> &logits = cache.options().sink_logits;
+    sink_logits_ = cuda::DeviceBuffer<float>(logits.size());
+    cuda::upload<float>(logits, sink_logits_.data(), nullptr);
+    cuda::check(cudaStreamSynchronize(nullptr), "sink logits");
   }
 
-  void reserve(const PartialShape &shape, cudaStream_t) {
+  static constexpr bool gathers_on_stream = StreamTransport<Transport>;
+  static bool is_capturing(cudaStream_t stream) { return cuda::is_capturing(stream); }
+
+  void reserve(const PartialShape &shape, cudaStream_t stream) {
     const cuda::DeviceScope scope(device_);
+    const bool capturing = is_capturing(stream);
+    const std::size_t own = shape.rank_bytes(),
+                      all = shape.ranks > 1 ? static_cast<std::size_t>(shape.ranks) * own : 0;
+    if (capturing && (own > own_.size() || all > all_.size()))
+      throw Error("squat: stream is being captured, and the batch is new: take the step once before");
+    captured_ |= capturing;
     shape_ = shape;
-    grow(own_, shape.rank_bytes());
-    grow(all_, shape.ranks > 1 ? static_cast<std::size_t>(shape.ranks) * shape.rank_bytes() : 0);
+    grow(own_, own);
+    grow(all_, all);
   }
 
   template <Element S>
@@ -83,14 +94,15 @@ class ContextPartials<cudaStream_t, Transport> {
   }
 
   template <Element S>
-  void merge(TokenRange rows, TensorView<S> out, TensorView<float> lse, cudaStream_t stream) {
+  void merge(int layer, TokenRange rows, TensorView<S> out, TensorView<float> lse, cudaStream_t stream) {
     const cuda::DeviceScope scope(device_);
     const cuda::MergePartsCall<S> call{
         .blocks = shape_.ranks > 1 ? all_.data() : own_.data(),
         .shape = shape_,
         .first_row = rows.first,
         .out = {out.data, out.token_stride, out.head_stride},
-        .lse = {lse.tokens > 0 ? lse.data : nullptr, lse.token_stride, lse.head_stride}};
+        .lse = {lse.tokens > 0 ? lse.data : nullptr, lse.token_stride, lse.head_stride},
+        .sink_logits = sink_logits_.size() > 0 ? sink_logits_.data() + layer * shape_.heads : nullptr};
     cuda::launch_merge_parts(call, rows.last - rows.first, stream);
   }
 
@@ -100,14 +112,20 @@ class ContextPartials<cudaStream_t, Transport> {
   std::byte *own(std::size_t place) { return own_.data() + place * shape_.part_bytes; }
 
   /// What is replaced may be read by kernels until the device has come to it: its release waits.
-  static void grow(Memory &blocks, std::size_t bytes) {
-    if (bytes > blocks.size()) blocks = Memory(bytes);
+  /// Captured graphs go on with it.
+  void grow(Memory &blocks, std::size_t bytes) {
+    if (bytes <= blocks.size()) return;
+    if (captured_ && blocks.size() > 0) retired_.push_back(std::exchange(blocks, {}));
+    blocks = Memory(bytes);
   }
 
   int device_;
   Transport *transport_;
   PartialShape shape_;
+  cuda::DeviceBuffer<float> sink_logits_;  // [layers, query_heads], or none
   Memory own_, all_;
+  std::vector<Memory> retired_;
+  bool captured_ = false;
   std::vector<std::byte> staged_;
 };
 

@@ -72,10 +72,12 @@ requires std::is_empty_v<Stream>
 class ContextPartials<Stream, Transport> {
  public:
   template <class Cache>
-  ContextPartials(const Cache &, Transport &transport) : transport_(&transport) {}
+  ContextPartials(const Cache &cache, Transport &transport)
+      : transport_(&transport), sink_logits_(cache.options().sink_logits) {}
 
-  /// Throws Error where a context cannot work on the stream.
-  static void check(Stream) {}
+  /// Whether ranks reach each other in a stream's turn.
+  static constexpr bool gathers_on_stream = false;
+  static constexpr bool is_capturing(Stream) { return false; }
 
   void reserve(const PartialShape &shape, Stream) {
     shape_ = shape;
@@ -101,7 +103,7 @@ class ContextPartials<Stream, Transport> {
 
   /// Of some rows.
   template <Element S>
-  void merge(TokenRange rows, TensorView<S> out, TensorView<float> lse, Stream) {
+  void merge(int layer, TokenRange rows, TensorView<S> out, TensorView<float> lse, Stream) {
     std::vector<std::byte> &blocks = shape_.ranks > 1 ? all_ : own_;
     const Index count = rows.last - rows.first;
     std::vector<AttentionPart<S>> parts(static_cast<std::size_t>(shape_.parts));
@@ -110,14 +112,18 @@ class ContextPartials<Stream, Transport> {
       parts[static_cast<std::size_t>(part)] = {found.out.slice(rows.first, count),
                                                found.lse.slice(rows.first, count)};
     }
-    merge_attention<S>(parts, out.slice(rows.first, count),
-                       lse.tokens > 0 ? lse.slice(rows.first, count) : lse);
+    merge_attention<S>(
+        parts, out.slice(rows.first, count), lse.tokens > 0 ? lse.slice(rows.first, count) : lse,
+        sink_logits_.empty() ? sink_logits_
+                             : sink_logits_.subspan(static_cast<std::size_t>(layer * shape_.heads),
+                                                    static_cast<std::size_t>(shape_.heads)));
   }
 
  private:
   std::byte *own(std::size_t place) { return own_.data() + place * shape_.part_bytes; }
 
   Transport *transport_;
+  std::span<const float> sink_logits_;  // [layers, query_heads], or none
   PartialShape shape_;
   std::vector<std::byte> own_, all_;
 };

@@ -68,7 +68,9 @@ class ContextRuns {
     return static_cast<std::size_t>(behind - runs_.begin()) - 1;
   }
 
-  /// Where token `token`, which is in a run, stands.
+  /// Which part has token `token`, which is in a run.
+  Index part_of(Index token) const { return runs_[find(token)].part; }
+  /// Where it stands.
   Index position_of(Index token) const { return runs_[find(token)].position_of(token); }
 
   /// Calls visit(run, first, count) for the tokens [first, first + count), run by run.

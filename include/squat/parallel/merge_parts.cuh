@@ -21,7 +21,8 @@ struct MergePartsCall {
   detail::PartialShape shape;
   long long first_row;
   DeviceTensor<S> out;
-  DeviceTensor<float> lse;  ///< data is null: not asked for
+  DeviceTensor<float> lse;   ///< data is null: not asked for
+  const float *sink_logits;  ///< [heads], which every part's lse has; null: there are none
 };
 
 /// What a part's lse is filled with before it has seen anything: all bits set, which no kernel writes.
@@ -31,8 +32,9 @@ __device__ inline bool has_seen(float lse) {
   return __float_as_uint(lse) != 0xffffffffu && lse != -INFINITY;
 }
 
-/// out = sum_p w_p out_p / sum_p w_p with w_p = exp(lse_p - max_p lse_p); lse = max + log sum_p w_p. A
-/// block a head of a row. Every thread adds up all parts' weights, in the same order on every rank.
+/// out = sum_p w_p out_p / W with w_p = exp(lse_p - max_p lse_p), W = sum_p w_p; lse = max + log W.
+/// Where every part's lse has the logit s of a sink, W is without exp(s - max) but once. A block a head
+/// of a row. Every thread adds up all parts' weights, in the same order on every rank.
 template <class S>
 __global__ void merge_parts(MergePartsCall<S> call) {
   wait_for_launches();
@@ -46,9 +48,14 @@ __global__ void merge_parts(MergePartsCall<S> call) {
     if (has_seen(lse(part))) most = fmaxf(most, lse(part));
   }
   float weight = 0;
+  int seen = 0;
   for (int part = 0; part < shape.parts; ++part) {
-    if (has_seen(lse(part))) weight += expf(lse(part) - most);
+    if (!has_seen(lse(part))) continue;
+    weight += expf(lse(part) - most);
+    ++seen;
   }
+  if (call.sink_logits != nullptr && seen > 1)
+    weight -= static_cast<float>(seen - 1) * expf(call.sink_logits[head] - most);
   const float inverse = weight == 0 ? 0 : 1 / weight;
   for (int channel = static_cast<int>(threadIdx.x); channel < shape.value_dim;
        channel += static_cast<int>(blockDim.x)) {

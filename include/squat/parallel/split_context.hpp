@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <span>
 #include <utility>
@@ -35,10 +36,12 @@
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/core/tensor.hpp"
+#include "squat/parallel/captured_steps.hpp"
 #include "squat/parallel/context_call.hpp"
 #include "squat/parallel/context_partials.hpp"
 #include "squat/parallel/context_record.hpp"
 #include "squat/parallel/context_runs.hpp"
+#include "squat/parallel/own_parts.hpp"
 #include "squat/parallel/rank_transport.hpp"
 #include "squat/parallel/shared_codings.hpp"
 
@@ -61,6 +64,10 @@ class SplitContext {
   using Batch = std::span<const SequenceTokens>;
   /// The last argument of every call that works on tokens.
   using Stream = typename Cache::CallStream;
+  /// Whether the cache counts replays of captured steps.
+  static constexpr bool replays = requires(Cache & a_cache, Batch batch) {
+    a_cache.count_steps(batch, 1);
+  };
 
   /// cache: of the same options on every rank, and without sequences of its own. Both outlive this.
   /// parts: of every sequence, at least one a rank; 0: one a rank. With more, what was saved loads at
@@ -72,6 +79,7 @@ class SplitContext {
         transport_(&transport),
         parts_(parts == 0 ? transport.ranks() : parts),
         codings_(cache, transport, parts_),
+        own_(cache, transport, parts_, codings_.tokens_to_learn()),
         partials_(cache, transport) {
     const Options &options = cache.options();
     if (parts_ < transport.ranks())
@@ -80,26 +88,24 @@ class SplitContext {
       throw_invalid("attention_window", options.attention_window, "0 where the context is split");
     if (!options.alibi_slopes.empty())
       throw_invalid("alibi_slopes.size", options.alibi_slopes.size(), "0 where the context is split");
-    if (!options.sink_logits.empty())
-      throw_invalid("sink_logits.size", options.sink_logits.size(), "0 where the context is split");
-    sizes_ = detail::RunSizes::of(options, parts_, codings_.tokens_to_learn());
-    for (int part = transport.rank(); part < parts_; part += transport.ranks()) own_.push_back(part);
   }
 
   /// @{
   /// Parts of every sequence, and those of them that this rank has.
   int parts() const { return parts_; }
-  std::span<const int> own_parts() const { return own_; }
+  std::span<const int> own_parts() const { return own_.parts(); }
   /// @}
 
   /// What a sequence is in the cache of this rank, which has the part: to read it, not to change it.
-  SequenceId local(SequenceId sequence, int part) const { return find(sequence).local[own(part)]; }
+  SequenceId local(SequenceId sequence, int part) const {
+    return find(sequence).local[own_.place_of(part)];
+  }
 
   /// An empty sequence. Handles are the same on all ranks.
   SequenceId add_sequence() {
     Sequence state;
     state.lengths.resize(static_cast<std::size_t>(layers()));
-    for (std::size_t i = 0; i < own_.size(); ++i) state.local.push_back(cache_->add_sequence());
+    for (std::size_t i = 0; i < own_.parts().size(); ++i) state.local.push_back(cache_->add_sequence());
     return add(std::move(state));
   }
 
@@ -126,8 +132,8 @@ class SplitContext {
   int rank_of(SequenceId sequence, Index token) const {
     if (token < 0) throw_invalid("token", token, "0 or more");
     detail::ContextRuns runs = find(sequence).runs;
-    runs.extend(token + 1, sizes_);
-    return static_cast<int>(runs.all()[runs.find(token)].part) % transport_->ranks();
+    runs.extend(token + 1, own_.sizes());
+    return static_cast<int>(runs.part_of(token)) % transport_->ranks();
   }
 
   /// How many tokens of a sequence the next call may bring. While codings have not learnt, those of the
@@ -144,33 +150,117 @@ class SplitContext {
   void attend(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream = {}) {
     check(batch, layer, tensors);
     check_room(batch, layer);
-    partials_.check(stream);
+    const bool captured = partials_.is_capturing(stream);
+    if (captured) captured_steps().note(call_, tensors.out.tokens > 0);
     codings_.share(stream);
-    call_.cut(layer, sizes_);
-    for (const auto &wave : call_.waves()) {
-      for (const Segment &segment : wave) {
-        if (segment.run.part == 0 && call_.entries()[segment.entry].learn)
-          codings_.count(layer, segment.count);
-      }
-    }
+    call_.cut(layer, own_.sizes());
     const bool attends = tensors.out.tokens > 0;
     if (attends) partials_.reserve(shape_of(tensors), stream);
-    for (std::size_t i = 0; i < own_.size(); ++i) attend_part<S>(i, layer, tensors, stream);
-    if (attends) merge<S>(tensors, stream);
+    if (!captured) codings_.count(layer, call_.tokens_to_learn());
+    for (std::size_t i = 0; i < own_.parts().size(); ++i) attend_part<S>(i, layer, tensors, stream);
+    if (attends) merge<S>(layer, tensors, stream);
+    if (captured) return;
     for (const Entry &entry : call_.entries()) {
       Index &length = entry.sequence->lengths[static_cast<std::size_t>(layer)];
-      pack_runs<S>(*entry.sequence, layer, length, length + entry.tokens, stream);
+      own_.pack_runs(*entry.sequence, length, length + entry.tokens,
+                     [&](SequenceId local) { cache_->template pack<S>(local, layer, stream); });
       length += entry.tokens;
     }
+  }
+
+  /// How many steps, a token of every sequence of a batch in each, a graph does that is captured now: of
+  /// attend() in every layer, taken once before, on every rank. advance() must be told of them, once for
+  /// `page_tokens` of them at most. They end being alike where the run of a sequence ends, or another
+  /// part packs its own: 0 says that the next step is to be taken without a graph, as where a rank has
+  /// several parts and sequences go on at different ones. Always 0 where a rank has more than 4, keys
+  /// alone or values alone are packed, codings are not learnt, or the transport gathers by way of the
+  /// host. The batch's token counts are not read.
+  Index steps_alike(Batch batch) const requires replays {
+    const detail::CapturedSteps captured = captured_steps();
+    Index steps = batch.empty() ? 0 : std::numeric_limits<Index>::max();
+    for (const SequenceTokens &entry : batch) {
+      const Sequence &state = find(entry.sequence);
+      state.check_between_steps();
+      steps = std::min(steps, captured.alike(state));
+      if (steps > 0 && !captured.together(find(batch.front().sequence), state)) return 0;
+    }
+    return steps;
+  }
+
+  /// Counts `steps` replays of a captured step, as KVCache::advance(). Does not wait. Throws Error for
+  /// more than steps_alike() has said, or what was captured in another run, before an end or a cut: the
+  /// graph has done the wrong thing then, if it was replayed. S: see KVCache::pack().
+  template <Element S = half>
+  void advance(Batch batch, Index steps, Stream stream = {}) requires replays {
+    for (const SequenceTokens &entry : batch) {
+      const Sequence &state = find(entry.sequence);
+      state.check_between_steps();
+      const Index alike = std::max<Index>(0, state.captured_to - state.lengths.front());
+      checks::check_range("steps", steps, 0, std::min<Index>(cache_->options().page_tokens, alike));
+    }
+    if (steps == 0) return;
+    for (std::size_t i = 0; i < own_.parts().size(); ++i) {
+      appends_.clear();
+      for (const SequenceTokens &entry : batch) {
+        const Sequence &state = find(entry.sequence);
+        if (state.runs.part_of(state.lengths.front()) == own_.parts()[i])
+          appends_.push_back({state.local[i], 1});
+      }
+      if (!appends_.empty()) cache_->count_steps(appends_, steps, stream);
+    }
+    for (const SequenceTokens &entry : batch) {
+      Sequence &state = find(entry.sequence);
+      const Index before = state.lengths.front();
+      own_.pack_runs(state, before, before + steps, [&](SequenceId local) {
+        for (int layer = 0; layer < layers(); ++layer) cache_->template pack<S>(local, layer, stream);
+      });
+      state.lengths.assign(state.lengths.size(), before + steps);
+    }
+  }
+
+  /// As KVCache::draft(): the part that the next token of a sequence goes to attends to the draft, too.
+  /// Collective.
+  template <Element S>
+  void draft(Batch batch, int layer, const AttentionTensors<S> &tensors, std::span<const Index> parents,
+             Stream stream = {}) requires Cache::drafts {
+    check(batch, layer, tensors);
+    if (tensors.out.tokens != tensors.k.tokens)
+      throw_invalid("out.tokens", tensors.out.tokens, "that of k,", tensors.k.tokens);
+    if (parents.size() != static_cast<std::size_t>(tensors.k.tokens))
+      throw_invalid("parents.size", parents.size(), "the tokens of q,", tensors.k.tokens);
+    for (const Entry &entry : call_.entries())
+      checks::check_paths(parents.subspan(static_cast<std::size_t>(entry.first_row),
+                                          static_cast<std::size_t>(entry.tokens)));
+    if (partials_.is_capturing(stream))
+      throw Error("squat: stream is being captured, and a draft waits for it, to check elements");
+    partials_.reserve(shape_of(tensors), stream);
+    for (std::size_t i = 0; i < own_.parts().size(); ++i) {
+      const AttentionTensors<S> found = begin_part(i, layer, tensors, stream);
+      appends_.clear();
+      reads_.clear();
+      for (const Entry &entry : call_.entries()) {
+        const SequenceTokens rows{entry.sequence->local[i], entry.tokens, entry.first_row};
+        const Index next = entry.sequence->lengths[static_cast<std::size_t>(layer)];
+        entry.sequence->runs.extend(next + 1, own_.sizes());
+        if (entry.sequence->runs.part_of(next) == own_.parts()[i]) {
+          appends_.push_back(rows);
+        } else if (cache_->length(rows.sequence, layer) > 0) {
+          reads_.push_back(rows);
+        }
+      }
+      if (!appends_.empty()) cache_->draft(appends_, layer, found, parents, stream);
+      read<S>(layer, found, stream);
+    }
+    merge<S>(layer, tensors, stream);
   }
 
   /// As KVCache::truncate(), between two steps: where all layers have the same tokens. Collective.
   void truncate(SequenceId sequence, Index tokens, Stream stream = {}) {
     Sequence &state = find(sequence);
     check_cut(state, tokens);
-    for (std::size_t i = 0; i < own_.size(); ++i)
-      cache_->truncate(state.local[i], state.runs.held(own_[i], tokens), stream);
-    end_at(state, tokens, stream);
+    for (std::size_t i = 0; i < own_.parts().size(); ++i)
+      cache_->truncate(state.local[i], state.runs.held(own_.parts()[i], tokens), stream);
+    own_.end_at(state, tokens, stream);
   }
 
   /// As KVCache::fork(), between two steps. Collective.
@@ -180,9 +270,10 @@ class SplitContext {
     Sequence child;
     child.runs = from.runs;
     child.lengths = from.lengths;
-    for (std::size_t i = 0; i < own_.size(); ++i)
-      child.local.push_back(cache_->fork(from.local[i], from.runs.held(own_[i], tokens), stream));
-    end_at(child, tokens, stream);
+    for (std::size_t i = 0; i < own_.parts().size(); ++i)
+      child.local.push_back(
+          cache_->fork(from.local[i], from.runs.held(own_.parts()[i], tokens), stream));
+    own_.end_at(child, tokens, stream);
     return add(std::move(child));
   }
 
@@ -218,19 +309,18 @@ class SplitContext {
     checks::check_range("last", last, 0, tokens);
     checks::check_range("first", first, 0, last);
     if (by != 0 && cache_->options().rotary.empty()) throw_invalid("by", by, "0 without a rotary table");
-    state.runs.extend(tokens + 1, sizes_);
+    state.runs.extend(tokens + 1, own_.sizes());
     constexpr Index farthest = Index{1} << 32;
     const Index moved = state.runs.position_of(last), next = state.runs.position_of(tokens);
     checks::check_range("by", by, left > 0 ? -moved : -next, left > 0 ? farthest - next : -next);
-    for (std::size_t i = 0; i < own_.size(); ++i) {
-      const Index begin = state.runs.held(own_[i], first), end = state.runs.held(own_[i], last);
-      if (parts_ == 1 || begin < state.runs.held(own_[i], tokens))
+    for (std::size_t i = 0; i < own_.parts().size(); ++i) {
+      const Index begin = state.runs.held(own_.parts()[i], first),
+                  end = state.runs.held(own_.parts()[i], last);
+      if (parts_ == 1 || begin < state.runs.held(own_.parts()[i], tokens))
         cache_->shift(state.local[i], begin, end, by, stream);
     }
-    if (left == 0) return end_at(state, 0, stream);
-    const Index lost = state.runs.shift(first, last, by);
-    if (parts_ > 1) return end_run(state, left, lost, stream);
-    stand_at(state, left, stream);
+    if (left == 0) return own_.end_at(state, 0, stream);
+    own_.end_run(state, left, state.runs.shift(first, last, by), stream);
   }
 
   /// Writes a part that this rank has, between two steps: which tokens parts have, then a snapshot as
@@ -251,17 +341,19 @@ class SplitContext {
   /// context of another number of parts, and where KVCache::load() does; nothing has changed then.
   template <SnapshotSource Source>
   SequenceId load(std::span<Source> sources, Stream stream = {}) {
-    if (sources.size() != own_.size())
-      throw_invalid("sources.size", sources.size(), "the parts that this rank has,", own_.size());
+    if (sources.size() != own_.parts().size())
+      throw_invalid("sources.size", sources.size(), "the parts that this rank has,",
+                    own_.parts().size());
     Sequence state;
     Index length = 0;
     try {
-      for (std::size_t i = 0; i < own_.size(); ++i) {
-        auto [runs, tokens] = detail::read_runs(sources[i], parts_, own_[i]);
+      for (std::size_t i = 0; i < own_.parts().size(); ++i) {
+        auto [runs, tokens] = detail::read_runs(sources[i], parts_, own_.parts()[i]);
         const SequenceId local = cache_->load(sources[i], {}, stream);
         state.local.push_back(local);
         for (int layer = 0; layer < layers(); ++layer) {
-          if (cache_->length(local, layer) != runs.held(own_[i], tokens) || (i > 0 && tokens != length))
+          if (cache_->length(local, layer) != runs.held(own_.parts()[i], tokens) ||
+              (i > 0 && tokens != length))
             throw Error("squat: snapshot is of other tokens than it says");
         }
         length = tokens;
@@ -272,7 +364,7 @@ class SplitContext {
       throw;
     }
     codings_.count_all();  // perhaps
-    stand_at(state, length, stream);
+    own_.stand_at(state, length, stream);
     return add(std::move(state));
   }
 
@@ -294,15 +386,6 @@ class SplitContext {
   const Sequence &find(SequenceId sequence) const { return find(sequences_, sequence); }
   Sequence &find(SequenceId sequence) { return find(sequences_, sequence); }
 
-  /// Where a part stands among this rank's.
-  std::size_t own(std::int64_t part) const {
-    const auto found = std::find(own_.begin(), own_.end(), part);
-    if (found == own_.end()) throw_invalid("part", part, "one of this rank's");
-    return static_cast<std::size_t>(found - own_.begin());
-  }
-
-  bool is_own(std::int64_t part) const { return part % transport_->ranks() == transport_->rank(); }
-
   SequenceId add(Sequence state) {
     sequences_.emplace(next_, std::move(state));
     return {next_++};
@@ -314,23 +397,9 @@ class SplitContext {
   template <Element S>
   void check(Batch batch, int layer, const AttentionTensors<S> &tensors) {
     check_layer(layer);
-    const Options &options = cache_->options();
-    const Index rows = tensors.k.tokens;
-    const auto check_rows = [&](const char *name, Index found) {
-      if (found != rows) throw_invalid(name, found, "that of k,", rows);
-    };
-    check_rows("v.tokens", tensors.v.tokens);
-    if (tensors.q.tokens > 0 || tensors.out.tokens > 0) check_rows("q.tokens", tensors.q.tokens);
-    if (tensors.out.tokens > 0) {
-      check_rows("out.tokens", tensors.out.tokens);
-      if (tensors.lse.tokens > 0) check_rows("lse.tokens", tensors.lse.tokens);
-      if (tensors.out.heads != options.query_heads)
-        throw_invalid("out.heads", tensors.out.heads, "query_heads, which is", options.query_heads);
-      if (tensors.out.head_dim != options.value_dim)
-        throw_invalid("out.head_dim", tensors.out.head_dim, "value_dim, which is", options.value_dim);
-    }
-    if (!tensors.causal) throw_invalid("causal", false, "true where keys are appended");
-    call_.take(batch, rows, [&](SequenceId sequence) -> Sequence & { return find(sequence); });
+    detail::check_rows_of_call(tensors, cache_->options());
+    call_.take(batch, tensors.k.tokens,
+               [&](SequenceId sequence) -> Sequence & { return find(sequence); });
   }
 
   /// Throws Error for tokens that come before codings are learnt.
@@ -347,7 +416,7 @@ class SplitContext {
 
   /// Tokens of a sequence's first run.
   Index first_run(const Sequence &state) const {
-    return state.runs.all().empty() ? sizes_.first : state.runs.all().front().count;
+    return state.runs.all().empty() ? own_.sizes().first : state.runs.all().front().count;
   }
 
   /// Whether a sequence may be cut at `tokens`, all layers having the same.
@@ -355,6 +424,16 @@ class SplitContext {
     state.check_between_steps();
     if (tokens < 0 || tokens > state.lengths.front())
       throw_invalid("tokens", tokens, "0 to the length of the sequence,", state.lengths.front());
+  }
+
+  detail::CapturedSteps captured_steps() const {
+    constexpr int most_parts = 4;  // of a rank, which reads the others' batches
+    const bool mixed = (cache_->key_bits() == 16) != (cache_->value_bits() == 16);
+    const int ranks = transport_->ranks();
+    return {.possible = codings_.shared() && !mixed && parts_ <= most_parts * ranks &&
+                        (ranks == 1 || partials_.gathers_on_stream),
+            .one_part = parts_ == ranks,
+            .residual = cache_->options().residual};
   }
 
   // ---- attention
@@ -378,8 +457,9 @@ class SplitContext {
         const SequenceId local = entry.sequence->local[place];
         const SequenceTokens rows{local, segment.count, segment.row,
                                   entry.learn && segment.run.part == 0};
-        if (segment.run.part == own_[place]) {
-          if (segment.token == segment.run.first) begin_run<S>(local, layer, segment.run, stream);
+        if (segment.run.part == own_.parts()[place]) {
+          if (segment.token == segment.run.first)
+            own_.template begin_run<S>(local, layer, segment.run, stream);
           appends_.push_back(rows);
         } else if (attends && cache_->length(local, layer) > 0) {
           reads_.push_back(rows);
@@ -421,96 +501,20 @@ class SplitContext {
 
   /// Hands the partials to all ranks and makes outputs of them.
   template <Element S>
-  void merge(const AttentionTensors<S> &tensors, Stream stream) {
+  void merge(int layer, const AttentionTensors<S> &tensors, Stream stream) {
     partials_.gather(stream);
-    call_.for_each_rows(
-        [&](TokenRange rows) { partials_.template merge<S>(rows, tensors.out, tensors.lse, stream); });
-  }
-
-  // ---- where parts stand
-
-  /// The next token of a part is the first of a run.
-  template <Element S>
-  void begin_run(SequenceId local, int layer, const detail::ContextRun &run, Stream stream) {
-    if (parts_ == 1) return;
-    cache_->template pack<S>(local, layer, stream);
-    cache_->continue_at(local, layer, run.position, stream);
-  }
-
-  /// Packs the last run of each own part once there are `residual` tokens behind it, `before` and
-  /// `after` being the tokens of a layer. Earlier ones were packed when the next began.
-  template <Element S>
-  void pack_runs(const Sequence &state, int layer, Index before, Index after, Stream stream) {
-    if (parts_ == 1 || before == after) return;
-    const Index residual = cache_->options().residual;
-    const auto &runs = state.runs.all();
-    for (std::size_t i = 0; i < own_.size(); ++i) {
-      const auto last = std::find_if(runs.rbegin(), runs.rend(), [&](const detail::ContextRun &run) {
-        return run.part == own_[i] && run.first < after;
-      });
-      if (last == runs.rend()) continue;
-      const Index due = last->end() + residual;
-      if (before < due && due <= after) cache_->template pack<S>(state.local[i], layer, stream);
-    }
-  }
-
-  /// After a cut behind `tokens` tokens.
-  void end_at(Sequence &state, Index tokens, Stream stream) {
-    state.runs.truncate(tokens);
-    if (parts_ > 1 && tokens > 0) return end_run(state, tokens, 0, stream);
-    stand_at(state, tokens, stream);
-  }
-
-  /// After a cut, `tokens` tokens are left; the last run, which has them or a place behind them, has
-  /// lost `lost` of its own. It ends now where its part has whole pages: all ranks ask who has the part.
-  void end_run(Sequence &state, Index tokens, Index lost, Stream stream) {
-    const detail::ContextRun run = state.runs.all().back();
-    const Index most = run.end() + lost - tokens,
-                mine = is_own(run.part) ? places(state, tokens, most) : 0;
-    std::vector<Index> all(static_cast<std::size_t>(transport_->ranks()));
-    transport_->all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
-    state.runs.end_behind(tokens, all[static_cast<std::size_t>(run.part % transport_->ranks())], sizes_);
-    stand_at(state, tokens, stream);
-  }
-
-  /// How many tokens more an own part's run takes, so that they are whole pages with its tail: `most`,
-  /// or a page less than that; none where layers differ.
-  Index places(const Sequence &state, Index tokens, Index most) const {
-    const Options &options = cache_->options();
-    const detail::ContextRun &run = state.runs.all().back();
-    if (run.first >= tokens) return most;  // packed before it begins
-    const SequenceId local = state.local[own(run.part)];
-    const auto to_whole_pages = [&](int layer) {
-      return (options.page_tokens - cache_->tail(local, layer) % options.page_tokens) %
-             options.page_tokens;
-    };
-    const Index first = to_whole_pages(0);
-    for (int layer = 1; layer < layers(); ++layer) {
-      if (to_whole_pages(layer) != first) return 0;
-    }
-    const Index sinks = run.first == 0 && run.part == 0 ? std::max<Index>(0, options.sinks - tokens) : 0;
-    const Index pages = std::max<Index>(0, most - sinks - first) / options.page_tokens;
-    return sinks + first + pages * options.page_tokens;
-  }
-
-  /// A sequence has `tokens` tokens in all layers, and each part stands behind its last.
-  void stand_at(Sequence &state, Index tokens, Stream stream) {
-    state.lengths.assign(static_cast<std::size_t>(layers()), tokens);
-    if (parts_ == 1) return;
-    for (std::size_t i = 0; i < own_.size(); ++i) {
-      for (int layer = 0; layer < layers(); ++layer)
-        cache_->continue_at(state.local[i], layer, state.runs.position_behind(own_[i], tokens), stream);
-    }
+    call_.for_each_rows([&](TokenRange rows) {
+      partials_.template merge<S>(layer, rows, tensors.out, tensors.lse, stream);
+    });
   }
 
   Cache *cache_;
   Transport *transport_;
   int parts_;
-  std::vector<int> own_;
-  detail::RunSizes sizes_{};
+  detail::SharedCodings<Cache, Transport> codings_;
+  detail::OwnParts<Cache, Transport> own_;
   std::map<std::uint64_t, Sequence> sequences_;
   std::uint64_t next_ = 1;
-  detail::SharedCodings<Cache, Transport> codings_;
 
   // Of the call in progress.
   detail::ContextCall call_;
