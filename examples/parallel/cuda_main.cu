@@ -22,6 +22,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -126,13 +127,20 @@ class Replays {
   }
 
   /// Tells of what was replayed since.
-  void count() { batch_->sequences->advance(steps_, std::exchange(replayed_, 0), batch_->stream); }
+  void count() {
+    const Index steps = std::exchange(replayed_, 0);
+    if constexpr (is_split) batch_->sequences->advance(steps_, steps, batch_->stream);
+    if constexpr (!is_split) batch_->sequences->count_steps(steps_, steps, batch_->stream);
+  }
 
  private:
   static constexpr Index page_tokens = 128;
+  static constexpr bool is_split = std::is_same_v<Sequences, Context>;
 
+  /// A cache's graph holds longer, and is captured anew as often as one of a split context.
   void capture(const Tensors &tensors) {
-    left_ = batch_->sequences->steps_alike(steps_);
+    left_ = page_tokens;
+    if constexpr (is_split) left_ = batch_->sequences->steps_alike(steps_);
     if (left_ == 0) return;
     squat::cuda::check(cudaStreamBeginCapture(batch_->stream, cudaStreamCaptureModeThreadLocal),
                        "capture");
@@ -146,6 +154,7 @@ class Replays {
     squat::cuda::check(cudaGraphInstantiate(&graph_, captured, 0), "graph");
     squat::cuda::check(cudaGraphDestroy(captured), "graph");
   }
+
   Batch<Sequences> *batch_;
   Wait wait_;
   std::vector<squat::SequenceTokens> steps_;
@@ -200,8 +209,15 @@ Figures decode_alone(const Arguments &arguments, cudaStream_t stream) {
   for (int i = 0; i < warm_up; ++i) batch.step(rows.tensors());
   batch.wait();
   Figures figures;
-  figures.step = microseconds(
-      stream, arguments.steps, [&] { batch.wait(); }, [&] { batch.step(rows.tensors()); });
+  const auto wait = [&] { batch.wait(); };
+  figures.step = microseconds(stream, arguments.steps, wait, [&] { batch.step(rows.tensors()); });
+  if (arguments.graph) {
+    Replays replays(batch, wait);
+    for (int i = 0; i < warm_up; ++i) replays.step(rows.tensors());
+    batch.wait();
+    figures.graph = microseconds(stream, arguments.steps, wait, [&] { replays.step(rows.tensors()); });
+    replays.count();
+  }
   cache.check(stream);
   return figures;
 }
@@ -317,7 +333,7 @@ int main(int argc, char **argv) {
       ->capture_default_str();
   app.add_option("--time-limit", arguments.time_limit, "Seconds to wait for the other ranks");
   app.add_flag("--check", arguments.check, "Compare with one cache of all tokens, at rank 0");
-  app.add_flag("--graph", arguments.graph, "Replay steps that are alike, too, on two GPUs and more");
+  app.add_flag("--graph", arguments.graph, "Replay steps that are alike, too");
   CLI11_PARSE(app, argc, argv);
   constexpr double tolerance = 5e-3;  // as over MPI, see main.cpp
   try {

@@ -1,8 +1,8 @@
 #!/bin/sh
-# A decode over two GPUs of this machine: nccl_test.sh PROGRAM compares with one cache; nccl_test.sh PROGRAM dies kills a
-# rank, which the other has to report within its time limit.
+# A decode over two GPUs of this machine: nccl_test.sh PROGRAM compares with one cache, nccl_test.sh PROGRAM graph by steps
+# that are captured and replayed; nccl_test.sh PROGRAM dies kills a rank, which the other has to report within its time limit.
 set -eu
-program=$1 dies=${2-}
+program=$1 what=${2-}
 if [ "$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')" -lt 2 ]; then
   echo "skipped: two GPUs are needed"
   exit 77
@@ -11,7 +11,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 set -- --ranks 2 --address "$folder/address" --sequences 3 --tokens 3000 --time-limit 5
 
-if [ -z "$dies" ]; then
+if [ "$what" = graph ]; then set -- "$@" --graph; fi
+if [ "$what" != dies ]; then
   "$program" "$@" --rank 1 --steps 300 --check &
   "$program" "$@" --rank 0 --steps 300 --check
   wait $!
