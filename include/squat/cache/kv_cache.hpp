@@ -439,9 +439,9 @@ class KVCacheBase {
     for (const SequenceTokens &entry : batch) check_graphs(entry.sequence);
   }
 
-  /// The same, whether or not the graph is outgrown: where the engine captures anew before that matters,
-  /// as it does for a workspace of unpacked pages alone, which steps need where keys or values are
-  /// packed and the others are not.
+  /// The same, whether or not the graph is outgrown: for engines that capture anew before that matters.
+  /// It does to a workspace of unpacked pages alone, which steps need where keys are packed and values
+  /// are not, or the other way round.
   void count_steps(Batch batch, Index steps, Stream stream = {}) requires replayable {
     [[maybe_unused]] const auto scope = enter(stream);
     checks::check_range("steps", steps, 0, options_.page_tokens);

@@ -2,9 +2,6 @@
 
 // Which steps of a split context a captured graph does again.
 
-#include <algorithm>
-#include <span>
-
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/parallel/context_call.hpp"

@@ -168,10 +168,10 @@ class SplitContext {
     }
   }
 
-  /// How many steps, a token of every sequence of a batch in each, a graph does that is captured now: of
-  /// attend() in every layer, taken once before, on every rank. advance() must be told of them, once for
-  /// `page_tokens` of them at most. They end being alike where the run of a sequence ends, or another
-  /// part packs its own: 0 says that the next step is to be taken without a graph, as where a rank has
+  /// How many steps, a token of every sequence of a batch in each, a graph does right that is captured
+  /// now, on every rank: of attend() in every layer, taken once before without a graph. advance() counts
+  /// them, at most `page_tokens` at a time. Steps are alike until the run of a sequence ends, or another
+  /// part packs its own: 0 says that the next is to be taken without a graph, as where a rank has
   /// several parts and sequences go on at different ones. Always 0 where a rank has more than 4, keys
   /// alone or values alone are packed, codings are not learnt, or the transport gathers by way of the
   /// host. The batch's token counts are not read.
@@ -188,8 +188,8 @@ class SplitContext {
   }
 
   /// Counts `steps` replays of a captured step, as KVCache::advance(). Does not wait. Throws Error for
-  /// more than steps_alike() has said, or what was captured in another run, before an end or a cut: the
-  /// graph has done the wrong thing then, if it was replayed. S: see KVCache::pack().
+  /// more than steps_alike() said before the capture, and where a sequence was cut, moved or reordered
+  /// since: what the graph did is wrong then. S: see KVCache::pack().
   template <Element S = half>
   void advance(Batch batch, Index steps, Stream stream = {}) requires replays {
     for (const SequenceTokens &entry : batch) {
@@ -285,8 +285,8 @@ class SplitContext {
     std::vector<SequenceId> to, from;  // the cache's
     std::vector<Sequence> become;
     for (std::size_t i = 0; i < sequences.size(); ++i) {
-      if (std::find(sequences.begin(), sequences.begin() + static_cast<std::ptrdiff_t>(i),
-                    sequences[i]) != sequences.begin() + static_cast<std::ptrdiff_t>(i))
+      const auto before = sequences.first(i);
+      if (std::find(before.begin(), before.end(), sequences[i]) != before.end())
         throw_invalid("sequences", sequences[i].value, "named once");
       const Sequence &sequence = find(sequences[i]), &parent = find(parents[i]);
       to.insert(to.end(), sequence.local.begin(), sequence.local.end());
