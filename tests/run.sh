@@ -61,6 +61,7 @@ install_packages g++-aarch64-linux-gnu qemu-user || echo "no AArch64 compiler or
 install_packages curl python3-venv || echo "no curl or virtual environments to be had"
 # For contexts that are split over ranks.
 install_packages libopenmpi-dev openmpi-bin || echo "no MPI to be had"
+install_packages iproute2 || echo "no network namespaces to be had"
 # For the reader of snapshots in Python.
 install_packages python3-numpy || echo "no NumPy to be had"
 # For the reference of public headers.
