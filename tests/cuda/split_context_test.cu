@@ -420,12 +420,15 @@ TEST_F(CudaSplitSteps, SaysWhichStepsAreAlike) {
   step(context, batch, in);
   EXPECT_EQ(context.steps_alike(batch), 0) << "the next begins a run";
   step(context, batch, in);
-  EXPECT_EQ(context.steps_alike(batch), 19) << "until part 0 packs, 20 tokens behind its run";
+  EXPECT_EQ(context.steps_alike(batch), 0) << "part 1 had no tokens before the last";
+  capture_refused();
+  step(context, batch, in);
+  EXPECT_EQ(context.steps_alike(batch), 18) << "until part 0 packs, 20 tokens behind its run";
   refused(1);  // nothing is captured
   capture();
-  refused(20);
-  EXPECT_EQ(context.length(batch[0].sequence), 68);
-  for (int i = 0; i < 19; ++i) step(context, batch, in);
+  refused(19);
+  EXPECT_EQ(context.length(batch[0].sequence), 69);
+  for (int i = 0; i < 18; ++i) step(context, batch, in);
   refused(1);
   EXPECT_EQ(context.steps_alike(batch), 44) << "until the run ends";
   capture();

@@ -15,7 +15,7 @@ struct CapturedSteps {
   bool one_part;   ///< each rank has one alone
   Index residual;  ///< Options::residual
 
-  /// How many steps of a sequence are like the next, whose part has begun its run.
+  /// How many steps of a sequence are like the next.
   Index alike(const SplitSequence &sequence) const {
     return possible ? sequence.runs.steps_alike(sequence.lengths.front(), residual) : 0;
   }

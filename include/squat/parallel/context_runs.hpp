@@ -103,12 +103,14 @@ class ContextRuns {
     return position;
   }
 
-  /// How many tokens may come one by one behind the first `tokens`, all alike: to the same part, which
-  /// got ready for its run with an earlier one, and until another part has `residual` tokens behind its
-  /// run, upon which it packs.
+  /// How many tokens may come one by one behind the first `tokens`, all alike: to the same part, and
+  /// until another has `residual` tokens behind its run, upon which it packs. The first two of a run are
+  /// like no others: its part may have no memory for tokens before the first, and is in no such step
+  /// then.
   Index steps_alike(Index tokens, Index residual) const {
     if (tokens == 0) return 0;
     const ContextRun &last = runs_[find(tokens - 1)];
+    if (tokens < last.first + 2) return 0;
     Index steps = last.end() - tokens;
     for (const ContextRun &run : runs_) {
       const Index due = run.end() + residual - tokens;

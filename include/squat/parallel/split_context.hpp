@@ -170,11 +170,11 @@ class SplitContext {
 
   /// How many steps, a token of every sequence of a batch in each, a graph does right that is captured
   /// now, on every rank: of attend() in every layer, taken once before without a graph. advance() counts
-  /// them, at most `page_tokens` at a time. Steps are alike until the run of a sequence ends, or another
-  /// part packs its own: 0 says that the next is to be taken without a graph, as where a rank has
-  /// several parts and sequences go on at different ones. Always 0 where a rank has more than 4, keys
-  /// alone or values alone are packed, codings are not learnt, or the transport gathers by way of the
-  /// host. The batch's token counts are not read.
+  /// them, at most `page_tokens` at a time. Steps are alike from the third of a run until that ends, or
+  /// another part packs its own: 0 says that the next is to be taken without a graph, as where a rank
+  /// has several parts and sequences go on at different ones. Always 0 where a rank has more than 4,
+  /// keys alone or values alone are packed, codings are not learnt, or the transport gathers by way of
+  /// the host. The batch's token counts are not read.
   Index steps_alike(Batch batch) const requires replays {
     const detail::CapturedSteps captured = captured_steps();
     Index steps = batch.empty() ? 0 : std::numeric_limits<Index>::max();
