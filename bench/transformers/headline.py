@@ -19,7 +19,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # 
 import squat
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, QuantizedCache
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, QuantizedCache, StaticCache
 
 SHAPES = {
     "llama-2-7b": dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
@@ -31,18 +31,25 @@ LENGTHS = {"160+338": 64, "2000+500": 16}  # prompt + new tokens, and the batch 
 
 
 def squat_cache(bits, **options):
-    return lambda config: squat.Cache(config, bits, **options)
+    return lambda config, tokens: squat.Cache(config, bits, **options)
 
 
+def quantized_cache(backend, **options):
+    return lambda config, tokens: QuantizedCache(backend, config, **options)
+
+
+# Of a model's config, and of how many tokens a sequence will have. generate() compiles a model's steps where the cache is static.
 CACHES = {
-    "float16": lambda config: DynamicCache(config=config),
+    "float16": lambda config, tokens: DynamicCache(config=config),
+    "float16 static": lambda config, tokens: StaticCache(config=config, max_cache_len=tokens),
     "squat subspace 2": squat_cache(2),
     "squat orthogonal 2": squat_cache(2, coding="orthogonal"),
-    "hqq 2": lambda config: QuantizedCache("hqq", config, nbits=2),
     "squat subspace 4": squat_cache(4),
-    "hqq 4": lambda config: QuantizedCache("hqq", config, nbits=4),
-    "quanto 2": lambda config: QuantizedCache("quanto", config, nbits=2),
-    "quanto 4": lambda config: QuantizedCache("quanto", config, nbits=4),
+    "hqq 2": quantized_cache("hqq", nbits=2),
+    "hqq 4": quantized_cache("hqq", nbits=4),
+    "quanto 2": quantized_cache("quanto", nbits=2),
+    "quanto 4": quantized_cache("quanto", nbits=4),
+    "fp8": quantized_cache("fp8"),
 }
 
 
@@ -94,9 +101,10 @@ def measure(model, name, batch, prompt, new):
     device = model.device
     model.set_attn_implementation("squat" if name.startswith("squat") else "sdpa")
     try:
-        generate(model, CACHES[name](model.config), min(batch, 4), prompt, 4)
+        warm_batch = batch if name == "float16 static" else min(batch, 4)  # what was compiled is of a batch
+        generate(model, CACHES[name](model.config, prompt + new), warm_batch, prompt, 4)
         empty(device)
-        memory, cache = Memory(device), CACHES[name](model.config)
+        memory, cache = Memory(device), CACHES[name](model.config, prompt + new)
         synchronize(device)
         begin = time.perf_counter()
         generate(model, cache, batch, prompt, new)
@@ -135,7 +143,7 @@ def profile(model, name, batch, prompt, steps=8):
 
     device = model.device
     model.set_attn_implementation("squat" if name.startswith("squat") else "sdpa")
-    cache = CACHES[name](model.config)
+    cache = CACHES[name](model.config, prompt + 2 * steps)
     with torch.no_grad():
         ids = torch.randint(3, model.config.vocab_size, (batch, prompt), device=device)
         model(ids, cache=cache, logits_to_keep=1)

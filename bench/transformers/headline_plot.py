@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 
 def color(cache):
-    return "tab:blue" if cache.startswith("squat") else "tab:gray" if cache == "float16" else "tab:orange"
+    return "tab:blue" if cache.startswith("squat") else "tab:gray" if cache.startswith("float16") else "tab:orange"
 
 
 def panels(runs):
