@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "squat/coding/hadamard.hpp"
@@ -27,24 +28,42 @@ using HeadRows = Eigen::Map<const RowMatrix>;
 
 namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
-/// So few rows are added to a moment one by one, and nothing is allocated.
+/// So few rows are added to a moment without a matrix of their own: nothing is allocated.
 inline constexpr Index few_rows = 32;
+
+/// sums += rows^T rows, a packed triangle, of few rows. Products are added up before they meet the sums,
+/// which round.
+template <class Real, class Sum>
+void add_moment_of_few(HeadRows rows, Sum *sums) {
+  constexpr Index lanes = 16;
+  const Index d = rows.cols();
+  for (Index i = 0; i < d; sums += ++i) {
+    for (Index j = 0; j <= i; j += lanes) {
+      Real products[lanes] = {};
+      const auto add_rows = [&](auto width) {
+        for (Index row = 0; row < rows.rows(); ++row) {
+          const float *x = rows.data() + row * d;
+          const auto factor = static_cast<Real>(x[i]);
+          for (Index lane = 0; lane < width; ++lane)
+            products[lane] += factor * static_cast<Real>(x[j + lane]);
+        }
+      };
+      if (j + lanes <= d) {
+        add_rows(std::integral_constant<Index, lanes>());
+      } else {
+        add_rows(d - j);
+      }
+      const Index count = std::min(lanes, i + 1 - j);
+      for (Index lane = 0; lane < count; ++lane)
+        sums[j + lane] = static_cast<Sum>(static_cast<Real>(sums[j + lane]) + products[lane]);
+    }
+  }
+}
 
 /// sums += rows^T rows, a packed triangle.
 template <class Real, class Sum>
 void add_moment(HeadRows rows, std::span<Sum> sums) {
-  if (rows.rows() <= few_rows) {
-    Sum *sum = sums.data();
-    for (Index i = 0; i < rows.cols(); sum += ++i) {
-      for (Index row = 0; row < rows.rows(); ++row) {
-        const float *x = rows.data() + row * rows.cols();
-        const auto factor = static_cast<Real>(x[i]);
-        for (Index j = 0; j <= i; ++j)
-          sum[j] = static_cast<Sum>(static_cast<Real>(sum[j]) + factor * static_cast<Real>(x[j]));
-      }
-    }
-    return;
-  }
+  if (rows.rows() <= few_rows) return add_moment_of_few<Real>(rows, sums.data());
   const Matrix<Real> x = rows.template cast<Real>();
   const Matrix<Real> moment = matrix_product<Real>(transposed<Real>(x), x);
   auto sum = sums.begin();
