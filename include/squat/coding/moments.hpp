@@ -34,7 +34,7 @@ inline constexpr Index few_rows = 32;
 /// sums += rows^T rows, a packed triangle, of few rows. Products are added up before they meet the sums,
 /// which round.
 template <class Real, class Sum>
-void add_moment_of_few(HeadRows rows, Sum *sums) {
+void add_moment_of_few(const HeadRows &rows, Sum *sums) {
   constexpr Index lanes = 16;
   const Index d = rows.cols();
   for (Index i = 0; i < d; sums += ++i) {
