@@ -9,6 +9,7 @@ memory runs out. A run that sees no end within --seconds is not begun. Prints a 
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -34,6 +35,12 @@ def squat_cache(bits, **options):
     return lambda config, tokens: squat.Cache(config, bits, **options)
 
 
+def steps_of(model, name):
+    """How generate() takes its steps. Over a static cache it compiles them itself, with all else that a step is."""
+    captured = name.startswith("squat") and not name.endswith("eager") and model.device.type == "cuda"
+    return squat.captured_steps(model) if captured else contextlib.nullcontext()
+
+
 def quantized_cache(backend, **options):
     return lambda config, tokens: QuantizedCache(backend, config, **options)
 
@@ -43,6 +50,7 @@ CACHES = {
     "float16": lambda config, tokens: DynamicCache(config=config),
     "float16 static": lambda config, tokens: StaticCache(config=config, max_cache_len=tokens),
     "squat subspace 2": squat_cache(2),
+    "squat subspace 2 eager": squat_cache(2),
     "squat orthogonal 2": squat_cache(2, coding="orthogonal"),
     "squat subspace 4": squat_cache(4),
     "hqq 2": quantized_cache("hqq", nbits=2),
@@ -90,6 +98,15 @@ def generate(model, cache, batch, prompt, new):
                           max_new_tokens=new)  # fmt: skip
 
 
+def timed(device, work):
+    synchronize(device)
+    begin = time.perf_counter()
+    work()
+    launched = time.perf_counter() - begin
+    synchronize(device)
+    return launched, time.perf_counter() - begin
+
+
 def empty(device):
     gc.collect()
     if device.type == "cuda":
@@ -105,11 +122,8 @@ def measure(model, name, batch, prompt, new):
         generate(model, CACHES[name](model.config, prompt + new), warm_batch, prompt, 4)
         empty(device)
         memory, cache = Memory(device), CACHES[name](model.config, prompt + new)
-        synchronize(device)
-        begin = time.perf_counter()
-        generate(model, cache, batch, prompt, new)
-        synchronize(device)
-        seconds = time.perf_counter() - begin
+        with steps_of(model, name):
+            _, seconds = timed(device, lambda: generate(model, cache, batch, prompt, new))
         result = dict(cache=name, batch=batch, prompt=prompt, new=new, seconds=round(seconds, 3),
                       tokens_per_second=round(batch * new / seconds, 1), **memory.report())  # fmt: skip
         if name.startswith("squat"):
@@ -137,33 +151,43 @@ def largest_batch(model, result, share):
 
 
 def profile(model, name, batch, prompt, steps=8):
-    """Where the time of a decode step goes: kernels by kind, and what the host takes to launch them."""
+    """Where the time of a prompt and of decode steps goes: kernels by kind, and what the host takes to launch them."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
     device = model.device
     model.set_attn_implementation("squat" if name.startswith("squat") else "sdpa")
-    cache = CACHES[name](model.config, prompt + 2 * steps)
+    cache = CACHES[name](model.config, prompt + 4 * steps)
+    mask = torch.ones(batch, prompt + 4 * steps, dtype=torch.long, device=device)
+    ids = torch.randint(3, model.config.vocab_size, (batch, prompt), device=device)
+    done = 0
+
+    def take(count):
+        nonlocal done
+        for _ in range(count):
+            done += 1
+            position_ids = torch.full((batch, 1), prompt + done - 1, device=device)
+            model(input_ids=ids[:, :1], attention_mask=mask[:, : prompt + done], position_ids=position_ids, cache=cache)
+
+    def show(profiled, what, kept, time_of):
+        for event in sorted(filter(kept, profiled.key_averages()), key=time_of)[: -7 : -1]:
+            print(f"    {what}: {time_of(event) / 1e3:9.3f} ms {event.count:6} times {event.key[:110]}", flush=True)
+
+    def show_all(profiled):
+        show(profiled, "kernels", lambda event: event.self_device_time_total, lambda event: event.self_device_time_total)
+        show(profiled, "host", lambda event: event.key.startswith("cuda"), lambda event: event.self_cpu_time_total)
+
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with torch.no_grad():
-        ids = torch.randint(3, model.config.vocab_size, (batch, prompt), device=device)
-        model(ids, cache=cache, logits_to_keep=1)
-        mask = torch.ones(batch, prompt + 2 * steps, dtype=torch.long, device=device)
-
-        def step(i):
-            model(ids[:, :1], attention_mask=mask[:, : prompt + i + 1], cache=cache)
-
-        for i in range(steps):
-            step(i)
-        synchronize(device)
-        begin = time.perf_counter()
-        for i in range(steps, 2 * steps):
-            step(i)
-        launched = time.perf_counter() - begin
-        synchronize(device)
-        passed = time.perf_counter() - begin
-        with profiler(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")) as profiled:
-            step(2 * steps - 1)
-            synchronize(device)
+        with profiler(activities=activities) as profiled:
+            _, passed = timed(device, lambda: model(ids, attention_mask=mask[:, :prompt], cache=cache, logits_to_keep=1))
+        print(f"profile {name:20} batch {batch:5}: prompt of {prompt} {passed:.2f} s", flush=True)
+        show_all(profiled)
+        with steps_of(model, name):
+            take(steps)
+            launched, passed = timed(device, lambda: take(steps))
+            with profiler(activities=activities) as profiled:
+                timed(device, lambda: take(1))
     kinds = {}
     for event in profiled.key_averages():
         if event.self_device_time_total:
@@ -172,9 +196,7 @@ def profile(model, name, batch, prompt, steps=8):
             kinds[kind] = kinds.get(kind, 0) + event.self_device_time_total
     text = ", ".join(f"{kind} {time_us / 1e3:.2f} ms" for kind, time_us in kinds.items())
     print(f"profile {name:20} batch {batch:5} behind {prompt}: step {passed / steps * 1e3:.2f} ms, launched in {launched / steps * 1e3:.2f} ms; {text}", flush=True)
-    top = sorted(profiled.key_averages(), key=lambda e: -e.self_device_time_total)[:6]
-    for event in top:
-        print(f"    {event.self_device_time_total / 1e3:8.3f} ms {event.count:5} times {event.key[:110]}", flush=True)
+    show_all(profiled)
     cache = None
     empty(device)
 

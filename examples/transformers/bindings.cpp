@@ -298,6 +298,12 @@ class PyModelCache {
   void load_codings(const nb::bytes &bytes, Stream stream) {
     cache_.load_codings(span_of(bytes), {}, any_of(stream));
   }
+  std::int64_t steps_to_replay(const Batch &batch) const {
+    return cache_.steps_to_replay(batch.entries(true));
+  }
+  void advance(const Batch &batch, std::int64_t steps, Stream stream) {
+    cache_.advance(batch.entries(true), steps, any_of(stream));
+  }
   void check(Stream stream) const { cache_.check(any_of(stream)); }
   std::string device() const { return device_.name(); }
 
@@ -392,6 +398,9 @@ NB_MODULE(_native, module) {
       .def("load", &PyModelCache::load, nb::arg("bytes"), nb::kw_only(), nb::arg("stream") = 0)
       .def("save_codings", &PyModelCache::save_codings, nb::kw_only(), nb::arg("stream") = 0)
       .def("load_codings", &PyModelCache::load_codings, nb::arg("bytes"), nb::kw_only(),
+           nb::arg("stream") = 0)
+      .def("steps_to_replay", &PyModelCache::steps_to_replay, nb::arg("batch"))
+      .def("advance", &PyModelCache::advance, nb::arg("batch"), nb::arg("steps"), nb::kw_only(),
            nb::arg("stream") = 0)
       .def("check", &PyModelCache::check, nb::kw_only(), nb::arg("stream") = 0)
       .def("memory", &PyModelCache::memory);

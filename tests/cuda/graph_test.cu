@@ -195,6 +195,36 @@ TEST_F(CudaGraph, SaysWhenItIsOutgrownAndIsCapturedAnew) {
   expect_attention(filled, in);
 }
 
+TEST_F(CudaGraph, SaysHowOftenAStepMayBeReplayed) {
+  Options options = options_of(Coding::subspace);
+  options.max_pages = 24;  // 12 are packed, 6 acquired ahead
+  Filled filled(options);
+  DeviceInputs in(options, sequences, 77);
+  EXPECT_EQ(filled.cache.steps_to_replay({}), 0);
+  filled.step(in, stream);
+  const CapturedGraph captured(stream, [&] { filled.step(in, stream); });
+  const Index before = filled.cache.length(filled.batch[0].sequence);
+  Index replayed = 0;
+  while (const Index steps = filled.cache.steps_to_replay(filled.batch)) {
+    ASSERT_LE(steps, options.page_tokens);
+    ASSERT_LT(replayed, 1000) << "pages do not end";
+    for (Index step = 0; step < steps; ++step) captured.replay();
+    filled.cache.advance(filled.batch, steps, stream);
+    replayed += steps;
+  }
+  filled.cache.check(stream);
+  EXPECT_GT(replayed, 2 * options.page_tokens);
+  EXPECT_EQ(filled.cache.length(filled.batch[0].sequence), before + replayed);
+  expect_attention(filled, in);
+}
+
+TEST_F(CudaGraph, IsNoneWhileACodingLearns) {
+  Options options = options_of(Coding::subspace);
+  options.statistics_tokens = 1000;
+  Filled filled(options);
+  EXPECT_EQ(filled.cache.steps_to_replay(filled.batch), 0);
+}
+
 TEST_F(CudaGraph, RefusesToCaptureWhatIsNoStep) {
   const Options options = options_of(Coding::plain);
   Filled filled(options);

@@ -56,6 +56,10 @@ TEST_F(CudaModelCache, IsACacheForEachGroup) {
   };
   EXPECT_EQ(found(cache, all, 1), found(packed, one, 0));
   EXPECT_EQ(found(cache, all, 0), found(exact, other, 0));
+  const std::vector step{SequenceTokens{all, 1}};
+  EXPECT_GT(cache.steps_to_replay(step), 0);
+  EXPECT_THROW(cache.advance(step, 33), Error) << "more than a page";
+  EXPECT_EQ(cache.length(all), 200);
   cache.check();
   const SequenceId child = cache.fork(all, 120);
   cache.reorder(std::vector{all}, std::vector{child});

@@ -362,5 +362,12 @@ TEST(ModelGroups, MayBeOfListedWidths) {
             "kernels for");
 }
 
+TEST(ModelCacheSteps, AreNotReplayedOnTheCpu) {
+  ModelCache cache(layered_model());
+  const std::vector batch{SequenceTokens{cache.add_sequence(), 1}};
+  EXPECT_EQ(cache.steps_to_replay(batch), 0);
+  EXPECT_THROW(cache.advance(batch, 1), Error);
+}
+
 }  // namespace
 }  // namespace squat::test::model_cache_test

@@ -3,11 +3,13 @@
 usage: models_test.py [unittest's arguments]
 """
 
+import contextlib
 import copy
 import pathlib
 import tempfile
 import unittest
 import warnings
+from unittest import mock
 
 import squat
 import torch
@@ -100,6 +102,19 @@ class Models(unittest.TestCase):
             self.expect_same_tokens(name, slice(1, 2), prompt_lookup_num_tokens=5)
 
 
+@contextlib.contextmanager
+def replays():
+    """A list that grows by what torch's graphs are replayed."""
+    seen, replay = [], torch.cuda.CUDAGraph.replay
+
+    def noted(graph):
+        seen.append(graph)
+        replay(graph)
+
+    with mock.patch.object(torch.cuda.CUDAGraph, "replay", noted):
+        yield seen
+
+
 @unittest.skipIf(WITHOUT_GPU, WITHOUT_GPU)
 class ModelsOnGpu(Models):
     """Exact rows are float16 there, and kernels round queries and weights to it: logits differ by about 0.001 of their spread, and the
@@ -110,15 +125,25 @@ class ModelsOnGpu(Models):
     def expect_same_tokens(self, name, rows, **how):
         config = CONFIGS[name]
         model = model_of(config).cuda()
+        if name == "gpt-oss":
+            model.set_experts_implementation("batched_mm")  # the other ways wait for the GPU
         ids, mask = (x[rows].cuda() for x in prompt())
         how |= dict(input_ids=ids, attention_mask=mask, max_new_tokens=50, do_sample=False)
         how |= dict(return_dict_in_generate=True, output_logits=True, output_scores=True)
         model.set_attn_implementation("eager" if name in NEEDS_EAGER else "sdpa")
         expected = model.generate(**how)
         model.set_attn_implementation("squat")
-        cache = squat.Cache(config, bits=16, coding="plain", threads=1)
-        found = model.generate(**how, cache=cache)
-        cache.check()
+        for steps in (contextlib.nullcontext(), squat.captured_steps(model)):
+            cache = squat.Cache(config, bits=16, coding="plain", threads=1)
+            with steps, replays() as replayed:
+                found = model.generate(**how, cache=cache)
+            cache.check()
+            if isinstance(steps, squat.captured_steps) and set(how).isdisjoint(("num_beams", "prompt_lookup_num_tokens")):
+                self.assertGreater(len(replayed), 40)
+            self.expect_same_logits(name, how, found, expected)
+
+    def expect_same_logits(self, name, how, found, expected):
+        ids = how["input_ids"]
         if "num_beams" in how:
             return torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, atol=1e-3, rtol=0)
         compared = 0
@@ -250,6 +275,42 @@ class CachesOnGpu(Caches):
             self.assertFalse(stream.query())
         torch.cuda.set_sync_debug_mode("default")
         self.assertGreater(cache.memory()["packed_tokens"], 0)
+
+    def test_captured_steps_are_steps(self):
+        """Of few bits, two sequences and a window; between them the cache learns, is cut, forked, asked and saved."""
+        for config, bits in ((self.config, 2), (CONFIGS["mistral"], 4)):
+            model = model_of(config).cuda()
+            model.set_attn_implementation("squat")
+            ids = torch.randint(2, 200, (2, 900), generator=torch.Generator().manual_seed(2)).cuda()
+
+            def run(steps):
+                cache = squat.Cache(config, bits, page_tokens=32, residual=32, statistics_tokens=256, threads=1)
+                logits, forks = [], []
+                with torch.no_grad(), steps:
+                    model(ids[:, :40], cache=cache)
+                    for at in range(40, 880):
+                        if at % 200 == 0:
+                            forks.append(cache.fork())
+                        if at == 500:
+                            cache.crop(-3)
+                        if at == 610:
+                            logits.append(model(ids[:, at : at + 5], cache=cache).logits[:, -1])
+                        logits.append(model(input_ids=ids[:, at : at + 1], cache=cache).logits[:, -1])
+                    lengths = [fork.get_seq_length() for fork in forks]
+                cache.check()
+                with tempfile.TemporaryDirectory() as folder:
+                    path = pathlib.Path(folder, "cache")
+                    cache.save(path)
+                    return torch.stack(logits), lengths, cache.memory(), path.read_bytes()
+
+            expected = run(contextlib.nullcontext())
+            with replays() as replayed:
+                found = run(squat.captured_steps(model))
+            self.assertGreater(len(replayed), 600)
+            self.assertLess(len(set(map(id, replayed))), 12)
+            self.assertLess(((found[0] - expected[0]).norm() / expected[0].norm()).item(), 1e-3)
+            self.assertEqual(found[1:3], expected[1:3])
+            self.assertEqual(len(found[3]), len(expected[3]))
 
     def test_takes_memory_that_torch_keeps(self):
         """Of 64 sequences, which need more than what is free to others."""

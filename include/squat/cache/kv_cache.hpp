@@ -429,6 +429,21 @@ class KVCacheBase {
   }
   /// @}
 
+  /// How many steps from now on, a token for each sequence of a batch, are the kernels' alone: a graph
+  /// may capture such a step, and be replayed so many times before advance() has to be called. 0: the
+  /// host plans the next. At most `page_tokens`. The batch's token counts are not read. Takes time by
+  /// the batch's layers; neither allocates nor waits.
+  Index steps_to_replay(Batch batch) const requires replayable {
+    Index steps = batch.empty() || options_.keep_statistics ? 0 : options_.page_tokens;
+    for (const SequenceTokens &entry : batch) {
+      for (const Layer &layer : find(entry.sequence).layers) {
+        if (!codings_.learning().learnt(layer.coding)) return 0;
+        steps = std::min(steps, replay_.steps(operations_, layer));
+      }
+    }
+    return steps;
+  }
+
   /// Counts `steps` replays of a captured decode step, that is, of a graph of attend() in every layer
   /// for a batch of sequences with one token each, and acquires the pages they pack into next: call it
   /// at least once every `page_tokens` replays. Does not wait. The step must have been taken once before
@@ -444,6 +459,16 @@ class KVCacheBase {
   /// are not, or the other way round.
   void count_steps(Batch batch, Index steps, Stream stream = {}) requires replayable {
     [[maybe_unused]] const auto scope = enter(stream);
+    check_steps(batch, steps);
+    for (int layer = 0; layer < options_.layers; ++layer) {
+      find_layers(batch, layer);
+      replay_.count(operations_, pages_, layers_, steps, stream);
+      leave_window(stream);
+    }
+  }
+
+  /// Throws the Error of arguments that advance() would throw.
+  void check_steps(Batch batch, Index steps) const requires replayable {
     checks::check_range("steps", steps, 0, options_.page_tokens);
     for (const SequenceTokens &entry : batch) {
       for (const Layer &layer : find(entry.sequence).layers) {
@@ -451,11 +476,6 @@ class KVCacheBase {
         if (steps > room)
           throw_invalid("steps", steps, "at most what tail and next page have room for,", room);
       }
-    }
-    for (int layer = 0; layer < options_.layers; ++layer) {
-      find_layers(batch, layer);
-      replay_.count(operations_, pages_, layers_, steps, stream);
-      leave_window(stream);
     }
   }
 

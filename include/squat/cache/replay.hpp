@@ -73,12 +73,7 @@ class Replay {
                  bool learnt, int layer, TensorView<const S> q, TensorView<const S> k,
                  TensorView<const S> v, const AttentionOutput<S> &out, Stream stream) {
     const bool capturing = operations.capturing(stream);
-    const auto in_place = [&](Layer *state) {
-      const Index tail = state->exact.tail() + 1;
-      return state->sinks_to_fill(1, sinks_) == 0 &&
-             (tail < rule_.full() || (tail == rule_.full() && state->ready_page)) &&
-             operations.can_step(state->exact);
-    };
+    const auto in_place = [&](Layer *state) { return steps(operations, *state) > 0; };
     if (layers.empty() || !learnt || !std::all_of(layers.begin(), layers.end(), in_place)) {
       if (!capturing) return false;
       throw Error(
@@ -112,6 +107,15 @@ class Replay {
       if (!layer->ready_page) taken_.push_back(layer);
     }
     acquire_pages(operations, pages, taken_, stream);
+  }
+
+  /// Steps from now on that the kernels can take of a layer, once its coding is learnt, until a page has
+  /// to be acquired.
+  Index steps(const Operations &operations, const Layer &layer) const {
+    const Index tail = layer.exact.tail(), full = rule_.full();
+    if (layer.sinks_to_fill(1, sinks_) > 0 || tail >= full || !operations.can_step(layer.exact))
+      return 0;
+    return layer.ready_page ? room(layer) : full - 1 - tail;
   }
 
   /// Steps that the layer has room for.

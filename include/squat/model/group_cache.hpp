@@ -116,8 +116,12 @@ class GroupCache {
   virtual MemoryReport memory_report() const = 0;
   /// @}
 
-  /// Of captured steps on a device; others throw Error.
+  /// @{
+  /// Of captured steps on a device; on the CPU there are none, and counting them throws Error.
+  virtual Index steps_to_replay(Batch batch) const = 0;
+  virtual void check_steps(Batch batch, Index steps) const = 0;
   virtual void advance(Batch batch, Index steps, AnyStream stream) = 0;
+  /// @}
   /// On a device, what decode steps have met; others do nothing.
   virtual void check(AnyStream stream) const = 0;
 };

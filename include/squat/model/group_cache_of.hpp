@@ -106,11 +106,22 @@ class GroupCacheOf final : public GroupCache {
   }
   MemoryReport memory_report() const override { return cache_.memory_report(); }
 
+  Index steps_to_replay([[maybe_unused]] Batch batch) const override {
+    if constexpr (on_device) return cache_.steps_to_replay(batch);
+    return 0;
+  }
+  void check_steps([[maybe_unused]] Batch batch, [[maybe_unused]] Index steps) const override {
+    if constexpr (on_device) {
+      cache_.check_steps(batch, steps);
+    } else {
+      throw Error("squat: steps are captured on devices alone");
+    }
+  }
   void advance(Batch batch, Index steps, AnyStream stream) override {
     if constexpr (on_device) {
       cache_.advance(batch, steps, of(stream));
     } else {
-      throw Error("squat: steps are captured on devices alone");
+      check_steps(batch, steps);
     }
   }
   void check(AnyStream stream) const override {

@@ -6,6 +6,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <limits>
 #include <memory>
 #include <span>
 #include <type_traits>
@@ -269,10 +271,26 @@ class ModelCache {
 
   // ---- steps on a device, see KVCache
 
-  /// Counts replays of a captured step; a group on the CPU throws Error.
-  void advance(Batch batch, Index steps, AnyStream stream = {}) {
+  /// Steps of all layers that a graph may be replayed for; 0 where a group is on the CPU.
+  Index steps_to_replay(Batch batch) const {
+    Index steps = std::numeric_limits<Index>::max();
     for (std::size_t i = 0; i < groups_.size(); ++i)
-      groups_[i]->advance(in_group(batch, i), steps, stream);
+      steps = std::min(steps, groups_[i]->steps_to_replay(in_group(batch, i)));
+    return steps;
+  }
+  /// Counts replays of a captured step, in all groups before one that has outgrown it throws; a group on
+  /// the CPU throws Error.
+  void advance(Batch batch, Index steps, AnyStream stream = {}) {
+    for (std::size_t i = 0; i < groups_.size(); ++i) groups_[i]->check_steps(in_group(batch, i), steps);
+    std::exception_ptr outgrown;
+    for (std::size_t i = 0; i < groups_.size(); ++i) {
+      try {
+        groups_[i]->advance(in_group(batch, i), steps, stream);
+      } catch (...) {
+        if (!outgrown) outgrown = std::current_exception();
+      }
+    }
+    if (outgrown) std::rethrow_exception(outgrown);
   }
   /// Throws Error for what kernels have met in decode steps.
   void check(AnyStream stream = {}) const {

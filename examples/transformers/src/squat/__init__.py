@@ -12,5 +12,6 @@ __all__ = ["Batch", "Error", "LayerGroup", "ModelCache"]
 
 if importlib.util.find_spec("transformers") and importlib.util.find_spec("torch"):
     from .cache import Cache
+    from .captured import captured_steps
 
-    __all__ += ["Cache"]
+    __all__ += ["Cache", "captured_steps"]

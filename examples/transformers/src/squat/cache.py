@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -87,6 +88,7 @@ class Cache(transformers.Cache):
         self._sequences: list[int] = []
         self._pads: list[int] = []  # rows before a sequence's first token
         self._plan: _Plan | None = None  # of the forward pass
+        self._replays = self._replays_left = 0  # of a captured step, that are not counted yet; that may follow
         self._checked: dict[int, tuple] = {}  # what layers were called with, see _check_call()
         super().__init__(layers=[Layer(self, index) for index in range(len(self._shapes))])
 
@@ -106,6 +108,7 @@ class Cache(transformers.Cache):
         for sequence, pads in zip(self._sequences, self._pads):
             self._run(self._native.truncate, sequence, max(kept - pads, 0))
         self._pads = [min(pads, kept) for pads in self._pads]
+        self._plan = None
         for layer in self.layers:
             layer.tokens = kept
 
@@ -113,6 +116,7 @@ class Cache(transformers.Cache):
         parents = beam_idx.tolist()
         self._run(self._native.reorder, self._sequences, [self._sequences[parent] for parent in parents])
         self._pads = [self._pads[parent] for parent in parents]
+        self._plan = None
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         chosen = torch.arange(len(self._sequences))[indices].tolist()
@@ -138,6 +142,7 @@ class Cache(transformers.Cache):
 
     def memory(self) -> dict[str, float]:
         """Bytes, and bits an element, of all that is held in this cache and its forks."""
+        self.count_replays()
         return self._native.memory() if self._native else {}
 
     def check(self) -> None:
@@ -147,6 +152,7 @@ class Cache(transformers.Cache):
 
     def fork(self) -> Cache:
         """A cache of the same tokens, whose packed pages are shared until one of both leaves them."""
+        self.count_replays()
         other = object.__new__(Cache)
         other.__dict__.update(self.__dict__)
         other._sequences = [self._run(self._native.fork, sequence) for sequence in self._sequences]
@@ -198,14 +204,58 @@ class Cache(transformers.Cache):
             layer.tokens = tokens
         return cache
 
+    # ---- captured steps, see captured.py
+
+    @property
+    def step_plan(self) -> object | None:
+        """The same object as long as the same sequences take steps of one token; None where the last call was no such step."""
+        return self._plan if self._plan and self._plan.is_step else None
+
+    def replays_left(self) -> int:
+        """How often a captured step of step_plan may be replayed before the cache plans one. Counting may end the plan."""
+        if self._replays_left == 0:
+            self.count_replays()
+            plan = self.step_plan
+            self._replays_left = self._native.steps_to_replay(plan.batch) if plan else 0
+        return self._replays_left
+
+    def note_replay(self) -> None:
+        self._replays, self._replays_left = self._replays + 1, self._replays_left - 1
+        for layer in self.layers:
+            layer.tokens += 1
+
+    def count_replays(self) -> None:
+        """Tells the native cache. Other calls do first."""
+        count, self._replays, self._replays_left = self._replays, 0, 0
+        if count == 0:
+            return
+        try:
+            self._run(self._native.advance, self._plan.batch, count)
+        except Error as error:
+            if "outgrown" not in str(error):
+                raise
+            self._plan = None
+
+    @contextlib.contextmanager
+    def nothing_counted(self):
+        """For a call that is captured: it has not happened."""
+        before = [layer.tokens for layer in self.layers]
+        try:
+            yield
+        finally:
+            for layer, tokens in zip(self.layers, before):
+                layer.tokens = tokens
+
     # ---- inside
 
     def _remove_sequences(self) -> None:
+        self._plan, self._replays = None, 0
         for sequence in self._sequences:
             self._native.remove_sequence(sequence)
 
     def _run(self, call, *args):
         """A call of the native cache, in the current stream of its GPU."""
+        self.count_replays()
         if self._device.type == "cpu":
             return call(*args)
         if torch.cuda.current_device() != self._device.index:
@@ -287,7 +337,7 @@ class Cache(transformers.Cache):
         self._pads = [before + new for before, new in zip(self._pads, pads)]
         entries = [(sequence, tokens - pad, i * tokens + pad) for i, (sequence, pad) in enumerate(zip(self._sequences, pads))]
         if self._plan is None or self._plan.entries != entries:  # steps of one token have the same
-            self._plan = _Plan(entries, Batch(entries), any(pads))
+            self._plan = _Plan(entries, Batch(entries), any(pads), all(entry[1] == 1 for entry in entries))
 
     def _new_pads(self, mask, count, tokens) -> list[int]:
         """Leading rows of each sequence's tokens that are padding."""
@@ -315,6 +365,7 @@ class _Plan:
     entries: list[tuple[int, int, int]]
     batch: Batch
     padded: bool
+    is_step: bool
 
 
 def _rows(states: torch.Tensor):
