@@ -16,6 +16,12 @@ namespace {
 std::size_t refused_at = 0;
 bool refuse(std::size_t) { return refused_at > 0 && --refused_at == 0; }
 
+std::size_t asked = 0;
+bool refuse_all(std::size_t) {
+  ++asked;
+  return true;
+}
+
 class DeviceOutOfMemory : public OnDevice {
  protected:
   using Cache = DeviceCache<64, 32, 2, 2>;
@@ -161,6 +167,21 @@ TEST_F(DeviceOutOfMemory, InAForkAndAReorder) {
             }),
         0u);
   }
+}
+
+/// Its table of pages is to grow beyond the first 64.
+TEST_F(DeviceOutOfMemory, IsNotAskedAboutInEveryStep) {
+  World world(small(Coding::plain));
+  for (int piece = 0; piece < 7; ++piece) world.attend(0, 0, 290);
+  asked = 0;
+  cuda::refuses_device_memory = refuse_all;
+  int steps = 0;
+  EXPECT_THROW(for (; steps < 200; ++steps) world.attend(0, 290, 1), Error);
+  EXPECT_GT(steps, 32) << "what is missing is needed once a page more is packed";
+  EXPECT_GT(asked, 0u);
+  EXPECT_LT(asked, 10u);
+  cuda::refuses_device_memory = nullptr;
+  world.decode();
 }
 
 /// In blocks of 16 tokens, sinks apart.

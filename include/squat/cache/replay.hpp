@@ -106,7 +106,7 @@ class Replay {
       }
       if (!layer->ready_page) taken_.push_back(layer);
     }
-    acquire_pages(operations, pages, taken_, stream);
+    if (!out_of_memory_) acquire_pages(operations, pages, taken_, stream);
   }
 
   /// Steps from now on that the kernels can take of a layer, once its coding is learnt, until a page has
@@ -124,17 +124,20 @@ class Replay {
   }
 
   /// Acquires the page that each of `layers` packs next. Where there is none, steps wait for a call that
-  /// the host plans.
+  /// the host plans. Where memory is refused, which a device takes long to say, nobody asks again before
+  /// such a call, which throws where it needs what is missing.
   template <class Stream>
   void acquire_pages(Operations &operations, Pages &pages, Layers layers, Stream stream) {
     calls_.clear();
+    out_of_memory_ = false;
     for (Layer *layer : layers) {
       if (layer->ready_page) continue;
       try {
         operations.reserve_pages(layer->exact, layer->pages.size() + 1, stream);
         if (!pages.acquire_ready(*layer)) continue;
       } catch (const std::exception &) {
-        continue;  // no memory
+        out_of_memory_ = true;
+        break;
       }
       add(pages, *layer);
     }
@@ -184,6 +187,7 @@ class Replay {
   Index sinks_;
   std::vector<SequenceCall<Exact>> calls_;
   std::vector<Layer *> taken_;  // layers whose page was taken
+  bool out_of_memory_ = false;  // when pages were acquired last
 };
 
 /// What fits the backend.
