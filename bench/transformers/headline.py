@@ -13,6 +13,7 @@ import contextlib
 import gc
 import json
 import os
+import sys
 import time
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # or holes between torch's blocks decide what fits
@@ -35,6 +36,24 @@ def squat_cache(bits, **options):
     return lambda config, tokens: squat.Cache(config, bits, **options)
 
 
+@contextlib.contextmanager
+def parts_compiled(model, name):
+    """Norms, MLPs and rotary embeddings, the elementwise work of a layer, by torch.compile() where a cache's name says so."""
+    if not name.endswith("compiled"):
+        yield
+        return
+    parts = [module for module in model.modules() if type(module).__name__.endswith(("RMSNorm", "MLP"))]
+    code, name_of_turn = sys.modules[type(model).__module__], "apply_rotary_pos_emb"
+    turn = getattr(code, name_of_turn)
+    setattr(code, name_of_turn, torch.compile(turn, dynamic=False))
+    for part in parts:
+        part.compile(dynamic=False)
+    yield
+    setattr(code, name_of_turn, turn)
+    for part in parts:
+        part._compiled_call_impl = None
+
+
 def steps_of(model, name):
     """How generate() takes its steps. Over a static cache it compiles them itself, with all else that a step is."""
     captured = name.startswith("squat") and not name.endswith("eager") and model.device.type == "cuda"
@@ -51,6 +70,8 @@ CACHES = {
     "float16 static": lambda config, tokens: StaticCache(config=config, max_cache_len=tokens),
     "squat subspace 2": squat_cache(2),
     "squat subspace 2 eager": squat_cache(2),
+    "squat subspace 2 compiled": squat_cache(2),
+    "squat subspace 4 compiled": squat_cache(4),
     "squat orthogonal 2": squat_cache(2, coding="orthogonal"),
     "squat subspace 4": squat_cache(4),
     "hqq 2": quantized_cache("hqq", nbits=2),
@@ -117,8 +138,11 @@ def measure(model, name, batch, prompt, new):
     """Of one generate(), behind another that warms up with few tokens. None where memory runs out."""
     device = model.device
     model.set_attn_implementation("squat" if name.startswith("squat") else "sdpa")
+    compiled = contextlib.ExitStack()
     try:
-        warm_batch = batch if name == "float16 static" else min(batch, 4)  # what was compiled is of a batch
+        # What was compiled is of a batch.
+        warm_batch = batch if name == "float16 static" or name.endswith("compiled") else min(batch, 4)
+        compiled.enter_context(parts_compiled(model, name))
         generate(model, CACHES[name](model.config, prompt + new), warm_batch, prompt, 4)
         empty(device)
         memory, cache = Memory(device), CACHES[name](model.config, prompt + new)
@@ -135,6 +159,7 @@ def measure(model, name, batch, prompt, new):
             raise
         return None
     finally:
+        compiled.close()
         cache = None
         empty(device)
 
@@ -178,7 +203,7 @@ def profile(model, name, batch, prompt, steps=8):
         show(profiled, "host", lambda event: event.key.startswith("cuda"), lambda event: event.self_cpu_time_total)
 
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with torch.no_grad():
+    with torch.no_grad(), parts_compiled(model, name):
         with profiler(activities=activities) as profiled:
             _, passed = timed(device, lambda: model(ids, attention_mask=mask[:, :prompt], cache=cache, logits_to_keep=1))
         print(f"profile {name:20} batch {batch:5}: prompt of {prompt} {passed:.2f} s", flush=True)
