@@ -5,8 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <limits>
+#include <exception>
 #include <map>
 #include <memory>
 #include <optional>
@@ -20,7 +19,7 @@
 #include "layer_groups.hpp"
 #include "llama-batch.h"
 #include "llama-impl.h"
-#include "llama-io.h"
+#include "memory_sequences.hpp"
 #include "node_threads.hpp"
 #include "squat/model.hpp"
 
@@ -45,26 +44,6 @@ int bits_of(ggml_type type) {
   }
 }
 
-/// A sequence of llama.cpp's, which numbers them as it likes.
-struct Sequence {
-  squat::SequenceId id{};              // none: it is empty
-  std::vector<llama_pos> positions{};  // of its tokens, rising
-  llama_pos next = 0;                  // where the cache takes its next token to stand
-
-  /// Tokens before the first at `position` or behind it.
-  squat::Index tokens_before(llama_pos position) const {
-    return std::lower_bound(positions.begin(), positions.end(), position) - positions.begin();
-  }
-  squat::Index length() const { return static_cast<squat::Index>(positions.size()); }
-};
-
-/// [first, last) of llama.cpp's calls, where a negative number is no limit.
-struct Positions {
-  Positions(llama_pos p0, llama_pos p1)
-      : first(std::max(p0, 0)), last(p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1) {}
-  llama_pos first, last;
-};
-
 squat::Index elements_in(std::size_t bytes) { return static_cast<squat::Index>(bytes / sizeof(float)); }
 
 /// [head_dim, heads, tokens] of ggml.
@@ -76,29 +55,6 @@ squat::TensorView<const float> rows_of(const ggml_tensor &tensor) {
           elements_in(tensor.nb[2]),
           elements_in(tensor.nb[1])};
 }
-
-/// For calls of llama.cpp's that can neither fail nor be left undone.
-[[noreturn]] void abort_call(const char *call, const char *why) {
-  GGML_ABORT("%s: squat's memory %s", call, why);
-}
-template <class Run>
-auto or_abort(const char *call, Run &&run) {
-  try {
-    return run();
-  } catch (const std::exception &error) {
-    GGML_ABORT("%s: %s", call, error.what());
-  }
-}
-
-/// A snapshot within a state of llama.cpp's.
-struct StateSink {
-  llama_io_write_i &io;
-  void write(std::span<const std::byte> bytes) { io.write(bytes.data(), bytes.size()); }
-};
-struct StateSource {
-  llama_io_read_i &io;
-  void read(std::span<std::byte> bytes) { io.read(bytes.data(), bytes.size()); }
-};
 
 class MemorySquat;
 
@@ -122,9 +78,7 @@ class ContextSquat : public llama_memory_context_i {
   std::size_t current_ = 0;
 };
 
-/// A ModelCache as the memory of a context. Its sequences are those of llama.cpp, in rows without holes:
-/// positions are kept beside them, and the cache is told where the next token stands whenever that is
-/// not behind the one before it.
+/// A ModelCache as the memory of a context.
 class MemorySquat : public llama_memory_i {
  public:
   MemorySquat(const llama_model &model, const llama_memory_params &params, const llama_cparams &cparams)
@@ -132,8 +86,7 @@ class MemorySquat : public llama_memory_i {
         cparams_(cparams),
         key_bits_(bits_of(params.type_k)),
         value_bits_(bits_of(params.type_v)),
-        shapes_(model.hparams.n_layer()),
-        sequences_(LLAMA_MAX_SEQ) {
+        shapes_(model.hparams.n_layer()) {
     for (std::size_t il = 0; il < shapes_.size(); ++il) nodes_.push_back({this, static_cast<int>(il)});
   }
 
@@ -192,13 +145,9 @@ class MemorySquat : public llama_memory_i {
       batch_.clear();
       for (std::uint32_t s = 0; s < ubatch.n_seqs; ++s) {
         const std::uint32_t first = s * ubatch.n_seq_tokens;
-        Sequence &sequence = sequences_[static_cast<std::size_t>(ubatch.seq_id[first][0])];
-        if (sequence.id.value == 0) sequence.id = cache_->add_sequence();
-        move_next(sequence, ubatch.pos[first]);
-        sequence.positions.insert(sequence.positions.end(), ubatch.pos + first,
-                                  ubatch.pos + first + ubatch.n_seq_tokens);
-        sequence.next = sequence.positions.back() + 1;
-        batch_.push_back({.sequence = sequence.id,
+        const squat::SequenceId sequence =
+            sequences_.append(ubatch.seq_id[first][0], {ubatch.pos + first, ubatch.n_seq_tokens});
+        batch_.push_back({.sequence = sequence,
                           .tokens = static_cast<squat::Index>(ubatch.n_seq_tokens),
                           .learn = !cparams_.warmup});
       }
@@ -218,65 +167,34 @@ class MemorySquat : public llama_memory_i {
   }
 
   void clear(bool data) override {
-    for (Sequence &sequence : sequences_) remove(sequence);
+    sequences_.clear();
     if (data && cache_) cache_->reset_learning();
   }
 
-  bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) override {
-    const Positions range(p0, p1);
-    if (seq_id >= 0) return remove(at(seq_id), range);
-    bool removed = true;
-    for (Sequence &sequence : sequences_) removed = remove(sequence, range) && removed;
-    return removed;
+  bool seq_rm(llama_seq_id id, llama_pos p0, llama_pos p1) override {
+    return sequences_.remove(id, {p0, p1});
   }
-
   void seq_cp(llama_seq_id from, llama_seq_id to, llama_pos p0, llama_pos p1) override {
-    const Positions range(p0, p1);
-    Sequence &source = at(from), &copy = at(to);
-    if (from == to || source.id.value == 0) return;
-    const squat::Index tokens = source.tokens_before(range.last);
-    if (source.tokens_before(range.first) > 0)
-      abort_call("seq_cp", "copies the first tokens of a sequence, not those behind them");
-    const squat::SequenceId id = or_abort("seq_cp", [&] { return cache_->fork(source.id, tokens); });
-    remove(copy);
-    copy = {id, {source.positions.begin(), source.positions.begin() + tokens}, source.next};
-    // As truncate() leaves it.
-    copy.next -= static_cast<llama_pos>(source.length() - tokens);
+    sequences_.copy(from, to, {p0, p1});
   }
-
-  void seq_keep(llama_seq_id seq_id) override {
-    for (Sequence &sequence : sequences_) {
-      if (&sequence != &at(seq_id)) remove(sequence);
-    }
+  void seq_keep(llama_seq_id id) override { sequences_.keep(id); }
+  void seq_add(llama_seq_id id, llama_pos p0, llama_pos p1, llama_pos by) override {
+    sequences_.move(id, {p0, p1}, by);
   }
-
-  void seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos by) override {
-    const Positions range(p0, p1);
-    Sequence &sequence = at(seq_id);
-    const squat::Index first = sequence.tokens_before(range.first), length = sequence.length();
-    if (by == 0 || first == length || range.first >= range.last) return;
-    if (sequence.tokens_before(range.last) != length)
-      abort_call("seq_add", "moves all tokens behind a position, not a part of them");
-    or_abort("seq_add", [&] { cache_->shift(sequence.id, first, first, by); });
-    std::for_each(sequence.positions.begin() + first, sequence.positions.end(),
-                  [by](llama_pos &position) { position += by; });
-    sequence.next += by;
-  }
-
   void seq_div(llama_seq_id, llama_pos, llama_pos, int) override {
-    abort_call("seq_div", "does not divide positions (self-extension)");
+    GGML_ABORT("seq_div: squat's memory does not divide positions (self-extension)");
   }
 
-  llama_pos seq_pos_min(llama_seq_id seq_id) const override {
-    const std::vector<llama_pos> &positions = sequences_.at(static_cast<std::size_t>(seq_id)).positions;
+  llama_pos seq_pos_min(llama_seq_id id) const override {
+    const std::span<const llama_pos> positions = sequences_.positions(id);
     if (positions.empty()) return -1;
     // Pages that have left a window are gone, as they are in llama.cpp's caches of windows.
     const std::size_t window = narrowest_window();
     return positions[window == 0 || positions.size() <= window ? 0 : positions.size() - window];
   }
 
-  llama_pos seq_pos_max(llama_seq_id seq_id) const override {
-    const std::vector<llama_pos> &positions = sequences_.at(static_cast<std::size_t>(seq_id)).positions;
+  llama_pos seq_pos_max(llama_seq_id id) const override {
+    const std::span<const llama_pos> positions = sequences_.positions(id);
     return positions.empty() ? -1 : positions.back();
   }
 
@@ -284,58 +202,11 @@ class MemorySquat : public llama_memory_i {
     return {{ggml_backend_cpu_buffer_type(), cache_ ? cache_->memory_report().total() : 0}};
   }
 
-  // ---- state: a snapshot and the positions of each sequence
-
-  void state_write(llama_io_write_i &io, llama_seq_id seq_id, llama_state_seq_flags) const override {
-    std::vector<llama_seq_id> written;
-    for (llama_seq_id id = 0; id < LLAMA_MAX_SEQ; ++id) {
-      const bool wanted = seq_id < 0 || id == seq_id;
-      if (wanted && sequences_[static_cast<std::size_t>(id)].id.value != 0) written.push_back(id);
-    }
-    write(io, state_magic);
-    write(io, static_cast<std::uint32_t>(written.size()));
-    for (const llama_seq_id id : written) {
-      const Sequence &sequence = sequences_[static_cast<std::size_t>(id)];
-      write(io, id);
-      write(io, sequence.next);
-      write(io, static_cast<std::uint64_t>(sequence.positions.size()));
-      io.write(sequence.positions.data(), sequence.positions.size() * sizeof(llama_pos));
-      cache_->save(sequence.id, StateSink{io});
-    }
+  void state_write(llama_io_write_i &io, llama_seq_id id, llama_state_seq_flags) const override {
+    sequences_.write(io, id);
   }
-
-  void state_read(llama_io_read_i &io, llama_seq_id seq_id, llama_state_seq_flags) override {
-    if (read<std::uint32_t>(io) != state_magic)
-      throw std::runtime_error("the state is not one of squat's memory");
-    const auto count = read<std::uint32_t>(io);
-    if (count > (seq_id < 0 ? sequences_.size() : 1))
-      throw std::runtime_error("the state has " + std::to_string(count) + " sequences");
-    if (seq_id < 0) {
-      clear(false);
-    } else {
-      remove(at(seq_id));
-    }
-    for (std::uint32_t i = 0; i < count; ++i) {
-      const auto saved = read<llama_seq_id>(io);
-      Sequence sequence{.next = read<llama_pos>(io)};
-      const auto tokens = read<std::uint64_t>(io);
-      if (tokens > cparams_.n_ctx_seq)
-        throw std::runtime_error("the state has a sequence of " + std::to_string(tokens) +
-                                 " tokens, must be at most " + std::to_string(cparams_.n_ctx_seq));
-      sequence.positions.resize(tokens);
-      io.read(sequence.positions.data(), tokens * sizeof(llama_pos));
-      const auto end = sequence.positions.end();
-      if (std::adjacent_find(sequence.positions.begin(), end, std::greater_equal<>()) != end)
-        throw std::runtime_error("the state has positions that do not rise");
-      Sequence &loaded = at(seq_id < 0 ? saved : seq_id);
-      sequence.id = cache_->load(StateSource{io});
-      if (cache_->length(sequence.id) != sequence.length()) {
-        remove(sequence);
-        throw std::runtime_error("the state has another number of positions than of tokens");
-      }
-      remove(loaded);
-      loaded = std::move(sequence);
-    }
+  void state_read(llama_io_read_i &io, llama_seq_id id, llama_state_seq_flags) override {
+    sequences_.read(io, id, cparams_.n_ctx_seq);
   }
 
  private:
@@ -343,21 +214,6 @@ class MemorySquat : public llama_memory_i {
     MemorySquat *memory;
     int layer;
   };
-
-  static constexpr std::uint32_t state_magic = 0x31747173;  // "sqt1"
-
-  template <class Value>
-  static void write(llama_io_write_i &io, const Value &value) {
-    io.write(&value, sizeof value);
-  }
-  template <class Value>
-  static Value read(llama_io_read_i &io) {
-    Value value;
-    io.read(&value, sizeof value);
-    return value;
-  }
-
-  Sequence &at(llama_seq_id seq_id) { return sequences_.at(static_cast<std::size_t>(seq_id)); }
 
   void make_cache() {
     if (model_.hparams.no_alloc) return;  // only its size is asked for
@@ -367,7 +223,7 @@ class MemorySquat : public llama_memory_i {
       return squat::LayerGroup{.options = shape, .key_bits = key_bits_, .value_bits = value_bits_};
     });
     options.parallel = [this](int count, const squat::Task &task) { threads_.run(count, task); };
-    cache_.emplace(options, squat::make_cpu_group);
+    sequences_.keep_in(cache_.emplace(options, squat::make_cpu_group));
     LLAMA_LOG_INFO("squat: keys of %d bits, values of %d bits, %zu layers in %zu groups\n", key_bits_,
                    value_bits_, shapes.size(), options.groups.size());
   }
@@ -388,47 +244,11 @@ class MemorySquat : public llama_memory_i {
         if (!first && ubatch.pos[token] != ubatch.pos[token - 1] + 1)
           return refuse("tokens of a batch must stand one behind the other");
         const llama_seq_id id = ubatch.seq_id[token][0];
-        const std::size_t before = sequences_.at(static_cast<std::size_t>(id)).positions.size();
+        const std::size_t before = sequences_.positions(id).size();
         if (before + ++lengths[id] > cparams_.n_ctx_seq) return LLAMA_MEMORY_STATUS_FAILED_PREPARE;
       }
     }
     return LLAMA_MEMORY_STATUS_SUCCESS;
-  }
-
-  /// The next token stands at `position`.
-  void move_next(Sequence &sequence, llama_pos position) {
-    if (sequence.next == position) return;
-    const squat::Index length = sequence.length();
-    cache_->shift(sequence.id, length, length, position - sequence.next);
-    sequence.next = position;
-  }
-
-  void remove(Sequence &sequence) {
-    if (sequence.id.value != 0) cache_->remove_sequence(sequence.id);
-    sequence = {};
-  }
-
-  /// Whether the tokens are gone: false where a window has let go what would be needed.
-  bool remove(Sequence &sequence, const Positions &range) {
-    const squat::Index first = sequence.tokens_before(range.first),
-                       last = sequence.tokens_before(range.last), length = sequence.length();
-    if (first >= last) return true;
-    if (last - first == length) {
-      remove(sequence);
-      return true;
-    }
-    try {
-      if (last == length) {
-        cache_->truncate(sequence.id, first);
-        sequence.next -= static_cast<llama_pos>(length - first);
-      } else {
-        cache_->shift(sequence.id, first, last, 0);
-      }
-    } catch (const squat::Error &) {
-      return false;
-    }
-    sequence.positions.erase(sequence.positions.begin() + first, sequence.positions.begin() + last);
-    return true;
   }
 
   std::size_t narrowest_window() const {
@@ -472,8 +292,8 @@ class MemorySquat : public llama_memory_i {
   std::vector<std::optional<squat::Options>> shapes_;  // [layers], as graphs have told them
   std::vector<Node> nodes_;                            // [layers]
   NodeThreads threads_;
-  mutable std::optional<squat::ModelCache> cache_;
-  std::vector<Sequence> sequences_;
+  std::optional<squat::ModelCache> cache_;
+  MemorySequences sequences_;
   std::vector<squat::SequenceTokens> batch_;  // of the ubatch in progress
   bool error_ = false;                        // in the batch in progress
 };

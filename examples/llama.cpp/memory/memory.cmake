@@ -11,7 +11,8 @@ set_directory_properties(PROPERTIES COMPILE_OPTIONS "${llama_options}")
 # llama.cpp is C++17, squat is C++20: so these are objects of their own.
 set(squat_llama ${SQUAT}/examples/llama.cpp)
 add_library(llama-squat OBJECT ${squat_llama}/memory/attention_shape.cpp ${squat_llama}/memory/llama_memory_squat.cpp
-                               ${squat_llama}/layer_groups.cpp ${squat_llama}/rotary_of.cpp)
+                               ${squat_llama}/memory/memory_sequences.cpp ${squat_llama}/layer_groups.cpp
+                               ${squat_llama}/rotary_of.cpp)
 target_include_directories(llama-squat PRIVATE ${squat_llama})
 target_include_directories(llama-squat SYSTEM PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR}/../include)
 target_link_libraries(llama-squat PRIVATE ggml squat::compiled)
