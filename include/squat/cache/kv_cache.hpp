@@ -6,7 +6,6 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
-#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -25,6 +24,7 @@
 #include "squat/cache/layer_codings.hpp"
 #include "squat/cache/layer_pages.hpp"
 #include "squat/cache/memory_report.hpp"
+#include "squat/cache/named_once.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/cache/padded_rows.hpp"
 #include "squat/cache/reorder_plan.hpp"
@@ -263,13 +263,12 @@ class KVCacheBase {
     [[maybe_unused]] const auto scope = enter(stream);
     if (sequences.size() != parents.size())
       throw_invalid("parents.size", parents.size(), "that of sequences,", sequences.size());
-    ++call_;
+    named_.begin();
     PreparedReorder plan;
     checks::memory_or_error([&] {
       for (std::size_t i = 0; i < sequences.size(); ++i) {
         Sequence &sequence = find(sequences[i]);
-        if (std::exchange(sequence.last_call, call_) == call_)
-          throw_invalid("sequences", sequences[i].value, "named once");
+        named_.name("sequences", sequences[i], sequence);
         plan.add(sequence, find(parents[i]));
       }
       detail::SequenceCopies<Exact> copies;
@@ -660,6 +659,10 @@ class KVCacheBase {
     return codings_.learning().learnt(codings_.own(layer));
   }
 
+  /// Tokens that a layer's coding has to see before it packs, counted from the first that teach it; 0
+  /// where codings learn nothing.
+  Index tokens_to_learn() const { return codings_.learning().tokens_to_learn(); }
+
   /// Bytes of a page of a layer, `page_tokens` tokens of all its KV heads. The same for all layers,
   /// unless Options::allocation is model and they have learnt.
   std::size_t page_bytes(int layer) const {
@@ -745,13 +748,9 @@ class KVCacheBase {
   /// them, or where the entries say.
   void check_batch(Batch batch, int layer, Index rows) {
     check_layer(layer);
-    ++call_;
-    for (const SequenceTokens &entry : batch) {
-      Sequence &sequence = find(entry.sequence);
-      if (std::exchange(sequence.last_call, call_) == call_) {
-        throw_invalid("batch.sequence", entry.sequence.value, "named once in a batch");
-      }
-    }
+    named_.begin();
+    for (const SequenceTokens &entry : batch)
+      named_.name("batch.sequence", entry.sequence, find(entry.sequence));
     detail::check_rows(batch, rows);
   }
 
@@ -1109,7 +1108,7 @@ class KVCacheBase {
   detail::LayerPages<typename Operations::Memory, Exact> pages_;
   detail::LayerCodings<Operations, Stream> codings_;
   detail::SequenceTable<Sequence> sequences_;
-  std::uint64_t call_ = 0;
+  detail::NamedOnce named_;
   detail::AppendPlan<Exact> plan_;  // of the call in progress
   std::vector<SequenceCall<Exact>> calls_;
   std::vector<DraftToken> draft_;  // of the call in progress, a row each

@@ -23,7 +23,7 @@ namespace squat::detail::inline SQUAT_API_NAMESPACE {
 class Learning {
  public:
   Learning(const Options &options, int key_bits)
-      : tokens_to_learn_(tokens_to_learn(options, key_bits)),
+      : tokens_to_learn_(tokens_wanted(options, key_bits)),
         together_(*options.allocation == Allocation::model && tokens_to_learn_ > 0),
         frozen_(options.learning == LearningMode::frozen),
         keep_statistics_(options.keep_statistics) {}
@@ -39,6 +39,8 @@ class Learning {
   /// It goes.
   void remove(Index coding) { fix(coding); }
 
+  /// Tokens a coding has to see before it packs; 0 where codings learn nothing.
+  Index tokens_to_learn() const { return tokens_to_learn_; }
   /// Whether codings learn in this cache.
   bool learns_at_all() const { return tokens_to_learn_ > 0; }
   Index observed(Index coding) const { return state(coding).observed; }
@@ -184,8 +186,7 @@ class Learning {
   State &state(Index coding) { return codings_[static_cast<std::size_t>(coding)]; }
   const State &state(Index coding) const { return codings_[static_cast<std::size_t>(coding)]; }
 
-  /// Tokens a coding has to see before it packs.
-  static Index tokens_to_learn(const Options &options, int key_bits) {
+  static Index tokens_wanted(const Options &options, int key_bits) {
     if (key_bits == 16 || !learns_from_prompt(*options.coding)) return 0;
     const TailRule<> rule{options.residual, options.page_tokens};
     const Index first_page = options.sinks + rule.full();

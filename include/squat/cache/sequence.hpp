@@ -170,7 +170,7 @@ struct LayerTokens {
 template <class Exact>
 struct SequenceState {
   std::vector<LayerTokens<Exact>> layers;
-  std::uint64_t last_call = 0;  // the batched call that named it last
+  std::uint64_t last_call = 0;  // see NamedOnce
 };
 
 }  // namespace squat::detail

@@ -3,11 +3,12 @@
 // The rows of a call on a split context, and whose they are.
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
 #include "squat/cache/attention_tensors.hpp"
-#include "squat/cache/call.hpp"
+#include "squat/cache/batch_rows.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/cache/sequence_tokens.hpp"
 #include "squat/core/config.hpp"
@@ -22,6 +23,7 @@ struct SplitSequence {
   std::vector<Index> lengths{};     // of all parts, in each layer
   std::vector<SequenceId> local{};  // the cache's, of each own part
   Index captured_to = 0;            // tokens that it has once no captured step holds any more
+  std::uint64_t last_call = 0;      // see NamedOnce
 
   /// Throws Error where layers have different tokens.
   void check_between_steps() const {
@@ -52,7 +54,7 @@ void check_rows_of_call(const AttentionTensors<S> &tensors, const Options &optio
   if (!tensors.causal) throw_invalid("causal", false, "true where keys are appended");
 }
 
-/// The sequences of a call, and their rows.
+/// The sequences of a call that have tokens in it, and their rows.
 class ContextCall {
  public:
   struct Entry {
@@ -71,29 +73,14 @@ class ContextCall {
     Index count;
   };
 
-  /// Takes a batch of tensors of `rows` rows. find(id) is the sequence. Throws Error for what a batch
-  /// cannot be.
+  /// Takes a checked batch. find(id) is the sequence.
   template <class Find>
-  void take(std::span<const SequenceTokens> batch, Index rows, Find &&find) {
+  void take(std::span<const SequenceTokens> batch, Find &&find) {
     entries_.clear();
     waves_.clear();
-    Index row = 0;
-    for (const SequenceTokens &entry : batch) {
-      SplitSequence &sequence = find(entry.sequence);
-      for (const Entry &other : entries_) {
-        if (other.sequence == &sequence)
-          throw_invalid("batch.sequence", entry.sequence.value, "named once in a batch");
-      }
-      if (entry.first_row != SequenceTokens::behind_the_last) {
-        if (entry.first_row < row) throw_invalid("batch.first_row", entry.first_row, "at least", row);
-        row = entry.first_row;
-      }
-      if (entry.tokens < 0 || entry.tokens > rows - row)
-        throw_invalid("batch.tokens", entry.tokens,
-                      "at least 0 and at most the rows left in the tensors,", rows - row);
-      entries_.push_back({&sequence, row, entry.tokens, entry.learn});
-      row += entry.tokens;
-    }
+    for_each_entry(batch, [&](const SequenceTokens &entry, Index row) {
+      entries_.push_back({&find(entry.sequence), row, entry.tokens, entry.learn});
+    });
   }
 
   const std::vector<Entry> &entries() const { return entries_; }
@@ -125,20 +112,6 @@ class ContextCall {
       }
     }
     return tokens;
-  }
-
-  /// Calls visit(rows) for neighbouring rows together.
-  template <class Visit>
-  void for_each_rows(Visit &&visit) const {
-    TokenRange rows;
-    for (const Entry &entry : entries_) {
-      if (entry.first_row != rows.last) {
-        if (rows.last > rows.first) visit(rows);
-        rows.first = entry.first_row;
-      }
-      rows.last = entry.first_row + entry.tokens;
-    }
-    if (rows.last > rows.first) visit(rows);
   }
 
  private:

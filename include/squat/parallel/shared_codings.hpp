@@ -8,7 +8,6 @@
 #include <span>
 #include <vector>
 
-#include "squat/cache/options.hpp"
 #include "squat/core/config.hpp"
 
 namespace squat::detail {
@@ -22,14 +21,10 @@ class SharedCodings {
         transport_(&transport),
         shared_(learnt()),
         alone_(parts == 1),
-        seen_(static_cast<std::size_t>(cache.options().layers)) {
-    const Options &options = cache.options();
-    const Index first_page = options.sinks + options.residual + options.page_tokens;
-    if (shared_) return;
-    to_learn_ = options.prior ? first_page : std::max<Index>(options.statistics_tokens, first_page);
-  }
+        to_learn_(shared_ ? 0 : cache.tokens_to_learn()),
+        seen_(static_cast<std::size_t>(cache.options().layers)) {}
 
-  /// Tokens that codings are learnt from.
+  /// Tokens that codings are yet to be learnt from.
   Index tokens_to_learn() const { return to_learn_; }
 
   /// Part 0 has had so many more.
@@ -73,7 +68,7 @@ class SharedCodings {
   Transport *transport_;
   bool shared_;
   bool alone_;
-  Index to_learn_ = 0;
+  Index to_learn_;
   std::vector<Index> seen_;  // tokens to learn from that part 0 has had, in each layer
 };
 

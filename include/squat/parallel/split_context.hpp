@@ -28,8 +28,10 @@
 #include <vector>
 
 #include "squat/cache/attention_tensors.hpp"
+#include "squat/cache/batch_rows.hpp"
 #include "squat/cache/call.hpp"
 #include "squat/cache/check.hpp"
+#include "squat/cache/named_once.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/cache/sequence_tokens.hpp"
 #include "squat/cache/snapshot/streams.hpp"
@@ -158,7 +160,7 @@ class SplitContext {
     if (attends) partials_.reserve(shape_of(tensors), stream);
     if (!captured) codings_.count(layer, call_.tokens_to_learn());
     for (std::size_t i = 0; i < own_.parts().size(); ++i) attend_part<S>(i, layer, tensors, stream);
-    if (attends) merge<S>(layer, tensors, stream);
+    if (attends) merge<S>(batch, layer, tensors, stream);
     if (captured) return;
     for (const Entry &entry : call_.entries()) {
       Index &length = entry.sequence->lengths[static_cast<std::size_t>(layer)];
@@ -251,7 +253,7 @@ class SplitContext {
       if (!appends_.empty()) cache_->draft(appends_, layer, found, parents, stream);
       read<S>(layer, found, stream);
     }
-    merge<S>(layer, tensors, stream);
+    merge<S>(batch, layer, tensors, stream);
   }
 
   /// As KVCache::truncate(), between two steps: where all layers have the same tokens. Collective.
@@ -282,13 +284,13 @@ class SplitContext {
                Stream stream = {}) {
     if (sequences.size() != parents.size())
       throw_invalid("parents.size", parents.size(), "that of sequences,", sequences.size());
+    named_.begin();
     std::vector<SequenceId> to, from;  // the cache's
     std::vector<Sequence> become;
     for (std::size_t i = 0; i < sequences.size(); ++i) {
-      const auto before = sequences.first(i);
-      if (std::find(before.begin(), before.end(), sequences[i]) != before.end())
-        throw_invalid("sequences", sequences[i].value, "named once");
-      const Sequence &sequence = find(sequences[i]), &parent = find(parents[i]);
+      Sequence &sequence = find(sequences[i]);
+      const Sequence &parent = find(parents[i]);
+      named_.name("sequences", sequences[i], sequence);
       to.insert(to.end(), sequence.local.begin(), sequence.local.end());
       from.insert(from.end(), parent.local.begin(), parent.local.end());
       become.push_back({.runs = parent.runs, .lengths = parent.lengths, .local = sequence.local});
@@ -398,8 +400,11 @@ class SplitContext {
   void check(Batch batch, int layer, const AttentionTensors<S> &tensors) {
     check_layer(layer);
     detail::check_rows_of_call(tensors, cache_->options());
-    call_.take(batch, tensors.k.tokens,
-               [&](SequenceId sequence) -> Sequence & { return find(sequence); });
+    named_.begin();
+    for (const SequenceTokens &entry : batch)
+      named_.name("batch.sequence", entry.sequence, find(entry.sequence));
+    detail::check_rows(batch, tensors.k.tokens);
+    call_.take(batch, [&](SequenceId sequence) -> Sequence & { return find(sequence); });
   }
 
   /// Throws Error for tokens that come before codings are learnt.
@@ -501,9 +506,10 @@ class SplitContext {
 
   /// Hands the partials to all ranks and makes outputs of them.
   template <Element S>
-  void merge(int layer, const AttentionTensors<S> &tensors, Stream stream) {
+  void merge(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream) {
     partials_.gather(stream);
-    call_.for_each_rows([&](TokenRange rows) {
+    detail::for_each_run(batch, [&](Index first, Index count) {
+      const TokenRange rows{first, first + count};
       partials_.template merge<S>(layer, rows, tensors.out, tensors.lse, stream);
     });
   }
@@ -515,6 +521,7 @@ class SplitContext {
   detail::OwnParts<Cache, Transport> own_;
   std::map<std::uint64_t, Sequence> sequences_;
   std::uint64_t next_ = 1;
+  detail::NamedOnce named_;
 
   // Of the call in progress.
   detail::ContextCall call_;
