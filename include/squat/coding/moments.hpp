@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstddef>
 #include <span>
-#include <type_traits>
 #include <vector>
 
 #include "squat/coding/hadamard.hpp"
@@ -30,28 +29,23 @@ namespace squat::detail::inline SQUAT_CPU_NAMESPACE {
 
 /// So few rows are added to a moment without a matrix of their own: nothing is allocated.
 inline constexpr Index few_rows = 32;
+/// Sums of a row of the moment that are added to together: heads of a cache are padded to a multiple.
+inline constexpr Index few_rows_lanes = 16;
 
-/// sums += rows^T rows, a packed triangle, of few rows. Products are added up before they meet the sums,
-/// which round.
+/// sums += rows^T rows, a packed triangle, of few rows of whole lanes. Products are added up before they
+/// meet the sums, which round.
 template <class Real, class Sum>
 void add_moment_of_few(const HeadRows &rows, Sum *sums) {
-  constexpr Index lanes = 16;
+  constexpr Index lanes = few_rows_lanes;
   const Index d = rows.cols();
   for (Index i = 0; i < d; sums += ++i) {
     for (Index j = 0; j <= i; j += lanes) {
       Real products[lanes] = {};
-      const auto add_rows = [&](auto width) {
-        for (Index row = 0; row < rows.rows(); ++row) {
-          const float *x = rows.data() + row * d;
-          const auto factor = static_cast<Real>(x[i]);
-          for (Index lane = 0; lane < width; ++lane)
-            products[lane] += factor * static_cast<Real>(x[j + lane]);
-        }
-      };
-      if (j + lanes <= d) {
-        add_rows(std::integral_constant<Index, lanes>());
-      } else {
-        add_rows(d - j);
+      for (Index row = 0; row < rows.rows(); ++row) {
+        const float *x = rows.data() + row * d;
+        const auto factor = static_cast<Real>(x[i]);
+        for (Index lane = 0; lane < lanes; ++lane)
+          products[lane] += factor * static_cast<Real>(x[j + lane]);
       }
       const Index count = std::min(lanes, i + 1 - j);
       for (Index lane = 0; lane < count; ++lane)
@@ -63,7 +57,8 @@ void add_moment_of_few(const HeadRows &rows, Sum *sums) {
 /// sums += rows^T rows, a packed triangle.
 template <class Real, class Sum>
 void add_moment(HeadRows rows, std::span<Sum> sums) {
-  if (rows.rows() <= few_rows) return add_moment_of_few<Real>(rows, sums.data());
+  if (rows.rows() <= few_rows && rows.cols() % few_rows_lanes == 0)
+    return add_moment_of_few<Real>(rows, sums.data());
   const Matrix<Real> x = rows.template cast<Real>();
   const Matrix<Real> moment = matrix_product<Real>(transposed<Real>(x), x);
   auto sum = sums.begin();
