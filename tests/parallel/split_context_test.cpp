@@ -670,14 +670,16 @@ TEST(SplitContext, RefusesWhatCannotBe) {
     AttentionTensors<float> bad = good;
     bad.causal = false;
     refused(0, bad);
-    const auto batch_refused = [&](const std::vector<SequenceTokens> &of_batch, const char *words) {
+    const auto batch_refused = [&](const std::vector<SequenceTokens> &of_batch,
+                                   const std::string &words) {
       expect_error([&] { context.attend(of_batch, 0, good); }, {words});
       EXPECT_EQ(context.length(a.sequence), a.tokens);
     };
     batch_refused({{a.sequence, 3}}, "tokens is 4, must be the tokens of the batch together, 3");
     batch_refused({{a.sequence, 1}, {b.sequence, 1, 5}}, "batch.first_row is 5, must be 1 to 4");
     batch_refused({{a.sequence, 1, 2}, {b.sequence, 2}}, "at most the rows left in the tensors, 1");
-    batch_refused({{b.sequence, 2}, {b.sequence, 2}}, "batch.sequence is 2, must be named once");
+    batch_refused({{b.sequence, 2}, {b.sequence, 2}},
+                  "batch.sequence is " + std::to_string(b.sequence.value) + ", must be named once");
     const auto draft_refused = [&](const AttentionTensors<float> &tensors, std::vector<Index> parents) {
       EXPECT_THROW(context.draft(batch, 0, tensors, parents), Error);
     };

@@ -5,6 +5,7 @@
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/parallel/context_call.hpp"
+#include "squat/parallel/split_sequence.hpp"
 
 namespace squat::detail {
 

@@ -3,7 +3,6 @@
 // The rows of a call on a split context, and whose they are.
 
 #include <cstddef>
-#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -14,25 +13,9 @@
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/parallel/context_runs.hpp"
+#include "squat/parallel/split_sequence.hpp"
 
 namespace squat::detail {
-
-/// A sequence that is split, as a rank knows it.
-struct SplitSequence {
-  ContextRuns runs;
-  std::vector<Index> lengths{};     // of all parts, in each layer
-  std::vector<SequenceId> local{};  // the cache's, of each own part
-  Index captured_to = 0;            // tokens that it has once no captured step holds any more
-  std::uint64_t last_call = 0;      // see NamedOnce
-
-  /// Throws Error where layers have different tokens.
-  void check_between_steps() const {
-    for (const Index length : lengths) {
-      if (length != lengths.front())
-        throw Error("squat: sequence has more tokens in one layer than in another: finish the step");
-    }
-  }
-};
 
 /// Throws Error for tensors of a call that do not fit each other, or the cache's options.
 template <Element S>

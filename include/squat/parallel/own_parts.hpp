@@ -12,8 +12,8 @@
 #include "squat/cache/sequence_tokens.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
-#include "squat/parallel/context_call.hpp"
 #include "squat/parallel/context_runs.hpp"
+#include "squat/parallel/split_sequence.hpp"
 
 namespace squat::detail {
 

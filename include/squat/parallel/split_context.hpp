@@ -20,19 +20,18 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
 #include <limits>
-#include <map>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "squat/cache/attention_tensors.hpp"
 #include "squat/cache/batch_rows.hpp"
-#include "squat/cache/call.hpp"
 #include "squat/cache/check.hpp"
 #include "squat/cache/named_once.hpp"
 #include "squat/cache/options.hpp"
+#include "squat/cache/sequence_table.hpp"
 #include "squat/cache/sequence_tokens.hpp"
 #include "squat/cache/snapshot/streams.hpp"
 #include "squat/core/config.hpp"
@@ -40,12 +39,13 @@
 #include "squat/core/tensor.hpp"
 #include "squat/parallel/captured_steps.hpp"
 #include "squat/parallel/context_call.hpp"
-#include "squat/parallel/context_partials.hpp"
 #include "squat/parallel/context_record.hpp"
 #include "squat/parallel/context_runs.hpp"
 #include "squat/parallel/own_parts.hpp"
+#include "squat/parallel/part_attention.hpp"
 #include "squat/parallel/rank_transport.hpp"
 #include "squat/parallel/shared_codings.hpp"
+#include "squat/parallel/split_sequence.hpp"
 
 namespace squat {
 
@@ -82,7 +82,7 @@ class SplitContext {
         parts_(parts == 0 ? transport.ranks() : parts),
         codings_(cache, transport, parts_),
         own_(cache, transport, parts_, codings_.tokens_to_learn()),
-        partials_(cache, transport) {
+        attention_(cache, transport, parts_) {
     const Options &options = cache.options();
     if (parts_ < transport.ranks())
       throw_invalid("parts", parts_, "0, or at least the ranks, which are", transport.ranks());
@@ -114,7 +114,7 @@ class SplitContext {
   /// As KVCache::remove_sequence().
   void remove_sequence(SequenceId sequence) {
     for (const SequenceId local : find(sequence).local) cache_->remove_sequence(local);
-    sequences_.erase(sequence.value);
+    sequences_.remove(sequence);
   }
 
   /// @{
@@ -152,15 +152,15 @@ class SplitContext {
   void attend(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream = {}) {
     check(batch, layer, tensors);
     check_room(batch, layer);
-    const bool captured = partials_.is_capturing(stream);
+    const bool captured = attention_.is_capturing(stream);
     if (captured) captured_steps().note(call_, tensors.out.tokens > 0);
     codings_.share(stream);
     call_.cut(layer, own_.sizes());
     const bool attends = tensors.out.tokens > 0;
-    if (attends) partials_.reserve(shape_of(tensors), stream);
+    if (attends) attention_.reserve(tensors, stream);
     if (!captured) codings_.count(layer, call_.tokens_to_learn());
-    for (std::size_t i = 0; i < own_.parts().size(); ++i) attend_part<S>(i, layer, tensors, stream);
-    if (attends) merge<S>(batch, layer, tensors, stream);
+    attention_.append(call_, own_, layer, tensors, stream);
+    if (attends) attention_.merge(batch, layer, tensors, stream);
     if (captured) return;
     for (const Entry &entry : call_.entries()) {
       Index &length = entry.sequence->lengths[static_cast<std::size_t>(layer)];
@@ -202,13 +202,13 @@ class SplitContext {
     }
     if (steps == 0) return;
     for (std::size_t i = 0; i < own_.parts().size(); ++i) {
-      appends_.clear();
+      counted_.clear();
       for (const SequenceTokens &entry : batch) {
         const Sequence &state = find(entry.sequence);
         if (state.runs.part_of(state.lengths.front()) == own_.parts()[i])
-          appends_.push_back({state.local[i], 1});
+          counted_.push_back({state.local[i], 1});
       }
-      if (!appends_.empty()) cache_->count_steps(appends_, steps, stream);
+      if (!counted_.empty()) cache_->count_steps(counted_, steps, stream);
     }
     for (const SequenceTokens &entry : batch) {
       Sequence &state = find(entry.sequence);
@@ -233,33 +233,17 @@ class SplitContext {
     for (const Entry &entry : call_.entries())
       checks::check_paths(parents.subspan(static_cast<std::size_t>(entry.first_row),
                                           static_cast<std::size_t>(entry.tokens)));
-    if (partials_.is_capturing(stream))
+    if (attention_.is_capturing(stream))
       throw Error("squat: stream is being captured, and a draft waits for it, to check elements");
-    partials_.reserve(shape_of(tensors), stream);
-    for (std::size_t i = 0; i < own_.parts().size(); ++i) {
-      const AttentionTensors<S> found = begin_part(i, layer, tensors, stream);
-      appends_.clear();
-      reads_.clear();
-      for (const Entry &entry : call_.entries()) {
-        const SequenceTokens rows{entry.sequence->local[i], entry.tokens, entry.first_row};
-        const Index next = entry.sequence->lengths[static_cast<std::size_t>(layer)];
-        entry.sequence->runs.extend(next + 1, own_.sizes());
-        if (entry.sequence->runs.part_of(next) == own_.parts()[i]) {
-          appends_.push_back(rows);
-        } else if (cache_->length(rows.sequence, layer) > 0) {
-          reads_.push_back(rows);
-        }
-      }
-      if (!appends_.empty()) cache_->draft(appends_, layer, found, parents, stream);
-      read<S>(layer, found, stream);
-    }
-    merge<S>(batch, layer, tensors, stream);
+    attention_.reserve(tensors, stream);
+    attention_.draft(call_, own_, layer, tensors, parents, stream);
+    attention_.merge(batch, layer, tensors, stream);
   }
 
   /// As KVCache::truncate(), between two steps: where all layers have the same tokens. Collective.
   void truncate(SequenceId sequence, Index tokens, Stream stream = {}) {
     Sequence &state = find(sequence);
-    check_cut(state, tokens);
+    state.check_cut(tokens);
     for (std::size_t i = 0; i < own_.parts().size(); ++i)
       cache_->truncate(state.local[i], state.runs.held(own_.parts()[i], tokens), stream);
     own_.end_at(state, tokens, stream);
@@ -268,7 +252,7 @@ class SplitContext {
   /// As KVCache::fork(), between two steps. Collective.
   SequenceId fork(SequenceId parent, Index tokens, Stream stream = {}) {
     const Sequence &from = find(parent);
-    check_cut(from, tokens);
+    from.check_cut(tokens);
     Sequence child;
     child.runs = from.runs;
     child.lengths = from.lengths;
@@ -373,24 +357,16 @@ class SplitContext {
  private:
   using Sequence = detail::SplitSequence;
   using Entry = detail::ContextCall::Entry;
-  using Segment = detail::ContextCall::Segment;
 
   int layers() const { return cache_->options().layers; }
 
   void check_layer(int layer) const { checks::check_range("layer", layer, 0, layers() - 1); }
 
-  template <class Sequences>
-  static auto &find(Sequences &sequences, SequenceId sequence) {
-    const auto found = sequences.find(sequence.value);
-    if (found == sequences.end()) throw_invalid("sequence", sequence.value, "one that is there");
-    return found->second;
-  }
-  const Sequence &find(SequenceId sequence) const { return find(sequences_, sequence); }
-  Sequence &find(SequenceId sequence) { return find(sequences_, sequence); }
+  Sequence &find(SequenceId sequence) const { return sequences_.find(sequence); }
 
   SequenceId add(Sequence state) {
-    sequences_.emplace(next_, std::move(state));
-    return {next_++};
+    sequences_.reserve();
+    return sequences_.add(std::make_unique<Sequence>(std::move(state)));
   }
 
   // ---- checks
@@ -424,94 +400,14 @@ class SplitContext {
     return state.runs.all().empty() ? own_.sizes().first : state.runs.all().front().count;
   }
 
-  /// Whether a sequence may be cut at `tokens`, all layers having the same.
-  void check_cut(const Sequence &state, Index tokens) const {
-    state.check_between_steps();
-    if (tokens < 0 || tokens > state.lengths.front())
-      throw_invalid("tokens", tokens, "0 to the length of the sequence,", state.lengths.front());
-  }
-
   detail::CapturedSteps captured_steps() const {
     constexpr int most_parts = 4;  // of a rank, which reads the others' batches
     const bool mixed = (cache_->key_bits() == 16) != (cache_->value_bits() == 16);
     const int ranks = transport_->ranks();
     return {.possible = codings_.shared() && !mixed && parts_ <= most_parts * ranks &&
-                        (ranks == 1 || partials_.gathers_on_stream),
+                        (ranks == 1 || attention_.gathers_on_stream),
             .one_part = parts_ == ranks,
             .residual = cache_->options().residual};
-  }
-
-  // ---- attention
-
-  template <Element S>
-  detail::PartialShape shape_of(const AttentionTensors<S> &tensors) const {
-    return detail::PartialShape::of<S>(tensors.q.tokens, tensors.out.heads, tensors.out.head_dim, parts_,
-                                       transport_->ranks());
-  }
-
-  /// What comes of an own part, into its block: a segment after the other, for they see those before.
-  template <Element S>
-  void attend_part(std::size_t place, int layer, const AttentionTensors<S> &tensors, Stream stream) {
-    const bool attends = tensors.out.tokens > 0;
-    const AttentionTensors<S> found = attends ? begin_part(place, layer, tensors, stream) : tensors;
-    for (const std::vector<Segment> &wave : call_.waves()) {
-      appends_.clear();
-      reads_.clear();
-      for (const Segment &segment : wave) {
-        const Entry &entry = call_.entries()[segment.entry];
-        const SequenceId local = entry.sequence->local[place];
-        const SequenceTokens rows{local, segment.count, segment.row,
-                                  entry.learn && segment.run.part == 0};
-        if (segment.run.part == own_.parts()[place]) {
-          if (segment.token == segment.run.first)
-            own_.template begin_run<S>(local, layer, segment.run, stream);
-          appends_.push_back(rows);
-        } else if (attends && cache_->length(local, layer) > 0) {
-          reads_.push_back(rows);
-        }
-      }
-      if (!appends_.empty()) append<S>(layer, found, stream);
-      read<S>(layer, found, stream);
-    }
-  }
-
-  /// A call's tensors, with an own part's block in the place of its results. Rows that have nothing of
-  /// the part to see, while it has no tokens of a sequence, are not written by anybody else.
-  template <Element S>
-  AttentionTensors<S> begin_part(std::size_t place, int layer, const AttentionTensors<S> &tensors,
-                                 Stream stream) {
-    const bool empty = std::any_of(
-        call_.entries().begin(), call_.entries().end(),
-        [&](const Entry &entry) { return cache_->length(entry.sequence->local[place], layer) == 0; });
-    if (empty) partials_.clear(place, stream);
-    return partials_.block(place, tensors);
-  }
-
-  template <Element S>
-  void append(int layer, const AttentionTensors<S> &tensors, Stream stream) {
-    if (tensors.out.tokens > 0) return cache_->attend(appends_, layer, tensors, stream);
-    if (tensors.q.tokens > 0)
-      return cache_->append(appends_, layer, tensors.q, tensors.k, tensors.v, stream);
-    cache_->append(appends_, layer, tensors.k, tensors.v, stream);
-  }
-
-  template <Element S>
-  void read(int layer, const AttentionTensors<S> &tensors, Stream stream) {
-    if (reads_.empty()) return;
-    cache_->attend(
-        reads_, layer,
-        AttentionTensors<S>{.q = tensors.q, .out = tensors.out, .lse = tensors.lse, .causal = false},
-        stream);
-  }
-
-  /// Hands the partials to all ranks and makes outputs of them.
-  template <Element S>
-  void merge(Batch batch, int layer, const AttentionTensors<S> &tensors, Stream stream) {
-    partials_.gather(stream);
-    detail::for_each_run(batch, [&](Index first, Index count) {
-      const TokenRange rows{first, first + count};
-      partials_.template merge<S>(layer, rows, tensors.out, tensors.lse, stream);
-    });
   }
 
   Cache *cache_;
@@ -519,14 +415,11 @@ class SplitContext {
   int parts_;
   detail::SharedCodings<Cache, Transport> codings_;
   detail::OwnParts<Cache, Transport> own_;
-  std::map<std::uint64_t, Sequence> sequences_;
-  std::uint64_t next_ = 1;
+  detail::PartAttention<Cache, Transport> attention_;
+  detail::SequenceTable<Sequence> sequences_;
   detail::NamedOnce named_;
-
-  // Of the call in progress.
-  detail::ContextCall call_;
-  std::vector<SequenceTokens> appends_, reads_;
-  detail::ContextPartials<Stream, Transport> partials_;
+  detail::ContextCall call_;             // in progress
+  std::vector<SequenceTokens> counted_;  // of a part, in progress
 };
 
 }  // namespace squat
