@@ -17,6 +17,7 @@
 #include "squat/cache/attention_tensors.hpp"
 #include "squat/cache/backend.hpp"
 #include "squat/cache/batch_rows.hpp"
+#include "squat/cache/cache_snapshots.hpp"
 #include "squat/cache/call.hpp"
 #include "squat/cache/check.hpp"
 #include "squat/cache/check_call.hpp"
@@ -33,7 +34,7 @@
 #include "squat/cache/sequence_copies.hpp"
 #include "squat/cache/sequence_table.hpp"
 #include "squat/cache/sequence_tokens.hpp"
-#include "squat/cache/snapshot.hpp"
+#include "squat/cache/snapshot/streams.hpp"
 #include "squat/cache/snapshot_codings.hpp"
 #include "squat/cache/tail_rule.hpp"
 #include "squat/core/config.hpp"
@@ -126,12 +127,7 @@ class KVCacheBase {
   void save(SequenceId sequence, Out &&out, const SaveOptions &how = {}, Stream stream = {}) {
     [[maybe_unused]] const auto scope = enter(stream);
     Sequence &state = find(sequence);
-    save_snapshot(out, SnapshotKind::sequence, how, stream, [&](auto &snapshots, SnapshotWriter &to) {
-      for (const Layer &layer : state.layers) snapshots.write_counts(to, layer);
-      for (const Layer &layer : state.layers)
-        snapshots.write_coding(to, layer.coding, layer.layer, how.codings);
-      for (Layer &layer : state.layers) snapshots.write_tokens(to, layer);
-    });
+    checks::memory_or_error([&] { snapshots(stream).save(state, out, how); });
   }
 
   /// A sequence as it was saved, by a cache of the same options (other limits of memory and tokens, and
@@ -150,22 +146,10 @@ class KVCacheBase {
       SnapshotCodings taken(options_, operations_, pages_, codings_, stream);
       try {
         make_room(state->layers.size());
-        load_snapshot(in, SnapshotKind::sequence, progress, stream, [&](auto &snapshots, auto &from) {
-          const SnapshotShape found = snapshots.read_shape(from);
-          std::vector<detail::LayerCounts> counts;
-          for (int layer = 0; layer < options_.layers; ++layer)
-            counts.push_back(snapshots.read_counts(from, layer));
-          for (Layer &layer : state->layers) {
-            const bool paged = counts[static_cast<std::size_t>(layer.layer)].pages > 0;
-            taken.take(snapshots, snapshots.read_coding(from, layer.layer), found, layer, paged);
-          }
-          for (Layer &layer : state->layers) {
-            snapshots.read_tokens(from, layer, counts[static_cast<std::size_t>(layer.layer)],
-                                  [&](std::size_t pages) { reserve_pages(layer, pages, stream); });
-          }
-          snapshots.read_end(from);
-          publish_loaded(*state, stream);
+        snapshots(stream).load(*state, taken, in, progress, [&](const Layer &layer, std::size_t pages) {
+          reserve_pages(layer, pages, stream);
         });
+        publish_loaded(*state, stream);
       } catch (...) {
         discard(*state);
         taken.restore();
@@ -180,11 +164,7 @@ class KVCacheBase {
   void save_codings(Out &&out, const SnapshotProgress &progress = {}, Stream stream = {}) {
     [[maybe_unused]] const auto scope = enter(stream);
     codings_.check_shared();
-    save_snapshot(out, SnapshotKind::codings, {true, progress}, stream,
-                  [&](auto &snapshots, SnapshotWriter &to) {
-                    for (int layer = 0; layer < options_.layers; ++layer)
-                      snapshots.write_coding(to, codings_.own(layer), layer, true);
-                  });
+    checks::memory_or_error([&] { snapshots(stream).save_codings(out, progress); });
   }
 
   /// Takes the codings of all layers from what save_codings() wrote, unless they are there already:
@@ -196,12 +176,7 @@ class KVCacheBase {
     checks::memory_or_error([&] {
       SnapshotCodings taken(options_, operations_, pages_, codings_, stream);
       try {
-        load_snapshot(in, SnapshotKind::codings, progress, stream, [&](auto &snapshots, auto &from) {
-          const SnapshotShape found = snapshots.read_shape(from);
-          for (int layer = 0; layer < options_.layers; ++layer)
-            taken.take(snapshots, snapshots.read_coding(from, layer), found, layer);
-          snapshots.read_end(from);
-        });
+        snapshots(stream).load_codings(taken, in, progress);
       } catch (...) {
         taken.restore();
         throw;
@@ -836,35 +811,10 @@ class KVCacheBase {
 
   // ---- snapshots
 
-  using Snapshots = detail::Snapshots<T, Operations, Stream>;
-  using SnapshotKind = detail::SnapshotKind;
-  using SnapshotWriter = detail::SnapshotWriter;
-  using SnapshotShape = detail::SnapshotShape;
   using SnapshotCodings = detail::SnapshotCodings<T, Operations, Stream>;
 
-  template <class Out, class Write>
-  void save_snapshot(Out &out, SnapshotKind kind, const SaveOptions &how, Stream stream, Write &&write) {
-    checks::memory_or_error([&] {
-      const SnapshotShape shape = detail::snapshot_shape<T>(padded_options_, key_bits_, value_bits_);
-      Snapshots snapshots(padded_options_, shape, operations_, pages_, codings_.learning(), stream);
-      detail::with_sink(out, [&](auto &sink) {
-        SnapshotWriter to(sink, kind, how.progress);
-        snapshots.write_shape(to);
-        write(snapshots, to);
-        to.section(detail::Section::end, 0, {});
-      });
-    });
-  }
-
-  template <class In, class Read>
-  void load_snapshot(In &in, SnapshotKind kind, const SnapshotProgress &progress, Stream stream,
-                     Read &&read) {
-    const SnapshotShape shape = detail::snapshot_shape<T>(padded_options_, key_bits_, value_bits_);
-    Snapshots snapshots(padded_options_, shape, operations_, pages_, codings_.learning(), stream);
-    detail::with_source(in, [&](auto &source) {
-      detail::SnapshotReader from(source, kind, progress);
-      read(snapshots, from);
-    });
+  detail::CacheSnapshots<T, Operations, Stream> snapshots(Stream stream) {
+    return {padded_options_, key_bits_, value_bits_, operations_, pages_, codings_, stream};
   }
 
   /// Makes sure of pages, those acquired ahead if there are no others.
