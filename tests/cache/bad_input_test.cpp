@@ -8,23 +8,11 @@
 #include <limits>
 #include <string>
 
+#include "reference/expect_error.hpp"
 #include "reference/reference_attention.hpp"
 
 namespace squat::test::bad_input_test {
 namespace {
-
-/// Expects a squat::Error whose text holds all of `words`.
-void expect_error(const std::function<void()> &call, const std::vector<std::string> &words) {
-  try {
-    call();
-    ADD_FAILURE() << "no error; expected one with " << words[0];
-  } catch (const Error &error) {
-    for (const std::string &word : words) {
-      EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-          << error.what() << " lacks " << word;
-    }
-  }
-}
 
 Options valid() {
   return {.layers = 2,

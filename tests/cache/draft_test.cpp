@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "reference/drafts.hpp"
+#include "reference/expect_error.hpp"
 #include "reference/reference_attention.hpp"
 #include "reference/saved.hpp"
 #include "squat/squat.hpp"
@@ -186,12 +187,9 @@ TEST(Draft, ThatCannotBeIsRefused) {
                                           .v = in.v.view(0, tokens),
                                           .out = in.out.view(0, tokens),
                                           .causal = causal};
-    try {
+    return refusal_of([&] {
       cache.draft(std::array{SequenceTokens{sequence, tokens}}, 0, tensors, parents);
-    } catch (const Error &error) {
-      return error.what();
-    }
-    return "none";
+    });
   };
   EXPECT_EQ(error_of(2, {-1, 0}), "none");
   EXPECT_EQ(error_of(2, {-1}), "squat: parents.size is 1, must be the tokens of q, 2");

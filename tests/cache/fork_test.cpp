@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <array>
 #include <random>
-#include <string>
 #include <vector>
 
+#include "reference/expect_error.hpp"
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 
@@ -291,12 +291,7 @@ TEST(SharedPages, LeaveAFullPoolAsItIs) {
   fill(cache, child, texts.other, 0, page_tokens);
   EXPECT_EQ(cache.free_pages(), 0u);
   const Contents held = contents(cache, parent, 0);
-  try {
-    fill(cache, parent, texts.other, 0, page_tokens);
-    ADD_FAILURE() << "no page was left";
-  } catch (const Error &error) {
-    EXPECT_NE(std::string(error.what()).find("max_pages"), std::string::npos) << error.what();
-  }
+  expect_error([&] { fill(cache, parent, texts.other, 0, page_tokens); }, {"max_pages"});
   EXPECT_EQ(contents(cache, parent, 0), held);
   EXPECT_EQ(cache.freed_if_removed(short_child).pages, 0u);
   EXPECT_EQ(cache.freed_if_removed(child).pages, 2u);

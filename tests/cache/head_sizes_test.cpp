@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "reference/expect_error.hpp"
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 #include "reference/saved.hpp"
@@ -122,13 +123,9 @@ TEST(HeadSizes, OfLatentAttention) {
 
 TEST(HeadSizes, AreRefusedBeyondLimits) {
   const auto expect_refused = [](int head_dim, int value_dim, const std::string &name) {
-    try {
-      KVCache<float, 2> cache(
-          {.layers = 1, .query_heads = 2, .kv_heads = 1, .head_dim = head_dim, .value_dim = value_dim});
-      ADD_FAILURE() << head_dim << "/" << value_dim;
-    } catch (const Error &error) {
-      EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
-    }
+    const Options options{
+        .layers = 1, .query_heads = 2, .kv_heads = 1, .head_dim = head_dim, .value_dim = value_dim};
+    expect_error([&] { KVCache<float, 2> cache(options); }, {name});
   };
   expect_refused(7, 0, "head_dim");
   expect_refused(577, 0, "head_dim");

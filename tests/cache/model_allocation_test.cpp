@@ -5,11 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "reference/expect_error.hpp"
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 
@@ -85,16 +85,6 @@ std::size_t sum(const std::vector<std::size_t> &sizes) {
   std::size_t total = 0;
   for (const std::size_t size : sizes) total += size;
   return total;
-}
-
-/// What is wrong with a call, as its Error says.
-std::string error_of(const std::function<void()> &call) {
-  try {
-    call();
-  } catch (const Error &error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 TEST(ModelAllocation, GivesLayersSizesThatAddUpToTheBudget) {
@@ -251,9 +241,8 @@ TEST(ModelAllocation, CountsThePagesOfAllSizesAgainstTheirLimit) {
   EXPECT_EQ(cache.memory_report().packed_tokens, 2 * pages * page_tokens);
   const Contents before = contents(cache, sequence, 2);
   const std::size_t used = cache.memory_report().pages_used;
-  const std::string error = error_of([&] { append(cache, sequence, 2, in[2], tokens - 1, 1); });
-  EXPECT_NE(error.find("max_pages"), std::string::npos) << error;
-  EXPECT_NE(error.find("24"), std::string::npos) << "what it takes: " << error;
+  // Which says what it takes.
+  expect_error([&] { append(cache, sequence, 2, in[2], tokens - 1, 1); }, {"max_pages", "24"});
   EXPECT_EQ(contents(cache, sequence, 2), before);
   EXPECT_EQ(cache.memory_report().pages_used, used);
   cache.truncate(sequence, 4 + (pages - 1) * page_tokens + 20);  // no page less
@@ -315,12 +304,10 @@ TEST(ModelAllocation, IsEqualWhereALayerKnowsNothingOfAttention) {
 TEST(ModelAllocation, IsNotForCodingsOfSequences) {
   Options options = model_options(2);
   options.learning = LearningMode::per_sequence;
-  const std::string error = error_of([&] { KVCache<float, 2> cache(options); });
-  EXPECT_NE(error.find("model"), std::string::npos) << error;
-  EXPECT_NE(error.find("per_sequence"), std::string::npos) << error;
+  expect_error([&] { KVCache<float, 2> cache(options); }, {"model", "per_sequence"});
   options.learning = LearningMode::first_tokens;
   options.coding = Coding::plain;
-  EXPECT_NE(error_of([&] { KVCache<float, 2> cache(options); }).find("allocation"), std::string::npos);
+  expect_error([&] { KVCache<float, 2> cache(options); }, {"allocation"});
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "reference/expect_error.hpp"
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 
@@ -144,12 +145,7 @@ TEST(ShiftErrors, NameTheArgumentAndLeaveTheCache) {
   Inputs<> in(options, 100, 1);
   for (int layer = 0; layer < 2; ++layer) cache.append(sequence, layer, in.k.view(), in.v.view());
   const auto expect = [&](Index first, Index last, Index by, const char *name) {
-    try {
-      cache.shift(sequence, first, last, by);
-      ADD_FAILURE() << name;
-    } catch (const Error &error) {
-      EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
-    }
+    expect_error([&] { cache.shift(sequence, first, last, by); }, {name});
     EXPECT_EQ(cache.length(sequence), 100);
   };
   expect(0, 101, 0, "last");

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "reference/expect_error.hpp"
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 #include "reference/saved.hpp"
@@ -379,12 +380,7 @@ TEST(Snapshot, OfOneCachesCodingsBecomesASequencesOwn) {
 template <class Cache>
 void expect_refused(const Bytes &bytes, const Options &options, const std::string &name) {
   Cache cache(options);
-  try {
-    cache.load(bytes);
-    ADD_FAILURE() << name << " was accepted";
-  } catch (const Error &error) {
-    EXPECT_NE(std::string(error.what()).find("snapshot." + name), std::string::npos) << error.what();
-  }
+  expect_error([&] { cache.load(bytes); }, {"snapshot." + name});
 }
 
 TEST(Snapshot, OfOtherOptionsIsRefusedByName) {

@@ -10,21 +10,12 @@
 #include <vector>
 
 #include "layered_model.hpp"
+#include "reference/expect_error.hpp"
 #include "reference/saved.hpp"
 #include "squat/model.hpp"
 
 namespace squat::test::model_cache_test {
 namespace {
-
-template <class Run>
-std::string error_of(Run &&run) {
-  try {
-    run();
-  } catch (const Error &error) {
-    return error.what();
-  }
-  return "none";
-}
 
 class ModelCaches : public testing::Test {
  protected:
@@ -91,16 +82,16 @@ TEST_F(ModelCaches, GiveKeysToLayersThatShareThem) {
   cache.attend(sequence, 2, inputs.q.view(98, 2), expected.view());
   EXPECT_EQ(out.elements, expected.elements);
   EXPECT_EQ(cache.length(sequence, 5), 100);
-  EXPECT_EQ(error_of([&] {
+  EXPECT_EQ(refusal_of([&] {
               cache.attend(sequence, 5, inputs.q.view(0, 1), inputs.k.view(0, 1), inputs.v.view(0, 1),
                            out.view(0, 1));
             }),
             "squat: layer is 5, must be one with keys of its own where keys are appended: its keys are "
             "those of "
             "layer 2");
-  EXPECT_EQ(error_of([&] { cache.length(sequence, 6); }),
+  EXPECT_EQ(refusal_of([&] { cache.length(sequence, 6); }),
             "squat: layer is 6, must be one that has keys");
-  EXPECT_EQ(error_of([&] { cache.length(sequence, 7); }), "squat: layer is 7, must be 0 to 6");
+  EXPECT_EQ(refusal_of([&] { cache.length(sequence, 7); }), "squat: layer is 7, must be 0 to 6");
 }
 
 TEST_F(ModelCaches, Draft) {
@@ -129,7 +120,7 @@ TEST(ModelLayers, AreEachNamedOnce) {
   const auto error = [](const std::function<void(ModelOptions &)> &change) {
     ModelOptions options = layered_model();
     change(options);
-    return error_of([&] { ModelCache(options, make_cpu_group); });
+    return refusal_of([&] { ModelCache(options, make_cpu_group); });
   };
   EXPECT_EQ(error([](ModelOptions &) {}), "none");
   EXPECT_EQ(error([](ModelOptions &o) { o.layers = 8; }),
@@ -184,11 +175,11 @@ TEST_F(ModelCaches, DoAsAWholeOrNotAtAll) {
   const std::vector<float> before = seen(cache, sequence, in);
   const std::size_t used = cache.memory_report().pages_used;
   // The local layers have given their first pages back, the others have not.
-  EXPECT_NE(error_of([&] { cache.truncate(sequence, 60); }), "none");
-  EXPECT_NE(error_of([&] { cache.fork(sequence, 60); }), "none");
-  EXPECT_NE(error_of([&] { cache.shift(sequence, 20, 60, -40); }), "none");
-  EXPECT_NE(error_of([&] { cache.truncate(sequence, 151); }), "none");
-  EXPECT_NE(error_of([&] { cache.shift(sequence, 20, 151, -40); }), "none");
+  EXPECT_NE(refusal_of([&] { cache.truncate(sequence, 60); }), "none");
+  EXPECT_NE(refusal_of([&] { cache.fork(sequence, 60); }), "none");
+  EXPECT_NE(refusal_of([&] { cache.shift(sequence, 20, 60, -40); }), "none");
+  EXPECT_NE(refusal_of([&] { cache.truncate(sequence, 151); }), "none");
+  EXPECT_NE(refusal_of([&] { cache.shift(sequence, 20, 151, -40); }), "none");
   EXPECT_EQ(seen(cache, sequence, in), before);
   EXPECT_EQ(cache.memory_report().pages_used, used);
   cache.truncate(sequence, 140);
@@ -216,7 +207,7 @@ TEST_F(ModelCaches, ReorderAllGroups) {
   EXPECT_EQ(seen(cache, beams[0], in), second);
   EXPECT_EQ(seen(cache, beams[1], in), first);
   EXPECT_EQ(seen(cache, beams[2], in), first);
-  EXPECT_NE(error_of([&] { cache.reorder(std::array{beams[0], beams[0]}, beams); }), "none");
+  EXPECT_NE(refusal_of([&] { cache.reorder(std::array{beams[0], beams[0]}, beams); }), "none");
   EXPECT_EQ(seen(cache, beams[0], in), second);
 }
 
@@ -240,12 +231,12 @@ TEST_F(ModelCaches, SaveAndLoad) {
   for (const std::size_t size :
        {0ul, 15ul, 16ul, bytes.size() / 4, bytes.size() / 2, bytes.size() - 1}) {
     const Bytes cut(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(size));
-    EXPECT_EQ(error_of([&] { other.load(cut); }), "squat: snapshot is truncated") << size;
+    EXPECT_EQ(refusal_of([&] { other.load(cut); }), "squat: snapshot is truncated") << size;
   }
   for (std::size_t at = 0; at < bytes.size(); at += bytes.size() / 50) {
     Bytes altered = bytes;
     altered[at] ^= std::byte{1};
-    EXPECT_NE(error_of([&] { other.load(altered); }), "none") << at;
+    EXPECT_NE(refusal_of([&] { other.load(altered); }), "none") << at;
   }
   EXPECT_EQ(other.memory_report().pages_used, used);
 
@@ -254,12 +245,12 @@ TEST_F(ModelCaches, SaveAndLoad) {
   fewer.shared_layers.clear();
   fewer.layers_without_keys = {2, 5, 6};
   ModelCache without(fewer, make_cpu_group);
-  EXPECT_EQ(error_of([&] { without.load(bytes); }),
+  EXPECT_EQ(refusal_of([&] { without.load(bytes); }),
             "squat: snapshot groups is 3, must be as many as the cache has, 2");
   bytes[8] = std::byte{2};
-  EXPECT_EQ(error_of([&] { other.load(bytes); }), "squat: snapshot version is 2, must be 1");
+  EXPECT_EQ(refusal_of([&] { other.load(bytes); }), "squat: snapshot version is 2, must be 1");
   bytes[0] = std::byte{0};
-  EXPECT_EQ(error_of([&] { other.load(bytes); }), "squat: snapshot is none of a model");
+  EXPECT_EQ(refusal_of([&] { other.load(bytes); }), "squat: snapshot is none of a model");
 }
 
 TEST_F(ModelCaches, HandTheirCodingsOn) {
@@ -268,7 +259,7 @@ TEST_F(ModelCaches, HandTheirCodingsOn) {
   Bytes codings, without = saved(cache, sequence, false);
   cache.save_codings(codings);
   ModelCache other(layered_model(), make_cpu_group);
-  EXPECT_NE(error_of([&] { other.load(without); }), "none");
+  EXPECT_NE(refusal_of([&] { other.load(without); }), "none");
   other.load_codings(codings);
   EXPECT_EQ(seen(other, other.load(without), in), seen(cache, sequence, in));
 }
@@ -291,7 +282,7 @@ TEST(ModelPriors, AreOfAGroup) {
   // A page is packed before the group has seen the tokens that it would learn from itself.
   EXPECT_GT(taught(1, 1), 0);
   EXPECT_GT(taught(2, 2), 0);
-  EXPECT_EQ(error_of([&] { taught(1, 2); }).substr(0, 13), "squat: prior.");
+  EXPECT_EQ(refusal_of([&] { taught(1, 2); }).substr(0, 13), "squat: prior.");
   ModelCache untaught(options, make_cpu_group);
   feed(untaught, untaught.add_sequence(), in, 0, 45);
   EXPECT_EQ(untaught.group(1).memory_report().packed_tokens, 0);
@@ -314,7 +305,7 @@ TEST(ModelBudget, IsOneForAllGroups) {
   EXPECT_EQ(cache.free_page_bytes(), needed - 1);
   EXPECT_EQ(cache.memory_report().pages_used, needed);
   const std::vector<float> before = seen(cache, sequences[0], in);
-  EXPECT_NE(error_of([&] { feed(cache, sequences[1], in, 0, 150); }).find("squat: page_budget is "),
+  EXPECT_NE(refusal_of([&] { feed(cache, sequences[1], in, 0, 150); }).find("squat: page_budget is "),
             std::string::npos);
   EXPECT_LE(cache.memory_report().pages_used, options.max_page_bytes);
   EXPECT_EQ(seen(cache, sequences[0], in), before);
@@ -356,7 +347,7 @@ TEST(ModelGroups, MayBeOfListedWidths) {
   EXPECT_EQ(cache.group(0).key_bits(), 2);
   EXPECT_EQ(cache.group(0).value_bits(), 3);
   options.groups[0].value_bits = 4;
-  EXPECT_EQ(error_of([&] { ModelCache(options, listed); }),
+  EXPECT_EQ(refusal_of([&] { ModelCache(options, listed); }),
             "squat: key_bits and value_bits is 2 and 4, must be widths, over exact rows, that this "
             "program has "
             "kernels for");

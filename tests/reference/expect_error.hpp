@@ -4,7 +4,6 @@
 
 #include <gtest/gtest.h>
 
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -12,17 +11,23 @@
 
 namespace squat::test {
 
-/// Expects a squat::Error whose text holds all of `words`.
-inline void expect_error(const std::function<void()> &call, const std::vector<std::string> &words) {
+/// The text of the Error that a call throws; "none" where it throws none.
+template <class Call>
+std::string refusal_of(Call &&call) {
   try {
     call();
-    ADD_FAILURE() << "no error; expected one with " << words[0];
   } catch (const Error &error) {
-    for (const std::string &word : words) {
-      EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-          << error.what() << " lacks " << word;
-    }
+    return error.what();
   }
+  return "none";
+}
+
+/// Expects an Error whose text holds all of `words`.
+template <class Call>
+void expect_error(Call &&call, const std::vector<std::string> &words) {
+  const std::string refusal = refusal_of(call);
+  for (const std::string &word : words)
+    EXPECT_NE(refusal.find(word), std::string::npos) << refusal << " lacks " << word;
 }
 
 }  // namespace squat::test
