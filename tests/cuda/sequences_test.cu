@@ -1,13 +1,13 @@
 // Sequences on the device are truncated, shifted and removed as on the CPU, and errors are the same.
 
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "caches.cuh"
+#include "reference/expect_error.hpp"
 #include "reference/inputs.hpp"
 
 namespace squat::test {
@@ -180,18 +180,6 @@ TEST_F(CudaSequences, EachLearnsForItselfWhereAsked) {
 }
 
 // ---- errors
-
-void expect_error(const std::function<void()> &call, const std::vector<std::string> &words) {
-  try {
-    call();
-    ADD_FAILURE() << "no error; expected one with " << words[0];
-  } catch (const Error &error) {
-    for (const std::string &word : words) {
-      EXPECT_NE(std::string(error.what()).find(word), std::string::npos)
-          << error.what() << " lacks " << word;
-    }
-  }
-}
 
 class CudaErrors : public OnDevice {};
 
