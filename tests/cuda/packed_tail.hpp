@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "device_array.hpp"
+#include "reference/rotary_table.hpp"
 #include "squat/coding/hadamard.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/orthogonal_rounding.hpp"
@@ -146,14 +147,8 @@ class PackedTail {
 
  private:
   RotaryTable rotary() const {
-    RotaryTable table;
-    table.pairs = case_.pairs;
     const int pairs = d / 2 * case_.turning / 100;
-    for (int i = 0; i < pairs; ++i) {
-      table.inverse_frequencies.push_back(
-          static_cast<float>(std::pow(1e4, -static_cast<double>(i) / pairs)));
-    }
-    return table;
+    return rotary_table(1e4, 2 * pairs, case_.pairs);
   }
 
   Eigen::MatrixXf normal(Index rows, Index columns) {

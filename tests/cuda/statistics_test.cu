@@ -4,12 +4,12 @@
 
 #include <Eigen/Core>
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <random>
 #include <vector>
 
 #include "device_array.hpp"
+#include "reference/rotary_table.hpp"
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/coding/rotary.hpp"
@@ -89,14 +89,8 @@ class Observed {
   int token_stride(int heads) const { return heads * (d + case_.padding); }
 
   RotaryTable rotary() const {
-    RotaryTable table;
-    table.pairs = case_.pairs;
     const int pairs = d / 2 * case_.turning / 100;
-    for (int i = 0; i < pairs; ++i) {
-      table.inverse_frequencies.push_back(
-          static_cast<float>(std::pow(1e4, -static_cast<double>(i) / pairs)));
-    }
-    return table;
+    return rotary_table(1e4, 2 * pairs, case_.pairs);
   }
 
   std::vector<QueryStatistics> on_device() const {

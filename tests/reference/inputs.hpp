@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attention_error.hpp"
+#include "rotary_table.hpp"
 #include "squat/coding/rotary.hpp"
 #include "squat/core/config.hpp"
 
@@ -145,18 +146,6 @@ inline std::vector<Matrix> load_heads(const std::filesystem::path &directory, in
         static_cast<double>(elements[i]);
   }
   return heads;
-}
-
-/// The table of a model that turns the first `channels` of its rows, of frequencies base^(-i /
-/// channels).
-inline RotaryTable rotary_table(double base, Index channels,
-                                RotaryPairs pairs = RotaryPairs::interleaved) {
-  RotaryTable rotary{.pairs = pairs};
-  for (Index i = 0; i < channels; i += 2) {
-    rotary.inverse_frequencies.push_back(
-        static_cast<float>(std::pow(base, -static_cast<double>(i) / static_cast<double>(channels))));
-  }
-  return rotary;
 }
 
 /// The rotary embedding of interleaved pairs, base 100000, row i at position i.
