@@ -354,7 +354,7 @@ TEST(ModelGroups, MayBeOfListedWidths) {
 }
 
 TEST(ModelCacheSteps, AreNotReplayedOnTheCpu) {
-  ModelCache cache(layered_model());
+  ModelCache cache(layered_model(), make_cpu_group);
   const std::vector batch{SequenceTokens{cache.add_sequence(), 1}};
   EXPECT_EQ(cache.steps_to_replay(batch), 0);
   EXPECT_THROW(cache.advance(batch, 1), Error);
