@@ -173,6 +173,7 @@ TEST_F(DeviceOutOfMemory, InAForkAndAReorder) {
 TEST_F(DeviceOutOfMemory, IsNotAskedAboutInEveryStep) {
   World world(small(Coding::plain));
   for (int piece = 0; piece < 7; ++piece) world.attend(0, 0, 290);
+  world.attend(0, 290, 1);  // makes what steps need
   asked = 0;
   cuda::refuses_device_memory = refuse_all;
   int steps = 0;

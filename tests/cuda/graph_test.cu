@@ -218,6 +218,24 @@ TEST_F(CudaGraph, SaysHowOftenAStepMayBeReplayed) {
   expect_attention(filled, in);
 }
 
+TEST_F(CudaGraph, EndsWhereAShortTailHasToGrow) {
+  const Options options = options_of(Coding::plain);
+  Cache cache(options);
+  DeviceInputs in(options, 24, 1);
+  const std::array batch{SequenceTokens{cache.add_sequence(), 1}};
+  const auto append = [&](Index first, Index count) {
+    for (int layer = 0; layer < layers; ++layer)
+      cache.attend(batch[0].sequence, layer, in.q.view(first, count), in.k.view(first, count),
+                   in.v.view(first, count), in.out.view(first, count), stream);
+  };
+  append(0, 10);
+  EXPECT_EQ(cache.steps_to_replay(batch), 10) << "of a block of 16 tokens, behind 4 sinks";
+  append(10, 1);
+  EXPECT_THROW(cache.advance(batch, 10), Error);
+  for (Index token = 11; token < 21; ++token) append(token, 1);
+  EXPECT_EQ(cache.steps_to_replay(batch), options.page_tokens) << "it grew as a whole";
+}
+
 TEST_F(CudaGraph, IsNoneWhileACodingLearns) {
   Options options = options_of(Coding::subspace);
   options.statistics_tokens = 1000;

@@ -109,18 +109,19 @@ class Replay {
     if (!out_of_memory_) acquire_pages(operations, pages, taken_, stream);
   }
 
-  /// Steps from now on that the kernels can take of a layer, once its coding is learnt, until a page has
-  /// to be acquired.
+  /// Steps from now on that the kernels can take of a layer, once its coding is learnt.
   Index steps(const Operations &operations, const Layer &layer) const {
-    const Index tail = layer.exact.tail(), full = rule_.full();
-    if (layer.sinks_to_fill(1, sinks_) > 0 || tail >= full || !operations.can_step(layer.exact))
+    const Index tail = layer.exact.tail();
+    if (layer.sinks_to_fill(1, sinks_) > 0 || tail >= rule_.full() || !operations.can_step(layer.exact))
       return 0;
-    return layer.ready_page ? room(layer) : full - 1 - tail;
+    return layer.ready_page ? room(layer) : std::min(layer.exact.room(), rule_.full() - 1 - tail);
   }
 
-  /// Steps that the layer has room for.
+  /// Steps that the layer has room for: a tail that can take a page's last token is a page shorter then.
   Index room(const Layer &layer) const {
-    return layer.exact.room() + (layer.ready_page ? rule_.page_tokens : 0);
+    const Index room = layer.exact.room();
+    const bool packs = layer.ready_page && layer.exact.tail() + room >= rule_.full();
+    return room + (packs ? rule_.page_tokens : 0);
   }
 
   /// Acquires the page that each of `layers` packs next. Where there is none, steps wait for a call that

@@ -19,6 +19,7 @@
 // NCCL's.
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <limits>
 #include <memory>
@@ -174,7 +175,8 @@ class SplitContext {
   /// now, on every rank: of attend() in every layer, taken once before without a graph. advance() counts
   /// them, at most `page_tokens` at a time. Steps are alike from the third of a run until that ends, or
   /// another part packs its own: 0 says that the next is to be taken without a graph, as where a rank
-  /// has several parts and sequences go on at different ones. Always 0 where a rank has more than 4,
+  /// has several parts and sequences go on at different ones. Fewer on a rank whose cache has to make
+  /// room before: ranks need not replay together. Always 0 where a rank has more than 4,
   /// keys alone or values alone are packed, codings are not learnt, or the transport gathers by way of
   /// the host. The batch's token counts are not read.
   Index steps_alike(Batch batch) const requires replays {
@@ -185,6 +187,7 @@ class SplitContext {
       state.check_between_steps();
       steps = std::min(steps, captured.alike(state));
       if (steps > 0 && !captured.together(find(batch.front().sequence), state)) return 0;
+      if (steps > 0) steps = std::min(steps, steps_with_room(state));
     }
     return steps;
   }
@@ -398,6 +401,18 @@ class SplitContext {
   /// Tokens of a sequence's first run.
   Index first_run(const Sequence &state) const {
     return state.runs.all().empty() ? own_.sizes().first : state.runs.all().front().count;
+  }
+
+  /// Steps of a sequence that this rank's cache takes without making room; any number from a page on.
+  Index steps_with_room(const Sequence &state) const requires replays {
+    Index least = std::numeric_limits<Index>::max();
+    for (std::size_t i = 0; i < own_.parts().size(); ++i) {
+      if (state.runs.part_of(state.lengths.front()) != own_.parts()[i]) continue;
+      const std::array step{SequenceTokens{state.local[i], 1}};
+      const Index steps = cache_->steps_to_replay(step);
+      if (steps < cache_->options().page_tokens) least = steps;
+    }
+    return least;
   }
 
   detail::CapturedSteps captured_steps() const {

@@ -17,9 +17,9 @@ class captured_steps:
     >>> with squat.captured_steps(model):
     ...     model.generate(**inputs, cache=cache)
 
-    A step is a call of one token a sequence by keyword arguments, without gradients. The first of a batch runs as it is, and so do
-    those that the cache has to plan: while it learns, behind reorder_cache() or crop(), where memory is short. The next is captured, and
-    steps like it are replays, whose results are copies. The model's code must do the same in every step, on the GPU alone (mixtures of
+    A step is a call of one token a sequence by keyword arguments, without gradients. The first two of a batch run as they are, and so
+    do those that the cache has to plan: while it learns, behind reorder_cache() or crop(), where memory is short. The next is captured,
+    and steps like it are replays, whose results are copies. The model's code must do the same in every step, on the GPU alone (mixtures of
     experts do by set_experts_implementation("batched_mm")); where it does not, the capture raises what torch says of it. All else runs as it is: prompts, other caches, the CPU. For one thread at a time.
     """
 
@@ -88,6 +88,7 @@ class _Steps:
     def __init__(self, forward, first: _Call):
         self.forward, self.first = forward, first
         self.plan = None  # of the step before
+        self.has_stepped = False  # by kernels alone, as a captured step does
         self.graph = self.inputs = self.result = None
 
     def take(self, call: _Call):
@@ -95,9 +96,10 @@ class _Steps:
         left = cache.replays_left()  # which may show that the graph is outgrown
         if self.plan is None or cache.step_plan is not self.plan:
             self.graph = self.inputs = self.result = left = None
-        if not left:
+            self.has_stepped = False
+        if not left or (self.graph is None and not self.has_stepped):
             result = self.forward(**call.tensors, **call.others, attention_mask=call.mask)
-            self.plan = cache.step_plan
+            self.plan, self.has_stepped = cache.step_plan, bool(left)
             return result
         if self.graph is None:
             self._capture(call)
