@@ -466,10 +466,10 @@ class World {
     std::vector<LayerState> states;
     std::vector<BatchEntry> batch;
     int rows = 0, most = 0;
-    int table_pages = 0;
+    int most_pages = 0;
     for (const Sequence &s : sequences_) {
       states.push_back(s.state);
-      table_pages += s.state.page_capacity;
+      most_pages += s.state.page_capacity;
     }
     LayerState *device_states = keep(states);
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
@@ -485,7 +485,7 @@ class World {
     const int many = border_rows == 0 ? 0 : std::max(2, (border_rows + of_a_kv_head - 1) / of_a_kv_head);
     const std::size_t bytes =
         attend_workspace_bytes(d, static_cast<int>(batch.size()), heads, case_.kv_heads, most,
-                               table_pages, Layout::KeyBits, Layout::ValueBits, many);
+                               most_pages, Layout::KeyBits, Layout::ValueBits, many);
     std::vector<std::uint8_t> poison(bytes, 0xff);
     std::fill_n(poison.begin(), counter_bytes, std::uint8_t{0});
     auto *workspace = keep(poison);
@@ -496,7 +496,7 @@ class World {
     call.kv_heads = case_.kv_heads;
     call.scale = 1 / std::sqrt(static_cast<float>(d));
     call.codings = codings_;
-    call.table_pages = table_pages;
+    call.most_pages = most_pages;
     call.many_tokens = many;
     call.q = {keep(q), heads * d, d};
     call.out = {out.data(), heads * d, d};

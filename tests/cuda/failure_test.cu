@@ -172,8 +172,8 @@ TEST_F(DeviceOutOfMemory, InAForkAndAReorder) {
 /// Its table of pages is to grow beyond the first 64.
 TEST_F(DeviceOutOfMemory, IsNotAskedAboutInEveryStep) {
   World world(small(Coding::plain));
-  for (int piece = 0; piece < 7; ++piece) world.attend(0, 0, 290);
-  world.attend(0, 290, 1);  // makes what steps need
+  for (int piece = 0; piece < 8; ++piece) world.attend(0, 0, 250);  // 62 pages, and one acquired ahead
+  world.attend(0, 290, 1);                                          // makes what steps need
   asked = 0;
   cuda::refuses_device_memory = refuse_all;
   int steps = 0;

@@ -796,14 +796,21 @@ class Operations {
 
   /// Room for attend_batch() of the same calls. Captured graphs go on with the old one.
   void reserve_attend(std::span<const Call> calls, cudaStream_t stream) {
-    most_tokens_ = table_pages_ = 0;
+    most_tokens_ = most_pages_ = 0;
+    // What a graph will meet is not known, and of what one has met a page may not be counted yet.
+    const bool captured = capturing(stream);
+    const std::size_t uncounted = captured_ ? 1 : 0;
+    std::size_t table_pages = 0;
     for (const Call &call : calls) {
+      const std::size_t capacity = call.exact->table_capacity();
+      const std::size_t most = captured ? capacity : std::min(capacity, call.pages.size() + uncounted);
       most_tokens_ = std::max(most_tokens_, static_cast<std::int32_t>(call.tokens));
-      table_pages_ += static_cast<std::int32_t>(call.exact->table_capacity());
+      most_pages_ += static_cast<std::int32_t>(most);
+      table_pages += capacity;
     }
-    const std::size_t bytes =
-        attend_workspace_bytes(options_->head_dim, static_cast<int>(calls.size()), options_->query_heads,
-                               kv_heads(), most_tokens_, table_pages_, KeyBits, ValueBits);
+    const std::size_t bytes = attend_workspace_bytes(options_->head_dim, static_cast<int>(calls.size()),
+                                                     options_->query_heads, kv_heads(), most_tokens_,
+                                                     static_cast<int>(table_pages), KeyBits, ValueBits);
     if (bytes <= attend_.bytes()) return;
     if (captured_) retired_.push_back(std::exchange(attend_, {}));
     grow(attend_, bytes, stream);
@@ -868,7 +875,7 @@ class Operations {
     call.out = device_tensor(out.rows);
     call.lse = device_tensor(out.lse);
     call.rule = score_rule(codings_.at(calls.front().coding).layer());
-    call.table_pages = table_pages_;
+    call.most_pages = most_pages_;
     return call;
   }
 
@@ -962,7 +969,7 @@ class Operations {
   std::vector<std::size_t> unpacked_begins_;  // of the tails in unpacked_
   std::int32_t most_overflow_ = 0;            // blocks of a sequence
   std::int32_t most_tokens_ = 0;              // of a sequence
-  std::int32_t table_pages_ = 0;              // entries of all page tables, used or not
+  std::int32_t most_pages_ = 0;               // of all sequences together
   std::vector<BatchEntry> entries_;
   std::vector<Call> draft_calls_;
   std::vector<DraftRow> draft_rows_;

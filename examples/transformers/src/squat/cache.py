@@ -239,12 +239,13 @@ class Cache(transformers.Cache):
     @contextlib.contextmanager
     def nothing_counted(self):
         """For a call that is captured: it has not happened."""
-        before = [layer.tokens for layer in self.layers]
+        before, left = [layer.tokens for layer in self.layers], self._replays_left
         try:
             yield
         finally:
             for layer, tokens in zip(self.layers, before):
                 layer.tokens = tokens
+            self._replays_left = left
 
     # ---- inside
 

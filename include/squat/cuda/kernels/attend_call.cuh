@@ -31,11 +31,11 @@ struct AttendCall {
   const CodingTables *codings;  // indexed by LayerState::coding
   DeviceTensor<const S> q;
   DeviceTensor<S> out;
-  DeviceTensor<float> lse;   // of data null: not asked for
-  float *slots;              // see decode_sums.cuh
-  std::int32_t *counters;    // of segments, 0 between launches
-  std::int32_t table_pages;  // entries of the page tables of the batch's sequences together, used or not
-  std::int32_t first_tile;   // tiles of query rows [first_tile, first_tile + most_tiles) of every entry
+  DeviceTensor<float> lse;  // of data null: not asked for
+  float *slots;             // see decode_sums.cuh
+  std::int32_t *counters;   // of segments, 0 between launches
+  std::int32_t most_pages;  // that the batch's sequences may have together
+  std::int32_t first_tile;  // tiles of query rows [first_tile, first_tile + most_tiles) of every entry
   std::int32_t most_tiles;
   std::int32_t many_tokens;  // entries of so many tokens and more are left to attend_rows.cuh
   const DraftRow *draft;     // of the rows of the call's tensors; null: the call is no draft

@@ -59,10 +59,10 @@ inline int few_tokens(int many_tokens, int most_tokens) {
 }
 
 /// Bytes of the workspace of an attention of `entries` sequences of at most `most_tokens` tokens each;
-/// the first counter_bytes of it are 0 before the first launch. table_pages: entries of the page tables
-/// of these sequences together, used or not. asked: AttendCall::many_tokens.
+/// the first counter_bytes of it are 0 before the first launch. most_pages: that these sequences may
+/// have together. asked: AttendCall::many_tokens.
 inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_heads, int kv_heads,
-                                          int most_tokens, int table_pages, int key_bits, int value_bits,
+                                          int most_tokens, int most_pages, int key_bits, int value_bits,
                                           int asked = 0) {
   const bool packed = key_bits < 16 || value_bits < 16;
   const int heads = query_heads / kv_heads;
@@ -73,7 +73,7 @@ inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_h
     bytes = std::max(
         bytes,
         counter_bytes +
-            RowWorkspace(head_dim, entries, heads, kv_heads, most_tokens, table_pages, packed).end);
+            RowWorkspace(head_dim, entries, heads, kv_heads, most_tokens, most_pages, packed).end);
   }
   return bytes;
 }

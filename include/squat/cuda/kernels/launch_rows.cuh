@@ -1,8 +1,8 @@
 #pragma once
 
 // Launches attention of the entries with many query tokens: for each chunk of pages that are unpacked, a
-// grid that unpacks, one that attends and one that merges. The number of chunks follows from the batch's
-// table capacities; chunks behind the last page cost three empty launches.
+// grid that unpacks, one that attends and one that merges. The number of chunks follows from how many
+// pages the batch may have: a chunk behind the last is a merge of all rows for nothing.
 
 #include <cuda_runtime.h>
 
@@ -53,7 +53,7 @@ struct RowWorkspace {
   std::size_t sums, unpacked, end;  // behind the slots
 
   RowWorkspace(int head_dim, int entries, int heads_per_kv_head, int kv_heads, int most_tokens,
-               int table_pages, bool packed) {
+               int most_pages, bool packed) {
     const int rows = most_tokens * heads_per_kv_head;
     tile_rows = 16 * row_warps * row_tiles_of(head_dim, rows);
     tiles = std::clamp(most_row_segments / std::max(1, entries * kv_heads), 1,
@@ -63,7 +63,7 @@ struct RowWorkspace {
     unpacked = sums + segments * row_sum_floats(head_dim, tile_rows) * sizeof(float);
     unpacked = (unpacked + 127) / 128 * 128;
     const std::size_t page = static_cast<std::size_t>(kv_heads * head_dim) * 128 * 4;
-    const std::size_t all = page * static_cast<std::size_t>(table_pages);
+    const std::size_t all = page * static_cast<std::size_t>(most_pages);
     end = unpacked + (packed ? std::min(all, std::max(page, most_unpacked_bytes)) : 0);
   }
 };
@@ -118,13 +118,13 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
   for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
     rows.first_page = 0;
     do {
-      rows.last_chunk = call.table_pages - rows.first_page <= rows.pages ? 1 : 0;
+      rows.last_chunk = call.most_pages - rows.first_page <= rows.pages ? 1 : 0;
       if constexpr (packed) {
         using Unpack = UnpackWarp<Layout, Values, T>;
         const auto unpack = unpack_pages<Layout, Values, T, S>;
         const std::size_t bytes = unpack_shared<Layout, Values, T>(starts_bytes);
         const int of_a_head = std::max(1, Unpack::blocks * processors / call.kv_heads);
-        const int most = std::max(1, std::min(of_a_head, std::min(rows.pages, call.table_pages)));
+        const int most = std::max(1, std::min(of_a_head, std::min(rows.pages, call.most_pages)));
         launch(unpack, most * call.kv_heads, Unpack::threads, bytes, rows);
       }
       launch(attend, blocks, row_threads, shared, rows);
@@ -142,7 +142,7 @@ void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *worksp
   constexpr int head_dim = Layout::HeadDim;
   constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
   const RowWorkspace parts(head_dim, call.entries, call.heads_per_kv_head, call.kv_heads, most_tokens,
-                           call.table_pages, packed);
+                           call.most_pages, packed);
   auto *bytes = static_cast<std::uint8_t *>(workspace);
   RowCall<S> rows{};
   rows.call = call;
