@@ -20,7 +20,8 @@ class captured_steps:
     A step is a call of one token a sequence by keyword arguments, without gradients. The first two of a batch run as they are, and so
     do those that the cache has to plan: while it learns, behind reorder_cache() or crop(), where memory is short. The next is captured,
     and steps like it are replays, whose results are copies. The model's code must do the same in every step, on the GPU alone (mixtures of
-    experts do by set_experts_implementation("batched_mm")); where it does not, the capture raises what torch says of it. All else runs as it is: prompts, other caches, the CPU. For one thread at a time.
+    experts do by set_experts_implementation("batched_mm")); where it does not, the capture raises what torch says of it. All else runs as
+    it is: prompts, other caches, the CPU. For one thread at a time.
     """
 
     def __init__(self, model: torch.nn.Module):
