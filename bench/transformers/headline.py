@@ -48,10 +48,12 @@ def parts_compiled(model, name):
     setattr(code, name_of_turn, torch.compile(turn, dynamic=False))
     for part in parts:
         part.compile(dynamic=False)
-    yield
-    setattr(code, name_of_turn, turn)
-    for part in parts:
-        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        setattr(code, name_of_turn, turn)
+        for part in parts:
+            part._compiled_call_impl = None
 
 
 def steps_of(model, name):
@@ -138,16 +140,15 @@ def measure(model, name, batch, prompt, new):
     """Of one generate(), behind another that warms up with few tokens. None where memory runs out."""
     device = model.device
     model.set_attn_implementation("squat" if name.startswith("squat") else "sdpa")
-    compiled = contextlib.ExitStack()
     try:
         # What was compiled is of a batch.
         warm_batch = batch if name == "float16 static" or name.endswith("compiled") else min(batch, 4)
-        compiled.enter_context(parts_compiled(model, name))
-        generate(model, CACHES[name](model.config, prompt + new), warm_batch, prompt, 4)
-        empty(device)
-        memory, cache = Memory(device), CACHES[name](model.config, prompt + new)
-        with steps_of(model, name):
-            _, seconds = timed(device, lambda: generate(model, cache, batch, prompt, new))
+        with parts_compiled(model, name):
+            generate(model, CACHES[name](model.config, prompt + new), warm_batch, prompt, 4)
+            empty(device)
+            memory, cache = Memory(device), CACHES[name](model.config, prompt + new)
+            with steps_of(model, name):
+                _, seconds = timed(device, lambda: generate(model, cache, batch, prompt, new))
         result = dict(cache=name, batch=batch, prompt=prompt, new=new, seconds=round(seconds, 3),
                       tokens_per_second=round(batch * new / seconds, 1), **memory.report())  # fmt: skip
         if name.startswith("squat"):
@@ -159,7 +160,6 @@ def measure(model, name, batch, prompt, new):
             raise
         return None
     finally:
-        compiled.close()
         cache = None
         empty(device)
 

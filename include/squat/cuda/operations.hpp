@@ -208,7 +208,7 @@ class Operations {
       const Index rest = arrived - call.due * options_->page_tokens;
       exact.reserve_table(pages, *arena_);
       const bool growing = call.tokens == 1 && exact.tail() > 0;
-      exact.reserve_rows(shape_, rest, pages > 0, growing, call.learnt, *arena_);
+      exact.reserve_rows(shape_, rest, pages > 0 || growing, call.learnt, *arena_);
       const std::int32_t behind = std::max(0, token_blocks(arrived) - exact.next_tail_blocks());
       overflows_.push_back(overflow);
       overflow += shape_.tail_elements(behind);
@@ -579,7 +579,7 @@ class Operations {
                           static_cast<std::size_t>(options_->head_dim), of_tail && shape_.byte_tail);
     const Index first = of_tail ? exact.tail() : exact.sinks();
     exact.reserve_table(0, *arena_);
-    exact.reserve_rows(shape_, exact.tail() + (of_tail ? count : 0), true, false, false, *arena_);
+    exact.reserve_rows(shape_, exact.tail() + (of_tail ? count : 0), true, false, *arena_);
     exact.adopt(shape_, nullptr, stream);
     with_row_blocks(exact, of_tail, first, count, [&]<class Records>(const auto &blocks) {
       std::vector<std::byte> staged(blocks.count * blocks.bytes);

@@ -113,10 +113,9 @@ class ExactStore {
   std::size_t row_elements() const { return rows_.size(); }
 
   /// Makes rows for a tail of `tokens` tokens, unless those there are will do, and a state. A short
-  /// sequence, which has no pages and is not `growing` token by token, takes the blocks it needs; others
-  /// a tail of which a page is due, exactly once the coding is there (`learnt`).
-  void reserve_rows(const ExactShape &shape, Index tokens, bool paged, bool growing, bool learnt,
-                    DeviceArena &arena) {
+  /// sequence takes the blocks it needs, unless it wants a `whole` tail; others a tail of which a page
+  /// is due, exactly once the coding is there (`learnt`).
+  void reserve_rows(const ExactShape &shape, Index tokens, bool whole, bool learnt, DeviceArena &arena) {
     constexpr std::int32_t few = 4;
     reserve_state(arena);
     const std::int32_t needed = std::max(1, token_blocks(tokens));
@@ -124,7 +123,7 @@ class ExactStore {
     if (learnt && tail_blocks_ > shape.full_blocks) {
       next_tail_blocks_ = shape.full_blocks;
     } else if (needed > tail_blocks_) {
-      const bool is_short = !paged && !growing && needed <= few && needed < shape.full_blocks;
+      const bool is_short = !whole && needed <= few && needed < shape.full_blocks;
       next_tail_blocks_ = is_short ? needed
                           : learnt ? shape.full_blocks
                                    : std::max({shape.full_blocks, needed, 2 * tail_blocks_});
@@ -154,7 +153,7 @@ class ExactStore {
   void reserve_copy(const ExactStore &from, const ExactShape &shape, Index sinks, Index tail,
                     std::size_t pages, DeviceArena &arena) {
     if (sinks + tail == 0 && pages == 0) return;
-    reserve_rows(shape, tail, pages > 0, false, false, arena);
+    reserve_rows(shape, tail, pages > 0, false, arena);
     next_table_ = ArenaPiece<PageEntry>(arena, std::max(from.table_.size(), pages + 1));
   }
 
