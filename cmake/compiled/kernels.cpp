@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "squat/coding/learn_heads.hpp"
 #include "squat/compiled/any_operations.hpp"
 #include "squat/cpu/operations.hpp"
 
@@ -146,6 +147,7 @@ std::unique_ptr<AnyOperations<T>> make(const Options &options, int key_bits, int
 }  // namespace
 
 extern const Kernels SQUAT_KERNELS;
-const Kernels SQUAT_KERNELS{SQUAT_NAME(SQUAT_CPU_NAMESPACE), make<float>, make<half>, make<bfloat16>};
+const Kernels SQUAT_KERNELS{SQUAT_NAME(SQUAT_CPU_NAMESPACE), learn_heads<double>, make<float>,
+                            make<half>, make<bfloat16>};
 
 }  // namespace squat::compiled

@@ -178,8 +178,9 @@ TEST(Prior, ReadsFilesOfItsFirstVersion) {
     EXPECT_EQ(after.queries(), before.queries());
     EXPECT_EQ(after.keys(), before.keys());
     EXPECT_EQ(query_moment(after), query_moment(before));
-    const Eigen::MatrixXd covariance = key_covariance(before, &frame);
-    EXPECT_LT((key_covariance(after, &frame) - covariance).norm(), 1e-6 * covariance.norm());
+    const Eigen::MatrixXd covariance = key_covariance(before, &frame, {before, &frame});
+    EXPECT_LT((key_covariance(after, &frame, {after, &frame}) - covariance).norm(),
+              1e-6 * covariance.norm());
   }
 }
 
@@ -197,7 +198,8 @@ TEST(Prior, ReadsFilesOfItsSecondVersion) {
     EXPECT_EQ(after.queries(), before.queries());
     EXPECT_EQ(query_moment(after), query_moment(before));
     const TileFrame frame(rotary_table(1e3, 32), 64);
-    EXPECT_EQ(key_covariance(after, &frame), key_covariance(before, &frame));
+    EXPECT_EQ(key_covariance(after, &frame, {after, &frame}),
+              key_covariance(before, &frame, {before, &frame}));
   }
 }
 

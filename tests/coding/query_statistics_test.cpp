@@ -47,11 +47,12 @@ TEST(QueryStatistics, HoldTheCovarianceAboutTheTurnedMean) {
   const RowMatrix centred = off.rowwise() - off.colwise().mean();
   const Eigen::MatrixXd expected = (centred.transpose() * centred).cast<double>() / tokens;
   for (const QueryStatistics *statistics : {&whole, &front}) {
-    const std::vector<double> found = key_mean(*statistics, &frame);
+    const std::vector<double> found = KeySums(*statistics, &frame).mean;
     EXPECT_LT(
         (Eigen::Map<const Eigen::VectorXd>(found.data(), d) - mean.transpose().cast<double>()).norm(),
         1e-5);
-    EXPECT_LT((key_covariance(*statistics, &frame) - expected).norm(), 1e-4 * expected.norm());
+    EXPECT_LT((key_covariance(*statistics, &frame, {*statistics, &frame}) - expected).norm(),
+              1e-4 * expected.norm());
   }
 }
 
@@ -72,7 +73,8 @@ TEST(QueryStatistics, HoldTheCovarianceBesideAMeanThreeHundredTimesTheDeviation)
     centred -= turned(pre_rotary, rows, 0).cast<double>();
     centred.rowwise() -= Eigen::RowVectorXd(centred.colwise().mean());
     const Eigen::MatrixXd expected = centred.transpose() * centred / tokens;
-    const Eigen::MatrixXd found = key_covariance(statistics, rows > 1 ? &frame : nullptr);
+    const TileFrame *turning = rows > 1 ? &frame : nullptr;
+    const Eigen::MatrixXd found = key_covariance(statistics, turning, {statistics, turning});
     EXPECT_LT((found - expected).cwiseAbs().maxCoeff(), 4e-3) << rows << " rows";
   }
 }

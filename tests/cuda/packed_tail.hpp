@@ -241,7 +241,7 @@ class PackedTail {
       if (case_.coding != Coding::orthogonal) continue;
       std::vector<double> range = statistics.mean_range();
       if (frame != nullptr) {
-        const Eigen::MatrixXd covariance = key_covariance(statistics, frame);
+        const Eigen::MatrixXd covariance = key_covariance(statistics, frame, {statistics, frame});
         for (Index i = 0; i < d; ++i) range[static_cast<std::size_t>(i)] = std::sqrt(covariance(i, i));
       }
       roundings_.push_back(learn_orthogonal_rounding(query_moment(statistics), range, case_.orthogonal));

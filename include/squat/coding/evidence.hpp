@@ -70,7 +70,7 @@ Matrix<Real> correlation(Matrix<Real> covariance, const std::vector<double> &lea
 /// covariance: of the keys, see key_covariance(). In a tile frame, whose rows turn equal keys apart, the
 /// means of its rows, turned back, tell more: a loop of few tokens has few of them.
 template <class Real>
-Evidence evidence_of(const QueryStatistics &statistics, const TileFrame *frame,
+Evidence evidence_of(const QueryStatistics &statistics, const TileFrame *frame, const KeySums &keys,
                      const Matrix<Real> &covariance) {
   // What rounding to 16 bits makes of keys that are all the same: a channel's square by 2^-22 / 3 at
   // most.
@@ -92,23 +92,19 @@ Evidence evidence_of(const QueryStatistics &statistics, const TileFrame *frame,
   if (frame == nullptr) {
     note_keys(covariance);
   } else {
-    const std::vector<double> sums = detail::sums_by_row(statistics);
-    const std::vector<double> mean = detail::key_mean(statistics, frame, sums.data());
-    Matrix<Real> deviations(rows, d);
+    Matrix<Real> deviations(d, rows);
     evidence.draws = 0;
-    std::vector<double> sum(mean.size());
-    for (Index row = 0; row < rows; ++row) {
-      const double keys = row_counts[static_cast<std::size_t>(row)];
-      if (keys > 0) evidence.draws += 1;
-      std::copy_n(sums.data() + row * d, sum.size(), sum.data());
-      detail::turn_in_frame(sum.data(), frame, row, -1);
+    const double *sum = keys.turned_back.data();
+    for (Index row = 0; row < rows; ++row, sum += d) {
+      const double count = row_counts[static_cast<std::size_t>(row)];
+      if (count > 0) evidence.draws += 1;
+      const double root = std::sqrt(count), factor = count > 0 ? 1 / root : 0.0;
       for (Index i = 0; i < d; ++i) {
-        const auto at = static_cast<std::size_t>(i);
-        deviations(row, i) =
-            static_cast<Real>(keys > 0 ? (sum[at] - keys * mean[at]) / std::sqrt(keys) : 0);
+        const double mean = keys.mean[static_cast<std::size_t>(i)];
+        deviations(i, row) = static_cast<Real>(sum[i] * factor - root * mean);
       }
     }
-    Matrix<Real> of_rows = matrix_product<Real>(transposed<Real>(deviations), deviations);
+    Matrix<Real> of_rows = matrix_product<Real>(deviations, transposed<Real>(deviations));
     for (Index i = 0; i < d * d; ++i)
       of_rows.data()[i] /= static_cast<Real>(std::max(evidence.draws, 1.0));
     note_keys(of_rows);

@@ -77,10 +77,10 @@ class KeyQuantizer {
   Evidence learn(const QueryStatistics &statistics, const TileFrame *frame,
                  QueryWeighting weighting = QueryWeighting::equal) {
     if (!learns_from_prompt(coding_)) return {};
+    const KeySums keys(statistics, frame);
     if (frame != nullptr) {
-      const std::vector<double> mean = key_mean(statistics, frame);
-      mean_.resize(mean.size());
-      std::transform(mean.begin(), mean.end(), mean_.begin(),
+      mean_.resize(keys.mean.size());
+      std::transform(keys.mean.begin(), keys.mean.end(), mean_.begin(),
                      [](double x) { return static_cast<float>(x); });
       // Keys have no such mean, but sums from a file may.
       const auto is_mean = [](float x) { return std::abs(x) <= largest_element; };
@@ -88,8 +88,8 @@ class KeyQuantizer {
     }
     const Matrix<Real> C = weighting == QueryWeighting::equal ? query_moment<Real>(statistics)
                                                               : attention_metric<Real>(statistics);
-    const Matrix<Real> covariance = key_covariance<Real>(statistics, frame);
-    const Evidence evidence = evidence_of(statistics, frame, covariance);
+    const Matrix<Real> covariance = key_covariance<Real>(statistics, frame, keys);
+    const Evidence evidence = evidence_of(statistics, frame, keys, covariance);
     if (coding_ == Coding::subspace) {
       basis_ = learn_subspace_basis<Real>(C, covariance, bits_);
       return evidence;

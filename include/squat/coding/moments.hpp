@@ -180,27 +180,17 @@ inline std::vector<double> sums_by_row(const QueryStatistics &statistics) {
                                 row_counts = statistics.sums(&HeadSums::row_counts);
   std::vector<double> sums(rounded.begin(), rounded.end()), lost(key_sum.begin(), key_sum.end());
   const double count = std::max(statistics.keys(), 1.0);
-  for (std::size_t i = 0; i < sums.size(); ++i) lost[i % static_cast<std::size_t>(d)] -= sums[i];
-  for (Index row = 0; row < statistics.rows(); ++row) {
+  const auto for_each_row = [&](auto &&visit) {
+    for (Index row = 0; row < statistics.rows(); ++row) visit(row, sums.data() + row * d);
+  };
+  for_each_row([&](Index, const double *of_row) {
+    for (Index i = 0; i < d; ++i) lost[static_cast<std::size_t>(i)] -= of_row[i];
+  });
+  for_each_row([&](Index row, double *of_row) {
     const double share = row_counts[static_cast<std::size_t>(row)] / count;
-    for (Index i = 0; i < d; ++i) {
-      sums[static_cast<std::size_t>(row * d + i)] += share * lost[static_cast<std::size_t>(i)];
-    }
-  }
+    for (Index i = 0; i < d; ++i) of_row[i] += share * lost[static_cast<std::size_t>(i)];
+  });
   return sums;
-}
-
-/// The mean of the keys as row 0 of a tile has them, of their sums by row.
-inline std::vector<double> key_mean(const QueryStatistics &statistics, const TileFrame *frame,
-                                    const double *sums) {
-  std::vector<double> mean(static_cast<std::size_t>(statistics.head_dim())), of_row(mean);
-  const double count = std::max(statistics.keys(), 1.0);
-  for (Index row = 0; row < statistics.rows(); ++row, sums += statistics.head_dim()) {
-    std::copy_n(sums, of_row.size(), of_row.data());
-    turn_in_frame(of_row.data(), frame, row, -1);
-    for (std::size_t i = 0; i < mean.size(); ++i) mean[i] += of_row[i] / count;
-  }
-  return mean;
 }
 
 }  // namespace squat::detail::inline SQUAT_CPU_NAMESPACE
@@ -220,30 +210,46 @@ inline std::vector<float> rotated_value_mean(const QueryStatistics &statistics) 
   return mean;
 }
 
-/// The mean of the keys as row 0 of a tile has them, [head_dim]: of keys
-/// before their rotary embedding. frame: null without a tile frame.
-inline std::vector<double> key_mean(const QueryStatistics &statistics, const TileFrame *frame) {
-  return detail::key_mean(statistics, frame, detail::sums_by_row(statistics).data());
-}
+/// The sums of a head's keys.
+struct KeySums {
+  std::vector<double> by_row;       ///< as they stand in the tile, [rows, head_dim]
+  std::vector<double> turned_back;  ///< the same as row 0 has them: before their rotary embedding
+  std::vector<double> mean;         ///< of all, as row 0 has them, [head_dim]
 
-/// The covariance of the keys about their turned mean, [head_dim, head_dim].
+  /// frame: null without a tile frame.
+  KeySums(const QueryStatistics &statistics, const TileFrame *frame)
+      : by_row(detail::sums_by_row(statistics)),
+        turned_back(by_row),
+        mean(static_cast<std::size_t>(statistics.head_dim())) {
+    const Index d = statistics.head_dim();
+    const double count = std::max(statistics.keys(), 1.0);
+    for (Index row = 0; row < statistics.rows(); ++row) {
+      double *of_row = turned_back.data() + row * d;
+      detail::turn_in_frame(of_row, frame, row, -1);
+      for (Index i = 0; i < d; ++i) mean[static_cast<std::size_t>(i)] += of_row[i] / count;
+    }
+  }
+};
+
+/// The covariance of the keys about their turned mean, [head_dim, head_dim]. frame: null without a tile
+/// frame.
 template <class Real = double>
-Matrix<Real> key_covariance(const QueryStatistics &statistics, const TileFrame *frame) {
+Matrix<Real> key_covariance(const QueryStatistics &statistics, const TileFrame *frame,
+                            const KeySums &keys) {
   const Index d = statistics.head_dim(), rows = statistics.rows();
-  const std::vector<double> by_row = detail::sums_by_row(statistics);
-  const std::vector<double> mean = detail::key_mean(statistics, frame, by_row.data());
+  const std::vector<double> &mean = keys.mean;
   const std::span<const double> row_counts = statistics.sums(&HeadSums::row_counts);
   const double count = std::max(statistics.keys(), 1.0);
   // sum (x - m_j)(x - m_j)^T = sum x x^T - sum_j (s_j m_j^T + m_j s_j^T - n_j m_j m_j^T)
   std::vector<double> turned(mean), rest(mean.size());
   Matrix<Real> means(rows, d), half_way(d, rows);
-  const double *sums = by_row.data();
+  const double *sums = keys.by_row.data();
   for (Index row = 0; row < rows; ++row, sums += d) {
     turned = mean;
     detail::turn_in_frame(turned.data(), frame, row, 1);
-    const double keys = row_counts[static_cast<std::size_t>(row)];
+    const double keys_of_row = row_counts[static_cast<std::size_t>(row)];
     for (Index i = 0; i < d; ++i) {
-      const double m = turned[static_cast<std::size_t>(i)], weighted = m * keys;
+      const double m = turned[static_cast<std::size_t>(i)], weighted = m * keys_of_row;
       means(row, i) = static_cast<Real>(m);
       half_way(i, row) = static_cast<Real>(sums[i] - .5 * weighted);
       rest[static_cast<std::size_t>(i)] += (sums[i] - weighted) / count;

@@ -9,13 +9,16 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/coding/coding_record.hpp"
+#include "squat/coding/layer_learning.hpp"
 #include "squat/coding/prior.hpp"
 #include "squat/core/any_tensor.hpp"
 #include "squat/core/config.hpp"
+#include "squat/core/parallel.hpp"
 #include "squat/core/tensor.hpp"
 #include "squat/cpu/exact_store.hpp"
 
@@ -79,9 +82,13 @@ template <class T>
 using MakeOperations = std::unique_ptr<AnyOperations<T>>(const Options &options, int key_bits,
                                                          int value_bits);
 
+/// See learn_heads() in coding/learn_heads.hpp: for backends of devices, whose host learns.
+using LearnHeads = std::vector<HeadRecord>(const LayerLearning &layer, const Parallel &parallel);
+
 /// The kernels of one instruction set.
 struct Kernels {
   const char *name;
+  LearnHeads *learn_heads;
   MakeOperations<float> *make_float;
   MakeOperations<half> *make_half;
   MakeOperations<bfloat16> *make_bfloat16;

@@ -32,4 +32,10 @@ class Task {
 /// that has begun has ended: the call that it works for throws the same, and the cache is as it was.
 using Parallel = std::function<void(int count, Task task)>;
 
+/// By `parallel`, or in order where it is empty.
+inline void run_tasks(const Parallel &parallel, int count, Task task) {
+  if (parallel) return parallel(count, task);
+  for (int index = 0; index < count; ++index) task(index);
+}
+
 }  // namespace squat

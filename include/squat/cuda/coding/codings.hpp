@@ -61,7 +61,7 @@ class Codings {
 
   /// Fixes a coding from its statistics. Returns false where they are of no text: it begins anew.
   bool learn(Index coding, cudaStream_t stream) {
-    const bool learnt = at(coding).learn([&](auto &&task) { for_each_kv_head(task); }, stream);
+    const bool learnt = at(coding).learn(stream);
     if (learnt) upload_tables(coding, stream);
     return learnt;
   }
@@ -80,8 +80,7 @@ class Codings {
 
   /// Becomes what a record says. Waits for the stream.
   void adopt(Index coding, const CodingRecord &record, cudaStream_t stream) {
-    at(coding).adopt(
-        record, [&](auto &&task) { for_each_kv_head(task); }, stream);
+    at(coding).adopt(record, stream);
     upload_tables_and_wait(coding, stream);
   }
 
@@ -131,17 +130,6 @@ class Codings {
   template <class Item>
   static const Item &of_layer(const std::vector<Item> &items, int layer) {
     return items.size() == 1 ? items.front() : items[static_cast<std::size_t>(layer)];
-  }
-
-  /// In order, or by the engine's threads.
-  template <class Run>
-  void for_each_kv_head(Run &&run) const {
-    const auto task = [&](int head) { run(Index{head}); };
-    if (options_->parallel) {
-      options_->parallel(options_->kv_heads, task);
-    } else {
-      for (int head = 0; head < options_->kv_heads; ++head) task(head);
-    }
   }
 
   /// Room for so many codings on the device.

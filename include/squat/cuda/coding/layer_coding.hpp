@@ -12,16 +12,23 @@
 
 #include "squat/cache/options.hpp"
 #include "squat/coding/coding_record.hpp"
-#include "squat/coding/evidence.hpp"
 #include "squat/coding/key_quantizer.hpp"
-#include "squat/coding/moments.hpp"
+#include "squat/coding/layer_learning.hpp"
 #include "squat/coding/query_statistics.hpp"
+#include "squat/coding/rotary.hpp"
 #include "squat/coding/subspace_basis.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
+#include "squat/core/parallel.hpp"
 #include "squat/cuda/coding/coding_tables.hpp"
 #include "squat/cuda/coding/device_statistics.cuh"
 #include "squat/cuda/state/device_buffer.hpp"
+
+#if defined(SQUAT_COMPILED)
+#include "squat/compiled/any_operations.hpp"
+#else
+#include "squat/coding/learn_heads.hpp"
+#endif
 
 namespace squat::cuda {
 
@@ -30,6 +37,7 @@ class LayerCoding {
  public:
   LayerCoding(const Options &options, int key_bits, int layer, const DeviceTiles &tiles)
       : options_(&options),
+        key_bits_(key_bits),
         layer_(layer),
         tiles_(&tiles),
         quantizers_(
@@ -94,27 +102,31 @@ class LayerCoding {
     return heads;
   }
 
-  /// Fixes the codings from their statistics; for_each(run) runs a task a KV head. Returns false where
-  /// they are of no text: nothing is seen and learnt then.
-  template <class ForEach>
-  bool learn(ForEach &&for_each, cudaStream_t stream) {
+  /// Fixes the codings from their statistics. Returns false where they are of no text: nothing is seen
+  /// and learnt then.
+  template <class Real = double>
+  bool learn(cudaStream_t stream) {
     reserve_statistics(stream);
     const std::vector<QueryStatistics> heads = statistics(stream);
-    std::vector<Evidence> evidence(quantizers_.size());
-    std::vector<QueryMatrices> matrices(quantizers_.size());
-    for_each([&](Index head) {
-      const auto i = static_cast<std::size_t>(head);
-      evidence[i] = quantizers_[i].learn(heads[i], tiles_->frame());
-      quantizers_[i].round_basis();
-      quantizers_[i].invert_rounded();
-      matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
-      value_means_[i] = rotated_value_mean(heads[i]);
-    });
-    if (!is_of_text(evidence)) {
+    const TileFrame *frame = tiles_->frame();
+    const LayerLearning layer{.coding = *options_->coding,
+                              .fit = *options_->fit,
+                              .orthogonal = options_->orthogonal,
+                              .key_bits = key_bits_,
+                              .head_dim = options_->head_dim,
+                              .rotary = frame != nullptr ? &frame->table() : nullptr,
+                              .frame_rows = rows_of_frame(),
+                              .heads = heads};
+#if defined(SQUAT_COMPILED)
+    const std::vector<HeadRecord> learnt = compiled::kernels().learn_heads(layer, options_->parallel);
+#else
+    const std::vector<HeadRecord> learnt = learn_heads<Real>(layer, options_->parallel);
+#endif
+    if (learnt.empty()) {
       forget();
       return false;
     }
-    make_tables(matrices, true, stream);
+    make_tables(take(learnt), true, stream);
     learnt_ = true;
     if (!options_->keep_statistics) statistics_.reset();
     return true;
@@ -147,17 +159,8 @@ class LayerCoding {
   }
 
   /// Becomes what a record says, which was checked. Waits for the stream.
-  template <class ForEach>
-  void adopt(const CodingRecord &record, ForEach &&for_each, cudaStream_t stream) {
-    std::vector<QueryMatrices> matrices(quantizers_.size());
-    for_each([&](Index head) {
-      const auto i = static_cast<std::size_t>(head);
-      quantizers_[i].adopt(record.heads[i]);
-      value_means_[i] = record.heads[i].value_mean;
-      quantizers_[i].invert_rounded();
-      matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
-    });
-    make_tables(matrices, record.learnt || !learns_, stream);
+  void adopt(const CodingRecord &record, cudaStream_t stream) {
+    make_tables(take(record.heads), record.learnt || !learns_, stream);
     learnt_ = record.learnt;
     observed_ = false;
     statistics_.reset();
@@ -224,6 +227,19 @@ class LayerCoding {
     for (std::vector<float> &mean : value_means_) mean.clear();
   }
 
+  /// Becomes what the heads' records say, but for the tables. A task a head.
+  std::vector<QueryMatrices> take(std::span<const HeadRecord> heads) {
+    std::vector<QueryMatrices> matrices(quantizers_.size());
+    run_tasks(options_->parallel, static_cast<int>(quantizers_.size()), [&](int head) {
+      const auto i = static_cast<std::size_t>(head);
+      quantizers_[i].adopt(heads[i]);
+      value_means_[i] = heads[i].value_mean;
+      quantizers_[i].invert_rounded();
+      matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
+    });
+    return matrices;
+  }
+
   /// Tables of what the quantizers know, which then let go of matrices that only tables need.
   void make_tables(std::span<const QueryMatrices> matrices, bool learnt, cudaStream_t stream) {
     DeviceBuffer<std::byte> memory;
@@ -237,6 +253,7 @@ class LayerCoding {
   Index rows_of_frame() const { return tiles_->frame() ? tiles_->frame()->rows() : 1; }
 
   const Options *options_;
+  int key_bits_;
   int layer_;
   const DeviceTiles *tiles_;
   std::unique_ptr<DeviceStatistics> statistics_;  // while they are wanted
