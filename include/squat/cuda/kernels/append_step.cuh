@@ -7,7 +7,9 @@
 #include <cstdint>
 
 #include "squat/cuda/kernels/elements.cuh"
+#include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/kernels/pack_call.cuh"
+#include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
 #include "squat/cuda/state/exact_slots.cuh"
@@ -37,6 +39,8 @@ template <int HeadDim, class T, class S>
 __global__ void append_step(const BatchEntry *batch, int kv_heads, DeviceTensor<const S> k,
                             DeviceTensor<const S> v, std::uint32_t *errors) {
   using Block = BlockLayout<HeadDim>;
+  allow_next_launch();
+  wait_for_launches();
   const BatchEntry entry = batch[blockIdx.x];
   LayerState &state = *entry.state;
   const ExactSlots tail = tail_slots<HeadDim>(state, kv_heads);
@@ -70,13 +74,15 @@ template <int HeadDim, class T, class S>
 void launch_append_step(const BatchEntry *batch, int entries, int kv_heads, DeviceTensor<const S> k,
                         DeviceTensor<const S> v, std::uint32_t *errors, cudaStream_t stream) {
   if (entries == 0) return;
-  append_step<HeadDim, T, S><<<entries, 512, 0, stream>>>(batch, kv_heads, k, v, errors);
+  launch_behind(append_step<HeadDim, T, S>, static_cast<unsigned>(entries), 512, 0, stream,
+                launches_overlap(), batch, kv_heads, k, v, errors);
 }
 
 /// Counts what the packing kernels of the same call packed: the last to read the counts. One thread an
 /// entry.
 template <int Group>
 __global__ void finish_call(PackCall call) {
+  wait_for_launches();
   const int entry = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (entry >= call.entries) return;
   LayerState &state = *call.batch[entry].state;
@@ -92,7 +98,8 @@ __global__ void finish_call(PackCall call) {
 template <int Group>
 void launch_finish_call(const PackCall &call, cudaStream_t stream) {
   if (call.entries == 0) return;
-  finish_call<Group><<<(call.entries + 127) / 128, 128, 0, stream>>>(call);
+  launch_behind(finish_call<Group>, static_cast<unsigned>((call.entries + 127) / 128), 128, 0, stream,
+                launches_overlap(), call);
 }
 
 }  // namespace squat::cuda

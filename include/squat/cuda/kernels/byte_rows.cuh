@@ -5,10 +5,12 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "squat/cuda/kernels/append_step.cuh"
 #include "squat/cuda/kernels/elements.cuh"
+#include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/kernels/row_sums.cuh"
@@ -161,8 +163,11 @@ void launch_append_byte_rows(const BatchEntry *batch, int entries, int most_toke
 
 /// append_step() for tails of bytes.
 template <int HeadDim, class S>
-__global__ void append_byte_step(const BatchEntry *batch, int kv_heads, DeviceTensor<const S> k,
-                                 DeviceTensor<const S> v, std::uint32_t *errors) {
+__global__ void __launch_bounds__(1024)
+    append_byte_step(const BatchEntry *batch, int kv_heads, DeviceTensor<const S> k,
+                     DeviceTensor<const S> v, std::uint32_t *errors) {
+  allow_next_launch();
+  wait_for_launches();
   const BatchEntry entry = batch[blockIdx.x];
   LayerState &state = *entry.state;
   const ByteSlots tail = tail_slots<HeadDim, ByteSlots>(state, kv_heads);
@@ -192,7 +197,9 @@ template <int HeadDim, class S>
 void launch_append_byte_step(const BatchEntry *batch, int entries, int kv_heads, DeviceTensor<const S> k,
                              DeviceTensor<const S> v, std::uint32_t *errors, cudaStream_t stream) {
   if (entries == 0) return;
-  append_byte_step<HeadDim, S><<<entries, 512, 0, stream>>>(batch, kv_heads, k, v, errors);
+  const int warps = std::clamp(2 * kv_heads, 4, 32);  // of a block: a row each, or a few
+  launch_behind(append_byte_step<HeadDim, S>, static_cast<unsigned>(entries), warps * warp_lanes, 0,
+                stream, launches_overlap(), batch, kv_heads, k, v, errors);
 }
 
 /// Writes the rows of every entry's tail to BatchEntry::unpacked as T: those that its call found there,

@@ -50,6 +50,7 @@ class DecodeWarp : public PageAttention<Layout, Values, S> {
   /// phase that the tables are there at the end of.
   __device__ void attend(unsigned table_parity) const {
     const Row row = this->fetch_row();  // while pages are looked up
+    ExactAttention<Layout, Values, T, S>(call_, plan_).prefetch_rows();
     if constexpr (!exact) {
       if (task().page_count > 0) this->stage_pages(0);
     }

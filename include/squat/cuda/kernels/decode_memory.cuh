@@ -55,6 +55,7 @@ struct DecodeTask {
   std::int32_t page_count, first_batch;
   std::int32_t limits[team_rows];  ///< rows see the positions below
   std::int32_t all_see;            ///< all rows see from here on, but for their limits
+  float slopes[team_rows];         ///< of rows, see ScoreRule
   DecodePiece piece;
   WorkerRun left;  ///< from the piece on
 };

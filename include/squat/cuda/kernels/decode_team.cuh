@@ -129,9 +129,7 @@ class DecodeTeam {
   /// And from here on.
   __device__ int first_seen() const { return call_.rule.first_seen(limit()); }
   /// Of row t.
-  __device__ float slope() const {
-    return call_.rule.slope(head_of(min(task().first_row + lane_index() % 4, task().rows - 1)));
-  }
+  __device__ float slope() const { return task().slopes[lane_index() % 4]; }
 
   /// Of a row of the entry: the row of the call's tensors, and the query head.
   __device__ int token_of(int row) const { return task().token + row / call_.heads_per_kv_head; }
@@ -183,10 +181,13 @@ class DecodeTeam {
     const int rows = call_.rows(entry);
     const int first_row = (piece.tile + call_.first_tile) * plan_.rows() + team_in_group() * team_rows;
     left.own.begin = left.piece.begin = piece.own.end;
-    const int lane = lane_index();
-    const int limit = call_.seen(entry, state->length(), min(first_row + lane % team_rows, rows - 1));
+    const int lane = lane_index(), row = min(first_row + lane % team_rows, rows - 1);
+    const int limit = call_.seen(entry, state->length(), row);
     const int most = reduce_lanes<1>(limit, [](int a, int b) { return max(a, b); });
-    if (lane < team_rows) task().limits[lane] = limit;
+    if (lane < team_rows) {
+      task().limits[lane] = limit;
+      task().slopes[lane] = call_.rule.slope(head_of(row));
+    }
     if (lane == 0) {
       DecodeTask &task = this->task();
       task.state = state;

@@ -64,15 +64,28 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
  public:
   using Team = DecodeTeam<Layout, Values, S>;
   using Team::Team;
-  using typename Team::Memory, Team::task, Team::sync_team, Team::add_up, Team::limit, Team::first_seen;
+  using typename Team::Memory, Team::task, Team::sync_team, Team::add_up, Team::limit, Team::first_seen,
+      Team::thread_of_team;
   static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
   static constexpr bool exact = Memory::exact;
+
+  /// Asks for the rows of the piece, which come while its pages are met.
+  __device__ void prefetch_rows() const {
+    const int first = task().piece.exact_first, last = task().piece.exact_last;
+    const int exact_last = has_bytes() ? sink_blocks() : last;
+    for (int i = first + thread_of_team(); i < last; i += team_threads) {
+      if (i < exact_last) {
+        prefetch(find_block(i).keys, static_cast<int>(ExactSlots::block_bytes<HeadDim>()));
+      } else {
+        prefetch(byte_block(i), static_cast<int>(ByteSlots::block_bytes<HeadDim>()));
+      }
+    }
+  }
 
   /// The blocks of rows of the piece, and then those of its pages, where these are exact.
   __device__ void attend() const {
     const int first = task().piece.exact_first, last = task().piece.exact_last;
-    const bool bytes = task().state->byte_tail != 0 && task().unpacked == nullptr;
-    const int exact_last = bytes ? min(max(sink_blocks(), first), last) : last;
+    const int exact_last = has_bytes() ? min(max(sink_blocks(), first), last) : last;
     if (exact || first < exact_last) attend_exact(first, exact_last);
     if constexpr (!exact) {
       if (exact_last < last) attend_bytes(exact_last, last);
@@ -82,6 +95,10 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
  private:
   using Team::memory_, Team::warp_, Team::call_;
 
+  /// Whether what is behind the sinks is a tail of bytes.
+  __device__ bool has_bytes() const {
+    return task().state->byte_tail != 0 && task().unpacked == nullptr;
+  }
   __device__ int sink_blocks() const { return (task().state->sinks + 15) / 16; }
 
   /// Whether row t sees a position.
@@ -165,12 +182,17 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
            [&](int j, int half) { return sums.o[j][2 * half] * unit; });
   }
 
+  /// Block `index` of the rows, of a tail of bytes.
+  __device__ const std::uint8_t *byte_block(int index) const {
+    return tail_slots<HeadDim, ByteSlots>(*task().state, call_.kv_heads)
+        .template block<HeadDim>(this->stretch().head, 16 * (index - sink_blocks()));
+  }
+
   __device__ void add_byte_block(int index, ExactSums<HeadDim> &sums, float &unit) const {
     using Block = ByteBlock<HeadDim>;
     const LayerState &state = *task().state;
     const int lane = opaque(lane_index()), g = lane >> 2, token = 16 * (index - sink_blocks());
-    const std::uint8_t *block = tail_slots<HeadDim, ByteSlots>(state, call_.kv_heads)
-                                    .template block<HeadDim>(this->stretch().head, token);
+    const std::uint8_t *block = byte_block(index);
     const auto *tiles = reinterpret_cast<const uint2 *>(block) + lane;
     uint2 keys[steps], values[steps];
 #pragma unroll

@@ -77,21 +77,24 @@ struct KernelFit {
   }
 };
 
+/// Whether a kernel may start before the one in front of it has ended.
+inline bool launches_overlap() { return device_limits().major >= 9; }
+
 /// Launches a kernel behind another of the stream. overlaps: it may start while the other still runs,
 /// and waits for its results itself (wait_for_launches()).
 template <class... Parameters, class... Arguments>
-void launch_behind(void (*kernel)(Parameters...), int blocks, int threads, std::size_t shared,
+void launch_behind(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
                    cudaStream_t stream, bool overlaps, const Arguments &...arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
+  const cudaLaunchConfig_t config{.gridDim = grid,
                                   .blockDim = dim3(static_cast<unsigned>(threads)),
                                   .dynamicSmemBytes = shared,
                                   .stream = stream,
                                   .attrs = &attribute,
                                   .numAttrs = overlaps ? 1u : 0u};
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), "attend");
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), "launch of a kernel");
 }
 
 }  // namespace squat::cuda

@@ -2,10 +2,16 @@
 
 // What a call packs: the pages that are due of every entry's tail.
 
+#include <cuda_runtime.h>
+
+#include <algorithm>
 #include <cstdint>
 
 #include "squat/cache/tail_rule.hpp"
 #include "squat/coding/coding.hpp"
+#include "squat/cuda/kernels/launch_behind.cuh"
+#include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
 namespace squat::cuda {
@@ -36,6 +42,40 @@ __device__ inline std::uint8_t *due_page(const LayerState &state, const PackCall
                                          int group) {
   if (page >= due_pages(state, call, group)) return nullptr;
   return const_cast<std::uint8_t *>(state.pages[state.page_count + page].data);
+}
+
+/// Grid of a kernel that packs: page of the call, KV head, a share of the entries. So many shares as the
+/// device takes blocks at a time: in most steps nothing is due, and a block that finds nothing costs as
+/// much to launch as one that packs.
+inline dim3 pack_grid(const PackCall &call) {
+  const std::int64_t of_an_entry = std::int64_t{call.most_pages} * call.kv_heads;
+  const std::int64_t at_a_time = 2 * device_limits().processors;
+  const auto shares =
+      std::clamp<std::int64_t>((at_a_time + of_an_entry - 1) / of_an_entry, 1, call.entries);
+  return dim3(static_cast<unsigned>(call.most_pages), static_cast<unsigned>(call.kv_heads),
+              static_cast<unsigned>(shares));
+}
+
+/// Calls visit(state, bytes) for the entries of the block's share whose page of the call is due; bytes:
+/// of that page. By all threads of a block, which it ends each visit with a barrier of; waits for the
+/// kernels in front of it.
+template <int Group, class Visit>
+__device__ inline void for_each_due_page(const PackCall &call, Visit &&visit) {
+  allow_next_launch();
+  wait_for_launches();
+  const int page = static_cast<int>(blockIdx.x), shares = static_cast<int>(gridDim.z);
+#pragma unroll 1
+  for (int first = static_cast<int>(blockIdx.z); first < call.entries; first += shares * warp_lanes) {
+    const int own = first + lane_index() * shares;
+    const bool is = own < call.entries && due_page(*call.batch[own].state, call, page, Group) != nullptr;
+    unsigned due = __ballot_sync(0xffffffffu, is);  // every warp finds the same
+#pragma unroll 1
+    for (; due != 0; due &= due - 1) {
+      const LayerState &state = *call.batch[first + (__ffs(static_cast<int>(due)) - 1) * shares].state;
+      visit(state, due_page(state, call, page, Group));
+      __syncthreads();
+    }
+  }
 }
 
 }  // namespace squat::cuda

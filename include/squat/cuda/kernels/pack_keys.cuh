@@ -252,15 +252,11 @@ constexpr int pack_keys_bytes(Coding coding) {
   }
 }
 
-/// Grid: page of the call, KV head, entry.
+/// Packs the keys of one head and page, into the head's bytes; by a block.
 template <class Layout, class T>
-__global__ void __launch_bounds__(Layout::HeadDim * 2, 256 / Layout::HeadDim) pack_keys(PackCall call) {
+__device__ inline void pack_page_keys(const PackCall &call, const LayerState &state, int page, int head,
+                                      std::uint8_t *bytes) {
   constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group;
-  const LayerState &state = *call.batch[blockIdx.z].state;
-  const int page = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  std::uint8_t *bytes = due_page(state, call, page, Group);
-  if (bytes == nullptr) return;
-  bytes += static_cast<long long>(head) * Layout::head_bytes(call.values);
   if constexpr (Layout::KeyBits == 16) {
     const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
     const int warp = static_cast<int>(threadIdx.x) / warp_lanes, lane = lane_index();
@@ -294,6 +290,16 @@ __global__ void __launch_bounds__(Layout::HeadDim * 2, 256 / Layout::HeadDim) pa
   }
 }
 
+/// See pack_grid().
+template <class Layout, class T>
+__global__ void __launch_bounds__(Layout::HeadDim * 2, 256 / Layout::HeadDim) pack_keys(PackCall call) {
+  const int page = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  for_each_due_page<Layout::Group>(call, [&](const LayerState &state, std::uint8_t *bytes) {
+    pack_page_keys<Layout, T>(call, state, page, head,
+                              bytes + static_cast<long long>(head) * Layout::head_bytes(call.values));
+  });
+}
+
 /// Throws Error where it asks for more shared memory than the device has.
 template <class Layout, class T>
 void launch_pack_keys(const PackCall &call, cudaStream_t stream) {
@@ -304,9 +310,8 @@ void launch_pack_keys(const PackCall &call, cudaStream_t stream) {
     static SharedMemoryLimit<decltype(kernel)> limit;
     limit.raise(kernel, static_cast<std::size_t>(bytes));
   }
-  const dim3 grid(static_cast<unsigned>(call.most_pages), static_cast<unsigned>(call.kv_heads),
-                  static_cast<unsigned>(call.entries));
-  kernel<<<grid, Layout::HeadDim * 2, static_cast<unsigned>(bytes), stream>>>(call);
+  launch_behind(kernel, pack_grid(call), Layout::HeadDim * 2, static_cast<std::size_t>(bytes), stream,
+                launches_overlap(), call);
 }
 
 }  // namespace squat::cuda

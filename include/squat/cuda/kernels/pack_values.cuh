@@ -19,6 +19,7 @@
 
 #include "squat/cuda/kernels/elements.cuh"
 #include "squat/cuda/kernels/hadamard_signs.cuh"
+#include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/kernels/pack_call.cuh"
 #include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/store_codes.cuh"
@@ -245,15 +246,12 @@ __device__ inline bool mean_is_near(ValueTile<Layout::HeadDim> &tile, const floa
   return all.y < all.x;
 }
 
-/// Grid: page of the call, KV head, entry. Blocks of a warp for every 16 tokens of a page.
+/// Packs the values of one head and page, into the head's bytes; by a block of a warp for every 16
+/// tokens.
 template <class Layout, class T>
-__global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(PackCall call) {
+__device__ inline void pack_page_values(const PackCall &call, const LayerState &state, int page,
+                                        int head, std::uint8_t *bytes) {
   constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group, Bits = Layout::ValueBits;
-  const LayerState &state = *call.batch[blockIdx.z].state;
-  const int page = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  std::uint8_t *bytes = due_page(state, call, page, Group);
-  if (bytes == nullptr) return;
-  bytes += static_cast<long long>(head) * Layout::head_bytes(call.values);
   const int step = static_cast<int>(threadIdx.x) / warp_lanes;
   const int token = page * Group + step * 16;
   const auto exact_values = [&] {
@@ -311,12 +309,21 @@ __global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(P
   }
 }
 
+/// See pack_grid().
+template <class Layout, class T>
+__global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(PackCall call) {
+  const int page = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  for_each_due_page<Layout::Group>(call, [&](const LayerState &state, std::uint8_t *bytes) {
+    pack_page_values<Layout, T>(call, state, page, head,
+                                bytes + static_cast<long long>(head) * Layout::head_bytes(call.values));
+  });
+}
+
 template <class Layout, class T>
 void launch_pack_values(const PackCall &call, cudaStream_t stream) {
   if (call.entries == 0 || call.most_pages == 0) return;
-  const dim3 grid(static_cast<unsigned>(call.most_pages), static_cast<unsigned>(call.kv_heads),
-                  static_cast<unsigned>(call.entries));
-  pack_values<Layout, T><<<grid, Layout::token_tiles * warp_lanes, 0, stream>>>(call);
+  launch_behind(pack_values<Layout, T>, pack_grid(call), Layout::token_tiles * warp_lanes, 0, stream,
+                launches_overlap(), call);
 }
 
 }  // namespace squat::cuda

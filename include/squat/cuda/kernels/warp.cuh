@@ -73,6 +73,17 @@ __device__ inline uint2 read_once(const uint2 *from) {
   return x;
 }
 
+/// Asks for `bytes` bytes, a multiple of 16 at such an address, to come to the second-level cache.
+__device__ inline void prefetch(const void *from, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+#else
+  for (int i = 0; i < bytes; i += 128) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const std::uint8_t *>(from) + i));
+  }
+#endif
+}
+
 /// Copies 16 bytes to shared memory, past the first-level cache.
 __device__ inline void copy_async(void *to, const void *from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
