@@ -78,14 +78,7 @@ class KeyQuantizer {
                  QueryWeighting weighting = QueryWeighting::equal) {
     if (!learns_from_prompt(coding_)) return {};
     const KeySums keys(statistics, frame);
-    if (frame != nullptr) {
-      mean_.resize(keys.mean.size());
-      std::transform(keys.mean.begin(), keys.mean.end(), mean_.begin(),
-                     [](double x) { return static_cast<float>(x); });
-      // Keys have no such mean, but sums from a file may.
-      const auto is_mean = [](float x) { return std::abs(x) <= largest_element; };
-      if (!std::all_of(mean_.begin(), mean_.end(), is_mean)) mean_.clear();
-    }
+    if (frame != nullptr) mean_ = rounded_key_mean(keys.mean);
     const Matrix<Real> C = weighting == QueryWeighting::equal ? query_moment<Real>(statistics)
                                                               : attention_metric<Real>(statistics);
     const Matrix<Real> covariance = key_covariance<Real>(statistics, frame, keys);
@@ -122,15 +115,17 @@ class KeyQuantizer {
   template <class Real = double>
   void round_basis() {
     if (!basis_ || !basis_->rounded.empty()) return;
-    const Eigen::MatrixXd matrix = basis_->template queries_to_basis<Real>();
-    if (bits_ > most_bits_of_bytes) {
-      basis_->rounded = round_to_words(matrix);
-    } else {
-      // A query's channels range as the metric's diagonal says.
-      std::vector<double> widths;
-      for (const float weight : basis_->metric) widths.push_back(std::sqrt(static_cast<double>(weight)));
-      basis_->rounded = round_to_bytes(matrix, widths);
-    }
+    basis_->rounded = rounded_basis(basis_->template queries_to_basis<Real>(), basis_->metric, bits_);
+  }
+
+  /// A^-T as far as keys of `bits` bits ask for it. metric: SubspaceBasis::metric.
+  static RoundedMatrix rounded_basis(const Eigen::MatrixXd &matrix, std::span<const float> metric,
+                                     int bits) {
+    if (!rounds_to_bytes(bits)) return round_to_words(matrix);
+    // A query's channels range as the metric's diagonal says.
+    std::vector<double> widths;
+    for (const float weight : metric) widths.push_back(std::sqrt(static_cast<double>(weight)));
+    return round_to_bytes(matrix, widths);
   }
 
   /// Whether a basis is rounded to bytes, else to words, where more bits of the keys want more of the

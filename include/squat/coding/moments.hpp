@@ -197,17 +197,31 @@ inline std::vector<double> sums_by_row(const QueryStatistics &statistics) {
 
 namespace squat::inline SQUAT_CPU_NAMESPACE {
 
-/// The mean value, [head_dim], rotated as values are. Empty where there were none, or where the sums are
-/// of no values that a cache takes.
-inline std::vector<float> rotated_value_mean(const QueryStatistics &statistics) {
-  const double count = statistics.sums(&HeadSums::values)[0];
+/// The mean of `count` values of that sum, [head_dim], rotated as values are. Empty where there were
+/// none, or where the sums are of no values that a cache takes.
+inline std::vector<float> rotated_value_mean(std::span<const double> sums, double count) {
   std::vector<float> mean;
-  for (const double sum : statistics.sums(&HeadSums::value_sum)) {
+  for (const double sum : sums) {
     if (!(std::abs(sum) <= static_cast<double>(largest_element) * count) || count == 0) return {};
     mean.push_back(static_cast<float>(sum / count));
   }
-  rotate_hadamard(mean.data(), statistics.head_dim());
+  rotate_hadamard(mean.data(), static_cast<Index>(mean.size()));
   return mean;
+}
+inline std::vector<float> rotated_value_mean(const QueryStatistics &statistics) {
+  return rotated_value_mean(statistics.sums(&HeadSums::value_sum),
+                            statistics.sums(&HeadSums::values)[0]);
+}
+
+/// A mean key as pages take it, in float. Empty where it is none of keys that a cache takes, as sums
+/// from a file may say.
+inline std::vector<float> rounded_key_mean(std::span<const double> mean) {
+  std::vector<float> rounded;
+  for (const double x : mean) {
+    rounded.push_back(static_cast<float>(x));
+    if (!(std::abs(rounded.back()) <= largest_element)) return {};
+  }
+  return rounded;
 }
 
 /// The sums of a head's keys.

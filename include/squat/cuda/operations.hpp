@@ -138,7 +138,12 @@ class Operations {
     });
   }
 
-  bool learn(Index coding, cudaStream_t stream) { return codings_.learn(coding, stream); }
+  bool learn(Index coding, cudaStream_t stream) {
+    bool learnt = false;
+    with_layout(
+        [&]<class Layout>() { learnt = codings_.template learn<Layout::HeadDim>(coding, stream); });
+    return learnt;
+  }
   void learn_nothing(Index coding, cudaStream_t stream) { codings_.learn_nothing(coding, stream); }
   void forget(Index coding, cudaStream_t stream) { codings_.forget(coding, stream); }
   bool add_statistics(Index coding, Prior &prior) const {

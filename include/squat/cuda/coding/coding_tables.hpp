@@ -57,13 +57,16 @@ inline double unit_of(const Eigen::MatrixXd &matrix) {
 /// twice, first to learn the size, then with the memory there.
 class TableImage {
  public:
-  explicit TableImage(std::byte *device = nullptr) : device_(device) {}
+  /// To learn the size.
+  TableImage() = default;
+  /// In memory of the device, of that size.
+  TableImage(std::byte *device, std::size_t size) : device_(device), bytes_(size) {}
 
   template <class Target, class Scalar>
   const Target *add(std::span<const Scalar> elements) {
-    const std::size_t at = (bytes_.size() + alignment - 1) / alignment * alignment;
-    bytes_.resize(at + elements.size_bytes());
-    std::memcpy(bytes_.data() + at, elements.data(), elements.size_bytes());
+    const std::size_t at = (size_ + alignment - 1) / alignment * alignment;
+    size_ = at + elements.size_bytes();
+    if (!bytes_.empty()) std::memcpy(bytes_.data() + at, elements.data(), elements.size_bytes());
     return reinterpret_cast<const Target *>(device_ + at);
   }
   template <class Scalar>
@@ -71,12 +74,14 @@ class TableImage {
     return add<Scalar>(std::span<const Scalar>(elements, static_cast<std::size_t>(count)));
   }
 
+  std::size_t size() const { return size_; }
   std::span<const std::byte> bytes() const { return bytes_; }
 
  private:
   static constexpr std::size_t alignment = 128;
 
-  std::byte *device_;
+  std::byte *device_ = nullptr;
+  std::size_t size_ = 0;
   std::vector<std::byte> bytes_;
 };
 
@@ -86,8 +91,8 @@ template <class Build>
 auto build_tables(DeviceBuffer<std::byte> &memory, cudaStream_t stream, Build &&build) {
   TableImage measured;
   build(measured);
-  memory = DeviceBuffer<std::byte>(measured.bytes().size());
-  TableImage image(memory.data());
+  memory = DeviceBuffer<std::byte>(measured.size());
+  TableImage image(memory.data(), memory.size());
   auto tables = build(image);
   upload(image.bytes(), memory.data(), stream);
   return tables;

@@ -60,8 +60,9 @@ class Codings {
   void remove(Index coding) { codings_[static_cast<std::size_t>(coding)].reset(); }
 
   /// Fixes a coding from its statistics. Returns false where they are of no text: it begins anew.
+  template <int HeadDim>
   bool learn(Index coding, cudaStream_t stream) {
-    const bool learnt = at(coding).learn(stream);
+    const bool learnt = at(coding).template learn<HeadDim>(stream);
     if (learnt) upload_tables(coding, stream);
     return learnt;
   }

@@ -15,6 +15,7 @@
 #include "squat/coding/observation.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/core/config.hpp"
+#include "squat/cuda/coding/learn_bases.cuh"
 #include "squat/cuda/coding/moments.cuh"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/state/device_buffer.hpp"
@@ -143,6 +144,42 @@ class DeviceStatistics {
     if (keys.tokens > 0 && rows.v.data != nullptr) add_values<HeadDim>(rows.v, keys, stream);
     check(cudaGetLastError(), "statistics");
   }
+
+  /// The bases of what has been added so far, a KV head each. Waits for the stream.
+  template <int HeadDim>
+  std::vector<LearntBasis<HeadDim>> learn_bases(const TileTables &tables, cudaStream_t stream) const {
+    using Basis = LearntBasis<HeadDim>;
+    const auto heads = static_cast<std::size_t>(kv_heads_);
+    const DeviceBuffer<Basis> learnt(heads);
+    const DeviceBuffer<float> factors(heads * HeadDim * HeadDim);
+    const DeviceBuffer<double> row_counts(row_counts_.size());
+    upload<double>(row_counts_, row_counts.data(), stream);
+    LearnCall<HeadDim> call{.layout = layout_,
+                            .doubles = doubles_.data(),
+                            .floats = floats_.data(),
+                            .row_counts = row_counts.data(),
+                            .keys = 0,
+                            .draws = 0,
+                            .tables = tables,
+                            .factors = factors.data(),
+                            .learnt = learnt.data()};
+    for (const double keys : row_counts_) {
+      call.keys += keys;
+      call.draws += keys > 0 ? 1 : 0;
+    }
+    launch_learn_bases(call, kv_heads_, stream);
+    std::vector<Basis> bases(heads);
+    download<Basis>(learnt.data(), bases, stream);
+    return bases;
+  }
+  /// What evidence_of() counts: keys, or rows of the tile that have any, and queries.
+  double draws() const {
+    double keys = 0, rows = 0;
+    for (const double of_row : row_counts_) keys += of_row, rows += of_row > 0 ? 1 : 0;
+    return layout_.rows > 1 ? rows : keys;
+  }
+  double queries() const { return queries_; }
+  double values() const { return values_; }
 
   /// What has been added so far, a KV head each. Waits for the stream.
   std::vector<QueryStatistics> read(cudaStream_t stream) const {

@@ -1,7 +1,8 @@
 #pragma once
 
-// What a layer's codings learn and have learnt, a KV head each. Statistics are gathered on the device;
-// learning from them is the host's; what kernels need of it lies in device memory.
+// What a layer's codings learn and have learnt, a KV head each. Statistics are gathered on the device,
+// which learns subspace bases of heads of up to 128 channels too (learn_bases.cuh); all else is learnt
+// by the host. What kernels need of it lies in device memory.
 
 #include <algorithm>
 #include <cstddef>
@@ -12,6 +13,7 @@
 
 #include "squat/cache/options.hpp"
 #include "squat/coding/coding_record.hpp"
+#include "squat/coding/evidence.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/layer_learning.hpp"
 #include "squat/coding/query_statistics.hpp"
@@ -20,6 +22,7 @@
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/core/parallel.hpp"
+#include "squat/cuda/coding/basis_record.hpp"
 #include "squat/cuda/coding/coding_tables.hpp"
 #include "squat/cuda/coding/device_statistics.cuh"
 #include "squat/cuda/state/device_buffer.hpp"
@@ -104,24 +107,15 @@ class LayerCoding {
 
   /// Fixes the codings from their statistics. Returns false where they are of no text: nothing is seen
   /// and learnt then.
-  template <class Real = double>
+  template <int HeadDim>
   bool learn(cudaStream_t stream) {
     reserve_statistics(stream);
-    const std::vector<QueryStatistics> heads = statistics(stream);
-    const TileFrame *frame = tiles_->frame();
-    const LayerLearning layer{.coding = *options_->coding,
-                              .fit = *options_->fit,
-                              .orthogonal = options_->orthogonal,
-                              .key_bits = key_bits_,
-                              .head_dim = options_->head_dim,
-                              .rotary = frame != nullptr ? &frame->table() : nullptr,
-                              .frame_rows = rows_of_frame(),
-                              .heads = heads};
-#if defined(SQUAT_COMPILED)
-    const std::vector<HeadRecord> learnt = compiled::kernels().learn_heads(layer, options_->parallel);
-#else
-    const std::vector<HeadRecord> learnt = learn_heads<Real>(layer, options_->parallel);
-#endif
+    // A prior's sums are the host's.
+    const bool has_all = !options_->prior || has_prior_;
+    const bool on_device =
+        *options_->coding == Coding::subspace && has_all && can_learn_bases<HeadDim>();
+    const std::vector<HeadRecord> learnt =
+        on_device ? learn_on_device<HeadDim>(stream) : learn_on_host(stream);
     if (learnt.empty()) {
       forget();
       return false;
@@ -225,6 +219,46 @@ class LayerCoding {
   void forget_learnt() {
     for (KeyQuantizer &quantizer : quantizers_) quantizer.forget();
     for (std::vector<float> &mean : value_means_) mean.clear();
+  }
+
+  /// What heads learn; nothing where statistics are of no text. On the host, from all statistics.
+  template <class Real = double>
+  std::vector<HeadRecord> learn_on_host(cudaStream_t stream) const {
+    const std::vector<QueryStatistics> heads = statistics(stream);
+    const TileFrame *frame = tiles_->frame();
+    const LayerLearning layer{.coding = *options_->coding,
+                              .fit = *options_->fit,
+                              .orthogonal = options_->orthogonal,
+                              .key_bits = key_bits_,
+                              .head_dim = options_->head_dim,
+                              .rotary = frame != nullptr ? &frame->table() : nullptr,
+                              .frame_rows = rows_of_frame(),
+                              .heads = heads};
+#if defined(SQUAT_COMPILED)
+    return compiled::kernels().learn_heads(layer, options_->parallel);
+#else
+    return learn_heads<Real>(layer, options_->parallel);
+#endif
+  }
+
+  /// The same of subspace bases, where the device has the statistics.
+  template <int HeadDim>
+  std::vector<HeadRecord> learn_on_device(cudaStream_t stream) const {
+    std::vector<HeadRecord> records;
+    if constexpr (HeadDim <= 128) {
+      const std::vector<LearntBasis<HeadDim>> learnt =
+          statistics_->template learn_bases<HeadDim>(tables_.tiles, stream);
+      std::vector<Evidence> evidence;
+      for (const LearntBasis<HeadDim> &head : learnt)
+        evidence.push_back(evidence_of(head, statistics_->draws(), statistics_->queries()));
+      if (!is_of_text(evidence)) return records;
+      records.resize(learnt.size());
+      run_tasks(options_->parallel, options_->kv_heads, [&](int head) {
+        const auto i = static_cast<std::size_t>(head);
+        records[i] = record_of(learnt[i], key_bits_, tiles_->frame() != nullptr, statistics_->values());
+      });
+    }
+    return records;
   }
 
   /// Becomes what the heads' records say, but for the tables. A task a head.

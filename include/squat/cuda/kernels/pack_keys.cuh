@@ -252,10 +252,11 @@ constexpr int pack_keys_bytes(Coding coding) {
   }
 }
 
-/// Packs the keys of one head and page, into the head's bytes; by a block.
+/// Packs the keys of one head and page, into the head's bytes; by a block. A function of its own, so
+/// that what finds pages takes none of its registers.
 template <class Layout, class T>
-__device__ inline void pack_page_keys(const PackCall &call, const LayerState &state, int page, int head,
-                                      std::uint8_t *bytes) {
+__device__ __noinline__ void pack_page_keys(const PackCall &call, const LayerState &state, int page,
+                                            int head, std::uint8_t *bytes) {
   constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group;
   if constexpr (Layout::KeyBits == 16) {
     const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);

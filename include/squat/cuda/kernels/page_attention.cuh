@@ -215,8 +215,8 @@ class PageAttention : public PageCopies<Layout, Values, S> {
         x[i] = fmaf(scores[i], i < 2 ? unit : unit * 0.0625f, fmaf(mean[i], mean_unit, from));
       }
       if (bends) {
-        const float4 bent = ScoreRule::bent_apart({x[0], x[1], x[2], x[3]}, call_.rule, this->slope(),
-                                                  limit() - 1 - page.before - (slice * 32 + g));
+        const float4 bent = call_.rule.bent(float4{x[0], x[1], x[2], x[3]}, this->slope(),
+                                            limit() - 1 - page.before - (slice * 32 + g));
         x[0] = bent.x - reference, x[1] = bent.y - reference;
         x[2] = bent.z - reference, x[3] = bent.w - reference;
       }

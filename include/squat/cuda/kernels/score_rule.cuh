@@ -33,12 +33,10 @@ struct ScoreRule {
     return fmaf(-slope, static_cast<float>(distance), score);
   }
 
-  /// Scores `distance`, `distance` - 8, ... tokens from the query's own. A function of its own, so that
-  /// its code is none of the pages' that need it seldom.
-  static __device__ __noinline__ float4 bent_apart(float4 x, const ScoreRule &rule, float slope,
-                                                   int distance) {
-    return {rule.bent(x.x, slope, distance), rule.bent(x.y, slope, distance - 8),
-            rule.bent(x.z, slope, distance - 16), rule.bent(x.w, slope, distance - 24)};
+  /// Scores `distance`, `distance` - 8, ... tokens from the query's own.
+  __device__ float4 bent(float4 x, float slope, int distance) const {
+    return {bent(x.x, slope, distance), bent(x.y, slope, distance - 8), bent(x.z, slope, distance - 16),
+            bent(x.w, slope, distance - 24)};
   }
 
   /// The first position that a row sees which sees those below `limit`.
