@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <memory>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -154,19 +155,15 @@ class DeviceStatistics {
     const DeviceBuffer<float> factors(heads * HeadDim * HeadDim);
     const DeviceBuffer<double> row_counts(row_counts_.size());
     upload<double>(row_counts_, row_counts.data(), stream);
-    LearnCall<HeadDim> call{.layout = layout_,
-                            .doubles = doubles_.data(),
-                            .floats = floats_.data(),
-                            .row_counts = row_counts.data(),
-                            .keys = 0,
-                            .draws = 0,
-                            .tables = tables,
-                            .factors = factors.data(),
-                            .learnt = learnt.data()};
-    for (const double keys : row_counts_) {
-      call.keys += keys;
-      call.draws += keys > 0 ? 1 : 0;
-    }
+    const LearnCall<HeadDim> call{.layout = layout_,
+                                  .doubles = doubles_.data(),
+                                  .floats = floats_.data(),
+                                  .row_counts = row_counts.data(),
+                                  .keys = keys(),
+                                  .draws = draws(),
+                                  .tables = tables,
+                                  .factors = factors.data(),
+                                  .learnt = learnt.data()};
     launch_learn_bases(call, kv_heads_, stream);
     std::vector<Basis> bases(heads);
     download<Basis>(learnt.data(), bases, stream);
@@ -174,10 +171,11 @@ class DeviceStatistics {
   }
   /// What evidence_of() counts: keys, or rows of the tile that have any, and queries.
   double draws() const {
-    double keys = 0, rows = 0;
-    for (const double of_row : row_counts_) keys += of_row, rows += of_row > 0 ? 1 : 0;
-    return layout_.rows > 1 ? rows : keys;
+    if (layout_.rows == 1) return keys();
+    return static_cast<double>(
+        std::count_if(row_counts_.begin(), row_counts_.end(), [](double keys) { return keys > 0; }));
   }
+  double keys() const { return std::accumulate(row_counts_.begin(), row_counts_.end(), 0.0); }
   double queries() const { return queries_; }
   double values() const { return values_; }
 
