@@ -89,7 +89,7 @@ class LearntBases {
                     const Evidence &evidence) const {
     const KeySums keys(statistics, frame());
     const Eigen::MatrixXd S = key_covariance(statistics, frame(), keys), C = query_moment(statistics);
-    const auto expected = learn_subspace_basis(Matrix<double>(C), Matrix<double>(S), 2);
+    const auto expected = learn_subspace_basis(C, S, 2);
     ASSERT_TRUE(expected);
     const double weight = C.trace() > 0 ? C.trace() / d : 1;
     EXPECT_NEAR(found.weight, weight, 1e-6 * weight);
@@ -112,7 +112,7 @@ class LearntBases {
 
     for (std::size_t i = 0; i < d; ++i)
       EXPECT_NEAR(found.mean[i], keys.mean[i], 1e-6 * (1 + case_.bias));
-    const Evidence known = evidence_of(statistics, frame(), keys, Matrix<double>(S));
+    const Evidence known = evidence_of(statistics, frame(), keys, S);
     EXPECT_NEAR(evidence.key_rank, known.key_rank, 1e-4 * known.key_rank);
     EXPECT_NEAR(evidence.key_directions, known.key_directions, 1e-4 * known.key_directions);
     EXPECT_NEAR(evidence.query_rank, known.query_rank, 1e-4 * known.query_rank);
