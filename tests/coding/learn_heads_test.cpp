@@ -5,10 +5,10 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <vector>
 
 #include "reference/inputs.hpp"
+#include "reference/rotary_table.hpp"
 
 namespace squat::test::learn_heads_test {
 namespace {
@@ -16,12 +16,8 @@ namespace {
 constexpr Index d = 16, rows = 32, tokens = 256;
 constexpr int heads = 3;
 
-RotaryTable rotary() {
-  RotaryTable table;
-  for (Index i = 0; i < d; i += 2)
-    table.inverse_frequencies.push_back(std::pow(.5f, static_cast<float>(i)));
-  return table;
-}
+/// Of frequencies that are halved twice from one to the next.
+RotaryTable rotary() { return rotary_table(65536, d); }
 
 /// What a head knows of keys and queries that spread over few directions, or over all.
 QueryStatistics statistics(std::uint32_t seed, bool noise) {

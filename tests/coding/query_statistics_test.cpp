@@ -5,10 +5,10 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <vector>
 
 #include "reference/inputs.hpp"
+#include "reference/rotary_table.hpp"
 #include "squat/coding/moments.hpp"
 
 namespace squat::test::query_statistics_test {
@@ -16,12 +16,8 @@ namespace {
 
 constexpr Index d = 16;
 
-RotaryTable rotary() {
-  RotaryTable table;
-  for (Index i = 0; i < d; i += 2)
-    table.inverse_frequencies.push_back(std::pow(.5f, static_cast<float>(i)));
-  return table;
-}
+/// Of frequencies that are halved twice from one to the next.
+RotaryTable rotary() { return rotary_table(65536, d); }
 
 /// Keys [tokens, d] in the frame of their tiles, the first of them in row `first`, made of keys before
 /// their rotary embedding.

@@ -6,12 +6,12 @@
 #include <Eigen/Core>
 #include <Eigen/LU>
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <random>
 #include <vector>
 
 #include "device_array.hpp"
+#include "reference/rotary_table.hpp"
 #include "squat/coding/evidence.hpp"
 #include "squat/coding/moments.hpp"
 #include "squat/coding/subspace_basis.hpp"
@@ -37,9 +37,7 @@ class LearntBases {
   static constexpr int kv_heads = 3, group = 32;
 
   explicit LearntBases(const BasesCase &options) : case_(options) {
-    for (int i = 0; i < d * case_.turning / 200; ++i)
-      table_.inverse_frequencies.push_back(std::pow(10000.f, -2.0f * static_cast<float>(i) / d));
-    table_.pairs = case_.pairs;
+    table_ = rotary_table(1e4, d * case_.turning / 100, case_.pairs);
     if (case_.frame > 0) frame_.emplace(table_, case_.frame);
     std::mt19937 random(5);
     std::normal_distribution<float> normal;

@@ -355,13 +355,11 @@ class Operations {
                                                   device_tensor(v), errors_.data(), stream);
       }
     });
-    cuda::check(cudaGetLastError(), "append of a step");
     if (attends) attend_batch<S>(batch, calls, q, out, stream);
     if (!due) return;
     const PackCall packing = pack_call(batch, calls.size(), 1, options_->residual);
     pack(packing, stream);
     with_layout([&]<class Layout>() { launch_finish_call<Layout::Group>(packing, stream); });
-    cuda::check(cudaGetLastError(), "end of a step");
   }
 
   // ---- what changes outside a call
@@ -922,9 +920,7 @@ class Operations {
   void pack(const PackCall &call, cudaStream_t stream) const {
     with_layout([&]<class Layout>() {
       launch_pack_keys<Layout, T>(call, stream);
-      cuda::check(cudaGetLastError(), "packing of keys");
       launch_pack_values<Layout, T>(call, stream);
-      cuda::check(cudaGetLastError(), "packing of values");
     });
   }
 

@@ -74,8 +74,8 @@ template <class S>
 void launch_merge_parts(const MergePartsCall<S> &call, Index rows, cudaStream_t stream) {
   if (rows == 0) return;
   constexpr int threads = 128;
-  launch_behind(merge_parts<S>, static_cast<unsigned>(rows * call.shape.heads), threads, 0, stream,
-                launches_overlap(), call);
+  launch_behind("attend", merge_parts<S>, static_cast<unsigned>(rows * call.shape.heads), threads, 0,
+                stream, launches_overlap(), call);
 }
 
 }  // namespace squat::cuda

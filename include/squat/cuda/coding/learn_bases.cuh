@@ -13,6 +13,7 @@
 
 #include "squat/coding/query_statistics.hpp"
 #include "squat/cuda/coding/block_matrix.cuh"
+#include "squat/cuda/coding/moments.cuh"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
@@ -100,18 +101,19 @@ class BasisLearner {
     for (int n = 0; n < own; ++n) q(p.row(n), column) = p.row(n) == column ? 1.0f : 0.0f;
     diagonalize(p, q);
     // Coordinates of falling variance.
-    int rank = 0;
+    __shared__ int order[HeadDim];
     if (thread < HeadDim) diagonal_[thread] = static_cast<double>(p(thread, thread));
     __syncthreads();
     if (thread < HeadDim) {
       const double variance = diagonal_[thread];
+      int rank = 0;
       for (int i = 0; i < HeadDim; ++i) {
         rank += diagonal_[i] > variance || (diagonal_[i] == variance && i < thread) ? 1 : 0;
       }
       to_.variance[rank] = scale * fmax(variance, 0.0);
       to_.mean[thread] = mean_[thread];
       to_.value_sum[thread] = doubles_[layout_.value_sum.first + thread];
-      inverse_[thread] = rank;
+      order[thread] = rank;
     }
 #pragma unroll 4
     for (int n = 0; n < own; ++n) p(p.row(n), column) = factor_[p.row(n) * HeadDim + column];
@@ -120,7 +122,7 @@ class BasisLearner {
 #pragma unroll 4
     for (int n = 0; n < own; ++n) {
       const int coordinate = p.row(n);
-      to_.matrix[static_cast<int>(inverse_[coordinate]) * HeadDim + column] = q(column, coordinate);
+      to_.matrix[order[coordinate] * HeadDim + column] = q(column, coordinate);
     }
     if (thread == 0) to_.weight = weight;
   }
@@ -146,9 +148,8 @@ class BasisLearner {
     if (tables.frame == 0 || channel >= 2 * tables.pairs) return x(channel);
     const int pair = tables.interleaved ? channel / 2 : channel % tables.pairs;
     const int2 channels = pair_channels(tables, pair);
-    const float *cosine = tables.angles + 2ll * pair * tables.frame + row;
-    const double c = static_cast<double>(cosine[0]),
-                 s = sign * static_cast<double>(cosine[tables.frame]);
+    const float2 angle = frame_angle(tables, pair, row);
+    const double c = static_cast<double>(angle.x), s = sign * static_cast<double>(angle.y);
     return channel == channels.x ? x(channels.x) * c - x(channels.y) * s
                                  : x(channels.x) * s + x(channels.y) * c;
   }
@@ -241,9 +242,9 @@ class BasisLearner {
     const double *moment = doubles_ + layout_.key_moment.first;
 #pragma unroll
     for (int n = 0; n < own; ++n) {
-      const int row = Matrix::row(n), high = max(row, column), low = min(row, column);
+      const int row = Matrix::row(n);
       const double about_means =
-          moment[high * (high + 1) / 2 + low] - (x[n] + memory_[column * stride + row]);
+          moment[moment_index(row, column)] - (x[n] + memory_[column * stride + row]);
       x[n] = about_means / count() - rest_[row] * rest_[column];
     }
     __syncthreads();
@@ -265,7 +266,7 @@ class BasisLearner {
     double trace = 0, directions = 0;
     if (thread < HeadDim) {
       const double square = diagonal_[thread];
-      const double moment = doubles_[layout_.key_moment.first + thread * (thread + 3) / 2];
+      const double moment = doubles_[layout_.key_moment.first + moment_index(thread, thread)];
       const double inverse = square > 1e-7 * moment / count() ? 1 / sqrt(square) : 0.0;
       inverse_[thread] = inverse;
       trace = square;
@@ -293,10 +294,7 @@ class BasisLearner {
     constexpr float ridge = .1f;
     const int column = Matrix::column(), thread = static_cast<int>(threadIdx.x);
     const float *moment = floats_ + layout_.query_moment.first;
-    const auto entry = [&](int row) {
-      const int high = max(row, column), low = min(row, column);
-      return moment[high * (high + 1) / 2 + low];
-    };
+    const auto entry = [&](int row) { return moment[moment_index(row, column)]; };
     double squares = 0;
 #pragma unroll 4
     for (int n = 0; n < own; ++n) {

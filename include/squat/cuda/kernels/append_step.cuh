@@ -74,8 +74,8 @@ template <int HeadDim, class T, class S>
 void launch_append_step(const BatchEntry *batch, int entries, int kv_heads, DeviceTensor<const S> k,
                         DeviceTensor<const S> v, std::uint32_t *errors, cudaStream_t stream) {
   if (entries == 0) return;
-  launch_behind(append_step<HeadDim, T, S>, static_cast<unsigned>(entries), 512, 0, stream,
-                launches_overlap(), batch, kv_heads, k, v, errors);
+  launch_behind("append of a step", append_step<HeadDim, T, S>, static_cast<unsigned>(entries), 512, 0,
+                stream, launches_overlap(), batch, kv_heads, k, v, errors);
 }
 
 /// Counts what the packing kernels of the same call packed: the last to read the counts. One thread an
@@ -98,8 +98,8 @@ __global__ void finish_call(PackCall call) {
 template <int Group>
 void launch_finish_call(const PackCall &call, cudaStream_t stream) {
   if (call.entries == 0) return;
-  launch_behind(finish_call<Group>, static_cast<unsigned>((call.entries + 127) / 128), 128, 0, stream,
-                launches_overlap(), call);
+  launch_behind("end of a call", finish_call<Group>, static_cast<unsigned>((call.entries + 127) / 128),
+                128, 0, stream, launches_overlap(), call);
 }
 
 }  // namespace squat::cuda

@@ -198,8 +198,8 @@ void launch_append_byte_step(const BatchEntry *batch, int entries, int kv_heads,
                              DeviceTensor<const S> v, std::uint32_t *errors, cudaStream_t stream) {
   if (entries == 0) return;
   const int warps = std::clamp(2 * kv_heads, 4, 32);  // of a block: a row each, or a few
-  launch_behind(append_byte_step<HeadDim, S>, static_cast<unsigned>(entries), warps * warp_lanes, 0,
-                stream, launches_overlap(), batch, kv_heads, k, v, errors);
+  launch_behind("append of a step", append_byte_step<HeadDim, S>, static_cast<unsigned>(entries),
+                warps * warp_lanes, 0, stream, launches_overlap(), batch, kv_heads, k, v, errors);
 }
 
 /// Writes the rows of every entry's tail to BatchEntry::unpacked as T: those that its call found there,

@@ -145,9 +145,8 @@ class PageSlice {
       const int2 channels = pair_channels(tables, pair);
       float2 x = {at(channels.x, token), at(channels.y, token)};
       if (mean != nullptr) {
-        const float *cosine = tables.angles + 2ll * pair * tables.frame + entry.row + first_ + token;
-        const float2 centre =
-            turn_pair({cosine[0], cosine[tables.frame]}, {mean[channels.x], mean[channels.y]});
+        const float2 centre = turn_pair(frame_angle(tables, pair, entry.row + first_ + token),
+                                        {mean[channels.x], mean[channels.y]});
         x = {x.x + centre.x, x.y + centre.y};
       }
       if (entry.base != 0) x = turn_pair(turn[pair], x);

@@ -133,8 +133,8 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
     call.entries = std::min(share.entries, entries - first);
     for (call.first_tile = 0; call.first_tile < tiles; call.first_tile += call.most_tiles) {
       // It may begin while the kernel before it ends, and waits for it before it reads anything.
-      launch_behind(kernel, static_cast<unsigned>(blocks), plan.teams * team_threads, shared, stream,
-                    launches_overlap(), call, plan);
+      launch_behind("attend", kernel, static_cast<unsigned>(blocks), plan.teams * team_threads, shared,
+                    stream, launches_overlap(), call, plan);
     }
     call.batch += call.entries;
   }

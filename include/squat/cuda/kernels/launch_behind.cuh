@@ -80,11 +80,12 @@ struct KernelFit {
 /// Whether a kernel may start before the one in front of it has ended.
 inline bool launches_overlap() { return device_limits().major >= 9; }
 
-/// Launches a kernel behind another of the stream. overlaps: it may start while the other still runs,
-/// and waits for its results itself (wait_for_launches()).
+/// Launches a kernel behind another of the stream; an error names `what` it was for. overlaps: it may
+/// start while the other still runs, and waits for its results itself (wait_for_launches()).
 template <class... Parameters, class... Arguments>
-void launch_behind(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared,
-                   cudaStream_t stream, bool overlaps, const Arguments &...arguments) {
+void launch_behind(const char *what, void (*kernel)(Parameters...), dim3 grid, int threads,
+                   std::size_t shared, cudaStream_t stream, bool overlaps,
+                   const Arguments &...arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -94,7 +95,7 @@ void launch_behind(void (*kernel)(Parameters...), dim3 grid, int threads, std::s
                                   .stream = stream,
                                   .attrs = &attribute,
                                   .numAttrs = overlaps ? 1u : 0u};
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), "launch of a kernel");
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
 }
 
 }  // namespace squat::cuda

@@ -93,7 +93,8 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
   // The first kernel comes behind all before it, the others begin while the one before them ends.
   bool overlaps = false;
   const auto launch = [&](auto kernel, int grid, int threads, std::size_t bytes, auto... arguments) {
-    launch_behind(kernel, static_cast<unsigned>(grid), threads, bytes, stream, overlaps, arguments...);
+    launch_behind("attend", kernel, static_cast<unsigned>(grid), threads, bytes, stream, overlaps,
+                  arguments...);
     overlaps = launches_overlap();
   };
   thread_local KernelFit fit;

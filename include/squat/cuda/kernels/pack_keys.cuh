@@ -311,8 +311,8 @@ void launch_pack_keys(const PackCall &call, cudaStream_t stream) {
     static SharedMemoryLimit<decltype(kernel)> limit;
     limit.raise(kernel, static_cast<std::size_t>(bytes));
   }
-  launch_behind(kernel, pack_grid(call), Layout::HeadDim * 2, static_cast<std::size_t>(bytes), stream,
-                launches_overlap(), call);
+  launch_behind("packing of keys", kernel, pack_grid(call), Layout::HeadDim * 2,
+                static_cast<std::size_t>(bytes), stream, launches_overlap(), call);
 }
 
 }  // namespace squat::cuda

@@ -322,8 +322,8 @@ __global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(P
 template <class Layout, class T>
 void launch_pack_values(const PackCall &call, cudaStream_t stream) {
   if (call.entries == 0 || call.most_pages == 0) return;
-  launch_behind(pack_values<Layout, T>, pack_grid(call), Layout::token_tiles * warp_lanes, 0, stream,
-                launches_overlap(), call);
+  launch_behind("packing of values", pack_values<Layout, T>, pack_grid(call),
+                Layout::token_tiles * warp_lanes, 0, stream, launches_overlap(), call);
 }
 
 }  // namespace squat::cuda

@@ -124,9 +124,8 @@ struct PageKeys {
       float2 x = {a, b};
       if (turn != nullptr) x = turn_pair(turn[pair], x);
       if (mean != nullptr) {
-        const float *cosine = tables.angles + 2ll * pair * tables.frame + row + token;
         const float2 centre =
-            turn_pair({cosine[0], cosine[tables.frame]}, {mean[channels.x], mean[channels.y]});
+            turn_pair(frame_angle(tables, pair, row + token), {mean[channels.x], mean[channels.y]});
         x = {x.x - centre.x, x.y - centre.y};
       }
       a = x.x;

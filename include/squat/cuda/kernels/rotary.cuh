@@ -27,6 +27,12 @@ __device__ inline float2 turn_angle(const TileTables &tables, int pair, long lon
   return angle;
 }
 
+/// Cosine and sine of R(row) for one pair, of a row of the tile frame.
+__device__ inline float2 frame_angle(const TileTables &tables, int pair, int row) {
+  const float *cosine = tables.angles + 2ll * pair * tables.frame + row;
+  return {cosine[0], cosine[tables.frame]};
+}
+
 /// Cosine and sine of R(-base), of TileTables::turns; whole turns are lost. Off by 2^-21 at most.
 __device__ inline float2 turn_back(std::uint64_t turns, long long base) {
   const auto turned = static_cast<int>(static_cast<std::uint64_t>(base) * turns >> 32);  // 2^-32 of one
