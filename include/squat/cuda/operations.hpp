@@ -898,7 +898,9 @@ class Operations {
   ScoreRule score_rule(int layer) const {
     const std::size_t slopes = options_->alibi_slopes.size();
     const float *logits = logits_.data() + slopes + layer * options_->query_heads;
-    return {.soft_cap = options_->soft_cap * log2_e,
+    const float cap = options_->soft_cap * log2_e;
+    return {.soft_cap = cap,
+            .inverse_cap = cap > 0 ? 1 / cap : 0.0f,
             .window = options_->attention_window,
             .slopes = slopes > 0 ? logits_.data() : nullptr,
             .sink_logits = options_->sink_logits.empty() ? nullptr : logits};

@@ -14,6 +14,7 @@ inline constexpr float log2_e = 1.4426950408889634f;
 
 struct ScoreRule {
   float soft_cap;            ///< 0: none
+  float inverse_cap;         ///< 1 / soft_cap
   std::int32_t window;       ///< newest tokens that a row sees; 0: all
   const float *slopes;       ///< [query heads]; null: none
   const float *sink_logits;  ///< [query heads], of the layer; null: none
@@ -25,18 +26,32 @@ struct ScoreRule {
 
   /// A score `distance` tokens from the query's own.
   __device__ float bent(float score, float slope, int distance) const {
-    if (soft_cap > 0) {
-      // tanh(x) of |x|: (1 - p) / (1 + p), p = e^(-2 |x|).
-      const float p = power_of_two(fabsf(score) * __fdividef(-2 * log2_e, soft_cap));
-      score = copysignf(soft_cap * __fdividef(1 - p, 1 + p), score);
-    }
-    return fmaf(-slope, static_cast<float>(distance), score);
+    if (soft_cap > 0) score = capped(score);
+    return slopes == nullptr ? score : fmaf(-slope, static_cast<float>(distance), score);
   }
 
   /// Scores `distance`, `distance` - 8, ... tokens from the query's own.
   __device__ float4 bent(float4 x, float slope, int distance) const {
-    return {bent(x.x, slope, distance), bent(x.y, slope, distance - 8), bent(x.z, slope, distance - 16),
-            bent(x.w, slope, distance - 24)};
+    if (soft_cap > 0) x = {capped(x.x), capped(x.y), capped(x.z), capped(x.w)};
+    if (slopes == nullptr) return x;
+    const auto lowered = [&](float score, int by) {
+      return fmaf(-slope, static_cast<float>(distance - by), score);
+    };
+    return {lowered(x.x, 0), lowered(x.y, 8), lowered(x.z, 16), lowered(x.w, 24)};
+  }
+
+  /// c tanh(score / c). Most scores are far below their cap: a polynomial of least relative error in
+  /// the ratio's square, 5e-7, takes no special functions.
+  __device__ float capped(float score) const {
+    const float ratio = score * inverse_cap, square = ratio * ratio;
+    if (square <= .75f * .75f) {
+      float factor = fmaf(.0129848939f, square, -.0501186284f);
+      factor = fmaf(factor, square, .132611822f);
+      factor = fmaf(factor, square, -.333285003f);
+      return score * fmaf(factor, square, .999999479f);
+    }
+    const float p = power_of_two(-2 * log2_e * fabsf(ratio));  // e^(-2 |ratio|)
+    return copysignf(soft_cap * __fdividef(1 - p, 1 + p), score);
   }
 
   /// The first position that a row sees which sees those below `limit`.
