@@ -102,7 +102,7 @@ class LearntBases {
     Eigen::MatrixXd covariance = A * S * A.transpose();
     const double most = expected->variance[0];
     for (int i = 0; i < d; ++i) {
-      EXPECT_NEAR(found.variance[i], expected->variance[static_cast<std::size_t>(i)], 3e-5 * most) << i;
+      EXPECT_NEAR(found.variance[i], expected->variance[static_cast<std::size_t>(i)], 1e-5 * most) << i;
       if (i > 0) EXPECT_LE(found.variance[i], found.variance[i - 1]);
       covariance(i, i) -= found.variance[i];
     }

@@ -80,18 +80,26 @@ __device__ inline void cholesky(const BlockMatrix<Size> &a) {
 /// Turns a symmetric matrix into a diagonal one, V^T A V, by Jacobi rotations of disjoint pairs of
 /// coordinates at a time (Golub and Van Loan, section 8.5), and the columns of v likewise: the
 /// eigenvectors, where v was 1. Pairs that are as good as uncorrelated stay, and sweeps end when all
-/// are.
+/// are. Of the matrix only what is on and below the diagonal is kept: what two pairs have in common,
+/// four elements, is turned from both sides at once. Reads and writes of shared memory are what it
+/// takes, three for every element of a matrix and round.
 template <int Size>
 __device__ inline void diagonalize(const BlockMatrix<Size> &a, const BlockMatrix<Size> &v) {
   constexpr int pairs = Size / 2, players = Size - 1, most_sweeps = 16;
   constexpr float small = 1e-6f;
   __shared__ float2 rotations[pairs];  // sines and cosines
   const int thread = static_cast<int>(threadIdx.x), column = a.column();
+  const auto at = [&](int i, int j) -> float & { return a(max(i, j), min(i, j)); };
   // Every two coordinates are a pair in one round of a sweep, as in a tournament.
   const auto pair_of = [](int round, int index) -> int2 {
     if (index == 0) return {players, round};
     const int low = round + index, high = round - index;
     return {low < players ? low : low - players, high < 0 ? high + players : high};
+  };
+  const auto turn = [](float2 rotation, float &x, float &y) {
+    const float before = x;
+    x = rotation.y * before - rotation.x * y;
+    y = rotation.x * before + rotation.y * y;
   };
   float trace = 0;
   for (int i = 0; i < Size; ++i) trace += a(i, i);
@@ -105,38 +113,44 @@ __device__ inline void diagonalize(const BlockMatrix<Size> &a, const BlockMatrix
       __syncthreads();
       if (thread < pairs) {
         const int2 pair = pair_of(round, thread);
-        const float of_p = a(pair.x, pair.x), of_q = a(pair.y, pair.y), both = a(pair.x, pair.y);
+        const float of_p = a(pair.x, pair.x), of_q = a(pair.y, pair.y), both = at(pair.x, pair.y);
         float sine = 0, cosine = 1;
         if (fabsf(both) > fmaxf(least, small * sqrtf(fabsf(of_p * of_q)))) {
           const float tau = (of_q - of_p) / (2 * both);
           const float tangent = copysignf(1.0f, tau) / (fabsf(tau) + sqrtf(fmaf(tau, tau, 1)));
           cosine = 1 / sqrtf(fmaf(tangent, tangent, 1));  // to the last bit: errors add up
           sine = tangent * cosine;
+          a(pair.x, pair.x) = fmaf(-tangent, both, of_p);
+          a(pair.y, pair.y) = fmaf(tangent, both, of_q);
+          at(pair.x, pair.y) = 0;
           rotated = true;
         }
         rotations[thread] = {sine, cosine};
       }
       __syncthreads();
-#pragma unroll 4
-      for (int index = a.part(); index < pairs; index += a.parts) {
-        const int2 pair = pair_of(round, index);
-        const float2 turn = rotations[index];
-        const float x = a(pair.x, column), y = a(pair.y, column);
-        a(pair.x, column) = turn.y * x - turn.x * y;
-        a(pair.y, column) = turn.x * x + turn.y * y;
+      // Two pairs, i < j: line i has pairs - 1 - i of them, and with line pairs - 2 - i `pairs`.
+#pragma unroll 1
+      for (int n = thread; n < pairs * (pairs - 1) / 2; n += a.threads) {
+        const int line = n / pairs, place = n % pairs, of_line = pairs - 1 - line;
+        const int i = place < of_line ? line : pairs - 2 - line;
+        const int j = i + 1 + (place < of_line ? place : place - of_line);
+        const int2 p = pair_of(round, i), q = pair_of(round, j);
+        const float2 of_p = rotations[i], of_q = rotations[j];
+        float x[2][2] = {{at(p.x, q.x), at(p.x, q.y)}, {at(p.y, q.x), at(p.y, q.y)}};
+        turn(of_p, x[0][0], x[1][0]);
+        turn(of_p, x[0][1], x[1][1]);
+        turn(of_q, x[0][0], x[0][1]);
+        turn(of_q, x[1][0], x[1][1]);
+        at(p.x, q.x) = x[0][0], at(p.x, q.y) = x[0][1];
+        at(p.y, q.x) = x[1][0], at(p.y, q.y) = x[1][1];
       }
-      __syncthreads();
-#pragma unroll 2
-      for (int index = a.part(); index < pairs; index += a.parts) {
+#pragma unroll 4
+      for (int index = v.part(); index < pairs; index += v.parts) {
         const int2 pair = pair_of(round, index);
-        const float2 turn = rotations[index];
-        const auto rotate = [&](const BlockMatrix<Size> &m) {
-          const float x = m(column, pair.x), y = m(column, pair.y);
-          m(column, pair.x) = turn.y * x - turn.x * y;
-          m(column, pair.y) = turn.x * x + turn.y * y;
-        };
-        rotate(a);
-        rotate(v);
+        float x = v(column, pair.x), y = v(column, pair.y);
+        turn(rotations[index], x, y);
+        v(column, pair.x) = x;
+        v(column, pair.y) = y;
       }
     }
     goes_on = __syncthreads_or(rotated ? 1 : 0) != 0;
