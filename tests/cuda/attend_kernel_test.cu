@@ -51,10 +51,11 @@ struct Case {
   std::vector<int> tokens = {1};
   int sinks = 4;
   bool basis = true, mean = true, interleaved = false;
-  long long base_step = 0;  // of the positions that pages are turned back by
-  bool cut_pages = false;   // pages of which only a part counts
-  int pairs = 0;            // of channels that turn; 0: all
-  int packed_tokens = 0;    // of a call, at least, where there are pages enough
+  long long base_step = 0;              // of the positions that pages are turned back by
+  bool cut_pages = false;               // pages of which only a part counts
+  int pairs = 0;                        // of channels that turn; 0: all
+  int packed_tokens = 0;                // of a call, at least, where there are pages enough
+  double key_size = 1, value_size = 1;  // of the scales of pages
 };
 
 /// Query rows of a KV head from which on the kernels of attend_rows.cuh attend; 0: the measured border.
@@ -244,7 +245,8 @@ class World {
         const int bits = in_basis ? models_[h].widths[u] : Layout::KeyBits;
         for (int i = 0; i < Layout::unit; ++i) {
           const int c = u * Layout::unit + i;
-          const half scale = random_scale(3.0 / (1 << bits)), zero(static_cast<float>(normal(.7)));
+          const half scale = random_scale(case_.key_size * 3.0 / (1 << bits)),
+                     zero(static_cast<float>(normal(.7)));
           const bool marked = (c == 0 && in_basis) || (c == 2 && page.about_mean[h]);
           scales[key_element(c)] = marked ? half(-static_cast<float>(scale)) : scale;
           zeros[key_element(c)] = zero;
@@ -276,7 +278,7 @@ class World {
           auto *zero = reinterpret_cast<half *>(bytes + Layout::value_zeros(Values)) + i * group +
                        value_element(t);
           if (c % 32 == 0 && (Values == ValueCoding::plain || c == 0)) {
-            *scale = random_scale(2.0 / (1 << Layout::ValueBits));
+            *scale = random_scale(case_.value_size * 2.0 / (1 << Layout::ValueBits));
             if (Values == ValueCoding::plain) *zero = half(static_cast<float>(normal()));
           }
           const int code = below(1 << Layout::ValueBits);
@@ -479,13 +481,13 @@ class World {
     }
     const int heads = case_.query_heads;
     std::vector<half> q(static_cast<std::size_t>(rows * heads * d));
-    for (half &x : q) x = half(static_cast<float>(normal()));
+    for (half &x : q) x = half(static_cast<float>(normal(1 / case_.key_size)));
     OnDevice<half> out(std::vector<half>(q.size(), half(1e4f)));
     const int of_a_kv_head = heads / case_.kv_heads;
     const int many = border_rows == 0 ? 0 : std::max(2, (border_rows + of_a_kv_head - 1) / of_a_kv_head);
     const std::size_t bytes =
         attend_workspace_bytes(d, static_cast<int>(batch.size()), heads, case_.kv_heads, most,
-                               most_pages, Layout::KeyBits, Layout::ValueBits, many);
+                               most_pages, Layout::KeyBits, Layout::ValueBits, Values, many);
     std::vector<std::uint8_t> poison(bytes, 0xff);
     std::fill_n(poison.begin(), counter_bytes, std::uint8_t{0});
     auto *workspace = keep(poison);
@@ -700,8 +702,19 @@ TEST_F(AttendRows, SomeChannelsTurn) {
   }
 }
 TEST_F(AttendRows, MoreUnpackedPagesThanHaveRoomAtATime) {
-  expect_near<PageLayout<128, 128, 2, 2>>(
-      {.query_heads = 128, .kv_heads = 32, .lengths = {600, 4700}, .tokens = {40, 8}, .base_step = 256});
+  expect_near<PageLayout<128, 128, 2, 2>>({.query_heads = 128,
+                                           .kv_heads = 128,
+                                           .lengths = {600, 4500},
+                                           .tokens = {40, 33},
+                                           .base_step = 256});
+  expect_near<PageLayout<128, 128, 4, 16>>(
+      {.query_heads = 64, .kv_heads = 64, .lengths = {4500}, .tokens = {33}, .base_step = 256});
+}
+TEST_F(AttendRows, ScalesThatCouldLeaveTheRangeOfHalves) {
+  const Case large{
+      .lengths = {700}, .tokens = {8}, .base_step = 256, .key_size = 600, .value_size = 18000};
+  expect_near<PageLayout<128, 128, 2, 2>>(large);  // values are met as codes
+  expect_near<PageLayout<64, 128, 2, 2>>(large);   // and unpacked
 }
 
 }  // namespace

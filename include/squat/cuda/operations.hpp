@@ -811,9 +811,9 @@ class Operations {
       most_pages_ += static_cast<std::int32_t>(most);
       table_pages += capacity;
     }
-    const std::size_t bytes = attend_workspace_bytes(options_->head_dim, static_cast<int>(calls.size()),
-                                                     options_->query_heads, kv_heads(), most_tokens_,
-                                                     static_cast<int>(table_pages), KeyBits, ValueBits);
+    const std::size_t bytes = attend_workspace_bytes(
+        options_->head_dim, static_cast<int>(calls.size()), options_->query_heads, kv_heads(),
+        most_tokens_, static_cast<int>(table_pages), KeyBits, ValueBits, *options_->values);
     if (bytes <= attend_.bytes()) return;
     if (captured_) retired_.push_back(std::exchange(attend_, {}));
     grow(attend_, bytes, stream);

@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "squat/cuda/kernels/exact_blocks.cuh"
 #include "squat/cuda/kernels/query_rows.cuh"
 #include "squat/cuda/kernels/row_call.cuh"
 #include "squat/cuda/kernels/row_softmax.cuh"
@@ -29,14 +30,15 @@
 #include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
-#include "squat/cuda/state/exact_slots.cuh"
+#include "squat/cuda/state/device_state.cuh"
 
 namespace squat::cuda {
 
 /// One block's work on segments. RowTiles: tiles of 16 rows a warp. Ruled: something becomes of scores.
-template <int HeadDim, int Group, int RowTiles, bool Ruled, class T, class S>
+template <int HeadDimension, int Group, int RowTiles, bool Ruled, class T, class S>
 class RowBlock {
  public:
+  static constexpr int HeadDim = HeadDimension, threads = row_threads;
   static constexpr int steps = HeadDim / 16;
   static constexpr int columns = 2 * RowTiles;  // tiles of eight query rows
   static constexpr int warp_rows = 16 * RowTiles, rows = row_warps * warp_rows;
@@ -171,11 +173,6 @@ class RowBlock {
   }
 
  private:
-  /// Whose tokens are at which positions: [begin, end) of those from `position` on count.
-  struct TokenTile {
-    int position, begin, end;
-  };
-
   /// One unit, whose copies are there.
   __device__ void meet(bool exact, int unit) {
     const uint4 *keys = stage(unit) + lane_index(), *values = keys + part_bytes / 16;
@@ -295,18 +292,12 @@ class RowBlock {
 
   __device__ const ScoreRule &rule() const { return call_.call.rule; }
 
-  __device__ int sink_blocks() const { return (state_.sinks + 15) / 16; }
+  __device__ ExactBlocks<HeadDim> exact_blocks() const { return {state_, entry_}; }
+  __device__ int sink_blocks() const { return exact_blocks().of_sinks(); }
 
   __device__ TokenTile token_tile(bool exact, int unit, int tile) const {
-    if (exact) {
-      const int block = unit * step_tiles + tile;
-      if (block < sink_blocks()) return {16 * block, 0, state_.sinks};
-      const int before = state_.sinks + state_.paged_tokens;
-      return {before + 16 * (block - sink_blocks()), 0, state_.length()};
-    }
-    const PageEntry &at = page(unit);
-    return {at.before - at.first + 16 * (unit % page_steps * step_tiles + tile), at.before,
-            at.before + at.tokens};
+    return exact ? exact_blocks().tokens(unit * step_tiles + tile)
+                 : page_tile(page(unit), 16 * (unit % page_steps * step_tiles + tile));
   }
 
   /// Copies a unit's keys and values.
@@ -326,7 +317,8 @@ class RowBlock {
     for (int tile = 0; tile < step_tiles; ++tile, to += tile_bytes / 16) {
       // Behind the last block stands that one again: as numbers, for what is masked is multiplied by 0.
       const int block = min(unit * step_tiles + tile, shape_.exact_blocks - 1);
-      const auto *from = reinterpret_cast<const std::uint8_t *>(exact_block(block));
+      const auto *from =
+          reinterpret_cast<const std::uint8_t *>(exact_blocks().rows(block, head_, call_.call.kv_heads));
       copy_tile(to, from);
       copy_tile(to + part_bytes / 16, from + Block::part_elements * 2);
     }
@@ -349,15 +341,6 @@ class RowBlock {
         at = ExactTile<T>{at}.halves();
       }
     }
-  }
-
-  __device__ const std::uint16_t *exact_block(int block) const {
-    const int sinks = sink_blocks(), heads = call_.call.kv_heads;
-    const bool sink = block < sinks;
-    const ExactSlots slots = sink                         ? sink_slots<HeadDim>(state_, heads)
-                             : entry_.unpacked != nullptr ? unpacked_slots(entry_.unpacked, heads)
-                                                          : tail_slots<HeadDim>(state_, heads);
-    return slots.template block<HeadDim>(head_, 16 * (sink ? block : block - sinks));
   }
 
   __device__ const std::uint8_t *page_head(int unit) const {
@@ -434,15 +417,14 @@ class RowBlock {
   float sums_[steps][columns][4];  // rows are channels, columns query rows
 };
 
-template <int HeadDim, int Group, int RowTiles, bool Ruled, class T, class S>
-__global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> rows) {
-  using Work = RowBlock<HeadDim, Group, RowTiles, Ruled, T, S>;
+/// Work: what a block does with a segment, RowBlock or ValueCodeBlock.
+template <class Work, class S>
+__global__ void __launch_bounds__(Work::threads, 2) attend_rows(const RowCall<S> rows) {
   extern __shared__ __align__(128) std::uint8_t row_memory[];
   auto *starts = reinterpret_cast<RowStart *>(row_memory + Work::shared_bytes());
   const AttendCall<S> &call = rows.call;
   allow_next_launch();
   find_row_starts(rows, Work::rows, Work::step_tiles, Work::page_steps, starts);
-  wait_for_launches();
   const int units = starts[call.entries].unit, worker = static_cast<int>(blockIdx.x);
   const int busy = busy_row_workers(units, starts[call.entries].segment, static_cast<int>(gridDim.x));
   const int last = worker < busy ? run_start(units, worker + 1, busy) : 0;
@@ -457,8 +439,9 @@ __global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> r
     const int end = min(shape.units, first + last - unit);
     const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
     Work work(rows, entry, shape, starts[index].page, head, tile, row_memory);
+    wait_for_launches();  // until pages are unpacked, and nobody reads the slots of the chunk before
     const auto slot = [&](bool packed) {
-      return row_slot<HeadDim>(rows, Work::rows, starts[index].segment + segment, worker, packed);
+      return row_slot<Work::HeadDim>(rows, Work::rows, starts[index].segment + segment, worker, packed);
     };
     // Where values of pages are rotated, what exact rows come to has a slot of its own.
     const bool apart = rows.values_are_rotated != 0;
@@ -473,6 +456,7 @@ __global__ void __launch_bounds__(row_threads, 2) attend_rows(const RowCall<S> r
     }
     unit += end - first;
   }
+  wait_for_launches();
 }
 
 }  // namespace squat::cuda

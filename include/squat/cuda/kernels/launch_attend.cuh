@@ -63,17 +63,19 @@ inline int few_tokens(int many_tokens, int most_tokens) {
 /// have together. asked: AttendCall::many_tokens.
 inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_heads, int kv_heads,
                                           int most_tokens, int most_pages, int key_bits, int value_bits,
-                                          int asked = 0) {
+                                          ValueCoding values, int asked = 0) {
   const bool packed = key_bits < 16 || value_bits < 16;
   const int heads = query_heads / kv_heads;
-  const int many = many_tokens(heads, key_bits, value_bits, asked);
+  const int many = many_tokens(heads, key_bits, value_bits, values, asked);
   std::size_t bytes = decode_workspace_bytes(head_dim, entries, heads, kv_heads,
                                              std::max(1, few_tokens(many, most_tokens)));
   if (most_tokens >= many) {
-    bytes = std::max(
-        bytes,
-        counter_bytes +
-            RowWorkspace(head_dim, entries, heads, kv_heads, most_tokens, most_pages, packed).end);
+    for (const bool value_codes : {false, true}) {
+      if (value_codes && most_tokens * heads > most_value_code_rows) continue;
+      const RowWorkspace rows(head_dim, entries, heads, kv_heads, most_tokens, most_pages, packed,
+                              value_codes);
+      bytes = std::max(bytes, counter_bytes + rows.end);
+    }
   }
   return bytes;
 }
@@ -145,7 +147,7 @@ template <class Layout, ValueCoding Values, class T, class S>
 void launch_attend_valued(AttendCall<S> call, int most_tokens, void *workspace, cudaStream_t stream) {
   call.scale *= log2_e;
   call.many_tokens =
-      many_tokens(call.heads_per_kv_head, Layout::KeyBits, Layout::ValueBits, call.many_tokens);
+      many_tokens(call.heads_per_kv_head, Layout::KeyBits, Layout::ValueBits, Values, call.many_tokens);
   if constexpr (!is_mixed(Layout::KeyBits, Layout::ValueBits)) {
     const int few = few_tokens(call.many_tokens, most_tokens);
     if (few == most_tokens || call.entries > 1) {

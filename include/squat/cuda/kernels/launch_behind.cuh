@@ -56,6 +56,13 @@ class SharedMemoryLimit {
   std::size_t most_ = 0;
 };
 
+/// The same of a kernel that several launches share.
+template <auto Kernel>
+void allow_shared_bytes(std::size_t bytes) {
+  static SharedMemoryLimit<decltype(Kernel)> limit;
+  limit.raise(Kernel, bytes);
+}
+
 /// What a launch has found out about a kernel, kept until device or shared memory change.
 struct KernelFit {
   int device = -1;

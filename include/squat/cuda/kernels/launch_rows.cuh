@@ -15,23 +15,33 @@
 #include "squat/core/config.hpp"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/attend_rows.cuh"
+#include "squat/cuda/kernels/attend_value_codes.cuh"
 #include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/kernels/merge_rows.cuh"
 #include "squat/cuda/kernels/unpack_pages.cuh"
 
 namespace squat::cuda {
 
-/// Query rows of an entry and KV head from which on it is one of many tokens. Measured (H100, 32/8/128):
-/// unpacking pays from some 30 tokens on, meeting exact pages with many rows from 3.
-constexpr int many_rows(bool packed) { return packed ? 128 : 12; }
+/// Query rows of an entry and KV head from which on it is one of many tokens. Measured (H100 and H200,
+/// 32/8/128): unpacking pays from some 30 tokens on, of plain values from 5, whose decode steps take
+/// twice as long; meeting exact pages with many rows from 3.
+constexpr int many_rows(bool packed, ValueCoding values) {
+  return !packed ? 12 : values == ValueCoding::plain ? 20 : 128;
+}
+
+/// Query rows up to which values are met as codes, where there is a kernel for it. Measured (H200,
+/// 32/8/128): that takes a seventh off 64 tokens, 7 % off 512 behind 4,096 and nothing behind 32,768.
+inline constexpr int most_value_code_rows = 2048;
 /// Whether keys or values alone are exact: decode.cuh has no kernel for such pages.
 constexpr bool is_mixed(int key_bits, int value_bits) { return (key_bits == 16) != (value_bits == 16); }
 
 /// many_rows() in tokens, or `asked` where that is not 0; 1 where pages are mixed.
-inline int many_tokens(int heads_per_kv_head, int key_bits, int value_bits, int asked) {
+inline int many_tokens(int heads_per_kv_head, int key_bits, int value_bits, ValueCoding values,
+                       int asked) {
   if (is_mixed(key_bits, value_bits)) return 1;
   if (asked != 0) return asked;
-  return std::max(2, (many_rows(key_bits < 16) + heads_per_kv_head - 1) / heads_per_kv_head);
+  const int rows = many_rows(key_bits < 16, values);
+  return std::max(2, (rows + heads_per_kv_head - 1) / heads_per_kv_head);
 }
 
 /// Memory for unpacked pages: 32,768 tokens of 8 KV heads of 128 channels. Half as much takes 6 % longer
@@ -47,22 +57,22 @@ constexpr int row_tiles_of(int head_dim, int rows) {
   return head_dim > 128 || rows <= 16 * row_warps ? 1 : 2;
 }
 
-/// The workspace's parts, in bytes.
+/// The workspace's parts, in bytes. value_codes: of rows that meet values as codes.
 struct RowWorkspace {
   int tile_rows, tiles;             // row tiles of an entry that a launch takes
   std::size_t sums, unpacked, end;  // behind the slots
 
   RowWorkspace(int head_dim, int entries, int heads_per_kv_head, int kv_heads, int most_tokens,
-               int most_pages, bool packed) {
+               int most_pages, bool packed, bool value_codes) {
     const int rows = most_tokens * heads_per_kv_head;
-    tile_rows = 16 * row_warps * row_tiles_of(head_dim, rows);
+    tile_rows = value_codes ? 64 : 16 * row_warps * row_tiles_of(head_dim, rows);
     tiles = std::clamp(most_row_segments / std::max(1, entries * kv_heads), 1,
                        (rows + tile_rows - 1) / tile_rows);
     const auto segments = static_cast<std::size_t>(entries) * static_cast<std::size_t>(kv_heads * tiles);
     sums = 2 * (segments + most_row_blocks) * row_slot_bytes(head_dim, tile_rows);
     unpacked = sums + segments * row_sum_floats(head_dim, tile_rows) * sizeof(float);
     unpacked = (unpacked + 127) / 128 * 128;
-    const std::size_t page = static_cast<std::size_t>(kv_heads * head_dim) * 128 * 4;
+    const std::size_t page = static_cast<std::size_t>(kv_heads * head_dim) * 128 * (value_codes ? 2 : 4);
     const std::size_t all = page * static_cast<std::size_t>(most_pages);
     end = unpacked + (packed ? std::min(all, std::max(page, most_unpacked_bytes)) : 0);
   }
@@ -70,22 +80,22 @@ struct RowWorkspace {
 
 /// Shared memory of a block of unpack_pages.
 template <class Layout, ValueCoding Values, class T>
-constexpr std::size_t unpack_shared(std::size_t starts_bytes) {
-  return UnpackWarp<Layout, Values, T>::Matrices::bytes + 2 * unpack_stage_bytes<Layout, Values>() +
-         starts_bytes;
+constexpr std::size_t unpack_shared(UnpackedParts unpacked, std::size_t starts_bytes) {
+  return UnpackWarp<Layout, Values, T>::Matrices::bytes +
+         2 * unpack_stage_bytes<Layout, Values>(unpacked) + starts_bytes;
 }
 
-template <class Layout, ValueCoding Values, int RowTiles, bool Ruled, class T, class S>
+/// Work: of a block, on what `Unpacked` says.
+template <class Layout, ValueCoding Values, class Work, UnpackedParts Unpacked, class T, class S>
 void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspace &parts,
                              cudaStream_t stream) {
   constexpr int head_dim = Layout::HeadDim;
   constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
   constexpr bool rotated = Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
-  using Work = RowBlock<head_dim, Layout::Group, RowTiles, Ruled, T, S>;
   AttendCall<S> &call = rows.call;
   rows.values_are_rotated = rotated ? 1 : 0;
   const std::size_t starts_bytes = (static_cast<std::size_t>(call.entries) + 1) * sizeof(RowStart);
-  const auto attend = attend_rows<head_dim, Layout::Group, RowTiles, Ruled, T, S>;
+  const auto attend = attend_rows<Work, S>;
   const auto merge = merge_rows<head_dim, rotated, S>;
   const std::size_t shared = Work::shared_bytes() + starts_bytes;
   const DeviceLimits &limits = device_limits();
@@ -99,16 +109,13 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
   };
   thread_local KernelFit fit;
   if (!fit.holds(limits, shared)) {
-    static SharedMemoryLimit<decltype(attend)> attend_limit;
-    static SharedMemoryLimit<decltype(merge)> merge_limit;
-    attend_limit.raise(attend, shared);
-    merge_limit.raise(merge, starts_bytes);
+    allow_shared_bytes<attend_rows<Work, S>>(shared);
+    allow_shared_bytes<merge_rows<head_dim, rotated, S>>(starts_bytes);
     if constexpr (packed) {
-      const auto unpack = unpack_pages<Layout, Values, T, S>;
-      static SharedMemoryLimit<decltype(unpack)> unpack_limit;
-      unpack_limit.raise(unpack, unpack_shared<Layout, Values, T>(starts_bytes));
+      allow_shared_bytes<unpack_pages<Layout, Values, Unpacked, T, S>>(
+          unpack_shared<Layout, Values, T>(Unpacked, starts_bytes));
     }
-    fit.find(attend, row_threads, shared, limits);
+    fit.find(attend, Work::threads, shared, limits);
   }
   const int blocks = std::min(fit.blocks, most_row_blocks);
   const int row_count = most_tokens * call.heads_per_kv_head;
@@ -122,18 +129,38 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
       rows.last_chunk = call.most_pages - rows.first_page <= rows.pages ? 1 : 0;
       if constexpr (packed) {
         using Unpack = UnpackWarp<Layout, Values, T>;
-        const auto unpack = unpack_pages<Layout, Values, T, S>;
-        const std::size_t bytes = unpack_shared<Layout, Values, T>(starts_bytes);
+        const auto unpack = unpack_pages<Layout, Values, Unpacked, T, S>;
+        const std::size_t bytes = unpack_shared<Layout, Values, T>(Unpacked, starts_bytes);
         const int of_a_head = std::max(1, Unpack::blocks * processors / call.kv_heads);
         const int most = std::max(1, std::min(of_a_head, std::min(rows.pages, call.most_pages)));
         launch(unpack, most * call.kv_heads, Unpack::threads, bytes, rows);
       }
-      launch(attend, blocks, row_threads, shared, rows);
+      launch(attend, blocks, Work::threads, shared, rows);
       launch(merge, (merged + merging.block_rows() - 1) / merging.block_rows(), merge_threads,
              starts_bytes, rows, blocks, Work::rows, Work::step_tiles, Work::page_steps, merging);
       rows.first_page += rows.pages;
     } while (rows.last_chunk == 0);
   }
+}
+
+/// Attends for the entries with many tokens, by blocks that do Work. parts: of the workspace.
+template <class Layout, ValueCoding Values, class Work, UnpackedParts Unpacked, class T, class S>
+void launch_attend_rows_by(const AttendCall<S> &call, int most_tokens, const RowWorkspace &parts,
+                           std::uint8_t *workspace, cudaStream_t stream) {
+  constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
+  RowCall<S> rows{};
+  rows.call = call;
+  rows.slots = workspace;
+  rows.sums = reinterpret_cast<float *>(workspace + parts.sums);
+  rows.unpacked = workspace + parts.unpacked;
+  rows.pages_are_exact = packed ? 0 : 1;
+  rows.pages = std::numeric_limits<std::int32_t>::max() / 2;
+  if constexpr (packed) {
+    constexpr std::size_t head = unpacked_head_bytes<Layout::HeadDim, Layout::Group>(Unpacked);
+    const std::size_t page = static_cast<std::size_t>(call.kv_heads) * head;
+    rows.pages = std::max(1, static_cast<std::int32_t>((parts.end - parts.unpacked) / page));
+  }
+  launch_attend_row_tiles<Layout, Values, Work, Unpacked, T>(rows, most_tokens, parts, stream);
 }
 
 /// Attends for the entries with many tokens. call: its scale times log2 e.
@@ -142,34 +169,33 @@ void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *worksp
                         cudaStream_t stream) {
   constexpr int head_dim = Layout::HeadDim;
   constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
-  const RowWorkspace parts(head_dim, call.entries, call.heads_per_kv_head, call.kv_heads, most_tokens,
-                           call.most_pages, packed);
-  auto *bytes = static_cast<std::uint8_t *>(workspace);
-  RowCall<S> rows{};
-  rows.call = call;
-  rows.slots = bytes;
-  rows.sums = reinterpret_cast<float *>(bytes + parts.sums);
-  rows.unpacked = bytes + parts.unpacked;
-  rows.pages_are_exact = packed ? 0 : 1;
-  rows.pages = std::numeric_limits<std::int32_t>::max() / 2;
-  if constexpr (packed) {
-    using Exact = ExactPageLayout<head_dim, Layout::Group>;
-    const std::size_t page =
-        static_cast<std::size_t>(call.kv_heads) * Exact::head_bytes(ValueCoding::symmetric);
-    rows.pages = std::max(1, static_cast<std::int32_t>((parts.end - parts.unpacked) / page));
-  }
   const int row_count = most_tokens * call.heads_per_kv_head;
-  const auto launch = [&]<bool Ruled>() {
-    if constexpr (head_dim <= 128) {
-      if (row_tiles_of(head_dim, row_count) == 2)
-        return launch_attend_row_tiles<Layout, Values, 2, Ruled, T>(rows, most_tokens, parts, stream);
-    }
-    launch_attend_row_tiles<Layout, Values, 1, Ruled, T>(rows, most_tokens, parts, stream);
+  const bool ruled = call.rule.bends() || call.rule.window > 0;
+  const auto launch = [&]<class Work, UnpackedParts Unpacked>() {
+    const RowWorkspace parts(head_dim, call.entries, call.heads_per_kv_head, call.kv_heads, most_tokens,
+                             call.most_pages, packed, Unpacked == UnpackedParts::keys);
+    launch_attend_rows_by<Layout, Values, Work, Unpacked, T>(
+        call, most_tokens, parts, static_cast<std::uint8_t *>(workspace), stream);
   };
-  if (call.rule.bends() || call.rule.window > 0) {
-    launch.template operator()<true>();
+  if constexpr (meets_value_codes<Layout, Values>()) {
+    if (!ruled && row_count <= most_value_code_rows) {
+      return launch.template operator()<ValueCodeBlock<Layout, T, S>, UnpackedParts::keys>();
+    }
+  }
+  const auto launch_rows = [&]<bool Ruled>() {
+    const auto by_tiles = [&]<int RowTiles>() {
+      launch.template
+      operator()<RowBlock<head_dim, Layout::Group, RowTiles, Ruled, T, S>, UnpackedParts::all>();
+    };
+    if constexpr (head_dim <= 128) {
+      if (row_tiles_of(head_dim, row_count) == 2) return by_tiles.template operator()<2>();
+    }
+    by_tiles.template operator()<1>();
+  };
+  if (ruled) {
+    launch_rows.template operator()<true>();
   } else {
-    launch.template operator()<false>();
+    launch_rows.template operator()<false>();
   }
 }
 

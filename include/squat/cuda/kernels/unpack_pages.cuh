@@ -67,6 +67,16 @@ struct UnpackMatrices {
   }
 };
 
+/// What is unpacked: heads of ExactPageLayout, or their keys alone, one behind the other.
+enum class UnpackedParts { all, keys };
+
+/// Bytes of a head in the workspace of unpacked pages.
+template <int HeadDim, int Group>
+__host__ __device__ constexpr int unpacked_head_bytes(UnpackedParts parts) {
+  using Exact = ExactPageLayout<HeadDim, Group>;
+  return parts == UnpackedParts::keys ? Exact::value_codes : Exact::head_bytes(ValueCoding::symmetric);
+}
+
 template <class Layout, ValueCoding Values, class T>
 struct UnpackWarp {
   static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
@@ -86,7 +96,7 @@ struct UnpackWarp {
   int first;                        // token tile of the page
 
   /// page, to: the head's part.
-  __device__ void keys(const std::uint8_t *page, const PageEntry &entry, std::uint8_t *to) const {
+  __device__ void keys(const std::uint8_t *page, long long base, int row, std::uint8_t *to) const {
     float c[tiles][2 * steps][4];
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
@@ -96,28 +106,26 @@ struct UnpackWarp {
     if constexpr (Layout::KeyBits == 16) {
       add_exact(page, c);
     } else {
-      if (head.projection != nullptr) add_means(entry.row, c);
-      const auto *scales = reinterpret_cast<const std::uint16_t *>(page + Layout::key_scales);
-      if ((*scales & 0x8000u) != 0) {
-        add_coordinates(page, c);
+      if (head.projection != nullptr) add_means(row, c);
+      if (fits(page)) {
+        add_codes<false>(page, c);
       } else {
-        add_channels(page, c);
+        add_codes<true>(page, c);
       }
     }
     const bool in_place = tables.interleaved || tables.pairs * 2 == HeadDim;
-    if (entry.base != 0 && in_place) turn(c);
+    if (base != 0 && in_place) turn(c);
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
       auto *out = reinterpret_cast<uint4 *>(to) + (first + i) * steps * warp_lanes + lane_index();
 #pragma unroll
       for (int step = 0; step < steps; ++step) {
         const auto &low = c[i][2 * step], &high = c[i][2 * step + 1];
-        const auto pair = [](float a, float b) { return saturated(__floats2half2_rn(a, b)); };
-        out[step * warp_lanes] = {pair(low[0], low[1]), pair(low[2], low[3]), pair(high[0], high[1]),
-                                  pair(high[2], high[3])};
+        out[step * warp_lanes] = {saturated_pair(low[0], low[1]), saturated_pair(low[2], low[3]),
+                                  saturated_pair(high[0], high[1]), saturated_pair(high[2], high[3])};
       }
     }
-    if (entry.base != 0 && !in_place) turn_written(to);
+    if (base != 0 && !in_place) turn_written(to);
   }
 
   __device__ void values(const std::uint8_t *page, std::uint8_t *to) const {
@@ -223,6 +231,7 @@ struct UnpackWarp {
                                                         codes[i] + (Layout::unit == 8 ? 2 * part : 0));
     }
   }
+  template <bool Saturates>
   __device__ static void scale_codes(const std::uint8_t *page, int step, const Word (&codes)[tiles][4],
                                      uint4 (&a)[tiles]) {
     const int at = key_element(step * 16) + lane_index() % 4 * key_element(2);
@@ -235,11 +244,69 @@ struct UnpackWarp {
     const Word first = scale.x & 0x7fff7fffu, second = scale.y & 0x7fff7fffu;
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
-      a[i] = {unpacked(codes[i][0], first, zero.x), unpacked(codes[i][1], first, zero.x),
-              unpacked(codes[i][2], second, zero.y), unpacked(codes[i][3], second, zero.y)};
+      a[i] = {unpacked<Saturates>(codes[i][0], first, zero.x),
+              unpacked<Saturates>(codes[i][1], first, zero.x),
+              unpacked<Saturates>(codes[i][2], second, zero.y),
+              unpacked<Saturates>(codes[i][3], second, zero.y)};
     }
   }
 
+  /// Whether none of the page's keys can leave float16's range before they leave the basis; of a warp.
+  __device__ static bool fits(const std::uint8_t *page) {
+    const auto magnitudes = [&](int offset, int channel) {
+      const auto *numbers = reinterpret_cast<const Word *>(page + offset) + channel / 2;
+      return as_halves(*numbers & 0x7fff7fffu);
+    };
+    constexpr float most_code = 255;
+    __half2 largest = __float2half2_rn(0);
+    for (int i = 2 * lane_index(); i < HeadDim; i += 2 * warp_lanes) {
+      largest = __hmax2(largest, __hfma2(magnitudes(Layout::key_scales, i), __float2half2_rn(most_code),
+                                         magnitudes(Layout::key_zeros, i)));
+    }
+    constexpr Word most = 0x7bff;  // 65504
+    return __all_sync(0xffffffffu,
+                      (as_word(largest) & 0xffffu) <= most && as_word(largest) >> 16 <= most);
+  }
+
+  template <bool Saturates>
+  __device__ void add_codes(const std::uint8_t *page, Sums &c) const {
+    const bool in_basis =
+        (*reinterpret_cast<const std::uint16_t *>(page + Layout::key_scales) & 0x8000u) != 0;
+    if (!in_basis) {
+      add_channels<Saturates>(page, c);
+    } else if constexpr (Layout::unit == 16) {
+      const int eight = head.eight_bit_units, four = head.four_bit_units, two = head.two_bit_units;
+      const std::uint8_t *unit = page + Layout::key_codes;
+      int step = 0;
+      add_width<8, Saturates>(page, unit, step, eight, c);
+      add_width<4, Saturates>(page, unit, step, four, c);
+      add_width<2, Saturates>(page, unit, step, two, c);
+      add_width<0, Saturates>(page, unit, step, steps - eight - four - two, c);
+    } else {
+      add_coordinates<Saturates>(page, c);
+    }
+  }
+
+  /// The next `count` steps, of one width (0: no codes), which begin at `unit`.
+  template <int Bits, bool Saturates>
+  __device__ void add_width(const std::uint8_t *page, const std::uint8_t *&unit, int &step, int count,
+                            Sums &c) const {
+    const int end = step + count;
+#pragma unroll 1
+    for (; step < end; ++step) {
+      Word codes[tiles][4] = {};
+      if constexpr (Bits > 0) {
+        read_unit<Bits>(unit, 0, codes);
+        unit += Layout::key_unit_bytes(Bits);
+      }
+      uint4 a[tiles];
+      scale_codes<Saturates>(page, step, codes, a);
+      multiply_row(a, basis, head.basis, step, c);
+    }
+  }
+
+  /// Where units of two widths may share a step.
+  template <bool Saturates>
   __device__ void add_coordinates(const std::uint8_t *page, Sums &c) const {
     const int eight = head.eight_bit_units, four = eight + head.four_bit_units,
               two = four + head.two_bit_units;
@@ -262,11 +329,12 @@ struct UnpackWarp {
         }
       }
       uint4 a[tiles];
-      scale_codes(page, step, codes, a);
+      scale_codes<Saturates>(page, step, codes, a);
       multiply_row(a, basis, head.basis, step, c);
     }
   }
 
+  template <bool Saturates>
   __device__ void add_channels(const std::uint8_t *page, Sums &c) const {
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
@@ -278,7 +346,7 @@ struct UnpackWarp {
             page + Layout::key_codes + index * Layout::key_unit_bytes(Layout::KeyBits), part, codes);
       }
       uint4 a[tiles];
-      scale_codes(page, step, codes, a);
+      scale_codes<Saturates>(page, step, codes, a);
 #pragma unroll
       for (int i = 0; i < tiles; ++i) add_tile(a[i], c[i][2 * step], c[i][2 * step + 1]);
     }
@@ -360,24 +428,33 @@ struct UnpackWarp {
 /// Shared memory of a block's pages: the one that is unpacked and the next, unless they are so large
 /// that they are read where they lie.
 template <class Layout, ValueCoding Values>
-__host__ __device__ constexpr int unpack_stage_bytes() {
-  constexpr int bytes = Layout::head_bytes(Values);
+__host__ __device__ constexpr int unpack_stage_bytes(UnpackedParts parts) {
+  const int bytes = parts == UnpackedParts::keys ? Layout::value_codes : Layout::head_bytes(Values);
   return bytes <= 36 * 1024 ? bytes : 0;
 }
 
+/// A page of the chunk: a head's part of it, and what it is coded with.
+struct UnpackedPage {
+  const std::uint8_t *data;
+  const CodingTables *coding;
+  long long base;
+  std::int32_t row;
+};
+
 /// Some blocks a KV head, so that each fetches one head's matrices; the chunk's pages are dealt out one
 /// after another.
-template <class Layout, ValueCoding Values, class T, class S>
+template <class Layout, ValueCoding Values, UnpackedParts Parts, class T, class S>
 __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
                                   UnpackWarp<Layout, Values, T>::blocks)
     unpack_pages(const RowCall<S> rows) {
   using Warp = UnpackWarp<Layout, Values, T>;
   using Matrices = typename Warp::Matrices;
-  using Exact = typename Warp::Exact;
-  constexpr int stage_bytes = unpack_stage_bytes<Layout, Values>(),
-                head_bytes = Layout::head_bytes(Values);
+  constexpr int stage_bytes = unpack_stage_bytes<Layout, Values>(Parts),
+                head_bytes = Layout::head_bytes(Values),
+                to_bytes = unpacked_head_bytes<Layout::HeadDim, Layout::Group>(Parts);
   extern __shared__ __align__(128) std::uint8_t unpack_memory[];
   __shared__ float4 angles[2][Layout::HeadDim / 4];  // of the page at hand and the next
+  __shared__ UnpackedPage found[4];                  // these two and one more
   const AttendCall<S> &call = rows.call;
   auto *basis = reinterpret_cast<uint4 *>(unpack_memory), *projection = basis + Matrices::basis;
   std::uint8_t *stages = unpack_memory + Matrices::bytes;
@@ -387,27 +464,21 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
   const int heads = call.kv_heads, head = static_cast<int>(blockIdx.x) % heads;
   const int step = static_cast<int>(gridDim.x) / heads;
   const int end = min(rows.first_page + rows.pages, starts[call.entries].page);
-  // A page of the chunk, and its coding.
-  struct Found {
-    PageEntry entry;
-    const CodingTables *coding;
-  };
-  const auto find = [&](int index) {
+  // By one thread, as it takes reads one behind the other.
+  const auto find = [&](int index, UnpackedPage &to) {
     index = min(index, end - 1);
     const int e = find_entry(starts, call.entries, index, &RowStart::page);
     const LayerState &state = *call.batch[e].state;
-    return Found{state.pages[index - starts[e].page], &call.codings[state.coding]};
+    const PageEntry &entry = state.pages[index - starts[e].page];
+    to = {entry.data + static_cast<std::size_t>(head) * head_bytes, &call.codings[state.coding],
+          entry.base, entry.row};
   };
-  const auto head_of = [&](const Found &page) {
-    return page.entry.data + static_cast<std::size_t>(head) * head_bytes;
-  };
-  const auto copy = [&](const Found &page, int stage) {
+  const auto copy = [&](const UnpackedPage &page, int stage) {
     if constexpr (stage_bytes > 0) {
-      const std::uint8_t *from = head_of(page);
 #pragma unroll 4
-      for (int i = static_cast<int>(threadIdx.x) * 16; i < head_bytes;
+      for (int i = static_cast<int>(threadIdx.x) * 16; i < stage_bytes;
            i += static_cast<int>(blockDim.x) * 16)
-        copy_async(stages + stage * stage_bytes + i, from + i);
+        copy_async(stages + stage * stage_bytes + i, page.data + i);
     }
     commit_copies();
   };
@@ -415,27 +486,31 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
     Matrices::fetch(basis, tables.basis, Warp::steps * Warp::steps);
     Matrices::fetch(projection, tables.projection, mode_tiles * Warp::steps);
   };
-  const auto turn = [&](const Found &page, int stage) {
-    if (page.entry.base == 0) return;
-    make_turn(page.coding->tiles, page.entry.base, reinterpret_cast<float2 *>(angles[stage]));
+  const auto turn = [&](const UnpackedPage &page, int stage) {
+    if (page.base == 0) return;
+    make_turn(page.coding->tiles, page.base, reinterpret_cast<float2 *>(angles[stage]));
   };
-  int index = rows.first_page + static_cast<int>(blockIdx.x) / heads, stage = 0;
+  int index = rows.first_page + static_cast<int>(blockIdx.x) / heads, stage = 0, slot = 0;
   if (index >= end) {
     wait_for_launches();
     return;
   }
-  Found page = find(index), next = find(index + step);
-  copy(page, stage);
-  const HeadTables *fetched = &page.coding->heads[head];
-  fetch(*fetched, page.coding->tiles.mode_tiles);
-  turn(page, stage);
+  if (threadIdx.x < 2) {
+    find(index + static_cast<int>(threadIdx.x) * step, found[threadIdx.x]);
+  }
+  __syncthreads();
+  copy(found[0], stage);
+  const HeadTables *fetched = &found[0].coding->heads[head];
+  fetch(*fetched, found[0].coding->tiles.mode_tiles);
+  turn(found[0], stage);
   wait_for_launches();  // until nobody reads what was unpacked before
 #pragma unroll 1
-  for (; index < end; index += step, stage ^= 1) {
+  for (; index < end; index += step, stage ^= 1, slot = (slot + 1) % 4) {
     wait_for_copies<0>();
     __syncthreads();  // the page is there, what it is turned by too, and the other stage free
+    const UnpackedPage &page = found[slot], &next = found[(slot + 1) % 4];
     if (index + step < end) copy(next, stage ^ 1);
-    const Found behind = find(index + 2 * step);
+    if (threadIdx.x == blockDim.x - 1) find(index + 2 * step, found[(slot + 2) % 4]);
     const HeadTables &tables = page.coding->heads[head];
     const TileTables &tiles = page.coding->tiles;
     if (&tables != fetched) {
@@ -443,21 +518,19 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
       fetched = &tables;
       __syncthreads();
     }
-    const std::uint8_t *from = stage_bytes > 0 ? stages + stage * stage_bytes : head_of(page);
+    const std::uint8_t *from = stage_bytes > 0 ? stages + stage * stage_bytes : page.data;
     std::uint8_t *to = rows.unpacked + (static_cast<std::size_t>(index - rows.first_page) * heads +
                                         static_cast<std::size_t>(head)) *
-                                           Exact::head_bytes(ValueCoding::symmetric);
+                                           to_bytes;
     const Warp warp{tables,
                     tiles,
                     basis,
                     projection,
                     reinterpret_cast<float2 *>(angles[stage]),
                     warp_index() * Warp::tiles};
-    warp.keys(from, page.entry, to);
-    warp.values(from, to);
+    warp.keys(from, page.base, page.row, to);
+    if constexpr (Parts == UnpackedParts::all) warp.values(from, to);
     if (index + step < end) turn(next, stage ^ 1);
-    page = next;
-    next = behind;
   }
 }
 

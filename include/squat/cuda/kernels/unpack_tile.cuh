@@ -114,9 +114,18 @@ __device__ inline Word saturated(__half2 pair) {
   return as_word(__hmax2(__hmin2(pair, largest), __hneg2(largest)));
 }
 
-/// zero + scale * code.
+/// A pair of floats as float16, likewise.
+__device__ inline Word saturated_pair(float low, float high) {
+  Word pair;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+/// zero + scale * code. Saturates: it may lie beyond float16's range.
+template <bool Saturates = true>
 __device__ inline Word unpacked(Word codes, Word scale, Word zero) {
-  return saturated(__hfma2(code_numbers(codes), as_halves(scale), as_halves(zero)));
+  const __half2 x = __hfma2(code_numbers(codes), as_halves(scale), as_halves(zero));
+  return Saturates ? saturated(x) : as_word(x);
 }
 /// mean + scale * (code - middle), middle being half an integer: the difference is exact.
 __device__ inline Word unpacked_about(Word codes, float middle, Word scale, __half2 mean) {

@@ -52,6 +52,38 @@ __device__ inline Word transpose(Word x) {
   return y;
 }
 
+/// Where a lane's row is of four 8 x 8 matrices of float16 that follow each other in shared memory, for
+/// the two below.
+__device__ inline std::uint32_t matrix_row(const std::uint8_t *matrices) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(matrices)) +
+         static_cast<std::uint32_t>(lane_index()) * 16;
+}
+
+/// Four such matrices, of which a lane has (row g, columns 2t, 2t+1), transposed, to shared memory.
+__device__ inline void store_transposed(std::uint32_t row, const Word (&x)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
+               "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+#else
+  const std::uint32_t word = row - static_cast<std::uint32_t>(lane_index()) * 12;
+#pragma unroll
+  for (unsigned i = 0; i < 4; ++i) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(word + 128 * i), "r"(transpose(x[i])) : "memory");
+  }
+#endif
+}
+
+/// And back, as they lie there.
+__device__ inline uint4 load_matrices(std::uint32_t row) {
+  uint4 x;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(row)
+               : "memory");
+  return x;
+}
+
 __device__ inline Word as_word(__half2 x) { return *reinterpret_cast<Word *>(&x); }
 __device__ inline __half2 as_halves(Word x) { return *reinterpret_cast<__half2 *>(&x); }
 __device__ inline Word halves(float low, float high) { return as_word(__floats2half2_rn(low, high)); }

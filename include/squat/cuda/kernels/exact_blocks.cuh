@@ -1,0 +1,49 @@
+#pragma once
+
+// The exact rows of a sequence as attention of many query rows meets them: blocks of 16 tokens, those of
+// the sinks, then those of the tail, with the rows of the call among it.
+
+#include <cstdint>
+
+#include "squat/cuda/page/page_layout.cuh"
+#include "squat/cuda/state/device_state.cuh"
+#include "squat/cuda/state/exact_slots.cuh"
+
+namespace squat::cuda {
+
+/// 16 tokens, the first at `position`: those at [begin, end) count.
+struct TokenTile {
+  int position, begin, end;
+};
+
+/// Those of a page, `token` being the tile's first there.
+__device__ inline TokenTile page_tile(const PageEntry &page, int token) {
+  return {page.before - page.first + token, page.before, page.before + page.tokens};
+}
+
+/// The exact rows of an entry.
+template <int HeadDim>
+struct ExactBlocks {
+  const LayerState &state;
+  const BatchEntry &entry;
+
+  __device__ int of_sinks() const { return token_blocks(state.sinks); }
+
+  __device__ TokenTile tokens(int block) const {
+    const int sinks = of_sinks();
+    if (block < sinks) return {16 * block, 0, state.sinks};
+    return {state.sinks + state.paged_tokens + 16 * (block - sinks), 0, state.length()};
+  }
+
+  /// The elements of a block of a KV head.
+  __device__ const std::uint16_t *rows(int block, int head, int kv_heads) const {
+    const int sinks = of_sinks();
+    const bool sink = block < sinks;
+    const ExactSlots slots = sink                        ? sink_slots<HeadDim>(state, kv_heads)
+                             : entry.unpacked != nullptr ? unpacked_slots(entry.unpacked, kv_heads)
+                                                         : tail_slots<HeadDim>(state, kv_heads);
+    return slots.template block<HeadDim>(head, 16 * (sink ? block : block - sinks));
+  }
+};
+
+}  // namespace squat::cuda
