@@ -141,6 +141,7 @@ squat::LayerGroup CacheSpec::group_for(const squat::Options &shape) const {
   of_group.kv_heads = shape.kv_heads;
   of_group.head_dim = shape.head_dim;
   of_group.value_dim = shape.value_dim;
+  of_group.keys_have_biases = shape.keys_have_biases;
   of_group.attention_scale = shape.attention_scale;
   of_group.soft_cap = shape.soft_cap;
   of_group.attention_window = shape.attention_window;

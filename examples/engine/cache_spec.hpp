@@ -19,8 +19,8 @@ struct CacheSpec {
   squat::Options options;  // but for the model's shape
   bool published = false;
 
-  /// Of layers that are alike, without their numbers: heads, scale, cap, window and rotary embedding are
-  /// those of `shape`.
+  /// Of layers that are alike, without their numbers: heads, biases, scale, cap, window and rotary
+  /// embedding are those of `shape`.
   squat::LayerGroup group_for(const squat::Options &shape) const;
 
   /// Of a model's layers: one group where they are alike. Layers that attend through a window and those

@@ -1,5 +1,6 @@
 #include "llama_model.hpp"
 
+#include <gguf.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -51,6 +52,15 @@ llama_model *load_unpacked(const std::string &path, Weights weights, int threads
   return load(copy.path());
 }
 
+/// Whether the first layer of a file has a bias of keys, or of queries, keys and values together.
+bool has_key_biases(const std::string &path) {
+  const std::unique_ptr<gguf_context, decltype(&gguf_free)> file(
+      gguf_init_from_file(path.c_str(), {.no_alloc = true, .ctx = nullptr}), gguf_free);
+  if (!file) return false;
+  return gguf_find_tensor(file.get(), "blk.0.attn_k.bias") >= 0 ||
+         gguf_find_tensor(file.get(), "blk.0.attn_qkv.bias") >= 0;
+}
+
 }  // namespace
 
 LlamaModel::LlamaModel(const std::string &path, Weights weights, int threads)
@@ -60,6 +70,7 @@ LlamaModel::LlamaModel(const std::string &path, Weights weights, int threads)
   model_.reset(weights == Weights::own ? load(path) : load_unpacked(path, weights, threads));
   if (!model_) throw std::invalid_argument("llama.cpp cannot load " + path);
   vocabulary_ = llama_model_get_vocab(model_.get());
+  keys_have_biases_ = has_key_biases(path);
   const llama_rope_type rope = llama_model_rope_type(model_.get());
   if (rope != LLAMA_ROPE_TYPE_NONE && rope != LLAMA_ROPE_TYPE_NORM && rope != LLAMA_ROPE_TYPE_NEOX)
     throw std::invalid_argument(

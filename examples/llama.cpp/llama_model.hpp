@@ -30,11 +30,14 @@ class LlamaModel {
   llama_token begin_of_text() const;
   int vocabulary() const { return llama_vocab_n_tokens(vocabulary_); }
   int context() const { return llama_model_n_ctx_train(model_.get()); }
+  /// Options::keys_have_biases.
+  bool keys_have_biases() const { return keys_have_biases_; }
   llama_model *get() const { return model_.get(); }
 
  private:
   std::unique_ptr<llama_model, decltype(&llama_model_free)> model_;
   const llama_vocab *vocabulary_ = nullptr;
+  bool keys_have_biases_ = false;
 };
 
 struct ContextOptions {

@@ -101,6 +101,7 @@ std::vector<squat::Options> shapes_of(const LlamaModel &model, Window window, in
   LlamaContext context(model, {.length = length, .batch = length, .threads = threads, .tap = &tap});
   context.decode(window);
   if (shapes.empty()) throw std::invalid_argument("the model has no layers of attention");
+  for (squat::Options &shape : shapes) shape.keys_have_biases = model.keys_have_biases();
   return shapes;
 }
 

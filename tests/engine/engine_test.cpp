@@ -55,6 +55,26 @@ TEST(CacheSpecs, SayWhatTheyMean) {
   EXPECT_EQ(published.page_tokens, 32);
 }
 
+TEST(CacheSpecs, KeepWhatTheModelSays) {
+  const Config config{.layers = 1,
+                      .query_heads = 6,
+                      .kv_heads = 2,
+                      .head_dim = 64,
+                      .attention_scale = .5f,
+                      .attention_soft_cap = 30,
+                      .differences = {.biases = true}};
+  for (const char *coding : {"exact", "subspace:k2v2", "orthogonal:k2v2:published"}) {
+    const squat::Options options = parse_cache_spec(coding).options_for(config).groups[0].options;
+    EXPECT_EQ(options.query_heads, 6);
+    EXPECT_EQ(options.kv_heads, 2);
+    EXPECT_EQ(options.head_dim, 64);
+    EXPECT_EQ(options.attention_scale, .5f);
+    EXPECT_EQ(options.soft_cap, 30);
+    EXPECT_TRUE(options.keys_have_biases);
+    EXPECT_FALSE(options.rotary.empty());
+  }
+}
+
 TEST(CacheSpecs, UnknownOnesListWhatExists) {
   for (const char *text : {"", "kivi:k2v2", "plain", "plain:k2", "plain:k5v2", "plain:k2v2:x3",
                            "plain:k2v2:g", "plain:k2v2:g3x", "plain:k2v2:published", "exact:k2v2"}) {
