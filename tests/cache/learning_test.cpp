@@ -46,6 +46,23 @@ Inputs<> loop(const Options &options, Index tokens, Index period) {
   return in;
 }
 
+/// A text, or a loop, whose keys vary most in one direction.
+Inputs<> narrow(const Options &options, Index tokens, Index period) {
+  Inputs<> in(options, tokens, 92);
+  const Tensor<float> along = random_tensor(tokens, options.kv_heads, 1, 93);
+  for (Index token = 0; token < tokens; ++token) {
+    for (Index head = 0; head < options.kv_heads; ++head) {
+      float *key = in.k.view().row(token, head);
+      for (int i = 0; i < options.head_dim; ++i) {
+        key[i] += (i % 3 == 0 ? -2.0f : 2.0f) * along.view().row(token, head)[0];
+      }
+    }
+  }
+  repeat(in, period);
+  embed(in, options.rotary.front());
+  return in;
+}
+
 Inputs<> zeros(const Options &options, Index tokens) {
   Inputs<> in(options, tokens, 1);
   for (auto *x : {&in.q, &in.k, &in.v}) std::fill(x->elements.begin(), x->elements.end(), 0.0f);
@@ -96,6 +113,19 @@ TEST(Learning, OfTokensThatAreNoTextChangesNothing) {
       const SequenceId a = sequence_of(cache, in), b = sequence_of(untouched, in);
       ASSERT_GT(untouched.memory_report().bases, 0u);
       EXPECT_EQ(saved(cache, a), saved(untouched, b));
+    }
+  }
+}
+
+TEST(Learning, OfAFirstLayerWithBiasesSeesManyTokensInFewDirections) {
+  for (const bool biases : {false, true}) {
+    for (const Index period : {300, 9}) {
+      Options options = small();
+      options.keys_have_biases = biases;
+      KVCache<half, 2> cache(options);
+      sequence_of(cache, narrow(options, 300, period));
+      EXPECT_EQ(cache.learnt(0), biases && period == 300);
+      EXPECT_FALSE(cache.learnt(1));  // it may be their context that differs
     }
   }
 }

@@ -18,6 +18,7 @@ struct LayerLearning {
   OrthogonalOptions orthogonal{};
   int key_bits = 0;
   Index head_dim = 0;
+  bool biased_first = false;               ///< see is_of_text()
   const RotaryTable *rotary = nullptr;     ///< of the tile frame; null: none
   Index frame_rows = 0;                    ///< of that frame
   std::span<const QueryStatistics> heads;  ///< of each KV head

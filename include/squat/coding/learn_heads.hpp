@@ -35,7 +35,7 @@ std::vector<HeadRecord> learn_heads(const LayerLearning &layer, const Parallel &
     records[i] = quantizer.record();
     records[i].value_mean = rotated_value_mean(layer.heads[i]);
   });
-  if (!is_of_text(evidence)) records.clear();
+  if (!is_of_text(evidence, layer.biased_first)) records.clear();
   return records;
 }
 

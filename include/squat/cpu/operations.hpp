@@ -120,7 +120,7 @@ class Operations {
     for_each_kv_head(0, [&](Index head, Scratch) {
       evidence[static_cast<std::size_t>(head)] = layer.learn(head, weighting);
     });
-    if (!is_of_text(evidence)) {
+    if (!is_of_text(evidence, options_.keys_have_biases && layer.layer() == 0)) {
       layer.forget();
       return false;
     }

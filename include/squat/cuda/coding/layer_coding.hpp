@@ -114,8 +114,10 @@ class LayerCoding {
     const bool has_all = !options_->prior || has_prior_;
     const bool on_device =
         *options_->coding == Coding::subspace && has_all && can_learn_bases<HeadDim>();
-    const std::vector<HeadRecord> learnt =
-        on_device ? learn_on_device<HeadDim>(stream) : learn_on_host(stream);
+    std::vector<HeadRecord> learnt;
+    if (on_device) learnt = learn_on_device<HeadDim>(stream);
+    // The host may see more, see is_of_text().
+    if (!on_device || (learnt.empty() && is_biased_first())) learnt = learn_on_host(stream);
     if (learnt.empty()) {
       forget();
       return false;
@@ -231,6 +233,7 @@ class LayerCoding {
                               .orthogonal = options_->orthogonal,
                               .key_bits = key_bits_,
                               .head_dim = options_->head_dim,
+                              .biased_first = is_biased_first(),
                               .rotary = frame != nullptr ? &frame->table() : nullptr,
                               .frame_rows = rows_of_frame(),
                               .heads = heads};
@@ -251,7 +254,7 @@ class LayerCoding {
       std::vector<Evidence> evidence;
       for (const LearntBasis<HeadDim> &head : learnt)
         evidence.push_back(evidence_of(head, statistics_->draws(), statistics_->queries()));
-      if (!is_of_text(evidence)) return records;
+      if (!is_of_text(evidence, false)) return records;
       records.resize(learnt.size());
       run_tasks(options_->parallel, options_->kv_heads, [&](int head) {
         const auto i = static_cast<std::size_t>(head);
@@ -283,6 +286,8 @@ class LayerCoding {
     tables_ = tables;
     for (KeyQuantizer &quantizer : quantizers_) quantizer.drop_matrix();
   }
+
+  bool is_biased_first() const { return options_->keys_have_biases && layer_ == 0; }
 
   Index rows_of_frame() const { return tiles_->frame() ? tiles_->frame()->rows() : 1; }
 
