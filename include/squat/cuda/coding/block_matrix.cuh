@@ -77,29 +77,38 @@ __device__ inline void cholesky(const BlockMatrix<Size> &a) {
   __syncthreads();
 }
 
+/// A rotation of two coordinates, as a round of diagonalize() works it out.
+struct alignas(16) PlaneRotation {
+  float sine, cosine;
+  int p, q;
+
+  __device__ bool rotates() const { return sine != 0; }
+  __device__ void turn(float &x, float &y) const {
+    const float before = x;
+    x = cosine * before - sine * y;
+    y = sine * before + cosine * y;
+  }
+};
+
 /// Turns a symmetric matrix into a diagonal one, V^T A V, by Jacobi rotations of disjoint pairs of
-/// coordinates at a time (Golub and Van Loan, section 8.5), and the columns of v likewise: the
+/// coordinates at a time (Golub and Van Loan, section 8.5), and the rows of v likewise: the
 /// eigenvectors, where v was 1. Pairs that are as good as uncorrelated stay, and sweeps end when all
 /// are. Of the matrix only what is on and below the diagonal is kept: what two pairs have in common,
-/// four elements, is turned from both sides at once. Reads and writes of shared memory are what it
-/// takes, three for every element of a matrix and round.
+/// four elements, is turned from both sides at once, and the diagonal takes what its own pair gives it,
+/// so that eigenvalues err by a millionth of the largest. v: [Size, Size], aligned to 16 bytes.
 template <int Size>
-__device__ inline void diagonalize(const BlockMatrix<Size> &a, const BlockMatrix<Size> &v) {
+__device__ inline void diagonalize(const BlockMatrix<Size> &a, float *v) {
   constexpr int pairs = Size / 2, players = Size - 1, most_sweeps = 16;
+  constexpr int quads = Size / 4;  // of a row
   constexpr float small = 1e-6f;
-  __shared__ float2 rotations[pairs];  // sines and cosines
-  const int thread = static_cast<int>(threadIdx.x), column = a.column();
+  __shared__ PlaneRotation rotations[pairs];
+  const int thread = static_cast<int>(threadIdx.x);
   const auto at = [&](int i, int j) -> float & { return a(max(i, j), min(i, j)); };
   // Every two coordinates are a pair in one round of a sweep, as in a tournament.
   const auto pair_of = [](int round, int index) -> int2 {
     if (index == 0) return {players, round};
     const int low = round + index, high = round - index;
     return {low < players ? low : low - players, high < 0 ? high + players : high};
-  };
-  const auto turn = [](float2 rotation, float &x, float &y) {
-    const float before = x;
-    x = rotation.y * before - rotation.x * y;
-    y = rotation.x * before + rotation.y * y;
   };
   float trace = 0;
   for (int i = 0; i < Size; ++i) trace += a(i, i);
@@ -125,7 +134,7 @@ __device__ inline void diagonalize(const BlockMatrix<Size> &a, const BlockMatrix
           at(pair.x, pair.y) = 0;
           rotated = true;
         }
-        rotations[thread] = {sine, cosine};
+        rotations[thread] = {sine, cosine, pair.x, pair.y};
       }
       __syncthreads();
       // Two pairs, i < j: line i has pairs - 1 - i of them, and with line pairs - 2 - i `pairs`.
@@ -134,23 +143,27 @@ __device__ inline void diagonalize(const BlockMatrix<Size> &a, const BlockMatrix
         const int line = n / pairs, place = n % pairs, of_line = pairs - 1 - line;
         const int i = place < of_line ? line : pairs - 2 - line;
         const int j = i + 1 + (place < of_line ? place : place - of_line);
-        const int2 p = pair_of(round, i), q = pair_of(round, j);
-        const float2 of_p = rotations[i], of_q = rotations[j];
-        float x[2][2] = {{at(p.x, q.x), at(p.x, q.y)}, {at(p.y, q.x), at(p.y, q.y)}};
-        turn(of_p, x[0][0], x[1][0]);
-        turn(of_p, x[0][1], x[1][1]);
-        turn(of_q, x[0][0], x[0][1]);
-        turn(of_q, x[1][0], x[1][1]);
-        at(p.x, q.x) = x[0][0], at(p.x, q.y) = x[0][1];
-        at(p.y, q.x) = x[1][0], at(p.y, q.y) = x[1][1];
+        const PlaneRotation first = rotations[i], second = rotations[j];
+        if (!first.rotates() && !second.rotates()) continue;
+        float &pp = at(first.p, second.p), &pq = at(first.p, second.q);
+        float &qp = at(first.q, second.p), &qq = at(first.q, second.q);
+        float x[2][2] = {{pp, pq}, {qp, qq}};
+        first.turn(x[0][0], x[1][0]);
+        first.turn(x[0][1], x[1][1]);
+        second.turn(x[0][0], x[0][1]);
+        second.turn(x[1][0], x[1][1]);
+        pp = x[0][0], pq = x[0][1], qp = x[1][0], qq = x[1][1];
       }
-#pragma unroll 4
-      for (int index = v.part(); index < pairs; index += v.parts) {
-        const int2 pair = pair_of(round, index);
-        float x = v(column, pair.x), y = v(column, pair.y);
-        turn(rotations[index], x, y);
-        v(column, pair.x) = x;
-        v(column, pair.y) = y;
+#pragma unroll 2
+      for (int n = thread; n < pairs * quads; n += a.threads) {
+        const PlaneRotation rotation = rotations[n / quads];
+        if (!rotation.rotates()) continue;
+        auto &of_p = reinterpret_cast<float4 *>(v + rotation.p * Size)[n % quads];
+        auto &of_q = reinterpret_cast<float4 *>(v + rotation.q * Size)[n % quads];
+        float4 x = of_p, y = of_q;
+        rotation.turn(x.x, y.x), rotation.turn(x.y, y.y);
+        rotation.turn(x.z, y.z), rotation.turn(x.w, y.w);
+        of_p = x, of_q = y;
       }
     }
     goes_on = __syncthreads_or(rotated ? 1 : 0) != 0;

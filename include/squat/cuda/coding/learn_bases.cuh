@@ -97,9 +97,12 @@ class BasisLearner {
     multiply(p, p, q);
     multiply(
         p, [&](int i, int k) { return q(k, i); }, p);
+    float *vectors = q.data;  // a row each
 #pragma unroll 4
-    for (int n = 0; n < own; ++n) q(p.row(n), column) = p.row(n) == column ? 1.0f : 0.0f;
-    diagonalize(p, q);
+    for (int n = 0; n < own; ++n) {
+      vectors[p.row(n) * HeadDim + column] = p.row(n) == column ? 1.0f : 0.0f;
+    }
+    diagonalize(p, vectors);
     // Coordinates of falling variance.
     __shared__ int order[HeadDim];
     if (thread < HeadDim) diagonal_[thread] = static_cast<double>(p(thread, thread));
@@ -116,13 +119,16 @@ class BasisLearner {
       order[thread] = rank;
     }
 #pragma unroll 4
-    for (int n = 0; n < own; ++n) p(p.row(n), column) = factor_[p.row(n) * HeadDim + column];
+    for (int n = 0; n < own; ++n) p(column, p.row(n)) = vectors[p.row(n) * HeadDim + column];
     __syncthreads();
-    solve_transposed(p, q);
+#pragma unroll 4
+    for (int n = 0; n < own; ++n) q(p.row(n), column) = factor_[p.row(n) * HeadDim + column];
+    __syncthreads();
+    solve_transposed(q, p);
 #pragma unroll 4
     for (int n = 0; n < own; ++n) {
       const int coordinate = p.row(n);
-      to_.matrix[order[coordinate] * HeadDim + column] = q(column, coordinate);
+      to_.matrix[order[coordinate] * HeadDim + column] = p(column, coordinate);
     }
     if (thread == 0) to_.weight = weight;
   }
@@ -345,7 +351,7 @@ class BasisLearner {
 template <int HeadDim>
 __global__ void __launch_bounds__(BlockMatrix<HeadDim>::threads)
     learn_bases(const __grid_constant__ LearnCall<HeadDim> call) {
-  extern __shared__ double learn_memory[];
+  extern __shared__ __align__(16) double learn_memory[];
   BasisLearner<HeadDim>(call, static_cast<int>(blockIdx.x), learn_memory).learn();
 }
 
