@@ -359,8 +359,7 @@ template <int HeadDim>
 void launch_learn_bases(const LearnCall<HeadDim> &call, int kv_heads, cudaStream_t stream) {
   const auto kernel = learn_bases<HeadDim>;
   constexpr int bytes = BasisLearner<HeadDim>::shared_bytes;
-  static SharedMemoryLimit<decltype(kernel)> limit;
-  limit.raise(kernel, bytes);
+  allow_shared_bytes<learn_bases<HeadDim>>(bytes);
   kernel<<<static_cast<unsigned>(kv_heads), BlockMatrix<HeadDim>::threads, bytes, stream>>>(call);
   check(cudaGetLastError(), "learning of bases");
 }

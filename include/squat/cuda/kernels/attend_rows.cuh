@@ -97,8 +97,7 @@ class RowBlock {
   /// The end of the units up to `last` that rows of the block see.
   __device__ int visible_end(bool exact, int last) const {
     if (!exact) return last;
-    const int tail = max(most_limit_ - state_.sinks - state_.paged_tokens, 0);
-    return min(last, (sink_blocks() + (tail + 15) / 16 + step_tiles - 1) / step_tiles);
+    return min(last, (exact_blocks().seen(most_limit_) + step_tiles - 1) / step_tiles);
   }
 
   /// Forgets what was found out.

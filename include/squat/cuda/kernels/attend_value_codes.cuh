@@ -38,6 +38,9 @@
 
 namespace squat::cuda {
 
+/// Query rows of a block.
+inline constexpr int value_code_rows = 64;
+
 /// Whether there is a kernel that meets the values of such pages as codes.
 template <class Layout, ValueCoding Values>
 constexpr bool meets_value_codes() {
@@ -59,7 +62,7 @@ class ValueCodeBlock {
 
  public:
   static constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group, steps = HeadDim / 16;
-  static constexpr int warps = Group / 16, threads = warps * warp_lanes, rows = 64;
+  static constexpr int warps = Group / 16, threads = warps * warp_lanes, rows = value_code_rows;
   static_assert(warps == steps, "squat: a warp has a tile of tokens, then one of channels");
   static constexpr int step_tiles = warps, page_steps = 1;
 
@@ -121,10 +124,7 @@ class ValueCodeBlock {
   /// The end of the units up to `last` that rows of the block see.
   __device__ int visible_end(bool exact, int last) const {
     if (!exact) return last;
-    const LayerState &state = *segment().entry.state;
-    const int tail = max(segment().most_limit - state.sinks - state.paged_tokens, 0);
-    const int blocks = exact_blocks().of_sinks() + (tail + 15) / 16;
-    return min(last, (blocks + step_tiles - 1) / step_tiles);
+    return min(last, (exact_blocks().seen(segment().most_limit) + step_tiles - 1) / step_tiles);
   }
 
   /// Forgets what was found out.

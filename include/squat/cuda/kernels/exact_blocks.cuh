@@ -29,6 +29,11 @@ struct ExactBlocks {
 
   __device__ int of_sinks() const { return token_blocks(state.sinks); }
 
+  /// How many of them have tokens at positions below `limit`.
+  __device__ int seen(int limit) const {
+    return of_sinks() + token_blocks(max(limit - state.sinks - state.paged_tokens, 0));
+  }
+
   __device__ TokenTile tokens(int block) const {
     const int sinks = of_sinks();
     if (block < sinks) return {16 * block, 0, state.sinks};

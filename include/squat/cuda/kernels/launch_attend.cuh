@@ -121,8 +121,7 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
   const auto shared = static_cast<std::size_t>(typename Memory::Parts(plan, share.entries).bytes);
   thread_local KernelFit fit;
   if (!fit.holds(limits, shared)) {
-    static SharedMemoryLimit<decltype(kernel)> limit;
-    limit.raise(kernel, shared);
+    allow_shared_bytes<decode<Layout, Values, T, S>>(shared);
     fit = {limits.device, shared, limits.processors};
   }
   auto *bytes = static_cast<std::byte *>(workspace);

@@ -37,30 +37,18 @@ inline const DeviceLimits &device_limits() {
   return limits;
 }
 
-/// Lets a kernel have `bytes` of dynamic shared memory, or what was asked for before, which other
-/// threads may be about to launch it with. Not all that there is: what a kernel may take is lost to the
-/// caches.
-template <class Kernel>
-class SharedMemoryLimit {
- public:
-  void raise(Kernel kernel, std::size_t bytes) {
-    const std::lock_guard lock(mutex_);
-    most_ = std::max(most_, bytes);
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(most_)),
-          "shared memory of a kernel");
-  }
-
- private:
-  std::mutex mutex_;
-  std::size_t most_ = 0;
-};
-
-/// The same of a kernel that several launches share.
+/// Lets a kernel have `bytes` of dynamic shared memory, or what was asked for before, by whichever
+/// launch, which other threads may be about to launch it with. Not all that there is: what a kernel may
+/// take is lost to the caches.
 template <auto Kernel>
 void allow_shared_bytes(std::size_t bytes) {
-  static SharedMemoryLimit<decltype(Kernel)> limit;
-  limit.raise(Kernel, bytes);
+  static std::mutex mutex;
+  static std::size_t most = 0;
+  const std::lock_guard lock(mutex);
+  most = std::max(most, bytes);
+  check(
+      cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)),
+      "shared memory of a kernel");
 }
 
 /// What a launch has found out about a kernel, kept until device or shared memory change.

@@ -32,6 +32,7 @@ constexpr int many_rows(bool packed, ValueCoding values) {
 /// Query rows up to which values are met as codes, where there is a kernel for it. Measured (H200,
 /// 32/8/128): that takes a seventh off 64 tokens, 7 % off 512 behind 4,096 and nothing behind 32,768.
 inline constexpr int most_value_code_rows = 2048;
+
 /// Whether keys or values alone are exact: decode.cuh has no kernel for such pages.
 constexpr bool is_mixed(int key_bits, int value_bits) { return (key_bits == 16) != (value_bits == 16); }
 
@@ -65,7 +66,7 @@ struct RowWorkspace {
   RowWorkspace(int head_dim, int entries, int heads_per_kv_head, int kv_heads, int most_tokens,
                int most_pages, bool packed, bool value_codes) {
     const int rows = most_tokens * heads_per_kv_head;
-    tile_rows = value_codes ? 64 : 16 * row_warps * row_tiles_of(head_dim, rows);
+    tile_rows = value_codes ? value_code_rows : 16 * row_warps * row_tiles_of(head_dim, rows);
     tiles = std::clamp(most_row_segments / std::max(1, entries * kv_heads), 1,
                        (rows + tile_rows - 1) / tile_rows);
     const auto segments = static_cast<std::size_t>(entries) * static_cast<std::size_t>(kv_heads * tiles);
@@ -143,26 +144,6 @@ void launch_attend_row_tiles(RowCall<S> rows, int most_tokens, const RowWorkspac
   }
 }
 
-/// Attends for the entries with many tokens, by blocks that do Work. parts: of the workspace.
-template <class Layout, ValueCoding Values, class Work, UnpackedParts Unpacked, class T, class S>
-void launch_attend_rows_by(const AttendCall<S> &call, int most_tokens, const RowWorkspace &parts,
-                           std::uint8_t *workspace, cudaStream_t stream) {
-  constexpr bool packed = Layout::KeyBits < 16 || Layout::ValueBits < 16;
-  RowCall<S> rows{};
-  rows.call = call;
-  rows.slots = workspace;
-  rows.sums = reinterpret_cast<float *>(workspace + parts.sums);
-  rows.unpacked = workspace + parts.unpacked;
-  rows.pages_are_exact = packed ? 0 : 1;
-  rows.pages = std::numeric_limits<std::int32_t>::max() / 2;
-  if constexpr (packed) {
-    constexpr std::size_t head = unpacked_head_bytes<Layout::HeadDim, Layout::Group>(Unpacked);
-    const std::size_t page = static_cast<std::size_t>(call.kv_heads) * head;
-    rows.pages = std::max(1, static_cast<std::int32_t>((parts.end - parts.unpacked) / page));
-  }
-  launch_attend_row_tiles<Layout, Values, Work, Unpacked, T>(rows, most_tokens, parts, stream);
-}
-
 /// Attends for the entries with many tokens. call: its scale times log2 e.
 template <class Layout, ValueCoding Values, class T, class S>
 void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *workspace,
@@ -174,8 +155,20 @@ void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *worksp
   const auto launch = [&]<class Work, UnpackedParts Unpacked>() {
     const RowWorkspace parts(head_dim, call.entries, call.heads_per_kv_head, call.kv_heads, most_tokens,
                              call.most_pages, packed, Unpacked == UnpackedParts::keys);
-    launch_attend_rows_by<Layout, Values, Work, Unpacked, T>(
-        call, most_tokens, parts, static_cast<std::uint8_t *>(workspace), stream);
+    auto *bytes = static_cast<std::uint8_t *>(workspace);
+    RowCall<S> rows{};
+    rows.call = call;
+    rows.slots = bytes;
+    rows.sums = reinterpret_cast<float *>(bytes + parts.sums);
+    rows.unpacked = bytes + parts.unpacked;
+    rows.pages_are_exact = packed ? 0 : 1;
+    rows.pages = std::numeric_limits<std::int32_t>::max() / 2;
+    if constexpr (packed) {
+      constexpr std::size_t head = unpacked_head_bytes<head_dim, Layout::Group>(Unpacked);
+      const std::size_t page = static_cast<std::size_t>(call.kv_heads) * head;
+      rows.pages = std::max(1, static_cast<std::int32_t>((parts.end - parts.unpacked) / page));
+    }
+    launch_attend_row_tiles<Layout, Values, Work, Unpacked, T>(rows, most_tokens, parts, stream);
   };
   if constexpr (meets_value_codes<Layout, Values>()) {
     if (!ruled && row_count <= most_value_code_rows) {

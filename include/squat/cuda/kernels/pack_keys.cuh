@@ -307,10 +307,7 @@ void launch_pack_keys(const PackCall &call, cudaStream_t stream) {
   if (call.entries == 0 || call.most_pages == 0) return;
   const auto kernel = pack_keys<Layout, T>;
   const int bytes = pack_keys_bytes<Layout>(call.coding);
-  if (bytes > 0) {
-    static SharedMemoryLimit<decltype(kernel)> limit;
-    limit.raise(kernel, static_cast<std::size_t>(bytes));
-  }
+  if (bytes > 0) allow_shared_bytes<pack_keys<Layout, T>>(static_cast<std::size_t>(bytes));
   launch_behind("packing of keys", kernel, pack_grid(call), Layout::HeadDim * 2,
                 static_cast<std::size_t>(bytes), stream, launches_overlap(), call);
 }
