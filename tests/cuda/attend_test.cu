@@ -24,7 +24,8 @@ class CudaAttend : public OnDevice {};
 
 using AllWidths = testing::Types<Widths<64, 32, 2, 2>, Widths<64, 32, 3, 4>, Widths<64, 32, 16, 16>,
                                  Widths<128, 128, 2, 3>, Widths<128, 128, 4, 4>, Widths<128, 128, 8, 16>,
-                                 Widths<96, 32, 3, 3, bfloat16>>;
+                                 Widths<96, 32, 3, 3, bfloat16>, Widths<576, 32, 2, 2>,
+                                 Widths<512, 64, 4, 4>, Widths<512, 64, 16, 16>>;
 TYPED_TEST_SUITE(CudaAttend, AllWidths);
 
 /// Relative distance of two lists of numbers.

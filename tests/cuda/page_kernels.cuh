@@ -40,8 +40,13 @@ TEST_KERNELS(extern, half, 128, 128, 2, 3)
 TEST_KERNELS(extern, half, 128, 128, 4, 4)
 TEST_KERNELS(extern, half, 128, 128, 8, 16)
 TEST_KERNELS(extern, bfloat16, 96, 32, 3, 3)
+TEST_KERNELS(extern, half, 576, 32, 2, 2)
+TEST_KERNELS(extern, half, 512, 64, 4, 4)
+TEST_KERNELS(extern, half, 512, 64, 16, 16)
 TEST_ROW_KERNELS(extern, half, 64)
 TEST_ROW_KERNELS(extern, half, 128)
 TEST_ROW_KERNELS(extern, bfloat16, 96)
+TEST_ROW_KERNELS(extern, half, 512)
+TEST_ROW_KERNELS(extern, half, 576)
 
 }  // namespace squat::cuda

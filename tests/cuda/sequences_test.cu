@@ -189,7 +189,12 @@ TEST_F(CudaErrors, ShapesThatNoKernelIsCompiledFor) {
   expect_error([&] { Cache cache(options); }, {"head_dim", "96", "64"});
   options = small();
   options.page_tokens = 64;
-  expect_error([&] { Cache cache(options); }, {"group", "64", "32"});
+  expect_error([&] { Cache cache(options); }, {"page_tokens", "64", "32"});
+  options = small();
+  options.head_dim = 512;
+  options.page_tokens = 128;
+  using Large = KVCache<half, 2, 2, CudaOf<cuda::OneOf<512>, cuda::OneOf<128>>>;
+  expect_error([&] { Large cache(options); }, {"page_tokens", "128", "512 channels", "64"});
 }
 
 TEST_F(CudaErrors, AFullPoolLeavesTheCacheAsItWas) {

@@ -89,6 +89,7 @@ class Operations {
     const auto heads = static_cast<std::size_t>(options.kv_heads);
     const bool bytes = *options.tail == TailCoding::int8;
     with_layout([&]<class Layout>() {
+      check_shared_memory<Layout>();
       page_bytes_ = static_cast<std::size_t>(Layout::head_bytes(*options.values)) * heads;
       shape_.block_elements = BlockLayout<Layout::HeadDim>::elements * heads;
       shape_.tail_block_elements =
@@ -612,6 +613,22 @@ class Operations {
  private:
   static constexpr std::size_t most_checked = 3;  // tensors of a call
   static constexpr std::size_t most_pieces = 5;   // of the rows and the table of a copy
+
+  /// Throws Error where kernels need more shared memory than the device has.
+  template <class Layout>
+  void check_shared_memory() const {
+    const int room = device_limits().shared_bytes;
+    if (pack_keys_bytes<Layout>(*options_->coding) > room) {
+      throw_invalid("page_tokens", options_->page_tokens,
+                    "fewer: packing takes more shared memory than this device has bytes for a block,",
+                    room);
+    }
+    if constexpr (!is_mixed(KeyBits, ValueBits)) {
+      const bool plain = ValueBits < 16 && *options_->values == ValueCoding::plain;
+      plain ? decode_plan<DecodeMemory<Layout, ValueCoding::plain>>(1, most_entries, room)
+            : decode_plan<DecodeMemory<Layout, ValueCoding::symmetric>>(1, most_entries, room);
+    }
+  }
 
   /// Runs run<Layout>() for the options' head_dim and group.
   template <class Run>

@@ -256,18 +256,18 @@ class DeviceStatistics {
                    const std::vector<MomentRun> &runs, DeviceBuffer<std::byte> &workspace,
                    cudaStream_t stream) {
     using Shape = MomentShape<HeadDim>;
-    const std::size_t together = std::min<std::size_t>(runs.size(), most_runs);
+    const std::size_t together = std::min<std::size_t>(runs.size(), Shape::runs);
     const std::size_t raw_size = raw_bytes<HeadDim>(kv_heads_, together);
     const std::size_t bytes = raw_size + together * query_bases * Shape::units * sizeof(float2);
     if (workspace.bytes() < bytes) workspace = DeviceBuffer<std::byte>(bytes);
     auto *raw = reinterpret_cast<float *>(workspace.data());
     auto *angles = reinterpret_cast<float2 *>(workspace.data() + raw_size);
     const auto heads = static_cast<unsigned>(kv_heads_);
-    for (std::size_t first = 0; first < runs.size(); first += most_runs) {
+    for (std::size_t first = 0; first < runs.size(); first += Shape::runs) {
       MomentRuns part{};
-      part.count = static_cast<int>(std::min<std::size_t>(runs.size() - first, most_runs));
+      part.count = static_cast<int>(std::min<std::size_t>(runs.size() - first, Shape::runs));
       std::copy_n(runs.begin() + static_cast<std::ptrdiff_t>(first), part.count, part.run);
-      const dim3 moments(static_cast<unsigned>(part.count), heads);
+      const dim3 moments(static_cast<unsigned>(part.count), heads, Shape::blocks);
       raw_moments<HeadDim, S><<<moments, Shape::threads, 0, stream>>>(
           part, rows.q, rows.k, rows_aligned(rows.q), rows_aligned(rows.k), rows.heads_per_kv_head,
           tables, raw, angles);

@@ -27,7 +27,7 @@ namespace squat::cuda {
 /// Bases that a token's queries are turned back by, for the tiles behind them.
 inline constexpr int query_bases = Observation::query_bases;
 
-/// Runs of one launch, and rows of a run.
+/// Runs of one launch at most, and rows of a run.
 inline constexpr int most_runs = 96, most_run_rows = 512;
 
 /// Neighbouring tokens whose queries, or keys, are turned back by the same positions.
@@ -55,16 +55,21 @@ __device__ inline int2 unit_channels(const TileTables &tables, int unit) {
   return unit < tables.pairs ? pair_channels(tables, unit) : int2{2 * unit, 2 * unit + 1};
 }
 
-/// The lower half of a moment in regions of 32 x 32, of which a warp has `in_warp`.
+/// The lower half of a moment in regions of 32 x 32, of which a warp has `in_warp`; above 256 channels
+/// blocks share them.
 template <int HeadDim>
 struct MomentShape {
   static constexpr int side = HeadDim / 32, regions = side * (side + 1) / 2;
   static constexpr int in_warp = HeadDim <= 128 ? 1 : 3;
-  static constexpr int warps = (regions + in_warp - 1) / in_warp, threads = warps * warp_lanes;
+  static constexpr int all_warps = (regions + in_warp - 1) / in_warp;
+  static constexpr int blocks = (all_warps + 11) / 12, warps = (all_warps + blocks - 1) / blocks;
+  static constexpr int threads = warps * warp_lanes;
+  /// Runs of a launch, so that their moments take no more memory than those of 256 channels.
+  static constexpr int runs = HeadDim <= 256 ? most_runs : most_runs * 65536 / (HeadDim * HeadDim);
   static constexpr int units = HeadDim / 2, unit_pairs = units * (units + 1) / 2;
   /// Rows that pass through shared memory at a time, two to a word. Words of a row of pairs are so far
   /// from those of the next that fragments are read without bank conflicts.
-  static constexpr int pairs = 16, stride = HeadDim + 8;
+  static constexpr int pairs = HeadDim <= 256 ? 16 : 8, stride = HeadDim + 8;
   /// Pieces of eight channels of a pair of rows that a thread brings.
   static constexpr int pieces = (pairs * (HeadDim / 8) + threads - 1) / threads;
   /// How many times so many rows are on their way.
@@ -74,10 +79,10 @@ struct MomentShape {
   static constexpr int turn_threads = 256, turn_slices = 4, turn_pairs = turn_threads / turn_slices;
 };
 
-/// Grid: run, KV head. raw [runs, kv_heads, HeadDim, HeadDim], of which the regions on and below the
-/// diagonal are written; angles [runs, query_bases, HeadDim / 2]: cosines and sines of the runs' turns.
-/// A block reads its rows once; fragments of both sides of x x^T are the same words, a pair of rows of
-/// one channel each.
+/// Grid: run, KV head, blocks that share regions. raw [runs, kv_heads, HeadDim, HeadDim], of which the
+/// regions on and below the diagonal are written; angles [runs, query_bases, HeadDim / 2]: cosines and
+/// sines of the runs' turns. A block reads its rows once; fragments of both sides of x x^T are the same
+/// words, a pair of rows of one channel each.
 template <int HeadDim, class S>
 __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
     raw_moments(MomentRuns runs, DeviceTensor<const S> q, DeviceTensor<const S> k, bool q_aligned,
@@ -86,7 +91,7 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
   __shared__ Word words[2][Shape::pairs][Shape::stride];
   const MomentRun &run = runs.run[blockIdx.x];
   const int head = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
-  if (head == 0) {
+  if (head == 0 && blockIdx.z == 0) {
     for (int i = thread; i < run.base_count * Shape::units; i += Shape::threads) {
       const int base = i / Shape::units, unit = i % Shape::units;
       angles[(blockIdx.x * query_bases + base) * Shape::units + unit] =
@@ -131,10 +136,11 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
   };
 
   const int warp = thread / warp_lanes, lane = lane_index(), g = lane / 4, t = lane % 4;
+  const int first_region = (static_cast<int>(blockIdx.z) * Shape::warps + warp) * Shape::in_warp;
   int2 region[Shape::in_warp];
 #pragma unroll
   for (int i = 0; i < Shape::in_warp; ++i) {
-    int row = 0, index = warp * Shape::in_warp + i;
+    int row = 0, index = min(first_region + i, Shape::regions - 1);
     for (; index > row; ++row) index -= row + 1;
     region[i] = {row, index};
   }
@@ -176,6 +182,7 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
   float *to = raw + (static_cast<long long>(blockIdx.x) * gridDim.y + head) * (HeadDim * HeadDim);
 #pragma unroll
   for (int i = 0; i < Shape::in_warp; ++i) {
+    if (first_region + i >= Shape::regions) break;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll

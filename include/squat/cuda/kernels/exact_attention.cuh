@@ -194,9 +194,14 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
     const int lane = opaque(lane_index()), g = lane >> 2, token = 16 * (index - sink_blocks());
     const std::uint8_t *block = byte_block(index);
     const auto *tiles = reinterpret_cast<const uint2 *>(block) + lane;
-    uint2 keys[steps], values[steps];
+    const auto read = [&](uint2(&words)[steps], int part) {
 #pragma unroll
-    for (int s = 0; s < steps; ++s) keys[s] = read_once(tiles + s * warp_lanes);
+      for (int s = 0; s < steps; ++s) words[s] = read_once(tiles + (part * steps + s) * warp_lanes);
+    };
+    // Values are on their way with the keys where registers hold both.
+    constexpr bool early = HeadDim <= 256;
+    uint2 keys[steps], values[steps];
+    read(keys, 0);
     float key_steps[2], value_steps[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -206,8 +211,7 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
       key_steps[j] = step(Block::key_step(g + 8 * j));
       value_steps[j] = step(Block::value_step(g + 8 * j));
     }
-#pragma unroll
-    for (int s = 0; s < steps; ++s) values[s] = read_once(tiles + (steps + s) * warp_lanes);
+    if (early) read(values, 1);
     float c[4] = {};
     const int turned = memory_ + Memory::turned + lane * 8;
 #pragma unroll
@@ -216,6 +220,7 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
       const uint2 b = shared_at<const uint2>(turned + s * Memory::turned_step);
       multiply_add(c, a.x, a.y, a.z, a.w, b.x, b.y);
     }
+    if (!early) read(values, 1);
     float x[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -267,7 +272,22 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
     return {tiles, tiles + steps * warp_lanes, position, 0, sink ? state.sinks : state.length()};
   }
 
-  using Tiles = FetchedTiles<T, steps>;
+  // Larger heads' tiles are read when they are met, `piece` of them at a time: there are no registers
+  // for more beside the sums.
+  static constexpr bool ahead = HeadDim <= 256;
+  static constexpr int piece = ahead ? steps : steps % 4 == 0 ? steps / 4 : steps / 2;
+  using Tiles = FetchedTiles<T, ahead ? steps : 0>;
+
+  /// Calls meet(s, words) for the tiles of keys or values of a block.
+  template <class Meet>
+  __device__ static void for_each_tile(const ExactTile<T> *tiles, Meet &&meet) {
+#pragma unroll
+    for (int first = 0; first < steps; first += piece) {
+      const FetchedTiles<T, piece> read(tiles + first * warp_lanes);
+#pragma unroll
+      for (int s = 0; s < piece; ++s) meet(first + s, read.halves(s));
+    }
+  }
 
   /// Adds a block whose keys are on their way, and asks for those of the next.
   __device__ void add_block(const ExactBlock &block, Tiles &keys, const ExactTile<T> *next_keys,
@@ -277,14 +297,18 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
         HeadDim > 128 ? 0 : steps;  // tiles of values that are on their way with the keys
     const FetchedTiles<T, early> values(block.values);
     float c[4] = {};
-#pragma unroll
-    for (int s = 0; s < steps; ++s) {
-      const uint4 a = keys.halves(s);
+    const auto meet_key = [&](int s, uint4 a) {
       const uint2 b = shared_at<const uint2>(turned + s * Memory::turned_step);
       multiply_add(c, a.x, a.y, a.z, a.w, b.x, b.y);
+    };
+    if constexpr (ahead) {
+#pragma unroll
+      for (int s = 0; s < steps; ++s) meet_key(s, keys.halves(s));
+    } else {
+      for_each_tile(block.keys, meet_key);
     }
-    const FetchedTiles<T, steps - early> late(block.values + early * warp_lanes);
-    if (next_keys != nullptr) keys = Tiles(next_keys);
+    const FetchedTiles<T, ahead ? steps - early : 0> late(block.values + early * warp_lanes);
+    if (ahead && next_keys != nullptr) keys = Tiles(next_keys);
     const float norm = this->norm();
     float x[2];
 #pragma unroll
@@ -296,15 +320,20 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
     }
     sums.see(x);
     const uint2 b = {sums.column(x[0]), sums.column(x[1])};
-#pragma unroll
-    for (int s = 0; s < steps; ++s) {
-      uint4 a;
-      if constexpr (early > 0) {
-        a = values.halves(s);
-      } else {
-        a = late.halves(s);
-      }
+    const auto meet_value = [&](int s, uint4 a) {
       multiply_add(sums.o[s], a.x, a.y, a.z, a.w, b.x, b.y);
+    };
+    if constexpr (ahead) {
+#pragma unroll
+      for (int s = 0; s < steps; ++s) {
+        if constexpr (early > 0) {
+          meet_value(s, values.halves(s));
+        } else {
+          meet_value(s, late.halves(s));
+        }
+      }
+    } else {
+      for_each_tile(block.values, meet_value);
     }
   }
 };

@@ -88,9 +88,16 @@ __device__ void write_tile(const Rows &rows, int count, ExactSlots to, int first
   }
 }
 
+/// Calls visit(tile) for the tiles of channels of a warp.
+template <int HeadDim, class Visit>
+__device__ inline void for_each_tile(Visit &&visit) {
+#pragma unroll
+  for (int i = 0; i < tiles_of_warp(HeadDim); ++i)
+    visit(i * channel_warps(HeadDim) + static_cast<int>(threadIdx.y));
+}
+
 /// Writes the rows of every entry to its sinks and, where it is exact, to its tail, as T; the state
-/// counts them already. Grid: blocks of 16 tokens that an entry touches, KV heads, entries; a warp a
-/// tile of channels.
+/// counts them already. Grid: blocks of 16 tokens that an entry touches, KV heads, entries.
 template <int HeadDim, class T, class S>
 __global__ void append_rows(const BatchEntry *batch, DeviceTensor<const S> k, DeviceTensor<const S> v) {
   const BatchEntry entry = batch[blockIdx.z];
@@ -100,8 +107,10 @@ __global__ void append_rows(const BatchEntry *batch, DeviceTensor<const S> k, De
   const auto write = [&](ExactSlots to, int first, int row, int count) {
     const int blocks = count == 0 ? 0 : (first % 16 + count + 15) / 16;
     if (index >= 0 && index < blocks) {
-      write_tile<HeadDim>(TensorRows<T, S>{k, v, entry.first_row + row}, count, to, first,
-                          first / 16 * 16 + index * 16, head, static_cast<int>(threadIdx.y));
+      for_each_tile<HeadDim>([&](int tile) {
+        write_tile<HeadDim>(TensorRows<T, S>{k, v, entry.first_row + row}, count, to, first,
+                            first / 16 * 16 + index * 16, head, tile);
+      });
     }
     index -= blocks;
   };
@@ -119,7 +128,7 @@ void launch_append_rows(const BatchEntry *batch, int entries, int most_tokens, i
   // Sinks and tail may each begin and end within a block.
   const dim3 grid(static_cast<unsigned>(token_blocks(most_tokens) + 3), static_cast<unsigned>(kv_heads),
                   static_cast<unsigned>(entries));
-  append_rows<HeadDim, T, S><<<grid, dim3(warp_lanes, HeadDim / 16), 0, stream>>>(batch, k, v);
+  append_rows<HeadDim, T, S><<<grid, dim3(warp_lanes, channel_warps(HeadDim)), 0, stream>>>(batch, k, v);
 }
 
 /// Moves what packing left of the tokens behind the ring into it: whole blocks, to slots whose tokens
@@ -148,12 +157,14 @@ void launch_keep_overflow(const PackCall &call, int blocks, cudaStream_t stream)
           call);
 }
 
-/// Grid: blocks of 16 tokens that are touched, KV heads; a warp a tile of channels.
+/// Grid: blocks of 16 tokens that are touched, KV heads.
 template <int HeadDim>
 __global__ void copy_rows(ExactSlots from, int from_first, int count, ExactSlots to, int to_first) {
-  write_tile<HeadDim>(SlotRows<HeadDim>{from, from_first}, count, to, to_first,
-                      to_first / 16 * 16 + static_cast<int>(blockIdx.x) * 16,
-                      static_cast<int>(blockIdx.y), static_cast<int>(threadIdx.y));
+  for_each_tile<HeadDim>([&](int tile) {
+    write_tile<HeadDim>(SlotRows<HeadDim>{from, from_first}, count, to, to_first,
+                        to_first / 16 * 16 + static_cast<int>(blockIdx.x) * 16,
+                        static_cast<int>(blockIdx.y), tile);
+  });
 }
 
 /// Copies the tokens [from_first, from_first + count) of one buffer to those from to_first on of
@@ -164,8 +175,8 @@ void launch_copy_rows(ExactSlots from, int from_first, int count, int kv_heads, 
   if (count == 0) return;
   const dim3 grid(static_cast<unsigned>((to_first % 16 + count + 15) / 16),
                   static_cast<unsigned>(kv_heads));
-  copy_rows<HeadDim>
-      <<<grid, dim3(warp_lanes, HeadDim / 16), 0, stream>>>(from, from_first, count, to, to_first);
+  copy_rows<HeadDim><<<grid, dim3(warp_lanes, channel_warps(HeadDim)), 0, stream>>>(from, from_first,
+                                                                                    count, to, to_first);
 }
 
 /// Turns the keys of the tokens [first, first + count) by `by` positions, as the rotary embedding of

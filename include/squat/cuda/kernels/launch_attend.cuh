@@ -8,9 +8,12 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string>
 
 #include "squat/coding/coding.hpp"
 #include "squat/core/config.hpp"
+#include "squat/core/error.hpp"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/decode.cuh"
 #include "squat/cuda/kernels/launch_behind.cuh"
@@ -66,7 +69,7 @@ inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_h
                                           ValueCoding values, int asked = 0) {
   const bool packed = key_bits < 16 || value_bits < 16;
   const int heads = query_heads / kv_heads;
-  const int many = many_tokens(heads, key_bits, value_bits, values, asked);
+  const int many = many_tokens(head_dim, heads, key_bits, value_bits, values, asked);
   std::size_t bytes = decode_workspace_bytes(head_dim, entries, heads, kv_heads,
                                              std::max(1, few_tokens(many, most_tokens)));
   if (most_tokens >= many) {
@@ -80,9 +83,10 @@ inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_h
   return bytes;
 }
 
-/// How a block uses its shared memory: as many teams as fit beside tables, then as many slots.
+/// How a block uses its shared memory: as many teams as fit beside tables, then as many slots; none
+/// where there is no room.
 template <class Memory>
-DecodePlan decode_plan(int teams_of_group, int entries, int room) {
+std::optional<DecodePlan> find_decode_plan(int teams_of_group, int entries, int room) {
   const auto fits = [&](const DecodePlan &plan) {
     return typename Memory::Parts(plan, entries).bytes <= room;
   };
@@ -107,7 +111,20 @@ DecodePlan decode_plan(int teams_of_group, int entries, int room) {
       }
     }
   }
-  throw Error("squat: attention needs more shared memory than the device has");
+  return {};
+}
+
+/// The same with groups of `teams` teams, or of fewer where these do not fit. Throws Error where no team
+/// does.
+template <class Memory>
+DecodePlan decode_plan(int teams, int entries, int room) {
+  for (; teams > 0; teams /= 2) {
+    if (const auto plan = find_decode_plan<Memory>(teams, entries, room)) return *plan;
+  }
+  throw Error(
+      "squat: head_dim or bits are too large for this device: attention needs more shared memory than "
+      "its " +
+      std::to_string(room) + " bytes a block");
 }
 
 template <class Layout, ValueCoding Values, class T, class S>
@@ -145,15 +162,16 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
 template <class Layout, ValueCoding Values, class T, class S>
 void launch_attend_valued(AttendCall<S> call, int most_tokens, void *workspace, cudaStream_t stream) {
   call.scale *= log2_e;
-  call.many_tokens =
-      many_tokens(call.heads_per_kv_head, Layout::KeyBits, Layout::ValueBits, Values, call.many_tokens);
+  call.many_tokens = many_tokens(Layout::HeadDim, call.heads_per_kv_head, Layout::KeyBits,
+                                 Layout::ValueBits, Values, call.many_tokens);
   if constexpr (!is_mixed(Layout::KeyBits, Layout::ValueBits)) {
     const int few = few_tokens(call.many_tokens, most_tokens);
     if (few == most_tokens || call.entries > 1) {
       launch_decode<Layout, Values, T>(call, few, workspace, stream);
     }
   }
-  if (call.many_tokens <= most_tokens) {
+  if constexpr (has_row_kernels(Layout::HeadDim)) {
+    if (call.many_tokens > most_tokens) return;
     launch_attend_rows<Layout, Values, T>(call, most_tokens,
                                           static_cast<std::byte *>(workspace) + counter_bytes, stream);
   }

@@ -36,9 +36,14 @@ inline constexpr int most_value_code_rows = 2048;
 /// Whether keys or values alone are exact: decode.cuh has no kernel for such pages.
 constexpr bool is_mixed(int key_bits, int value_bits) { return (key_bits == 16) != (value_bits == 16); }
 
-/// many_rows() in tokens, or `asked` where that is not 0; 1 where pages are mixed.
-inline int many_tokens(int heads_per_kv_head, int key_bits, int value_bits, ValueCoding values,
-                       int asked) {
+/// Whether there are kernels of many rows: a warp's sums of larger heads do not fit its registers.
+constexpr bool has_row_kernels(int head_dim) { return head_dim <= 256; }
+
+/// many_rows() in tokens, or `asked` where that is not 0; 1 where pages are mixed. More than there are
+/// where there are no kernels for it.
+inline int many_tokens(int head_dim, int heads_per_kv_head, int key_bits, int value_bits,
+                       ValueCoding values, int asked) {
+  if (!has_row_kernels(head_dim)) return std::numeric_limits<int>::max();
   if (is_mixed(key_bits, value_bits)) return 1;
   if (asked != 0) return asked;
   const int rows = many_rows(key_bits < 16, values);

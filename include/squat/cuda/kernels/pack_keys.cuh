@@ -3,9 +3,10 @@
 // Exact keys into pages, as coding/key_quantizer.hpp codes them.
 //
 // A block packs the keys of one head and page: HeadDim / 16 warps, of which warp w owns the channels (or
-// coordinates) 16 w to 16 w + 15. Lane (g, t) owns of these 2t, 2t+1, 2t+8, 2t+9 and the tokens g + 8 j,
-// which is what its bytes of the page's units take (store_codes.cuh): rounding and packing stay in
-// registers, sums over a channel's tokens go over the eight lanes of equal t.
+// coordinates) 16 w to 16 w + 15; above 256 channels half as many warps, each with twice as many. Of 16,
+// lane (g, t) owns 2t, 2t+1, 2t+8, 2t+9 and the tokens g + 8 j, which is what its bytes of the page's
+// units take (store_codes.cuh): rounding and packing stay in registers, sums over a channel's tokens go
+// over the eight lanes of equal t.
 //
 //   y = A k in float32: 4 x Group / 8 sums a lane; of each channel k it reads 4 numbers of A and Group /
 //   8 keys, 5 pieces of 16 bytes for 64 multiply-adds (Group = 128). A passes through shared memory 8
@@ -37,7 +38,7 @@ namespace squat::cuda {
 /// A passed through shared memory in pieces of `depth` channels.
 template <int HeadDim>
 struct BasisPieces {
-  static constexpr int depth = 8;
+  static constexpr int depth = 8 / tiles_of_warp(HeadDim), parts = depth / 4;
   static constexpr int stride = HeadDim + 4;
   static constexpr int floats = 2 * depth * stride;
 
@@ -53,11 +54,12 @@ struct BasisPieces {
   /// The thread's part of piece `index`: four channels of one coordinate.
   __device__ static float4 fetch(const float *A, int index) {
     const int thread = static_cast<int>(threadIdx.x);
-    return *reinterpret_cast<const float4 *>(A + thread / 2 * HeadDim + index * depth + thread % 2 * 4);
+    return *reinterpret_cast<const float4 *>(A + thread / parts * HeadDim + index * depth +
+                                             thread % parts * 4);
   }
   __device__ void put(int index, float4 part) const {
     const int thread = static_cast<int>(threadIdx.x);
-    float *to = piece(index) + thread % 2 * 4 * stride + place(thread / 2);
+    float *to = piece(index) + thread % parts * 4 * stride + place(thread / parts);
     to[0] = part.x;
     to[stride] = part.y;
     to[2 * stride] = part.z;
@@ -69,11 +71,12 @@ template <class Layout>
 class PageCoder {
  public:
   static constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group, Bits = Layout::KeyBits;
-  static constexpr int warps = HeadDim / 16, threads = warps * warp_lanes;
+  static constexpr int tiles = tiles_of_warp(HeadDim);  // of 16 channels, of a warp
+  static constexpr int warps = channel_warps(HeadDim), threads = warps * warp_lanes;
   using Keys = PageKeys<HeadDim, Group>;
   using Pieces = BasisPieces<HeadDim>;
   using Rows = OrthogonalRows<HeadDim, Group, Bits>;
-  static constexpr int rows = Keys::rows, columns = 4;  // tokens and channels a lane owns
+  static constexpr int rows = Keys::rows, columns = 4 * tiles;  // tokens and channels a lane owns
 
   __device__ PageCoder(const HeadTables &head, Keys keys, void *memory)
       : head_(head), keys_(keys), memory_(memory) {}
@@ -107,10 +110,13 @@ class PageCoder {
  private:
   __device__ static int warp() { return static_cast<int>(threadIdx.x) / warp_lanes; }
   /// The lane's channel or coordinate i.
-  __device__ static int channel(int i) { return warp() * 16 + lane_index() % 4 * 2 + i / 2 * 8 + i % 2; }
+  __device__ static int channel(int i) {
+    return tile(i) * 16 + lane_index() % 4 * 2 + i % 4 / 2 * 8 + i % 2;
+  }
+  __device__ static int tile(int i) { return warp() * tiles + i / 4; }
   __device__ int width(int unit) const { return basis_ ? head_.widths[unit] : Bits; }
   __device__ static int unit_of(int i) {
-    return warp() * (16 / Layout::unit) + (Layout::unit == 16 ? 0 : i / 2);
+    return tile(i) * (16 / Layout::unit) + (Layout::unit == 16 ? 0 : i % 4 / 2);
   }
 
   /// In the basis, or, where that errs more in the queries' metric than channels from their extremes
@@ -166,18 +172,21 @@ class PageCoder {
 #pragma unroll 1
     for (int index = 0; index < count; ++index) {
       const float4 next = Pieces::fetch(head_.to_basis, min(index + 1, count - 1));
-      const float *piece = pieces.piece(index) + warp() * 16 + lane % 4 * 4;
+      const float *piece = pieces.piece(index) + tile(0) * 16 + lane % 4 * 4;
 #pragma unroll
       for (int k = 0; k < Pieces::depth; ++k) {
-        const float4 a = *reinterpret_cast<const float4 *>(piece + k * Pieces::stride);
         float key[rows];
         keys_.read(index * Pieces::depth + k, key);
 #pragma unroll
-        for (int j = 0; j < rows; ++j) {
-          x_[0][j] += a.x * key[j];
-          x_[1][j] += a.y * key[j];
-          x_[2][j] += a.z * key[j];
-          x_[3][j] += a.w * key[j];
+        for (int i = 0; i < columns; i += 4) {
+          const float4 a = *reinterpret_cast<const float4 *>(piece + k * Pieces::stride + i * 4);
+#pragma unroll
+          for (int j = 0; j < rows; ++j) {
+            x_[i][j] += a.x * key[j];
+            x_[i + 1][j] += a.y * key[j];
+            x_[i + 2][j] += a.z * key[j];
+            x_[i + 3][j] += a.w * key[j];
+          }
         }
       }
       pieces.put(index + 1, next);  // the last one is not read
@@ -192,8 +201,8 @@ class PageCoder {
     constexpr float top = static_cast<float>((1 << Bits) - 1);
     float error = 0;
 #pragma unroll 4
-    for (int i = 0; i < 16; ++i) {
-      const int index = warp() * 16 + i;
+    for (int i = 0; i < 16 * tiles; ++i) {
+      const int index = tile(0) * 16 + i;
       float x[in_lane];
 #pragma unroll
       for (int n = 0; n < in_lane; ++n) x[n] = keys_.channel(index)[lane_index() * in_lane + n];
@@ -216,7 +225,7 @@ class PageCoder {
     return all.x <= all.y;
   }
 
-  /// The codes of the lane's columns, a unit of 16 channels or two of 8.
+  /// The codes of the lane's columns, units of 16 channels or of 8.
   __device__ void store(std::uint8_t *codes) const {
     std::uint8_t *unit = codes;
     for (int before = 0; before < unit_of(0); ++before) unit += Layout::key_unit_bytes(width(before));
@@ -260,12 +269,13 @@ __device__ __noinline__ void pack_page_keys(const PackCall &call, const LayerSta
   constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group;
   if constexpr (Layout::KeyBits == 16) {
     const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
-    const int warp = static_cast<int>(threadIdx.x) / warp_lanes, lane = lane_index();
+    constexpr int threads = channel_warps(HeadDim) * warp_lanes;
     for (int tile = 0; tile < Layout::token_tiles; ++tile) {
       const std::uint16_t *block = tail.block<HeadDim>(head, page * Group + tile * 16);
-      const int piece = warp * warp_lanes + lane;
-      reinterpret_cast<uint4 *>(bytes)[tile * HeadDim * 2 + piece] =
-          reinterpret_cast<const uint4 *>(block)[piece];
+      for (int piece = static_cast<int>(threadIdx.x); piece < HeadDim * 2; piece += threads) {
+        reinterpret_cast<uint4 *>(bytes)[tile * HeadDim * 2 + piece] =
+            reinterpret_cast<const uint4 *>(block)[piece];
+      }
     }
   } else {
     using Coder = PageCoder<Layout>;
@@ -293,7 +303,9 @@ __device__ __noinline__ void pack_page_keys(const PackCall &call, const LayerSta
 
 /// See pack_grid().
 template <class Layout, class T>
-__global__ void __launch_bounds__(Layout::HeadDim * 2, 256 / Layout::HeadDim) pack_keys(PackCall call) {
+__global__ void __launch_bounds__(channel_warps(Layout::HeadDim) * warp_lanes,
+                                  Layout::HeadDim > 256 ? 1 : 256 / Layout::HeadDim)
+    pack_keys(PackCall call) {
   const int page = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   for_each_due_page<Layout::Group>(call, [&](const LayerState &state, std::uint8_t *bytes) {
     pack_page_keys<Layout, T>(call, state, page, head,
@@ -308,7 +320,7 @@ void launch_pack_keys(const PackCall &call, cudaStream_t stream) {
   const auto kernel = pack_keys<Layout, T>;
   const int bytes = pack_keys_bytes<Layout>(call.coding);
   if (bytes > 0) allow_shared_bytes<pack_keys<Layout, T>>(static_cast<std::size_t>(bytes));
-  launch_behind("packing of keys", kernel, pack_grid(call), Layout::HeadDim * 2,
+  launch_behind("packing of keys", kernel, pack_grid(call), channel_warps(Layout::HeadDim) * warp_lanes,
                 static_cast<std::size_t>(bytes), stream, launches_overlap(), call);
 }
 

@@ -26,7 +26,7 @@ template <int HeadDim, int Group, int Bits>
 class OrthogonalRows {
  public:
   using Keys = PageKeys<HeadDim, Group>;
-  static constexpr int warps = HeadDim / 16;
+  static constexpr int warps = channel_warps(HeadDim);
   static constexpr int in_lane = Group / warp_lanes;
   /// Bits of a code in shared memory, and the word of a lane's codes.
   static constexpr int code_width = Bits <= 4 && in_lane == 4 ? 4 : 8;

@@ -87,7 +87,7 @@ __device__ inline void turn_quad_signs(float4 (&x)[Count]) {
 template <int HeadDim, int Count>
 __device__ inline void multiply_quads(float4 (&x)[Count]) {
   constexpr int block = HeadDim & -HeadDim, quads = block / 4;
-  static_assert(quads <= warp_lanes || (quads == 2 * warp_lanes && Count == 2));
+  static_assert(quads <= warp_lanes || quads == Count * warp_lanes);
   const float scale = rsqrtf(static_cast<float>(block));
 #pragma unroll
   for (int i = 0; i < Count; ++i) {
@@ -102,10 +102,17 @@ __device__ inline void multiply_quads(float4 (&x)[Count]) {
     x[i] = RowSums<HeadDim>::scaled(x[i], scale);
   }
   if constexpr (quads > warp_lanes) {
-    const float4 low = x[0], high = x[1];
-    RowSums<HeadDim>::add(x[0], high, 1);
-    x[1] = low;
-    RowSums<HeadDim>::add(x[1], high, -1);
+#pragma unroll
+    for (int span = 1; span < Count; span *= 2) {
+#pragma unroll
+      for (int i = 0; i < Count; ++i) {
+        if ((i & span) != 0) continue;
+        const float4 low = x[i], high = x[i + span];
+        RowSums<HeadDim>::add(x[i], high, 1);
+        x[i + span] = low;
+        RowSums<HeadDim>::add(x[i + span], high, -1);
+      }
+    }
   }
 }
 

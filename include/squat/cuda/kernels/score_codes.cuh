@@ -51,9 +51,12 @@ class KeyScores {
 
   /// The sum of token g + 8 i of the slice and of row t; times 16 for i > 1. Codes are 15 at most, 240
   /// times 16, or half of them bytes of 8 whose low half meets queries a 16th as large: 256 channels
-  /// stay within 32 bits.
+  /// stay within 32 bits, and the halves of more do.
   __device__ float operator[](int i) const {
-    return static_cast<float>(256 * c_[i / 2][i % 2 * 2] + c_[i / 2][i % 2 * 2 + 1]);
+    const int high = c_[i / 2][i % 2 * 2], low = c_[i / 2][i % 2 * 2 + 1];
+    if constexpr (Layout::HeadDim > 256)
+      return fmaf(static_cast<float>(high), 256, static_cast<float>(low));
+    return static_cast<float>(256 * high + low);
   }
 
  private:

@@ -36,13 +36,27 @@ __host__ __device__ constexpr int value_element(int token) {
   return token / 32 * 32 + token % 8 * 4 + token % 32 / 8;
 }
 
+/// Where the warps of a block share the channels of a head: tiles of 16 that each has, and warps.
+__host__ __device__ constexpr int tiles_of_warp(int head_dim) { return head_dim > 256 ? 2 : 1; }
+__host__ __device__ constexpr int channel_warps(int head_dim) {
+  return head_dim / (16 * tiles_of_warp(head_dim));
+}
+
+/// Whether there are kernels for such pages: those that pack hold the keys of a page as floats in shared
+/// memory, where a block has 163 KiB on an A100.
+constexpr bool fits_kernels(int head_dim, int group) { return head_dim * group <= 256 * 128; }
+
 template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount>
 struct PageLayout {
   static constexpr int HeadDim = HeadDimension, Group = GroupTokens;
   static constexpr int KeyBits = KeyBitCount, ValueBits = ValueBitCount;
-  static_assert(HeadDim % 32 == 0 && HeadDim <= 256,
-                "squat: on CUDA head_dim is a multiple of 32, at most 256");
+  static_assert(HeadDim % 32 == 0 && HeadDim <= 576,
+                "squat: on CUDA head_dim is a multiple of 32, at most 576");
   static_assert(Group == 32 || Group == 64 || Group == 128, "squat: on CUDA group is 32, 64 or 128");
+  static_assert(fits_kernels(HeadDim, Group), "squat: on CUDA such heads have pages of fewer tokens");
+
+  static_assert(HeadDim <= 256 || (KeyBits == 16) == (ValueBits == 16),
+                "squat: on CUDA such heads have keys and values that are both packed, or both exact");
 
   static constexpr int token_tiles = Group / 16, channel_tiles = HeadDim / 16;
   /// Channels of a unit of keys, as in allocation_unit().

@@ -23,7 +23,12 @@ class PageLayouts<KeyBits, ValueBits, OneOf<HeadDims...>, OneOf<Groups...>> {
   /// Throws the Error of what the kernels are not compiled for.
   static void check(int head_dim, int group) {
     if (!((head_dim == HeadDims) || ...)) throw_invalid("head_dim", head_dim, list({HeadDims...}));
-    if (!((group == Groups) || ...)) throw_invalid("group", group, list({Groups...}));
+    if (!((group == Groups) || ...)) throw_invalid("page_tokens", group, list({Groups...}));
+    if (!fits_kernels(head_dim, group)) {
+      throw_invalid(
+          "page_tokens", group,
+          "fewer on CUDA for heads of " + std::to_string(head_dim) + " channels: 32 or, up to 512, 64");
+    }
   }
 
   /// The least head_dim that holds so many channels; the same where there is none.
@@ -42,9 +47,13 @@ class PageLayouts<KeyBits, ValueBits, OneOf<HeadDims...>, OneOf<Groups...>> {
  private:
   template <int HeadDim, class Run>
   static void with_group(int group, Run &run) {
-    ((group == Groups &&
-      (run.template operator()<PageLayout<HeadDim, Groups, KeyBits, ValueBits>>(), true)) ||
-     ...);
+    ((group == Groups && (run_with<HeadDim, Groups>(run), true)) || ...);
+  }
+
+  template <int HeadDim, int Group, class Run>
+  static void run_with(Run &run) {
+    if constexpr (fits_kernels(HeadDim, Group))
+      run.template operator()<PageLayout<HeadDim, Group, KeyBits, ValueBits>>();
   }
 
   static std::string list(std::initializer_list<int> numbers) {

@@ -68,7 +68,7 @@ struct DeviceTensor {
   }
 };
 
-inline constexpr int most_units = 32;  // of a head's keys
+inline constexpr int most_units = 36;  // of the keys of 576 channels
 
 /// Tiles of 16 modes of a mean key at most.
 inline constexpr int most_mode_tiles = 4;
