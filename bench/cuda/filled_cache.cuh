@@ -26,11 +26,12 @@ inline squat::Options options_of(const Shape &shape, MaybeCoding coding, int bit
           .rotary = {rotary_table()}};
 }
 
-template <int Bits>
+/// The groups of group_of(): what is left out need not be compiled.
+using BenchBackend = squat::CudaOf<squat::cuda::OneOf<head_dim>, squat::cuda::OneOf<32, 128>>;
+
+template <int Bits, class Backend = BenchBackend>
 class FilledCache {
  public:
-  // The groups of group_of(): what is left out need not be compiled.
-  using Backend = squat::CudaOf<squat::cuda::OneOf<head_dim>, squat::cuda::OneOf<32, 128>>;
   using Cache = squat::KVCache<squat::half, Bits, Bits, Backend>;
 
   FilledCache(const squat::Options &options, cudaStream_t stream) : cache_(options), stream_(stream) {}

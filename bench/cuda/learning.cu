@@ -16,7 +16,7 @@ namespace {
 
 using squat::Coding;
 using squat::Index;
-using Operations = FilledCache<2>::Backend::Operations<squat::half, 2, 2>;
+using Operations = BenchBackend::Operations<squat::half, 2, 2>;
 using View = squat::TensorView<const squat::half>;
 
 constexpr Index tokens = 4096;

@@ -33,6 +33,7 @@ void run(int argc, char **argv) {
   BENCH_WIDTHS
 #undef WIDTH
   bench::register_learning();
+  bench::register_sharing();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) throw std::invalid_argument("see --help");
   benchmark::RunSpecifiedBenchmarks();

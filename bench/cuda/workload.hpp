@@ -53,4 +53,7 @@ void register_width();
 /// Registers what a layer does once: statistics and bases.
 void register_learning();
 
+/// Registers decode steps of heads that share bits.
+void register_sharing();
+
 }  // namespace bench

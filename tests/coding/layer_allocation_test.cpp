@@ -106,7 +106,7 @@ TEST(KeyChoices, AreTheBestAllocationsOfTheirBytes) {
   constexpr Index tokens = 32;
   for (Index d : {32, 48, 64, 128}) {
     const std::vector<double> variance = falling(d, static_cast<unsigned>(d));
-    const KeyChoices keys = key_choices(variance, affine_errors, tokens);
+    const KeyChoices keys = key_choices(variance, affine_errors, tokens, code_bytes(8, tokens, d));
     ASSERT_EQ(keys.choices.size(), keys.allocations.size());
     ASSERT_EQ(keys.choices.front().bytes, 0u);
     EXPECT_EQ(keys.choices.back().bytes, code_bytes(8, tokens, d));
@@ -130,8 +130,22 @@ TEST(KeyChoices, AreTheBestAllocationsOfTheirBytes) {
   }
 }
 
+TEST(KeyChoices, TakeNoMoreBytesThanTheyMay) {
+  const std::vector<double> variance = falling(64, 3);
+  const KeyChoices all = key_choices(variance, affine_errors, 128, code_bytes(8, 128, 64)),
+                   some = key_choices(variance, affine_errors, 128, code_bytes(4, 128, 64));
+  ASSERT_LT(some.choices.size(), all.choices.size());
+  EXPECT_LE(some.choices.back().bytes, code_bytes(4, 128, 64));
+  for (std::size_t i = 0; i < some.choices.size(); ++i) {
+    EXPECT_EQ(some.choices[i].bytes, all.choices[i].bytes);
+    EXPECT_EQ(some.choices[i].error, all.choices[i].error);
+  }
+  EXPECT_GT(all.choices[some.choices.size()].bytes, code_bytes(4, 128, 64));
+}
+
 TEST(KeyChoices, OfKeysThatDoNotVaryIsNoCodeAtAll) {
-  const KeyChoices keys = key_choices(std::vector<double>(64, 0.0), affine_errors, 128);
+  const KeyChoices keys =
+      key_choices(std::vector<double>(64, 0.0), affine_errors, 128, code_bytes(8, 128, 64));
   ASSERT_EQ(keys.choices.size(), 1u);
   EXPECT_EQ(keys.allocations[0].coded_channels(), 0);
 }

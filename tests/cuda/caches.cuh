@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <utility>
 #include <vector>
 
 #include "device_array.hpp"
@@ -68,7 +69,9 @@ float nearest(float x) {
 struct DeviceInputs {
   DeviceInputs(const Options &options, Index tokens, unsigned seed,
                float (*round)(float) = nearest<half>)
-      : host(rounded({options, tokens, seed}, round)), q(host.q), k(host.k), v(host.v), out(host.out) {}
+      : DeviceInputs(rounded({options, tokens, seed}, round)) {}
+  explicit DeviceInputs(Inputs<> inputs)
+      : host(std::move(inputs)), q(host.q), k(host.k), v(host.v), out(host.out) {}
 
   Inputs<> host;
   DeviceTensorCopy<> q, k, v, out;

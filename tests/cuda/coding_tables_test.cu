@@ -21,7 +21,7 @@ TEST(DeviceTiles, AFrameOfMoreModesThanKernelsHoldIsRefused) {
     table.inverse_frequencies.push_back(std::pow(1e4f, -static_cast<float>(i) / 128));
   }
   try {
-    cuda::DeviceTiles tiles(&table, 1024);
+    cuda::DeviceTiles tiles(&table, 1024, 128);
     FAIL() << "1024 rows of head_dim 256 have more than 64 modes";
   } catch (const Error &error) {
     EXPECT_NE(std::string(error.what()).find("tile_tokens is 1024"), std::string::npos) << error.what();

@@ -67,7 +67,7 @@ class LearntBases {
   }
 
   void expect_bases() {
-    const cuda::DeviceTiles tiles(case_.frame > 0 ? &table_ : nullptr, case_.frame);
+    const cuda::DeviceTiles tiles(case_.frame > 0 ? &table_ : nullptr, case_.frame, d);
     cuda::DeviceStatistics statistics(kv_heads, d, group, frame_rows(), 0, nullptr);
     std::vector<StatisticsRecord> records;
     for (const QueryStatistics &head : statistics_) records.push_back(head.record());
@@ -163,7 +163,7 @@ TEST_F(LearnBases, OfKeysAlone) { LearntBases<64>({.queries = false}).expect_bas
 
 TEST_F(LearnBases, OfNothing) {
   constexpr int d = 64;
-  const cuda::DeviceTiles tiles(nullptr, 0);
+  const cuda::DeviceTiles tiles(nullptr, 0, 128);
   const cuda::DeviceStatistics statistics(2, d, 32, 1, 0, nullptr);
   for (const auto &found : statistics.learn_bases<d>(tiles.tables(), nullptr)) {
     const HeadRecord record = cuda::record_of(found, 2, false, 0);

@@ -442,7 +442,9 @@ def layer_coding(k_pre, q_pre, v, bits, group=128, frame=256, eps=.1):
         x = rotate(k[SINKS:], row) - mean
         _, inverse, variance = subspace_basis(C, np.cov(x[:PROMPT - SINKS].T, bias=True), eps)
         weight, metric = 2 * np.trace(C) / d, np.diag(C) / (np.trace(C) / d) + eps
-        heads.append((x, mean, row, *kept_basis(inverse, metric, bits), metric, weight, key_choices(variance * weight), e))
+        most = (4 * bits - 4) * blocks(1, d)                # twice the bits asked for, less 4 of values
+        choices = [choice for choice in key_choices(variance * weight) if choice[0] <= most]
+        heads.append((x, mean, row, *kept_basis(inverse, metric, bits), metric, weight, choices, e))
         costs.append([(b * group // 16, error) for b, error, _ in heads[-1][7]])
     costs += [[(w * d * group // 512, head[8] * SYMMETRIC[w] / (1 - SYMMETRIC[w])) for w in SYMMETRIC] for head in heads]
     chosen = choose(costs, 2 * len(heads) * bits * d * group // 512)

@@ -92,8 +92,9 @@ struct KeyChoices {
 };
 
 /// variance: of each channel, [head_dim], falling, times what its error weighs. errors: of the codes.
-/// tokens: of a page.
-inline KeyChoices key_choices(std::span<const double> variance, const CodeErrors &errors, Index tokens) {
+/// tokens: of a page. most_bytes: of any choice.
+inline KeyChoices key_choices(std::span<const double> variance, const CodeErrors &errors, Index tokens,
+                              std::size_t most_bytes) {
   constexpr std::array<int, BitAllocation::most_runs> widths = {8, 4, 3, 2, 1};
   constexpr double none = std::numeric_limits<double>::infinity();
   const auto d = static_cast<Index>(variance.size());
@@ -144,8 +145,10 @@ inline KeyChoices key_choices(std::span<const double> variance, const CodeErrors
       error = with;
       coded = u;
     }
+    const auto bytes = static_cast<std::size_t>(b * block_bytes * (tokens / lanes));
+    if (bytes > most_bytes) break;
     if (error == none || (b > 0 && error >= result.choices.back().error)) continue;
-    result.choices.push_back({static_cast<std::size_t>(b * block_bytes * (tokens / lanes)), error});
+    result.choices.push_back({bytes, error});
     std::array<Index, widths.size()> counts{};
     for (std::size_t w = widths.size(), left = static_cast<std::size_t>(b); w-- > 0;) {
       counts[w] = taken[w][at(coded, static_cast<Index>(left))];

@@ -21,6 +21,7 @@ struct LayerLearning {
   bool biased_first = false;               ///< see is_of_text()
   const RotaryTable *rotary = nullptr;     ///< of the tile frame; null: none
   Index frame_rows = 0;                    ///< of that frame
+  bool weighs_attention = false;           ///< QueryWeighting::attention
   std::span<const QueryStatistics> heads;  ///< of each KV head
 };
 

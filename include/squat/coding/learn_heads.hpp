@@ -30,7 +30,9 @@ std::vector<HeadRecord> learn_heads(const LayerLearning &layer, const Parallel &
   run_tasks(parallel, static_cast<int>(layer.heads.size()), [&](int head) {
     const auto i = static_cast<std::size_t>(head);
     KeyQuantizer quantizer(layer.coding, layer.fit, layer.orthogonal, layer.key_bits, layer.head_dim);
-    evidence[i] = quantizer.learn<Real>(layer.heads[i], frame ? &*frame : nullptr);
+    evidence[i] = quantizer.learn<Real>(
+        layer.heads[i], frame ? &*frame : nullptr,
+        layer.weighs_attention ? QueryWeighting::attention : QueryWeighting::equal);
     quantizer.round_basis<Real>();
     records[i] = quantizer.record();
     records[i].value_mean = rotated_value_mean(layer.heads[i]);

@@ -37,10 +37,10 @@ struct Observation {
   /// by default; then of a fourth, as the cost grows with the tokens before; of none where another
   /// stands for it. With a fourth from token 128 on, the KL of predictions is a tenth larger.
   static constexpr int weighed_tokens(Index index) {
-    constexpr Index first = 512;
-    constexpr int step = 4;
-    return index < first ? 1 : index % step == 0 ? step : 0;
+    return index < all_weighed ? 1 : index % weighed_step == 0 ? weighed_step : 0;
   }
+  static constexpr Index all_weighed = 512;
+  static constexpr int weighed_step = 4;
 
   /// A query meets keys of all tiles behind it. Three positions stand for these, at 10, 50 and 90 % of
   /// the way from the first token: tiles begin there, and the query is turned back by each.

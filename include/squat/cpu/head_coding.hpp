@@ -117,14 +117,14 @@ struct HeadCoding {
   const KeyQuantizer *quantizer = nullptr;
   const QueryTransform *transform = nullptr;
   const float *value_mean = nullptr;  ///< [head_dim], rotated as values are; null: none was learnt
-  CodePlace place{};                  ///< of the codes in a page of KeySpace::channels
-  CodePlace place_in_basis{};         ///< of KeySpace::basis
+  HeadPlace place{};                  ///< of the codes in a page of KeySpace::channels
+  HeadPlace place_in_basis{};         ///< of KeySpace::basis
 
   /// Modes of the mean key, 0 without one.
   Index modes() const { return quantizer->mean() ? tiles->mode_products.outputs() : 0; }
 
   HeadCodes codes(std::byte *page, KeySpace space) const {
-    const CodePlace &where = space == KeySpace::basis ? place_in_basis : place;
+    const HeadPlace &where = space == KeySpace::basis ? place_in_basis : place;
     return {space, &quantizer->allocation(space), page + where.keys, page + where.values,
             where.value_bits};
   }

@@ -14,6 +14,7 @@
 #include "squat/cache/call.hpp"
 #include "squat/cache/options.hpp"
 #include "squat/coding/attention_weights.hpp"
+#include "squat/coding/bit_shares.hpp"
 #include "squat/coding/coding.hpp"
 #include "squat/coding/coding_record.hpp"
 #include "squat/coding/evidence.hpp"
@@ -23,7 +24,6 @@
 #include "squat/coding/query_statistics.hpp"
 #include "squat/coding/rotary.hpp"
 #include "squat/core/tensor.hpp"
-#include "squat/cpu/bit_shares.hpp"
 #include "squat/cpu/exact_store.hpp"
 #include "squat/cpu/head_coding.hpp"
 #include "squat/cpu/kernels/vector.hpp"
@@ -76,8 +76,9 @@ class LayerCoding {
   /// are coded in one space.
   const BitShares *shares() const { return shares_ ? &*shares_ : nullptr; }
   /// Where the codes of a head begin in a page of that space.
-  CodePlace place(Index head, KeySpace space) const {
-    return shares_ ? shares_->place(head, space) : layout_.place(head);
+  HeadPlace place(Index head, KeySpace space) const {
+    return layout_.in_page(shares_ ? shares_->place(layout_, head, space)
+                                   : layout_.place(head, {layout_.key_bits, layout_.value_bits}));
   }
   /// Whether a page whose heads' keys were coded in the basis is better coded so.
   bool suits(std::span<const CodedKeys> heads) const { return shares_->suit(quantizers_, heads); }

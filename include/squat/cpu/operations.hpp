@@ -17,6 +17,7 @@
 #include "squat/cache/options.hpp"
 #include "squat/cache/snapshot/check_numbers.hpp"
 #include "squat/cache/snapshot/check_record.hpp"
+#include "squat/coding/bit_shares.hpp"
 #include "squat/coding/coding_record.hpp"
 #include "squat/coding/evidence.hpp"
 #include "squat/coding/key_quantizer.hpp"
@@ -369,7 +370,8 @@ class Operations {
   /// Becomes what a record says. Throws Error for one that is impossible.
   void adopt_coding(Index coding, const CodingRecord &record, Stream) {
     detail::RecordCheck(options_, layout_.key_bits)(record);
-    check_shares(record);
+    squat::check_shares(layout_, record, *options_.allocation != Allocation::head,
+                        *options_.allocation == Allocation::model);
     layer_coding(coding).adopt(record);
   }
 
@@ -431,38 +433,6 @@ class Operations {
   using Batch = AttendBatch<Call>;
   using Block = typename Batch::Block;
 
-  /// How heads of a record share bits must fit a page.
-  void check_shares(const CodingRecord &record) const {
-    const auto require = [](bool holds) {
-      if (!holds)
-        throw Error("squat: snapshot.coding is impossible: how heads share the bits of a page");
-    };
-    const bool model = *options_.allocation == Allocation::model;
-    const std::size_t widest = 8 * layout_.code_bytes();
-    require(record.code_bytes == layout_.code_bytes() ||
-            (model && record.shared && record.code_bytes <= widest && record.code_bytes % 64 == 0));
-    const bool of_values = ShareChoices::share_values(layout_);
-    const auto is_width = [](int bits) { return (bits >= 1 && bits <= 4) || bits == 8; };
-    const auto is_value_width = [&](int bits) {
-      return of_values ? bits >= 1 && bits <= widest_value : bits == layout_.value_bits;
-    };
-    if (!record.shared) {
-      for (const HeadRecord &head : record.heads)
-        require(head.matrix.empty() || head.value_bits == layout_.value_bits);
-      return;
-    }
-    require(record.learnt && *options_.allocation != Allocation::head);
-    require(is_width(record.plain_key_bits) && is_value_width(record.plain_value_bits));
-    std::size_t bytes = 0;
-    for (const HeadRecord &head : record.heads) {
-      require(!head.matrix.empty() && is_value_width(head.value_bits));
-      for (const WidthRecord &run : head.widths)
-        bytes += squat::code_bytes(run.bits, layout_.group, run.channels);
-      bytes += layout_.value_bytes(head.value_bits);
-    }
-    require(bytes <= record.code_bytes);
-  }
-
   /// Gives the HeadCoding of a head.
   struct HeadCodings {
     const Operations *operations;
@@ -495,8 +465,7 @@ class Operations {
             layer.place(head, KeySpace::basis)};
   }
 
-  /// Once all layers have learnt, gives each its part of the bytes of pages. Equal parts where some know
-  /// nothing of attention.
+  /// Once all layers have learnt, gives each its part of the bytes of pages.
   void share_among_layers() {
     std::vector<LayerCoding *> layers;
     for (const auto &coding : codings_) {
@@ -505,14 +474,8 @@ class Operations {
     const auto learnt = [](const LayerCoding *layer) { return layer->learnt(); };
     if (!std::all_of(layers.begin(), layers.end(), learnt)) return;
     std::vector<std::optional<ShareChoices>> choices;
-    std::vector<LayerChoices> known;
-    for (const LayerCoding *layer : layers) {
-      choices.push_back(layer->choices());
-      if (choices.back()) known.push_back(choices.back()->choices);
-    }
-    const std::size_t equal = layout_.code_bytes();
-    std::vector<std::size_t> bytes(layers.size(), equal);
-    if (known.size() == layers.size()) bytes = layer_sizes(known, equal);
+    for (const LayerCoding *layer : layers) choices.push_back(layer->choices());
+    const std::vector<std::size_t> bytes = squat::share_among_layers(choices, layout_.code_bytes());
     std::vector<std::optional<BitShares>> parts;
     for (std::size_t i = 0; i < layers.size(); ++i) parts.push_back(shares(choices[i], bytes[i]));
     for (std::size_t i = 0; i < layers.size(); ++i)

@@ -24,7 +24,7 @@
 // 16-bit keys and values store neither zeros nor scales. Every allocation of a
 // head's bits fits where the same width for all channels fits: pages have one size. Where
 // bits were shared out among heads, the codes of a page in the basis begin elsewhere than
-// those of a plain one (CodePlace), and all of a page's heads are coded in one space, which
+// those of a plain one (HeadPlace), and all of a page's heads are coded in one space, which
 // each says. Where they were shared out among layers, each has pages of a size of its own.
 
 #include <cmath>
@@ -37,6 +37,7 @@
 #include "squat/coding/bit_allocation.hpp"
 #include "squat/coding/codes.hpp"
 #include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/page_shape.hpp"
 #include "squat/coding/trellis.hpp"
 #include "squat/coding/value_quantizer.hpp"
 #include "squat/core/config.hpp"
@@ -48,30 +49,17 @@ namespace squat::cpu::inline SQUAT_CPU_NAMESPACE {
 template <class T>
 using Exact16 = std::conditional_t<std::is_same_v<T, bfloat16>, bfloat16, half>;
 
-/// Where the codes of a head begin in a page, in bytes, and how wide those of its values are.
-struct CodePlace {
-  std::size_t keys = 0;
-  std::size_t values = 0;
-  int value_bits = 16;
-};
-
-/// Of all channels of the keys and of the values of a head.
-struct Widths {
-  int keys;
-  int values;
-};
-
-class PageLayout {
+class PageLayout : public PageShape {
  public:
   PageLayout() = default;
   PageLayout(const Options &options, int bits_of_keys, int bits_of_values)
-      : key_bits(bits_of_keys),
-        value_bits(bits_of_values),
-        kv_heads(options.kv_heads),
-        head_dim(options.head_dim),
-        group(options.page_tokens),
-        codes(*options.codes),
-        value_coding(*options.values),
+      : PageShape{.key_bits = bits_of_keys,
+                  .value_bits = bits_of_values,
+                  .kv_heads = options.kv_heads,
+                  .head_dim = options.head_dim,
+                  .group = options.page_tokens,
+                  .codes = *options.codes,
+                  .value_coding = *options.values},
         scales_of_a_value(value_bits == 16 ? 0 : value_scales(value_coding, head_dim)) {
     const std::size_t row = static_cast<std::size_t>(head_dim) * sizeof(half);
     const std::size_t column = static_cast<std::size_t>(scales_of_a_value * group) * sizeof(half);
@@ -81,49 +69,27 @@ class PageLayout {
     const std::size_t end = value_zeros_ + (value_coding == ValueCoding::plain ? column : 0);
     parameters_end_ = end;
     parameter_bytes_ = (end + 63) / 64 * 64;
-    key_bytes_ = exact_or_code_bytes(key_bits, group, head_dim);
-    value_bytes_ = exact_or_code_bytes(value_bits, head_dim, group);
   }
 
-  /// Of a page whose heads have the same widths, and of its codes.
+  /// Of a page whose heads have the same widths.
   std::size_t page_bytes() const { return codes_begin() + code_bytes(); }
-  std::size_t code_bytes() const { return heads() * (key_bytes_ + value_bytes_); }
-  std::size_t code_bytes(Widths widths) const { return heads() * bytes(widths); }
 
   /// Bytes of the codes of a head's keys, and of its values, where all heads have the same widths.
-  std::size_t key_bytes() const { return key_bytes_; }
-  std::size_t value_bytes() const { return value_bytes_; }
-  std::size_t value_bytes(int bits) const { return exact_or_code_bytes(bits, head_dim, group); }
+  using PageShape::key_bytes, PageShape::value_bytes;
+  std::size_t key_bytes() const { return key_bytes(key_bits); }
+  std::size_t value_bytes() const { return value_bytes(value_bits); }
   /// Bytes of the keys of an allocation; of exact rows without one.
   std::size_t key_bytes(const BitAllocation &allocation) const {
-    return key_bits == 16 ? key_bytes_ : allocation.bytes(group);
+    return key_bits == 16 ? key_bytes() : allocation.bytes(group);
   }
   /// Bytes of a head's parameters, without those that fill them up.
   std::size_t parameter_bytes() const { return parameters_end_; }
   std::byte *parameters(std::byte *page, Index head) const { return at<std::byte>(page, head, 0); }
   /// Where the codes of the first head begin.
   std::size_t codes_begin() const { return heads() * parameter_bytes_; }
-  /// Where a head's codes are if all heads have the same widths.
-  CodePlace place(Index head) const { return place(head, {key_bits, value_bits}); }
-  CodePlace place(Index head, Widths widths) const {
-    const std::size_t first = codes_begin() + static_cast<std::size_t>(head) * bytes(widths);
-    return {first, first + exact_or_code_bytes(widths.keys, group, head_dim), widths.values};
-  }
-
-  /// The widest, the same for all heads, with which a page's codes take at most so many bytes: those
-  /// that were asked for where these just fit, and else as far from them with keys as with values.
-  /// least: what they are where no wider ones fit, nor these perhaps. most_value_bits: of values.
-  Widths widest(std::size_t code_bytes, Widths least, int most_value_bits) const {
-    const auto fits = [&](Widths widths) { return this->code_bytes(widths) <= code_bytes; };
-    for (Widths widths = least;;) {
-      const Widths keys = {widths.keys < 4 ? widths.keys + 1 : 8, widths.values};
-      const Widths values = {widths.keys, widths.values + 1};
-      const bool more_keys = widths.keys < 8 && fits(keys);
-      const bool more_values = widths.values < most_value_bits && fits(values);
-      if (!more_keys && !more_values) return widths;
-      const bool keys_lag = widths.keys - key_bits <= widths.values - value_bits;
-      widths = more_keys && (keys_lag || !more_values) ? keys : values;
-    }
+  /// Where the codes of a head are in a page, from where they are among those of all.
+  HeadPlace in_page(HeadPlace place) const {
+    return {codes_begin() + place.keys, codes_begin() + place.values, place.value_bits};
   }
 
   half *key_zeros(std::byte *page, Index head) const { return at<half>(page, head, 0); }
@@ -178,34 +144,14 @@ class PageLayout {
     return at<half>(page, head, value_zeros_) + scale * group;
   }
 
-  int key_bits = 16;
-  int value_bits = 16;
-  Index kv_heads = 0;
-  Index head_dim = 0;
-  Index group = 0;
-  Codes codes = Codes::scalar;  ///< that were asked for
-  ValueCoding value_coding = ValueCoding::symmetric;
   Index scales_of_a_value = 0;
 
  private:
-  std::size_t heads() const { return static_cast<std::size_t>(kv_heads); }
-
   /// Of a scale of the keys, which are all above 0.
   bool sign(std::byte *page, Index head, Index scale) const {
     std::uint16_t bits;
     std::memcpy(&bits, key_scales(page, head) + scale, sizeof bits);
     return (bits & 0x8000u) != 0;
-  }
-
-  static std::size_t exact_or_code_bytes(int bits, Index rows, Index inner) {
-    return bits == 16 ? static_cast<std::size_t>(rows * inner) * sizeof(half)
-                      : squat::code_bytes(bits, rows, inner);
-  }
-
-  /// Bytes of a head's codes.
-  std::size_t bytes(Widths widths) const {
-    return exact_or_code_bytes(widths.keys, group, head_dim) +
-           exact_or_code_bytes(widths.values, head_dim, group);
   }
 
   template <class Scalar>
@@ -218,8 +164,6 @@ class PageLayout {
   std::size_t value_zeros_ = 0;
   std::size_t parameters_end_ = 0;
   std::size_t parameter_bytes_ = 0;
-  std::size_t key_bytes_ = 0;
-  std::size_t value_bytes_ = 0;
 };
 
 }  // namespace squat::cpu::inline SQUAT_CPU_NAMESPACE

@@ -60,7 +60,8 @@
 
 namespace squat::cuda {
 
-template <class T, int KeyBits, int ValueBits, class HeadDims, class Groups>
+/// SharesBits: heads may share the bits of a page, up to 4 bits: Options::allocation.
+template <class T, int KeyBits, int ValueBits, class HeadDims, class Groups, bool SharesBits>
 class Operations {
   static_assert(!std::is_same_v<T, float>, "squat: on CUDA exact rows are half or bfloat16, not float");
 
@@ -69,28 +70,25 @@ class Operations {
   using Exact = ExactStore;
   using Call = SequenceCall<Exact>;
   using Padding = cuda::Padding;
-  static int padded_head_dim(int head_dim) {
-    return PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::padded(head_dim);
-  }
+  static int padded_head_dim(int head_dim) { return Layouts::padded(head_dim); }
 
   explicit Operations(const Options &options)
       : options_(std::make_unique<Options>(options)),
         arena_(std::make_unique<DeviceArena>()),
-        codings_(*options_, KeyBits),
+        codings_(*options_, KeyBits, ValueBits, shares_bits),
         batches_(static_cast<std::size_t>(options.layers)),
         reading_(4 * static_cast<std::size_t>(options.layers)),
         first_bad_(most_checked),
         errors_(1) {
-    PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::check(options.head_dim, options.page_tokens);
+    Layouts::check(options.head_dim, options.page_tokens);
     if (options.codes == Codes::trellis) throw_invalid("codes", "trellis", "scalar on CUDA");
-    if (*options.allocation != Allocation::head)
-      throw_invalid("allocation", name_of(*options.allocation),
-                    "head on CUDA: pages there have the same widths for all heads");
+    check_sharing();
     const auto heads = static_cast<std::size_t>(options.kv_heads);
     const bool bytes = *options.tail == TailCoding::int8;
     with_layout([&]<class Layout>() {
       check_shared_memory<Layout>();
-      page_bytes_ = static_cast<std::size_t>(Layout::head_bytes(*options.values)) * heads;
+      if constexpr (!shares_bits)
+        page_bytes_ = static_cast<std::size_t>(Layout::head_bytes(*options.values)) * heads;
       shape_.block_elements = BlockLayout<Layout::HeadDim>::elements * heads;
       shape_.tail_block_elements =
           bytes ? ByteSlots::block_bytes<Layout::HeadDim>() / 2 * heads : shape_.block_elements;
@@ -103,7 +101,10 @@ class Operations {
     cuda::check(cudaStreamSynchronize(nullptr), "start");
   }
 
-  std::size_t page_bytes(Index) const { return page_bytes_; }
+  std::size_t page_bytes(Index coding) const {
+    if constexpr (!shares_bits) return page_bytes_;
+    return shared_page_bytes(options_->head_dim, kv_heads(), code_bytes(coding));
+  }
 
   // ---- the device
 
@@ -120,8 +121,8 @@ class Operations {
   void remove_coding(Index coding) { codings_.remove(coding); }
 
   static bool observe_may_fail(Index) { return false; }
-  /// Adds `count` tokens of a call, from its token `first` on, to the statistics of its coding.
-  /// Attention is not weighed.
+  /// Adds `count` tokens of a call, from its token `first` on, to the statistics of its coding. What
+  /// queries attend to is weighed while there are no pages, where heads may share bits.
   template <Element S>
   void observe(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
                Index first, Index count, cudaStream_t stream) {
@@ -136,6 +137,9 @@ class Operations {
                                   .position = call.position + first};
     with_layout([&]<class Layout>() {
       codings_.at(call.coding).template observe<Layout::HeadDim>(rows, observing_, stream);
+      if constexpr (shares_bits) {
+        if (weighs(call) && q.tokens > 0) weigh<Layout, S>(call, q, k, v, first, count, stream);
+      }
     });
   }
 
@@ -225,6 +229,7 @@ class Operations {
         grow(observing_, DeviceStatistics::workspace_bytes<Layout::HeadDim>(kv_heads(), call.tokens),
              stream);
       });
+      if (weighs(call)) grow(weighing_, Weighing(*options_, call).end, stream);
     }
     if (attends && shape_.byte_tail) {
       reserve_unpacked(
@@ -510,55 +515,57 @@ class Operations {
   // ---- snapshots
 
   CodingRecord record_coding(Index coding, cudaStream_t stream) const {
-    return codings_.at(coding).record(record_code_bytes(), ValueBits, stream);
+    return codings_.at(coding).record(stream);
   }
 
   void adopt_coding(Index coding, const CodingRecord &record, cudaStream_t stream) {
     detail::RecordCheck(*options_, KeyBits)(record);
-    bool fits = !record.shared && record.code_bytes == record_code_bytes();
-    for (const HeadRecord &head : record.heads)
-      fits = fits && (head.matrix.empty() || head.value_bits == ValueBits);
-    if (!fits) throw Error("squat: snapshot.coding is impossible: heads share the bits of a page");
+    check_shares(codings_.page(), record, shares_bits && *options_->allocation != Allocation::head,
+                 *options_->allocation == Allocation::model);
+    check_shared_widths(codings_.page(), record);
     codings_.adopt(coding, record, stream);
   }
 
-  std::size_t page_record_bytes(Index) const {
+  std::size_t page_record_bytes(Index coding) const {
     std::size_t parameters = 0;
     with_layout([&]<class Layout>() {
       parameters = PageRecord<Layout, T>(*options_->values).parameter_bytes();
     });
-    return static_cast<std::size_t>(kv_heads()) * parameters + record_code_bytes();
+    return static_cast<std::size_t>(kv_heads()) * parameters + code_bytes(coding);
   }
 
   /// Pages are brought to the host and put into the record's order there.
   void write_pages(Index coding, std::span<const PageView> pages, std::byte *to,
                    cudaStream_t stream) const {
-    std::vector<std::byte> staged(pages.size() * page_bytes_);
+    const std::size_t bytes = page_bytes(coding);
+    std::vector<std::byte> staged(pages.size() * bytes);
     for (std::size_t i = 0; i < pages.size(); ++i) {
-      cuda::check(cudaMemcpyAsync(staged.data() + i * page_bytes_, pages[i].data, page_bytes_,
+      cuda::check(cudaMemcpyAsync(staged.data() + i * bytes, pages[i].data, bytes,
                                   cudaMemcpyDeviceToHost, stream),
                   "pages of a snapshot");
     }
     cuda::check(cudaStreamSynchronize(stream), "pages of a snapshot");
-    std::memset(to, 0, pages.size() * page_record_bytes(0));
+    std::memset(to, 0, pages.size() * page_record_bytes(coding));
     for_each_head_of_pages(
-        pages.size(), staged.data(), to,
-        [&](auto &record, std::uint8_t *page, Index head, std::byte *parameters, std::byte *codes) {
-          record.write(page, codings_.at(coding).quantizer(head), parameters, codes);
+        coding, pages.size(), staged.data(), to,
+        [&](auto &record, const PagePart &part, std::byte *parameters, std::byte *codes) {
+          record.write(part, codings_.at(coding).quantizer(part.head), parameters, codes);
         });
   }
 
   void read_pages(Index coding, std::span<const PageView> pages, const std::byte *from,
                   cudaStream_t stream) const {
-    std::vector<std::byte> staged(pages.size() * page_bytes_);
-    for_each_head_of_pages(pages.size(), staged.data(), from,
-                           [&](auto &record, std::uint8_t *page, Index head, const std::byte *parameters,
-                               const std::byte *codes) {
-                             record.read(parameters, codes, codings_.at(coding).quantizer(head),
-                                         codings_.at(coding).has_value_mean(head), page);
-                           });
+    const std::size_t bytes = page_bytes(coding);
+    std::vector<std::byte> staged(pages.size() * bytes);
+    for_each_head_of_pages(
+        coding, pages.size(), staged.data(), from,
+        [&](auto &record, const PagePart &part, const std::byte *parameters, const std::byte *codes) {
+          record.read(parameters, codes, codings_.at(coding).quantizer(part.head),
+                      codings_.at(coding).has_value_mean(part.head), part);
+          check_space(coding, part.head, record.space(part), codes);
+        });
     for (std::size_t i = 0; i < pages.size(); ++i) {
-      cuda::check(cudaMemcpyAsync(pages[i].data, staged.data() + i * page_bytes_, page_bytes_,
+      cuda::check(cudaMemcpyAsync(pages[i].data, staged.data() + i * bytes, bytes,
                                   cudaMemcpyHostToDevice, stream),
                   "pages of a snapshot");
     }
@@ -600,10 +607,10 @@ class Operations {
   std::size_t statistics_bytes() const { return codings_.statistics_bytes(); }
   std::size_t bases_bytes() const { return codings_.bytes(); }
   std::size_t workspace_bytes() const {
-    std::size_t sum = attend_.bytes() + observing_.bytes() + rows_.bytes() + unpacked_.bytes() +
-                      call_batch_.bytes() + reading_.bytes() + draft_.bytes() + draft_lse_.bytes() +
-                      first_bad_.bytes() + errors_.bytes() + arena_->bytes() - arena_->used_bytes() +
-                      from_bases_.bytes();
+    std::size_t sum = attend_.bytes() + observing_.bytes() + weighing_.bytes() + rows_.bytes() +
+                      unpacked_.bytes() + call_batch_.bytes() + reading_.bytes() + draft_.bytes() +
+                      draft_lse_.bytes() + first_bad_.bytes() + errors_.bytes() + arena_->bytes() -
+                      arena_->used_bytes() + from_bases_.bytes();
     for (const BatchArrays &batches : batches_) sum += batches.bytes();
     for (const auto &buffer : retired_) sum += buffer.bytes();
     for (const auto &rows : retired_rows_) sum += rows.bytes();
@@ -611,8 +618,97 @@ class Operations {
   }
 
  private:
+  static constexpr bool shares_bits = SharesBits && KeyBits <= 4 && ValueBits <= 4;
+  using Layouts = PageLayouts<KeyBits, ValueBits, HeadDims, Groups, shares_bits>;
+
   static constexpr std::size_t most_checked = 3;  // tensors of a call
   static constexpr std::size_t most_pieces = 5;   // of the rows and the table of a copy
+
+  // ---- attention that is weighed
+
+  /// Whether what the queries of a call attend to is weighed.
+  bool weighs(const Call &call) const {
+    return shares_bits && call.pages.empty() &&
+           (*options_->allocation != Allocation::head || options_->keep_statistics);
+  }
+
+  /// Memory for it, in floats: what the cache holds before the call, as rows, weighed queries of some
+  /// tokens, and what was found of each.
+  struct Weighing {
+    static constexpr Index most_tokens = 512;  // at a time
+    std::size_t values, queries, sums, end;
+
+    Weighing(const Options &options, const Call &call) {
+      const auto row = [&](int heads) { return static_cast<std::size_t>(heads * options.head_dim); };
+      const auto tokens = static_cast<std::size_t>(std::min<Index>(call.tokens, most_tokens));
+      values = static_cast<std::size_t>(call.past) * row(options.kv_heads);
+      queries = 2 * values;
+      sums = (queries + tokens * row(options.query_heads) + 3) / 4 * 4;
+      end = sums + 4 * tokens * static_cast<std::size_t>(options.query_heads);
+    }
+  };
+
+  template <class Layout, Element S>
+  void weigh(const Call &call, TensorView<const S> q, TensorView<const S> k, TensorView<const S> v,
+             Index first, Index count, cudaStream_t stream) {
+    constexpr int HeadDim = Layout::HeadDim;
+    const Weighing memory(*options_, call);
+    const Exact &exact = *call.exact;
+    const Index of_kv = Index{kv_heads()} * HeadDim, of_query = Index{options_->query_heads} * HeadDim;
+    const DeviceTensor<float> past_k{weighing_.data(), of_kv, HeadDim},
+        past_v{weighing_.data() + memory.values, of_kv, HeadDim};
+    launch_dequantize_rows<HeadDim, T>(exact.sink_slots(shape_, kv_heads()), exact.sinks(), kv_heads(),
+                                       past_k, past_v, 0, stream);
+    with_slots([&]<class Slots>() {
+      launch_dequantize_rows<HeadDim, T>(exact.template tail_slots<Slots>(shape_, kv_heads()),
+                                         exact.tail(), kv_heads(), past_k, past_v, exact.sinks(),
+                                         stream);
+    });
+    LayerCoding &coding = codings_.at(call.coding);
+    float *const weighed = weighing_.data() + memory.queries;
+    auto *const sums = reinterpret_cast<float4 *>(weighing_.data() + memory.sums);
+    const int heads = options_->query_heads / kv_heads();
+    for (Index done = 0; done < count; done += Weighing::most_tokens) {
+      const auto tokens = static_cast<std::int32_t>(std::min(Weighing::most_tokens, count - done));
+      const WeighCall<S> weighing{.q = device_tensor(q),
+                                  .k = device_tensor(k),
+                                  .v = device_tensor(v),
+                                  .past_k = {past_k.data, of_kv, HeadDim},
+                                  .past_v = {past_v.data, of_kv, HeadDim},
+                                  .first_row = call.first_row,
+                                  .past = static_cast<std::int32_t>(call.past),
+                                  .first = static_cast<std::int32_t>(first + done),
+                                  .tokens = tokens,
+                                  .query_heads = options_->query_heads,
+                                  .heads_per_kv_head = heads,
+                                  .sinks = options_->sinks,
+                                  .residual = options_->residual,
+                                  .bases = DeviceStatistics::bases(coding.tables().tiles),
+                                  .scale = options_->attention_scale,
+                                  .weighed = weighed,
+                                  .sums = sums};
+      const dim3 grid(static_cast<unsigned>(options_->query_heads), static_cast<unsigned>(tokens));
+      weigh_attention<HeadDim, T, S><<<grid, weigh_warps * warp_lanes, 0, stream>>>(weighing);
+      coding.template add_weighed<HeadDim>(ObservedRows<float>{.q = {weighed, of_query, HeadDim},
+                                                               .heads_per_kv_head = heads,
+                                                               .first = 0,
+                                                               .tokens = tokens,
+                                                               .index = call.past + first + done,
+                                                               .position = call.position + first + done},
+                                           sums, observing_, stream);
+    }
+  }
+
+  /// Throws Error where heads are to share bits, and cannot.
+  void check_sharing() const {
+    const Allocation allocation = *options_->allocation;
+    if (shares_bits && *options_->values == ValueCoding::plain)
+      throw_invalid("values", "plain", "symmetric where heads may share bits on CUDA");
+    if (allocation == Allocation::head || KeyBits > 4) return;
+    if (!shares_bits)
+      throw_invalid("allocation", name_of(allocation),
+                    "head on CUDA, unless the backend is CudaSharing and there are up to 4 bits");
+  }
 
   /// Throws Error where kernels need more shared memory than the device has.
   template <class Layout>
@@ -625,16 +721,17 @@ class Operations {
     }
     if constexpr (!is_mixed(KeyBits, ValueBits)) {
       const bool plain = ValueBits < 16 && *options_->values == ValueCoding::plain;
-      plain ? decode_plan<DecodeMemory<Layout, ValueCoding::plain>>(1, most_entries, room)
-            : decode_plan<DecodeMemory<Layout, ValueCoding::symmetric>>(1, most_entries, room);
+      if constexpr (!Layout::shares_bits) {
+        if (plain) (void)decode_plan<DecodeMemory<Layout, ValueCoding::plain>>(1, most_entries, room);
+      }
+      if (!plain) (void)decode_plan<DecodeMemory<Layout, ValueCoding::symmetric>>(1, most_entries, room);
     }
   }
 
   /// Runs run<Layout>() for the options' head_dim and group.
   template <class Run>
   void with_layout(Run &&run) const {
-    PageLayouts<KeyBits, ValueBits, HeadDims, Groups>::with(options_->head_dim, options_->page_tokens,
-                                                            run);
+    Layouts::with(options_->head_dim, options_->page_tokens, run);
   }
 
   /// Runs run<Slots>() for what tails are kept as.
@@ -660,29 +757,55 @@ class Operations {
 
   // ---- records of snapshots
 
-  /// Of the codes of a page.
-  std::size_t record_code_bytes() const {
-    std::size_t of_head = 0;
-    with_layout([&]<class Layout>() { of_head = PageRecord<Layout, T>::code_bytes_of_head; });
-    return static_cast<std::size_t>(kv_heads()) * of_head;
+  /// Of the codes of a page; of none, as many as were asked for.
+  std::size_t code_bytes(Index coding) const {
+    return coding < 0 ? codings_.page().code_bytes() : codings_.at(coding).code_bytes();
   }
 
-  /// Calls run(record, part of the page, head, parameters, codes) for every head of pages and records
-  /// that stand one after another.
+  /// Throws Error for the space of a head that shares bits with those before in a page, and for what is
+  /// behind the last of their codes.
+  void check_space(Index coding, Index head, KeySpace space, const std::byte *codes) const {
+    const LayerCoding &layer = codings_.at(coding);
+    if (layer.shares() == nullptr) return;
+    const auto require = [](bool holds, const char *what) {
+      if (!holds) throw Error(std::string("squat: snapshot.pages are impossible: ") + what);
+    };
+    if (head == 0) page_space_ = space;
+    require(space == page_space_, "heads of a page differ in their space");
+    require(space == KeySpace::basis || layer.shares()->plain_fits(), "plain keys that do not fit");
+    if (head + 1 < kv_heads()) return;
+    const HeadPlace place = layer.place(head, space);
+    const std::size_t end = place.values + codings_.page().value_bytes(place.value_bits);
+    require(detail::all_zero(codes + end, code_bytes(coding) - end), "bytes that are no codes");
+  }
+
+  /// Calls run(record, part of the page, parameters, codes of all heads) for every head of pages of a
+  /// coding and of records that stand one after another.
   template <class Byte, class Run>
-  void for_each_head_of_pages(std::size_t count, std::byte *pages, Byte *records, Run &&run) const {
-    const std::size_t record_bytes = page_record_bytes(0), code_bytes = record_code_bytes();
+  void for_each_head_of_pages(Index coding, std::size_t count, std::byte *pages, Byte *records,
+                              Run &&run) const {
+    const std::size_t record_bytes = page_record_bytes(coding), bytes = page_bytes(coding);
+    const LayerCoding &layer = codings_.at(coding);
+    const std::vector<HeadTables> placed = layer.placed();
     with_layout([&]<class Layout>() {
       PageRecord<Layout, T> record(*options_->values);
-      for (std::size_t page = 0; page < count; ++page, pages += page_bytes_, records += record_bytes) {
-        Byte *codes = records + (record_bytes - code_bytes);
+      for (std::size_t page = 0; page < count; ++page, pages += bytes, records += record_bytes) {
+        Byte *codes = records + (record_bytes - code_bytes(coding));
         for (int head = 0; head < kv_heads(); ++head) {
           const auto i = static_cast<std::size_t>(head);
-          run(record,
-              reinterpret_cast<std::uint8_t *>(pages) +
-                  i * static_cast<std::size_t>(Layout::head_bytes(*options_->values)),
-              Index{head}, records + i * record.parameter_bytes(),
-              codes + i * PageRecord<Layout, T>::code_bytes_of_head);
+          auto *const begin = reinterpret_cast<std::uint8_t *>(pages);
+          PagePart part{
+              .head = head,
+              .in_record = {layer.place(head, KeySpace::channels), layer.place(head, KeySpace::basis)},
+              .page = begin};
+          if constexpr (Layout::shares_bits) {
+            part.parameters = begin + Layout::parameters(head, kv_heads());
+            part.places = {placed[i].places[0], placed[i].places[1]};
+          } else {
+            part.parameters =
+                begin + i * static_cast<std::size_t>(Layout::head_bytes(*options_->values));
+          }
+          run(record, part, records + i * record.parameter_bytes(), codes);
         }
       }
     });
@@ -966,6 +1089,7 @@ class Operations {
   std::unique_ptr<DeviceArena> arena_;      // stores refer to it
   Codings codings_;
   std::size_t page_bytes_ = 0;
+  mutable KeySpace page_space_{};  // of the page that is read
   ExactShape shape_{};
   std::vector<BatchArrays> batches_;      // of steps, a layer each
   BatchArrays reading_;                   // of attend() and draft()
@@ -974,6 +1098,7 @@ class Operations {
   DeviceBuffer<BatchEntry> call_batch_;   // of a call that the host plans
   DeviceBuffer<std::byte> attend_;        // workspace
   DeviceBuffer<std::uint16_t> rows_;      // of a tail, while a call lasts
+  DeviceBuffer<float> weighing_;          // see Weighing
   DeviceBuffer<std::uint16_t> unpacked_;  // tails of bytes as exact rows, likewise
   DeviceBuffer<std::byte> observing_;     // workspace of statistics
   DeviceBuffer<float> from_bases_;        // of dequantize()
@@ -1004,12 +1129,13 @@ namespace squat {
 
 /// The CUDA backend, with kernels for some head_dims and groups. T of a cache is half or bfloat16;
 /// tensors are in device memory; every call takes a stream.
-template <class HeadDims, class Groups>
+/// SharesBits: those of CudaSharing.
+template <class HeadDims, class Groups, bool SharesBits = false>
 struct CudaOf {
   using Stream = cudaStream_t;  ///< the last argument of every call
   /// What KVCache calls.
   template <class T, int KeyBits, int ValueBits>
-  using Operations = cuda::Operations<T, KeyBits, ValueBits, HeadDims, Groups>;
+  using Operations = cuda::Operations<T, KeyBits, ValueBits, HeadDims, Groups, SharesBits>;
 
   /// Of a cache with these options, defaults filled in.
   template <class T, int KeyBits, int ValueBits>
@@ -1023,5 +1149,10 @@ template <int... HeadDims>
 using CudaFor = CudaOf<cuda::OneOf<HeadDims...>, cuda::OneOf<32, 64, 128>>;
 
 using Cuda = CudaFor<64, 96, 128, 256>;
+
+/// Kernels for caches of up to 4 bits whose heads share these (Options::allocation), in pages of 128
+/// tokens; head_dims are multiples of 64.
+template <int... HeadDims>
+using CudaSharing = CudaOf<cuda::OneOf<HeadDims...>, cuda::OneOf<128>, true>;
 
 }  // namespace squat

@@ -111,12 +111,12 @@ class DeviceTiles {
   /// frame: rows of a tile, 0 for none. Null table: keys do not turn. Throws Error where
   /// the frame is so long that its mean key has more modes than kernels have room for.
   template <class Real = double>
-  DeviceTiles(const RotaryTable *table, Index frame) {
+  DeviceTiles(const RotaryTable *table, Index frame, int head_dim) {
     if (table == nullptr) return;
     if (frame > 0) {
       frame_.emplace(*table, frame);
       modes_.emplace(*frame_);
-      constexpr Index most_modes = 16 * most_mode_tiles;
+      const Index most_modes = 16 * most_mode_tiles(head_dim);
       if (modes_->count() > most_modes) {
         throw_invalid("tile_tokens", frame, "shorter: on CUDA the modes of its mean key are at most",
                       most_modes);
@@ -186,6 +186,17 @@ class QueryMatrices {
   double unit_ = 1;
 };
 
+/// Adds a run of the basis' coordinates, in units of `unit` channels.
+inline void add_units(HeadTables &tables, const CodeRun &run, Index unit) {
+  const auto units = static_cast<std::int32_t>(run.channels / unit);
+  (run.bits == 8   ? tables.eight_bit_units
+   : run.bits == 4 ? tables.four_bit_units
+   : run.bits == 3 ? tables.three_bit_units
+   : run.bits == 2 ? tables.two_bit_units
+                   : tables.one_bit_units) = units;
+  std::fill_n(tables.widths + run.first / unit, units, static_cast<std::uint8_t>(run.bits));
+}
+
 /// The tables of one KV head.
 inline HeadTables head_tables(TableImage &image, const KeyQuantizer &quantizer,
                               const QueryMatrices &matrices, const DeviceTiles &tiles) {
@@ -197,13 +208,7 @@ inline HeadTables head_tables(TableImage &image, const KeyQuantizer &quantizer,
     tables.metric = image.add(basis->metric.data(), d);
     const Index unit = allocation_unit(d);
     for (const CodeRun &run : basis->allocation.runs()) {
-      const auto units = static_cast<std::int32_t>(run.channels / unit);
-      (run.bits == 8   ? tables.eight_bit_units
-       : run.bits == 4 ? tables.four_bit_units
-                       : tables.two_bit_units) = units;
-      for (Index i = run.first / unit; i < (run.first + run.channels) / unit; ++i) {
-        tables.widths[i] = static_cast<std::uint8_t>(run.bits);
-      }
+      add_units(tables, run, unit);
     }
   }
   if (const float *mean = quantizer.mean()) {
@@ -218,23 +223,33 @@ inline HeadTables head_tables(TableImage &image, const KeyQuantizer &quantizer,
   return tables;
 }
 
+/// A layer's tables, and those of its heads as they are on the device.
+struct LayerTables {
+  CodingTables tables{};
+  std::vector<HeadTables> heads;
+};
+
 /// The tables of a layer's codings, made of one quantiser, its matrices and
-/// its rotated mean value, which may be empty, a KV head.
-inline CodingTables coding_tables(DeviceBuffer<std::byte> &memory,
-                                  std::span<const KeyQuantizer> quantizers,
-                                  std::span<const QueryMatrices> matrices,
-                                  std::span<const std::vector<float>> value_means,
-                                  const DeviceTiles &tiles, bool learnt, cudaStream_t stream) {
+/// its rotated mean value, which may be empty, a KV head. finish(heads): what else there is of them.
+template <class Finish>
+LayerTables coding_tables(DeviceBuffer<std::byte> &memory, std::span<const KeyQuantizer> quantizers,
+                          std::span<const QueryMatrices> matrices,
+                          std::span<const std::vector<float>> value_means, const DeviceTiles &tiles,
+                          bool learnt, cudaStream_t stream, Finish &&finish) {
   return build_tables(memory, stream, [&](TableImage &image) {
-    std::vector<HeadTables> heads;
+    LayerTables layer;
     for (std::size_t i = 0; i < quantizers.size(); ++i) {
-      heads.push_back(head_tables(image, quantizers[i], matrices[i], tiles));
+      layer.heads.push_back(head_tables(image, quantizers[i], matrices[i], tiles));
       if (value_means[i].empty()) continue;
-      heads.back().value_mean = image.add(value_means[i].data(), quantizers[i].head_dim());
+      layer.heads.back().value_mean = image.add(value_means[i].data(), quantizers[i].head_dim());
     }
-    return CodingTables{.heads = image.add(heads.data(), static_cast<Index>(heads.size())),
-                        .tiles = tiles.tables(),
-                        .learnt = learnt};
+    finish(layer.heads);
+    layer.tables = {.heads = image.add(layer.heads.data(), static_cast<Index>(layer.heads.size())),
+                    .tiles = tiles.tables(),
+                    .learnt = learnt,
+                    .plain_key_bits = quantizers.front().bits(),
+                    .plain_fits = 1};
+    return layer;
   });
 }
 

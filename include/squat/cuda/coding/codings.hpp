@@ -7,11 +7,15 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "squat/cache/options.hpp"
+#include "squat/coding/bit_shares.hpp"
+#include "squat/coding/coding.hpp"
+#include "squat/coding/page_shape.hpp"
 #include "squat/coding/prior.hpp"
 #include "squat/coding/query_statistics.hpp"
 #include "squat/coding/rotary.hpp"
@@ -27,10 +31,21 @@ namespace squat::cuda {
 class Codings {
  public:
   /// options must stay where they are.
-  Codings(const Options &options, int key_bits) : options_(&options), key_bits_(key_bits) {
-    if (options.rotary.empty()) tiles_.push_back(std::make_unique<DeviceTiles>(nullptr, 0));
+  /// shares_bits: see LayerCoding.
+  Codings(const Options &options, int key_bits, int value_bits, bool shares_bits)
+      : options_(&options),
+        page_{.key_bits = key_bits,
+              .value_bits = value_bits,
+              .kv_heads = options.kv_heads,
+              .head_dim = options.head_dim,
+              .group = options.page_tokens,
+              .codes = *options.codes,
+              .value_coding = *options.values},
+        shares_bits_(shares_bits) {
+    if (options.rotary.empty())
+      tiles_.push_back(std::make_unique<DeviceTiles>(nullptr, 0, options.head_dim));
     for (const RotaryTable &table : options.rotary) {
-      tiles_.push_back(std::make_unique<DeviceTiles>(&table, *options.tile_tokens));
+      tiles_.push_back(std::make_unique<DeviceTiles>(&table, *options.tile_tokens, options.head_dim));
     }
   }
 
@@ -44,7 +59,8 @@ class Codings {
 
   /// Waits for the device. captured: there are graphs that go on reading the present tables.
   Index add(int layer, bool captured) {
-    auto coding = std::make_unique<LayerCoding>(*options_, key_bits_, layer, *of_layer(tiles_, layer));
+    auto coding =
+        std::make_unique<LayerCoding>(*options_, page_, shares_bits_, layer, *of_layer(tiles_, layer));
     auto place = std::find(codings_.begin(), codings_.end(), nullptr);
     if (place == codings_.end()) {
       grow_tables(codings_.size() + 1, captured);
@@ -64,6 +80,7 @@ class Codings {
   bool learn(Index coding, cudaStream_t stream) {
     const bool learnt = at(coding).template learn<HeadDim>(stream);
     if (learnt) upload_tables(coding, stream);
+    if (learnt && by_layer()) share_among_layers(stream);
     return learnt;
   }
 
@@ -77,6 +94,7 @@ class Codings {
   void forget(Index coding, cudaStream_t stream) {
     at(coding).begin(false, stream);
     upload_tables_and_wait(coding, stream);
+    if (by_layer()) share_no_more();
   }
 
   /// Becomes what a record says. Waits for the stream.
@@ -88,9 +106,8 @@ class Codings {
   void restore(Index coding, LayerCoding::Backup backup) noexcept {
     LayerCoding &layer = at(coding);
     layer.restore(std::move(backup));
-    // A copy that fails here belongs to a device that no later call can use either.
-    (void)cudaMemcpy(tables_.data() + coding, &layer.tables(), sizeof(CodingTables),
-                     cudaMemcpyHostToDevice);
+    write_tables(coding);
+    if (by_layer() && !layer.learnt()) share_no_more();
   }
 
   /// Adds what a coding's statistics hold to `prior`. Returns whether they are still there.
@@ -118,7 +135,44 @@ class Codings {
     return sum;
   }
 
+  const PageShape &page() const { return page_; }
+
  private:
+  bool by_layer() const { return *options_->allocation == Allocation::model; }
+
+  /// Once all layers have learnt, gives each its part of the bytes of pages.
+  void share_among_layers(cudaStream_t stream) {
+    std::vector<Index> layers;
+    for (std::size_t i = 0; i < codings_.size(); ++i) {
+      const auto &coding = codings_[i];
+      if (!coding || coding->learnt_nothing()) continue;
+      if (!coding->learnt()) return;
+      layers.push_back(static_cast<Index>(i));
+    }
+    std::vector<std::optional<ShareChoices>> choices;
+    for (const Index layer : layers) choices.push_back(at(layer).choices());
+    const std::vector<std::size_t> bytes = squat::share_among_layers(choices, page_.code_bytes());
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      at(layers[i]).share(choices[i], bytes[i], stream);  // choices stay, for share_no_more()
+      upload_tables(layers[i], stream);
+    }
+  }
+
+  /// Undoes that, for some layer has not learnt any more.
+  void share_no_more() noexcept {
+    for (std::size_t i = 0; i < codings_.size(); ++i) {
+      if (!codings_[i]) continue;
+      codings_[i]->unshare();
+      write_tables(static_cast<Index>(i));
+    }
+  }
+
+  /// A copy that fails belongs to a device that no later call can use either.
+  void write_tables(Index coding) noexcept {
+    (void)cudaMemcpy(tables_.data() + coding, &at(coding).tables(), sizeof(CodingTables),
+                     cudaMemcpyHostToDevice);
+  }
+
   void upload_tables(Index coding, cudaStream_t stream) {
     upload<CodingTables>({&at(coding).tables(), 1}, tables_.data() + coding, stream);
   }
@@ -148,7 +202,8 @@ class Codings {
   }
 
   const Options *options_;
-  int key_bits_;
+  PageShape page_;
+  bool shares_bits_;
   std::vector<std::unique_ptr<DeviceTiles>> tiles_;  // one, or one a layer
   std::vector<std::unique_ptr<LayerCoding>> codings_;
   DeviceBuffer<CodingTables> tables_;

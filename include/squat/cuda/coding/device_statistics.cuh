@@ -18,6 +18,7 @@
 #include "squat/core/config.hpp"
 #include "squat/cuda/coding/learn_bases.cuh"
 #include "squat/cuda/coding/moments.cuh"
+#include "squat/cuda/coding/weigh_attention.cuh"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/state/device_buffer.hpp"
 
@@ -136,13 +137,36 @@ class DeviceStatistics {
         observation_.keys({static_cast<Index>(rows.first), rows.tokens, static_cast<Index>(rows.index),
                            static_cast<Index>(rows.position)});
     std::vector<MomentRun> runs;
-    if (rows.q.data != nullptr) add_query_runs(rows, tables.frame, runs);
+    if (rows.q.data != nullptr) {
+      add_query_runs(rows, tables.frame, runs);
+      queries_ += static_cast<double>(rows.tokens) * rows.heads_per_kv_head * bases(tables);
+    }
     const ObservedKeys keys = {coded.first, static_cast<int>(coded.count),
                                static_cast<int>(observation_.tile_row(coded.index)), coded.position};
     if (keys.tokens > 0) add_key_runs(keys, tables.frame, runs);
-    add_moments<HeadDim>(rows, tables, runs, workspace, stream);
+    add_moments<HeadDim>(rows, layout_, tables, runs, workspace, stream);
     if (keys.tokens > 0) add_keys<HeadDim>(rows.k, keys, tables, stream);
     if (keys.tokens > 0 && rows.v.data != nullptr) add_values<HeadDim>(rows.v, keys, stream);
+    check(cudaGetLastError(), "statistics");
+  }
+
+  /// Bases that a query is turned back by.
+  static int bases(const TileTables &tables) { return tables.frame > 0 ? query_bases : 1; }
+
+  /// Adds what attention was weighed to be (weigh_attention.cuh). rows: their queries, weighed, and no
+  /// keys; sums: of each.
+  template <int HeadDim>
+  void add_weighed(const ObservedRows<float> &rows, const float4 *sums, const TileTables &tables,
+                   DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
+    adopted_.clear();
+    const int query_heads = kv_heads_ * rows.heads_per_kv_head;
+    add_weights<<<static_cast<unsigned>(kv_heads_), warp_lanes, 0, stream>>>(
+        sums, rows.tokens, query_heads, rows.heads_per_kv_head, layout_, doubles_.data());
+    std::vector<MomentRun> runs;
+    add_query_runs(rows, tables.frame, runs);
+    HeadSums weighted = layout_;
+    weighted.query_moment = layout_.weighted_moment;
+    add_moments<HeadDim>(rows, weighted, tables, runs, workspace, stream);
     check(cudaGetLastError(), "statistics");
   }
 
@@ -228,7 +252,6 @@ class DeviceStatistics {
       }
       ++runs.back().tokens;
     }
-    queries_ += static_cast<double>(rows.tokens) * rows.heads_per_kv_head * bases;
   }
 
   void add_key_runs(const ObservedKeys &keys, int frame, std::vector<MomentRun> &runs) {
@@ -252,7 +275,7 @@ class DeviceStatistics {
   }
 
   template <int HeadDim, class S>
-  void add_moments(const ObservedRows<S> &rows, const TileTables &tables,
+  void add_moments(const ObservedRows<S> &rows, const HeadSums &layout, const TileTables &tables,
                    const std::vector<MomentRun> &runs, DeviceBuffer<std::byte> &workspace,
                    cudaStream_t stream) {
     using Shape = MomentShape<HeadDim>;
@@ -273,7 +296,7 @@ class DeviceStatistics {
           tables, raw, angles);
       const dim3 turns((Shape::unit_pairs + Shape::turn_pairs - 1) / Shape::turn_pairs, heads, 2);
       turned_moments<HeadDim><<<turns, Shape::turn_threads, 0, stream>>>(
-          part, tables, raw, angles, layout_, doubles_.data(), floats_.data());
+          part, tables, raw, angles, layout, doubles_.data(), floats_.data());
     }
   }
 

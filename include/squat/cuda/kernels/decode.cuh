@@ -166,7 +166,10 @@ __device__ inline void copy_tables(const CodingTables &coding, int head, int row
         .interleaved = coding.tiles.interleaved,
         .eight = from.eight_bit_units,
         .four = from.four_bit_units,
+        .three = from.three_bit_units,
         .two = from.two_bit_units,
+        .one = from.one_bit_units,
+        .plain_key_bits = coding.plain_key_bits,
         .mode_tiles = modes,
         .mode_stride = row_tiles * 512,
         .projection_unit = has_mean ? from.projection_unit : 0.0f};

@@ -3,6 +3,7 @@
 // What a decode block keeps in shared memory, and where.
 
 #include <cstdint>
+#include <type_traits>
 
 #include "squat/coding/coding.hpp"
 #include "squat/cuda/kernels/barrier_copy.cuh"
@@ -32,6 +33,13 @@ struct DecodePage {
   long long named_base;      ///< of the i-th of the batch, the i-th base of its pages, or any
 };
 
+/// The same where heads share bits.
+struct SharedDecodePage : DecodePage {
+  std::int32_t codes;      ///< where the head's begin, behind `data`
+  std::int32_t key_bytes;  ///< of these, of keys
+  std::int32_t value_bits;
+};
+
 /// The tables of a head: offsets in shared memory, or where they lie in the device's.
 struct DecodeTables {
   const uint4 *basis;       ///< null: none
@@ -39,9 +47,10 @@ struct DecodeTables {
   const uint4 *mode_rows;   ///< null: in shared memory
   const float *value_mean;  ///< null: none
   std::int32_t pairs, interleaved;
-  std::int32_t eight, four, two;  ///< units of that width
-  std::int32_t mode_tiles;        ///< 0: no mean
-  std::int32_t mode_stride;       ///< of mode_rows from one mode tile to the next, in bytes
+  std::int32_t eight, four, three, two, one;  ///< units of that width
+  std::int32_t plain_key_bits;                ///< where heads share bits
+  std::int32_t mode_tiles;                    ///< 0: no mean
+  std::int32_t mode_stride;                   ///< of mode_rows from one mode tile to the next, in bytes
   float projection_unit;
 };
 
@@ -85,8 +94,13 @@ struct DecodeMemory {
   // A slot has the codes of a unit's pages, and the values' scales; then barriers, and counts of the
   // warps that are done with it. Large ones have room once for a group: keys and values come apart then,
   // so that the next keys come while a page's values are met.
+  // Where heads share bits, there is room for the widest.
+  static constexpr bool shares_bits = Layout::shares_bits;
   static constexpr int pages_of_unit = unit_tokens / Layout::Group;
-  static constexpr int page_bytes = rounded(Layout::value_end(Values) - Layout::key_codes, 16);
+  static_assert(!shares_bits || (pages_of_unit == 1 && Values == ValueCoding::symmetric));
+  static constexpr int page_bytes =
+      shares_bits ? Layout::most_code_bytes : rounded(Layout::value_end(Values) - Layout::key_codes, 16);
+  using Page = std::conditional_t<shares_bits, SharedDecodePage, DecodePage>;
   static constexpr int slot_parts = page_bytes * pages_of_unit > 12 * 1024 ? 2 : 1;
   static constexpr int slot_end = pages_of_unit * page_bytes, slot_bytes = slot_end + 16 * slot_parts;
   __device__ static constexpr int slot_barrier(int slot, int part) { return slot + slot_end + 8 * part; }
@@ -100,7 +114,10 @@ struct DecodeMemory {
 
   // Queries as bytes: of 16 channels each, and once more, 16 times as large, of those whose codes have 8
   // bits, for these are taken apart into two of 4.
-  static constexpr int wide_steps = (steps * Layout::KeyBits + 7) / 8;
+  // Of keys that share bits with other heads' up to twice as many have 8 bits.
+  static constexpr int most_key_bits =
+      shares_bits ? 2 * (Layout::KeyBits + Layout::ValueBits) - 4 : Layout::KeyBits;
+  static constexpr int wide_steps = most_key_bits >= 8 ? steps : (steps * most_key_bits + 7) / 8;
   static constexpr int step_bytes = 128;
   static constexpr int query_bytes_of_page = exact ? 0 : (steps + wide_steps) * step_bytes;
   static constexpr int of_rows = team_rows * team_warps * 4;  // [row][warp] floats
@@ -110,7 +127,7 @@ struct DecodeMemory {
   static constexpr int turned = bytes + batch_pages * query_bytes_of_page;
   static constexpr int turned_step = 288;  // of eight columns, where steps do not meet in banks
   static constexpr int modes = turned + steps * turned_step;  // [pass][mode tile][lane]
-  static constexpr int modes_of_pass = exact ? 0 : most_mode_tiles * warp_lanes * 8;
+  static constexpr int modes_of_pass = exact ? 0 : most_mode_tiles(HeadDim) * warp_lanes * 8;
   static constexpr int sums_row = HeadDim + 8;                              // floats
   static constexpr int sums_bytes = team_warps * team_rows * sums_row * 4;  // what warps came to, from 0
   static constexpr int modes_end = modes + 2 * modes_of_pass;
@@ -127,7 +144,7 @@ struct DecodeMemory {
   static constexpr int copies = task + static_cast<int>(sizeof(DecodeTask));
   static constexpr int pages = rounded(copies + static_cast<int>(sizeof(DecodeCopies)), 16);
   static constexpr int page_ring = exact ? 1 : 32 * pages_of_unit;  // DecodePage
-  static constexpr int barrier = pages + page_ring * static_cast<int>(sizeof(DecodePage));
+  static constexpr int barrier = pages + page_ring * static_cast<int>(sizeof(Page));
   static constexpr int flag = barrier + 8;
   static constexpr int team_bytes = rounded(flag + 8, 128);
 
@@ -135,7 +152,7 @@ struct DecodeMemory {
   // Keys of 8 bits are hardly ever in a basis, and their pages need the room.
   static constexpr bool shares_matrices = HeadDim <= 128 && Layout::KeyBits < 8;
   static constexpr int basis_bytes = shares_matrices ? steps * steps * 512 : 0;
-  static constexpr int projection_bytes = shares_matrices ? most_mode_tiles * steps * 512 : 0;
+  static constexpr int projection_bytes = shares_matrices ? most_mode_tiles(HeadDim) * steps * 512 : 0;
   /// At 48 modes and 256 rows of a tile.
   static constexpr int wanted_row_bytes = Layout::KeyBits < 8 ? 16 * 3 * 512 : 0;
 

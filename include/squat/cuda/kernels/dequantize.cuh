@@ -9,6 +9,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "squat/coding/coding.hpp"
@@ -42,9 +43,23 @@ class PageSlice {
   static constexpr int tokens = 32, stride = tokens + 1;  // no two channels' tokens in one bank
   static constexpr int floats = 2 * HeadDim * stride;
 
-  /// page: the head's bytes; first: of the tokens, in the page; memory: `floats` of them.
-  __device__ PageSlice(const std::uint8_t *page, int first, float *memory)
-      : page_(page), first_(first), rows_(memory), other_(memory + HeadDim * stride) {}
+  /// page: its bytes; first: of the tokens, in the page; memory: `floats` of them.
+  __device__ PageSlice(const std::uint8_t *page, const CodingTables &coding, int head, int kv_heads,
+                       ValueCoding values, int first, float *memory)
+      : first_(first), rows_(memory), other_(memory + HeadDim * stride) {
+    if constexpr (Layout::shares_bits) {
+      page_ = page + Layout::parameters(head, kv_heads);
+      const bool basis = signbit(scale(Layout::key_scales, key_element(0)));
+      const SharedPlace &place = coding.heads[head].places[basis ? 1 : 0];
+      keys_ = page + place.codes - page_;
+      values_ = keys_ + place.key_bytes;
+      value_scales_ = values_ + Layout::value_bytes(place.value_bits);
+      plain_key_bits_ = coding.plain_key_bits;
+      value_bits_ = place.value_bits;
+    } else {
+      page_ = page + static_cast<long long>(head) * Layout::head_bytes(values);
+    }
+  }
 
   __device__ float at(int channel, int token) const { return rows_[channel * stride + token]; }
 
@@ -101,10 +116,10 @@ class PageSlice {
     if constexpr (Layout::KeyBits == 16) {
       return exact(0, channel / 16, tile_element(token % 16, channel % 16), token);
     } else {
-      const int unit = channel / Layout::unit, bits = basis ? head.widths[unit] : Layout::KeyBits;
-      const std::uint8_t *codes = page_ + Layout::key_codes;
+      const int unit = channel / Layout::unit, bits = basis ? head.widths[unit] : plain_key_bits_;
+      const std::uint8_t *codes = page_ + keys_;
       for (int before = 0; before < unit; ++before) {
-        codes += Layout::key_unit_bytes(basis ? head.widths[before] : Layout::KeyBits);
+        codes += Layout::key_unit_bytes(basis ? head.widths[before] : plain_key_bits_);
       }
       const int at = key_element(channel);
       const int code = bits == 0 ? 0
@@ -121,13 +136,13 @@ class PageSlice {
       return exact(Layout::value_codes, channel / 16, tile_element(channel % 16, token % 16), token);
     } else {
       const std::uint8_t *step =
-          page_ + Layout::value_codes + (first_ + token) / 16 * Layout::value_step_bytes;
-      const auto code = static_cast<float>(
-          value_code(step, Layout::ValueBits, Layout::channel_tiles, channel, token % 16));
+          page_ + values_ + (first_ + token) / 16 * value_step_bytes(value_bits_, Layout::channel_tiles);
+      const auto code =
+          static_cast<float>(value_code(step, value_bits_, Layout::channel_tiles, channel, token % 16));
       const int place = value_element(first_ + token);
       if (coding == ValueCoding::symmetric) {
-        constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
-        return scale(Layout::value_scales, place) * (code - middle);
+        const float middle = static_cast<float>((1 << value_bits_) - 1) / 2;
+        return scale(value_scales_, place) * (code - middle);
       }
       const int at = channel / Layout::value_group * Layout::Group + place;
       return scale(Layout::value_zeros(coding), at) + scale(Layout::value_scales, at) * code;
@@ -177,9 +192,13 @@ class PageSlice {
     });
   }
 
-  const std::uint8_t *page_;
+  const std::uint8_t *page_;  // the head's part, where its keys' scales and zeros are
   int first_;
   float *rows_, *other_;
+  // Offsets from there, and widths.
+  std::ptrdiff_t keys_ = Layout::key_codes, values_ = Layout::value_codes,
+                 value_scales_ = Layout::value_scales;
+  int plain_key_bits_ = Layout::KeyBits, value_bits_ = Layout::ValueBits;
 };
 
 /// Grid: slices of the pages' tokens, KV heads.
@@ -193,8 +212,7 @@ __global__ void dequantize_pages(DequantizeCall<S> call) {
   const LayerState &state = *call.state;
   const PageEntry entry = state.pages[blockIdx.x / slices];
   const CodingTables &coding = call.codings[state.coding];
-  Slice slice(entry.data + static_cast<long long>(head) * Layout::head_bytes(call.values), first,
-              slice_memory);
+  Slice slice(entry.data, coding, head, static_cast<int>(gridDim.y), call.values, first, slice_memory);
   const auto write = [&](DeviceTensor<S> to) {
     for (int i = static_cast<int>(threadIdx.x); i < HeadDim * Slice::tokens;
          i += static_cast<int>(blockDim.x)) {

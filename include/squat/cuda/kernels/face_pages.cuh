@@ -137,17 +137,21 @@ class PageFacing {
     const unsigned seen = batch.of_pass(pass);
     const int lane = opaque(lane_index()), turned = team_ + Memory::turned + lane * 8;
     const auto b_of = [&](int s) { return shared_at<const uint2>(turned + s * Memory::turned_step); };
-    if (warp_ < tables_.mode_tiles) {
+    const auto make_modes = [&](int tile) {
       float m[4] = {};
 #pragma unroll 8
       for (int s = 0; s < steps; ++s) {
         const uint2 b = b_of(s);
         const uint4 p =
-            matrix_tile(block_ + Memory::projection, tables_.projection, warp_ * steps + s, lane);
+            matrix_tile(block_ + Memory::projection, tables_.projection, tile * steps + s, lane);
         multiply_add(m, p.x, p.y, p.z, p.w, b.x, b.y);
       }
-      shared_at<uint2>(team_ + Memory::modes + pass * Memory::modes_of_pass + warp_ * 256 + lane * 8) = {
+      shared_at<uint2>(team_ + Memory::modes + pass * Memory::modes_of_pass + tile * 256 + lane * 8) = {
           transpose(halves(m[0], m[1])), transpose(halves(m[2], m[3]))};
+    };
+    if (warp_ < tables_.mode_tiles) make_modes(warp_);
+    if constexpr (most_mode_tiles(HeadDim) > team_warps) {
+      if (warp_ + team_warps < tables_.mode_tiles) make_modes(warp_ + team_warps);
     }
     float d[most_tiles][4];
     if ((seen & batch.in_basis) != 0) {
@@ -164,8 +168,8 @@ class PageFacing {
         }
       }
       const int eight = tables_.eight * Layout::unit;
-      write(batch, seen & batch.in_basis, eight + (tables_.four + tables_.two) * Layout::unit, eight, d,
-            zeros);
+      const int narrower = tables_.four + tables_.three + tables_.two + tables_.one;
+      write(batch, seen & batch.in_basis, eight + narrower * Layout::unit, eight, d, zeros);
     }
     if ((seen & ~batch.in_basis) != 0) {
 #pragma unroll
@@ -177,7 +181,8 @@ class PageFacing {
               place(tile(i) * 16 + (lane >> 2) + j / 2 * 8, 2 * (lane & 3) + j % 2)));
         }
       }
-      write(batch, seen & ~batch.in_basis, HeadDim, Layout::KeyBits == 8 ? HeadDim : 0, d, zeros);
+      const int bits = Memory::shares_bits ? tables_.plain_key_bits : Layout::KeyBits;
+      write(batch, seen & ~batch.in_basis, HeadDim, bits == 8 ? HeadDim : 0, d, zeros);
     }
   }
 

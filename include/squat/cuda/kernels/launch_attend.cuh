@@ -184,11 +184,11 @@ template <class Layout, class T, class S>
 void launch_attend(const AttendCall<S> &call, ValueCoding values, int most_tokens, void *workspace,
                    cudaStream_t stream) {
   if (call.entries == 0) return;
-  if (Layout::ValueBits < 16 && values == ValueCoding::plain) {
-    launch_attend_valued<Layout, ValueCoding::plain, T>(call, most_tokens, workspace, stream);
-  } else {
-    launch_attend_valued<Layout, ValueCoding::symmetric, T>(call, most_tokens, workspace, stream);
+  if constexpr (!Layout::shares_bits) {
+    if (Layout::ValueBits < 16 && values == ValueCoding::plain)
+      return launch_attend_valued<Layout, ValueCoding::plain, T>(call, most_tokens, workspace, stream);
   }
+  launch_attend_valued<Layout, ValueCoding::symmetric, T>(call, most_tokens, workspace, stream);
 }
 
 }  // namespace squat::cuda

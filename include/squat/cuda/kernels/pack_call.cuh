@@ -27,7 +27,17 @@ struct PackCall {
   Coding coding;
   AffineFit fit;
   ValueCoding values;
+  bool recodes = false;  ///< keys of pages that the basis does not suit, where heads share bits
 };
+
+/// Whether a page whose heads share bits, and whose keys were coded in the basis, is to stay so: the
+/// same for all threads. See BitShares::suit().
+__device__ inline bool suits_basis(const CodingTables &coding, const std::uint8_t *page, int kv_heads) {
+  if (coding.plain_fits == 0) return true;
+  float gain = coding.value_gain;
+  for (int head = 0; head < kv_heads; ++head) gain += reinterpret_cast<const float *>(page)[head];
+  return gain >= 0;
+}
 
 /// Pages of `group` tokens that are due.
 __device__ inline int due_pages(const LayerState &state, const PackCall &call, int group) {

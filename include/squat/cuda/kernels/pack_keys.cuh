@@ -78,33 +78,55 @@ class PageCoder {
   using Rows = OrthogonalRows<HeadDim, Group, Bits>;
   static constexpr int rows = Keys::rows, columns = 4 * tiles;  // tokens and channels a lane owns
 
-  __device__ PageCoder(const HeadTables &head, Keys keys, void *memory)
-      : head_(head), keys_(keys), memory_(memory) {}
+  /// plain_bits: of channels out of the basis.
+  __device__ PageCoder(const HeadTables &head, Keys keys, void *memory, int plain_bits = Bits)
+      : head_(head), keys_(keys), memory_(memory), plain_bits_(plain_bits) {}
 
   /// Codes the keys, in the frame they are coded in, into the head's bytes.
   __device__ void code(AffineFit fit, std::uint8_t *bytes) {
-    auto *scales = reinterpret_cast<__half *>(bytes + Layout::key_scales);
-    auto *zeros = reinterpret_cast<__half *>(bytes + Layout::key_zeros);
-    const auto put_scale = [&](int channel, HalfScale scale) {
-      scales[key_element(channel)] = scale.scale;
-      zeros[key_element(channel)] = scale.zero;
-    };
     if (head_.order != nullptr) {
       Rows orthogonal(keys_, memory_);
-      orthogonal.round(head_, fit, put_scale);
+      orthogonal.round(head_, fit,
+                       [&](int channel, HalfScale scale) { put_scale(bytes, channel, scale); });
 #pragma unroll
       for (int i = 0; i < columns; ++i) orthogonal.read_codes(channel(i), x_[i]);
       basis_ = false;
     } else {
       HalfScale found[columns];
       quantize(fit, found);
-      if (basis_ && threadIdx.x == 0) found[0].scale = __hneg(found[0].scale);  // names the KeySpace
-      if (lane_index() < 4) {
-#pragma unroll
-        for (int i = 0; i < columns; ++i) put_scale(channel(i), found[i]);
-      }
+      put_scales(bytes, found);
     }
     store(bytes + Layout::key_codes);
+  }
+
+  /// The same in a page whose heads share bits, of the first pass: in the basis, where all heads are
+  /// coded in one space, to `gain` by how much that errs less than plain codes. page: all of its bytes,
+  /// parameters: the head's.
+  __device__ void code_shared(AffineFit fit, bool one_space, float *gain, std::uint8_t *page,
+                              std::uint8_t *parameters) {
+    HalfScale found[columns];
+    if (one_space) {
+      basis_ = true;
+      multiply();
+      float error = 0;
+      quantize_columns(fit, found, error);
+      const float2 errors = sum_of_block(error, channel_error());
+      if (threadIdx.x == 0) *gain = head_.key_weight * (errors.y - errors.x);
+    } else {
+      quantize(fit, found);
+    }
+    put_scales(parameters, found);
+    store(page + head_.places[basis_ ? 1 : 0].codes);
+  }
+  /// Of the second: not in the basis.
+  __device__ void recode(std::uint8_t *page, std::uint8_t *parameters) {
+    HalfScale found[columns];
+    float error = 0;
+    basis_ = false;
+    read_keys();
+    quantize_columns(AffineFit::minmax, found, error);
+    put_scales(parameters, found);
+    store(page + head_.places[0].codes);
   }
 
  private:
@@ -114,7 +136,7 @@ class PageCoder {
     return tile(i) * 16 + lane_index() % 4 * 2 + i % 4 / 2 * 8 + i % 2;
   }
   __device__ static int tile(int i) { return warp() * tiles + i / 4; }
-  __device__ int width(int unit) const { return basis_ ? head_.widths[unit] : Bits; }
+  __device__ int width(int unit) const { return basis_ ? head_.widths[unit] : plain_bits_; }
   __device__ static int unit_of(int i) {
     return tile(i) * (16 / Layout::unit) + (Layout::unit == 16 ? 0 : i % 4 / 2);
   }
@@ -129,13 +151,29 @@ class PageCoder {
       read_keys();
     for (;;) {
       float error = 0;
-#pragma unroll
-      for (int i = 0; i < columns; ++i) found[i] = quantize_column(x_[i], width(unit_of(i)), fit, error);
-      if (!basis_ || errs_less(error, channel_error())) return;
+      quantize_columns(fit, found, error);
+      if (!basis_) return;
+      const float2 errors = sum_of_block(error, channel_error());
+      if (errors.x <= errors.y) return;
       basis_ = false;
       fit = AffineFit::minmax;
       read_keys();
     }
+  }
+  __device__ void quantize_columns(AffineFit fit, HalfScale (&found)[columns], float &error) {
+#pragma unroll
+    for (int i = 0; i < columns; ++i) found[i] = quantize_column(x_[i], width(unit_of(i)), fit, error);
+  }
+
+  __device__ static void put_scale(std::uint8_t *bytes, int channel, HalfScale scale) {
+    reinterpret_cast<__half *>(bytes + Layout::key_scales)[key_element(channel)] = scale.scale;
+    reinterpret_cast<__half *>(bytes + Layout::key_zeros)[key_element(channel)] = scale.zero;
+  }
+  __device__ void put_scales(std::uint8_t *bytes, HalfScale (&found)[columns]) const {
+    if (basis_ && threadIdx.x == 0) found[0].scale = __hneg(found[0].scale);  // names the KeySpace
+    if (lane_index() >= 4) return;
+#pragma unroll
+    for (int i = 0; i < columns; ++i) put_scale(bytes, channel(i), found[i]);
   }
 
   __device__ static HalfScale quantize_column(float (&x)[rows], int bits, AffineFit fit, float &error) {
@@ -198,7 +236,7 @@ class PageCoder {
   /// warp takes a channel at a time.
   __device__ float channel_error() const {
     constexpr int in_lane = Group / warp_lanes;
-    constexpr float top = static_cast<float>((1 << Bits) - 1);
+    const auto top = static_cast<float>((1 << plain_bits_) - 1);
     float error = 0;
 #pragma unroll 4
     for (int i = 0; i < 16 * tiles; ++i) {
@@ -212,8 +250,8 @@ class PageCoder {
     return error;
   }
 
-  /// Whether the sum of `a` over the block is at most that of `b`.
-  __device__ static bool errs_less(float a, float b) {
+  /// The sums of `a` and of `b` over the block.
+  __device__ static float2 sum_of_block(float a, float b) {
     __shared__ float2 sums[warps];
     a = sum_lanes<1>(a);
     b = sum_lanes<1>(b);
@@ -222,7 +260,7 @@ class PageCoder {
     float2 all = {0, 0};
 #pragma unroll
     for (int i = 0; i < warps; ++i) all = {all.x + sums[i].x, all.y + sums[i].y};
-    return all.x <= all.y;
+    return all;
   }
 
   /// The codes of the lane's columns, units of 16 channels or of 8.
@@ -233,7 +271,9 @@ class PageCoder {
     for (int first = 0; first < columns; first += Layout::unit / 4) {
       const int bits = width(unit_of(first));
       const auto code = [&](int j, int i) { return code_bits(x_[first + i][j]); };
-      if (Bits == 3 && bits == 3) store_key_unit<3, Layout::unit, Group>(unit, code);
+      if (Layout::shares_bits && bits == 1) store_key_unit<1, Layout::unit, Group>(unit, code);
+      if ((Layout::shares_bits || Bits == 3) && bits == 3)
+        store_key_unit<3, Layout::unit, Group>(unit, code);
       if (bits == 2) store_key_unit<2, Layout::unit, Group>(unit, code);
       if (bits == 4) store_key_unit<4, Layout::unit, Group>(unit, code);
       if (bits == 8) store_key_unit<8, Layout::unit, Group>(unit, code);
@@ -244,6 +284,7 @@ class PageCoder {
   const HeadTables &head_;
   Keys keys_;
   void *memory_;
+  int plain_bits_;
   bool basis_ = false;
   float x_[columns][rows];  // keys, coordinates, then codes
 };
@@ -261,12 +302,18 @@ constexpr int pack_keys_bytes(Coding coding) {
   }
 }
 
-/// Packs the keys of one head and page, into the head's bytes; by a block. A function of its own, so
-/// that what finds pages takes none of its registers.
+/// Packs the keys of one head and page, into the bytes of the page; by a block. A function of its own,
+/// so that what finds pages takes none of its registers.
 template <class Layout, class T>
 __device__ __noinline__ void pack_page_keys(const PackCall &call, const LayerState &state, int page,
-                                            int head, std::uint8_t *bytes) {
+                                            int head, std::uint8_t *page_bytes) {
   constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group;
+  std::uint8_t *bytes = page_bytes;
+  if constexpr (Layout::shares_bits) {
+    bytes += Layout::parameters(head, call.kv_heads);
+  } else {
+    bytes += static_cast<long long>(head) * Layout::head_bytes(call.values);
+  }
   if constexpr (Layout::KeyBits == 16) {
     const ExactSlots tail = tail_slots<HeadDim>(state, call.kv_heads);
     constexpr int threads = channel_warps(HeadDim) * warp_lanes;
@@ -283,6 +330,9 @@ __device__ __noinline__ void pack_page_keys(const PackCall &call, const LayerSta
     __shared__ float2 turn[HeadDim / 2];
     const CodingTables &coding = call.codings[state.coding];
     const HeadTables &tables = coding.heads[head];
+    if constexpr (Layout::shares_bits) {
+      if (call.recodes && (coding.shared == 0 || suits_basis(coding, page_bytes, call.kv_heads))) return;
+    }
     const PageEntry &entry = state.pages[state.page_count + page];
     const typename Coder::Keys keys{reinterpret_cast<float *>(page_memory)};
     const bool turns = entry.base != 0;
@@ -297,7 +347,18 @@ __device__ __noinline__ void pack_page_keys(const PackCall &call, const LayerSta
       keys.enter_frame(coding.tiles, turns ? turn : nullptr, tables.mean, entry.row);
       __syncthreads();
     }
-    Coder(tables, keys, keys.data + Coder::Keys::floats).code(call.fit, bytes);
+    void *memory = keys.data + Coder::Keys::floats;
+    if constexpr (Layout::shares_bits) {
+      Coder coder(tables, keys, memory, coding.plain_key_bits);
+      if (call.recodes) {
+        coder.recode(page_bytes, bytes);
+      } else {
+        coder.code_shared(call.fit, coding.shared != 0, reinterpret_cast<float *>(page_bytes) + head,
+                          page_bytes, bytes);
+      }
+    } else {
+      Coder(tables, keys, memory).code(call.fit, bytes);
+    }
   }
 }
 
@@ -308,8 +369,7 @@ __global__ void __launch_bounds__(channel_warps(Layout::HeadDim) * warp_lanes,
     pack_keys(PackCall call) {
   const int page = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   for_each_due_page<Layout::Group>(call, [&](const LayerState &state, std::uint8_t *bytes) {
-    pack_page_keys<Layout, T>(call, state, page, head,
-                              bytes + static_cast<long long>(head) * Layout::head_bytes(call.values));
+    pack_page_keys<Layout, T>(call, state, page, head, bytes);
   });
 }
 
@@ -320,8 +380,17 @@ void launch_pack_keys(const PackCall &call, cudaStream_t stream) {
   const auto kernel = pack_keys<Layout, T>;
   const int bytes = pack_keys_bytes<Layout>(call.coding);
   if (bytes > 0) allow_shared_bytes<pack_keys<Layout, T>>(static_cast<std::size_t>(bytes));
-  launch_behind("packing of keys", kernel, pack_grid(call), channel_warps(Layout::HeadDim) * warp_lanes,
-                static_cast<std::size_t>(bytes), stream, launches_overlap(), call);
+  const auto launch = [&](const PackCall &pass) {
+    launch_behind("packing of keys", kernel, pack_grid(pass),
+                  channel_warps(Layout::HeadDim) * warp_lanes, static_cast<std::size_t>(bytes), stream,
+                  launches_overlap(), pass);
+  };
+  launch(call);
+  if constexpr (Layout::shares_bits) {
+    PackCall again = call;
+    again.recodes = true;
+    launch(again);
+  }
 }
 
 }  // namespace squat::cuda

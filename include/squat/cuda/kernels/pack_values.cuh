@@ -111,7 +111,11 @@ struct ValueTile {
   template <int Bits>
   __device__ __half quantize_symmetric(int i) {
     constexpr float factors[6] = {.8f, .9f, 1.0f, 1.1f, 1.25f, 1.4f};
-    constexpr float step = Bits == 2 ? .9957f : Bits == 3 ? .586f : Bits == 4 ? .3352f : .0308f;
+    constexpr float step = Bits == 1   ? 1.5958f
+                           : Bits == 2 ? .9957f
+                           : Bits == 3 ? .586f
+                           : Bits == 4 ? .3352f
+                                       : .0308f;
     constexpr float offset = static_cast<float>((1 << Bits) - 1) / 2;
     const auto code = [&](float y, float inverse) {
       return rintf(fminf(fmaxf(y * inverse + offset, 0.0f), 2 * offset));
@@ -246,20 +250,56 @@ __device__ inline bool mean_is_near(ValueTile<Layout::HeadDim> &tile, const floa
   return all.y < all.x;
 }
 
-/// Packs the values of one head and page, into the head's bytes; by a block of a warp for every 16
+/// Codes a warp's 16 tokens of symmetric values. codes: of them; scales: of the page.
+template <class Layout, int Bits>
+__device__ inline void code_symmetric(ValueTile<Layout::HeadDim> &tile, int step, std::uint8_t *codes,
+                                      __half *scales) {
+#pragma unroll
+  for (int i = 0; i < tile.tokens; ++i) {
+    const __half scale = tile.template quantize_symmetric<Bits>(i);
+    if (lane_index() < 4) scales[value_element(step * 16 + tile.column(i))] = scale;
+  }
+  store_value_step<Bits, Layout::channel_tiles>(
+      codes, [&](int j, int i) { return code_bits(tile.x[j / 2][j % 2][i]); });
+}
+
+/// The same of a page whose heads share bits, into its bytes.
+template <class Layout>
+__device__ inline void code_shared(ValueTile<Layout::HeadDim> &tile, int step, const SharedPlace &place,
+                                   std::uint8_t *page) {
+  const auto code = [&]<int Bits>() {
+    if (place.value_bits != Bits) return;
+    std::uint8_t *values = page + place.codes + place.key_bytes;
+    code_symmetric<Layout, Bits>(tile, step,
+                                 values + step * value_step_bytes(Bits, Layout::channel_tiles),
+                                 reinterpret_cast<__half *>(values + Layout::value_bytes(Bits)));
+  };
+  code.template operator()<1>();
+  code.template operator()<2>();
+  code.template operator()<3>();
+  code.template operator()<4>();
+}
+
+/// Packs the values of one head and page, into the bytes of the page; by a block of a warp for every 16
 /// tokens.
 template <class Layout, class T>
 __device__ inline void pack_page_values(const PackCall &call, const LayerState &state, int page,
-                                        int head, std::uint8_t *bytes) {
+                                        int head, std::uint8_t *page_bytes) {
   constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group, Bits = Layout::ValueBits;
+  std::uint8_t *bytes = page_bytes;
+  if constexpr (Layout::shares_bits) {
+    bytes += Layout::parameters(head, call.kv_heads);
+  } else {
+    bytes += static_cast<long long>(head) * Layout::head_bytes(call.values);
+  }
   const int step = static_cast<int>(threadIdx.x) / warp_lanes;
   const int token = page * Group + step * 16;
   const auto exact_values = [&] {
     return tail_slots<HeadDim>(state, call.kv_heads).template block<HeadDim>(head, token) +
            BlockLayout<HeadDim>::part_elements;
   };
-  std::uint8_t *codes = bytes + Layout::value_codes + step * Layout::value_step_bytes;
   if constexpr (Bits == 16) {
+    std::uint8_t *codes = bytes + Layout::value_codes + step * Layout::value_step_bytes;
     const std::uint16_t *values = exact_values();
     for (int i = lane_index(); i < HeadDim * 2; i += warp_lanes) {
       reinterpret_cast<uint4 *>(codes)[i] = reinterpret_cast<const uint4 *>(values)[i];
@@ -282,16 +322,18 @@ __device__ inline void pack_page_values(const PackCall &call, const LayerState &
         if (threadIdx.x == 0) bytes[Layout::key_scales + Layout::about_mean_byte] |= 0x80u;
       }
     }
-    const bool first_lane = lane_index() < 4;
+    if constexpr (Layout::shares_bits) {
+      const CodingTables &coding = call.codings[state.coding];
+      const bool plain = coding.shared != 0 && !suits_basis(coding, page_bytes, call.kv_heads);
+      return code_shared<Layout>(tile, step, coding.heads[head].places[plain ? 0 : 1], page_bytes);
+    }
+    std::uint8_t *codes = bytes + Layout::value_codes + step * Layout::value_step_bytes;
     auto *scales = reinterpret_cast<__half *>(bytes + Layout::value_scales);
-    const auto place = [&](int i) { return value_element(step * 16 + tile.column(i)); };
     if (symmetric) {
-#pragma unroll
-      for (int i = 0; i < tile.tokens; ++i) {
-        const __half scale = tile.template quantize_symmetric<Bits>(i);
-        if (first_lane) scales[place(i)] = scale;
-      }
+      code_symmetric<Layout, Bits>(tile, step, codes, scales);
     } else {
+      const bool first_lane = lane_index() < 4;
+      const auto place = [&](int i) { return value_element(step * 16 + tile.column(i)); };
       auto *zeros = reinterpret_cast<__half *>(bytes + Layout::value_zeros(ValueCoding::plain));
 #pragma unroll
       for (int group = 0; group < HeadDim / Layout::value_group; ++group) {
@@ -303,9 +345,9 @@ __device__ inline void pack_page_values(const PackCall &call, const LayerState &
           zeros[group * Group + place(i)] = scale.zero;
         }
       }
+      store_value_step<Bits, Layout::channel_tiles>(
+          codes, [&](int j, int i) { return code_bits(tile.x[j / 2][j % 2][i]); });
     }
-    store_value_step<Bits, Layout::channel_tiles>(
-        codes, [&](int j, int i) { return code_bits(tile.x[j / 2][j % 2][i]); });
   }
 }
 
@@ -314,8 +356,7 @@ template <class Layout, class T>
 __global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(PackCall call) {
   const int page = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   for_each_due_page<Layout::Group>(call, [&](const LayerState &state, std::uint8_t *bytes) {
-    pack_page_values<Layout, T>(call, state, page, head,
-                                bytes + static_cast<long long>(head) * Layout::head_bytes(call.values));
+    pack_page_values<Layout, T>(call, state, page, head, bytes);
   });
 }
 

@@ -32,17 +32,20 @@ template <class Layout, ValueCoding Values>
 struct PageSums {
   static constexpr bool plain = Values == ValueCoding::plain;
 
-  ValueSums<Layout, Values> codes;
+  ValueSums<Layout::channel_tiles> codes;
   float reference, weight;
   int constant;      // symmetric values: the sum of weights times scales
-  float about_mean;  // and of the weights of those that are coded about their mean
+  int bits;          // of these values' codes, where heads share bits
+  float others;      // what other widths took off the sums for the middle of their codes
+  float about_mean;  // the sum of the weights of those that are coded about their mean
   float constants[plain ? Layout::HeadDim / 32 : 1];  // plain ones: of weights times zeros
 
   __device__ void clear() {
     codes.clear();
     reference = no_reference;
-    weight = about_mean = 0;
+    weight = about_mean = others = 0;
     constant = 0;
+    bits = Layout::ValueBits;
 #pragma unroll
     for (float &x : constants) x = 0;
   }
@@ -52,10 +55,50 @@ struct PageSums {
     reference = to;
     weight *= factor;
     about_mean *= factor;
+    others *= factor;
     constant = (constant + ((1 << by) >> 1)) >> by;
     codes.shift(by);
 #pragma unroll
     for (float &x : constants) x *= factor;
+  }
+
+  /// What the middle of codes takes off each sum.
+  __device__ float off() const { return fmaf(middle(), static_cast<float>(constant), others); }
+  __device__ float middle() const {
+    return static_cast<float>((1 << (Layout::shares_bits ? bits : Layout::ValueBits)) - 1) / 2;
+  }
+
+  /// Calls run<Bits>() for the width of the codes.
+  template <class Run>
+  __device__ void with_codes(Run &&run) const {
+    if constexpr (Layout::shares_bits) {
+      if (bits == 1) run.template operator()<ValueCodes<Layout, Values, 1>>();
+      if (bits == 2) run.template operator()<ValueCodes<Layout, Values, 2>>();
+      if (bits == 3) run.template operator()<ValueCodes<Layout, Values, 3>>();
+      if (bits == 4) run.template operator()<ValueCodes<Layout, Values, 4>>();
+    } else {
+      run.template operator()<ValueCodes<Layout, Values, Layout::ValueBits>>();
+    }
+  }
+
+  /// Goes on with codes of another width.
+  __device__ void change_width(int to) {
+    others = off();
+    constant = 0;
+    // Sums that are small get no larger than sums may be.
+    constexpr int most = 1 << 26, raised = 3;
+    with_codes([&]<class Codes>() { Codes::take_apart(codes); });
+    if (__any_sync(0xffffffffu, codes.exceeds(most))) raise(reference + raised);
+    with_codes([&]<class Codes>() {
+#pragma unroll
+      for (int j = 0; j < Codes::tiles; ++j) codes.shift(j, Codes::place(j));
+    });
+    bits = to;
+    with_codes([&]<class Codes>() {
+#pragma unroll
+      for (int j = 0; j < Codes::tiles; ++j) codes.shift(j, -Codes::place(j));
+      Codes::put_together(codes);
+    });
   }
 };
 
@@ -74,6 +117,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
   __device__ void attend() const {
     PageSums<Layout, Values> sums;
     sums.clear();
+    if constexpr (Layout::shares_bits) sums.bits = page_at(0).value_bits;
     DecodeCopies at = copies();
     PageBatch batch{.first = 0, .count = first_batch()};
     int staged = min(first_batch() + Memory::page_ring - batch_pages, task().page_count);
@@ -113,29 +157,30 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     }
     sync_team();  // nobody reads what sums go over
     if (thread_of_team() == 0) copies() = at;
-    sums.codes.take_apart();
-    int constant = sums.constant;
     float about_mean = sums.about_mean;
 #pragma unroll
     for (int step = 4; step < warp_lanes; step *= 2) {
-      constant += __shfl_xor_sync(0xffffffffu, constant, step);
+      sums.constant += __shfl_xor_sync(0xffffffffu, sums.constant, step);
+      if constexpr (Layout::shares_bits) sums.others += __shfl_xor_sync(0xffffffffu, sums.others, step);
       about_mean += __shfl_xor_sync(0xffffffffu, about_mean, step);
       if constexpr (plain) {
 #pragma unroll
         for (float &x : sums.constants) x += __shfl_xor_sync(0xffffffffu, x, step);
       }
     }
-    constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
-    const float of_all = -middle * static_cast<float>(constant);
+    const float of_all = -sums.off();
     const float *mean = tables().value_mean + lane_index() / 4;
     const bool has_mean = __any_sync(0xffffffffu, about_mean > 0);
-    add_up(Memory::rotates, sums.reference, sums.weight, [&](int j, int half) {
-      const auto high = static_cast<float>(sums.codes.c[j][2 * half]);
-      const auto low = static_cast<float>(sums.codes.c[j][2 * half + 1]);
-      const float sum = fmaf(fmaf(high, 256, low), sums.codes.factor(j),
-                             plain ? sums.constants[j / 2 % (HeadDim / 32)] : of_all);
-      if (plain || !has_mean) return sum;
-      return fmaf(about_mean, __ldg(mean + j * 16 + half * 8), sum);
+    sums.with_codes([&]<class Codes>() {
+      Codes::take_apart(sums.codes);
+      add_up(Memory::rotates, sums.reference, sums.weight, [&](int j, int half) {
+        const auto high = static_cast<float>(sums.codes.c[j][2 * half]);
+        const auto low = static_cast<float>(sums.codes.c[j][2 * half + 1]);
+        const float sum = fmaf(fmaf(high, 256, low), 1.0f / static_cast<float>(1 << Codes::place(j)),
+                               plain ? sums.constants[j / 2 % (HeadDim / 32)] : of_all);
+        if (plain || !has_mean) return sum;
+        return fmaf(about_mean, __ldg(mean + j * 16 + half * 8), sum);
+      });
     });
   }
 
@@ -186,7 +231,10 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     const int memory = opaque(memory_), lane = opaque(lane_index()), g = lane >> 2, t = lane & 3;
     const int slice = opaque(warp_) & (Group / 32 - 1);
     const int bytes = slot + index % pages_of_unit * Memory::page_bytes;
-    const DecodePage &page = page_at(batch.first + index);
+    const typename Memory::Page &page = page_at(batch.first + index);
+    if constexpr (Layout::shares_bits) {
+      if (page.value_bits != sums.bits) sums.change_width(page.value_bits);
+    }
     float mean[4];
     if ((batch.reuse >> index & 1) != 0) {
 #pragma unroll
@@ -232,7 +280,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     };
     // Scales, or zeros, of tokens g + 8 i.
     constexpr int groups = Layout::scales_of_a_value(Values);
-    const int scales = bytes + (Layout::value_scales - Layout::key_codes) + (slice * 8 + g) * 8;
+    const int scales = bytes + scales_begin(page) + (slice * 8 + g) * 8;
     const auto four = [](int from, float(&to)[4]) {
       const uint2 words = shared_at<const uint2>(from);
       const float2 a = __half22float2(as_halves(words.x)), b = __half22float2(as_halves(words.y));
@@ -303,9 +351,20 @@ class PageAttention : public PageCopies<Layout, Values, S> {
       for (int i = 0; i < 4; ++i) sum += __float_as_uint(w[0][i]);
       sums.constant += static_cast<int>(sum - 4 * 0x4B000000u);
     }
-    sums.codes.add(
-        bytes + (Layout::value_codes - Layout::key_codes) + slice * 2 * Layout::value_step_bytes,
-        [&](int j) { return columns[j * groups / Layout::channel_tiles]; });
+    sums.with_codes([&]<class Codes>() {
+      Codes::add(sums.codes, bytes + values_begin(page) + slice * 2 * Codes::step_bytes,
+                 [&](int j) { return columns[j * groups / Layout::channel_tiles]; });
+    });
+  }
+
+  /// Where a page's values, and their scales, begin in a slot.
+  __device__ static int values_begin(const typename Memory::Page &page) {
+    if constexpr (Layout::shares_bits) return page.key_bytes;
+    return Layout::value_codes - Layout::key_codes;
+  }
+  __device__ static int scales_begin(const typename Memory::Page &page) {
+    if constexpr (Layout::shares_bits) return page.key_bytes + Layout::value_bytes(page.value_bits);
+    return Layout::value_scales - Layout::key_codes;
   }
 
   /// The mean key's scores at tokens g + 8 i, over the projection's unit. row: offset of the first's

@@ -28,10 +28,11 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
   static constexpr int Group = Layout::Group, pages_of_unit = Memory::pages_of_unit;
 
   /// The page that is the i-th to be met; a ring of those that are looked up.
-  __device__ DecodePage &page_at(int i) const {
+  __device__ typename Memory::Page &page_at(int i) const {
+    using Page = typename Memory::Page;
     constexpr unsigned ring = Memory::page_ring;
-    return shared_at<DecodePage>(memory_ + Memory::pages +
-                                 static_cast<int>(static_cast<unsigned>(i) % ring * sizeof(DecodePage)));
+    return shared_at<Page>(memory_ + Memory::pages +
+                           static_cast<int>(static_cast<unsigned>(i) % ring * sizeof(Page)));
   }
 
   /// When page `i` of the piece is met. Of four pages of two tiles the rows of the one are met with
@@ -57,19 +58,19 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
     if (i < end) {
       const PageEntry entry = entries[i];
       const int first = entry.first, last = first + entry.tokens;
-      page_at(at) = {.data = entry.data +
-                             static_cast<std::size_t>(this->stretch().head) * Layout::head_bytes(Values),
-                     .base = entry.base,
-                     .before = entry.before - first,
-                     .first = static_cast<std::int16_t>(first),
-                     .last = static_cast<std::int16_t>(last),
-                     .masked = first > 0 || last < Group ||
-                               entry.before + entry.tokens > task.limits[0] ||
-                               entry.before < task.all_see,
-                     .batch = 0,
-                     .tile = i - entry.tile_page,
-                     .mode_row = entry.row / 16 * 512,
-                     .named_base = entry.base};
+      DecodePage &page = page_at(at);
+      page = {.data = part_of_head(entry.data),
+              .base = entry.base,
+              .before = entry.before - first,
+              .first = static_cast<std::int16_t>(first),
+              .last = static_cast<std::int16_t>(last),
+              .masked = first > 0 || last < Group || entry.before + entry.tokens > task.limits[0] ||
+                        entry.before < task.all_see,
+              .batch = 0,
+              .tile = i - entry.tile_page,
+              .mode_row = entry.row / 16 * 512,
+              .named_base = entry.base};
+      if constexpr (Memory::shares_bits) place_codes(page_at(at), page.data - entry.data);
     }
     __syncwarp();  // batches do not cross warps
     if (i < end && at == i && (i == 0 || (i >= first_batch && (i - first_batch) % batch_pages == 0))) {
@@ -77,6 +78,31 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
     }
     return end;
   }
+  /// The head's part of a page, or where heads share bits its scales and zeros.
+  __device__ const std::uint8_t *part_of_head(const std::uint8_t *page) const {
+    const int head = this->stretch().head;
+    if constexpr (Memory::shares_bits) return page + Layout::parameters(head, call_.kv_heads);
+    return page + static_cast<std::size_t>(head) * Layout::head_bytes(Values);
+  }
+  /// Notes where the codes of a page are: its first scale says in which space. begin: of `data` in it.
+  __device__ void place_codes(SharedDecodePage &page, std::ptrdiff_t begin) const {
+    const auto scale = *reinterpret_cast<const std::uint16_t *>(page.data + Layout::key_scales);
+    const HeadTables &tables = call_.codings[this->stretch().coding].heads[this->stretch().head];
+    const SharedPlace place = tables.places[scale >> 15];
+    page.codes = place.codes - static_cast<std::int32_t>(begin);
+    page.key_bytes = place.key_bytes;
+    page.value_bits = place.value_bits;
+  }
+  /// Where part `part` of a slot begins in the codes of a page; behind the last, where they end.
+  __device__ static int part_begin(const typename Memory::Page &page, int part) {
+    if constexpr (Memory::shares_bits) {
+      if (part == 0) return 0;
+      const int end = page.key_bytes + Layout::value_bytes(page.value_bits) + Layout::value_scale_bytes;
+      return part == Memory::slot_parts ? end : page.key_bytes;
+    }
+    return Memory::part_offset(part);
+  }
+
   /// Of the batch that begins at page `first`, by one thread.
   __device__ void name_bases(int first, int count) const {
     int tiles[batch_pages], rows[batch_pages];
@@ -130,11 +156,13 @@ class PageCopies : public DecodeTeam<Layout, Values, S> {
   /// Copies a part of a unit's codes and values' scales; by a warp.
   __device__ void fill_slot(int unit, int slot, int part) const {
     const int first = unit * pages_of_unit, count = min(pages_of_unit, task().page_count - first);
-    const int begin = Memory::part_offset(part), bytes = Memory::part_offset(part + 1) - begin;
+    const typename Memory::Page &page = page_at(first);
+    const int begin = part_begin(page, part), bytes = part_begin(page, part + 1) - begin;
     const BarrierCopy copy(&shared_at<CopyBarrier>(Memory::slot_barrier(slot, part)), count * bytes);
     copy.add_each(count, bytes, [&](int i) -> CopyPlace {
-      return {&shared_at<std::uint8_t>(slot + i * Memory::page_bytes + begin),
-              page_at(first + i).data + Layout::key_codes + begin};
+      std::uint8_t *to = &shared_at<std::uint8_t>(slot + i * Memory::page_bytes + begin);
+      if constexpr (Memory::shares_bits) return {to, page.data + page.codes + begin};
+      return {to, page_at(first + i).data + Layout::key_codes + begin};
     });
     copy.end();
   }

@@ -79,7 +79,8 @@ __device__ inline HalfScale search_clip(const float (&x)[Count], Extremes all, f
   float least = __int_as_float(0x7f800000);
 #pragma unroll 1
   for (int twentieths = 20; twentieths >= 10; --twentieths) {
-    const HalfScale fit = fraction_range(all, static_cast<float>(twentieths) / 20.0f, top);
+    const float fraction = static_cast<float>(twentieths) / (top > 1 ? 20.0f : 40.0f);
+    const HalfScale fit = fraction_range(all, fraction, top);
     const float error = sum_lanes<FirstStep>(range_error(x, AffineRange(fit, top)));
     if (error >= least) continue;
     least = error;
@@ -121,7 +122,7 @@ __device__ inline HalfScale quantize_affine(float (&x)[Count], int bits, AffineF
   constexpr float size = Count * warp_lanes / FirstStep;
   const float top = static_cast<float>((1 << bits) - 1);
   const Extremes all = extremes<FirstStep>(x);
-  const bool clips = method == AffineFit::clip_and_gain && bits == 2;
+  const bool clips = method == AffineFit::clip_and_gain && bits <= 2;
   HalfScale fit = clips ? search_clip<FirstStep>(x, all, top) : fraction_range(all, 1, top);
   const AffineRange range(fit, top);
   float codes[Count];

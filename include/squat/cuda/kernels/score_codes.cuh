@@ -41,7 +41,20 @@ class KeyScores {
     if (basis) {
       add_wide(tables.eight);
       add_run<4>(tables.eight, tables.four);
-      add_run<2>(tables.eight + tables.four, tables.two);
+      int first = tables.eight + tables.four;
+      if constexpr (Layout::shares_bits) {
+        add_run<3>(first, tables.three);
+        first += tables.three;
+      }
+      add_run<2>(first, tables.two);
+      if constexpr (Layout::shares_bits) add_run<1>(first + tables.two, tables.one);
+    } else if constexpr (Layout::shares_bits) {
+      const int bits = tables.plain_key_bits;
+      if (bits == 1) add_run<1>(0, Layout::key_units);
+      if (bits == 2) add_run<2>(0, Layout::key_units);
+      if (bits == 3) add_run<3>(0, Layout::key_units);
+      if (bits == 4) add_run<4>(0, Layout::key_units);
+      if (bits == 8) add_wide(Layout::key_units);
     } else if constexpr (Layout::KeyBits == 8) {
       add_wide(Layout::key_units);
     } else {
@@ -111,6 +124,10 @@ class KeyScores {
       Word w[2];
       load<4>(codes, index, w);
       return {{{w[0] & low, w[1] & low}, {w[0] & high, w[1] & high}}};
+    } else if constexpr (Bits == 1) {
+      constexpr Word low = 0x01010101u, high = low << 4;
+      const Word n = load_nibbles(codes, index);
+      return {{{n & low, n >> 1 & low}, {n << 2 & high, n << 1 & high}}};
     } else {
       constexpr Word low = 0x03030303u, high = low << 4;
       Word w[1];
@@ -198,42 +215,60 @@ class KeyScores {
 };
 
 /// Sums of values' codes, weighted by integers of 16 bits: of channels 16 j + g (and + 8) in rows of C.
-template <class Layout, ValueCoding Values>
-class ValueSums {
- public:
-  static constexpr int Bits = Layout::ValueBits, tiles = Layout::channel_tiles;
-  /// Of 3 bits, tiles that share a word do not share the factor of their sums as others do.
-  static constexpr int places = Bits == 3 ? 1 : 8 / Bits;
-
-  int c[tiles][4];
+template <int Tiles>
+struct ValueSums {
+  int c[Tiles][4];
 
   __device__ void clear() {
 #pragma unroll
-    for (int j = 0; j < tiles; ++j) c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0;
+    for (int j = 0; j < Tiles; ++j) c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0;
   }
   /// Divides by 2^by, rounding.
   __device__ void shift(int by) {
-    const int half = (1 << by) >> 1;
 #pragma unroll
-    for (int j = 0; j < tiles; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) c[j][i] = (c[j][i] + half) >> by;
-    }
+    for (int j = 0; j < Tiles; ++j) shift(j, by);
   }
+  /// Of tile j. A negative `by` multiplies.
+  __device__ void shift(int j, int by) {
+    const int half = by > 0 ? 1 << by >> 1 : 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[j][i] = by >= 0 ? (c[j][i] + half) >> by : c[j][i] << -by;
+  }
+  __device__ bool exceeds(int most) const {
+    bool any = false;
+#pragma unroll
+    for (int j = 0; j < Tiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) any = any || c[j][i] > most;
+    }
+    return any;
+  }
+};
 
-  /// c += the codes of two steps of 16 tokens, from offset `step` on; b(j): the weights of tile j's, as
+/// How codes of `Bits` bits join such sums.
+template <class Layout, ValueCoding Values, int Bits>
+class ValueCodes {
+ public:
+  static constexpr int tiles = Layout::channel_tiles;
+  static constexpr int step_bytes = value_step_bytes(Bits, tiles);
+  using Sums = ValueSums<tiles>;
+  /// Of 3 bits, tiles that share a word do not share the factor of their sums as others do.
+  static constexpr int places = Bits == 3 ? 1 : 8 / Bits;
+
+  /// Adds the codes of two steps of 16 tokens, from offset `step` on; b(j): the weights of tile j's, as
   /// B.
   template <class B>
-  __device__ void add(int step, B &&b) {
+  __device__ static void add(Sums &sums, int step, B &&b) {
+    auto &c = sums.c;
     constexpr int main_bits = Bits == 3 ? 2 : Bits, words = value_words(main_bits, tiles);
     Word low[words], high[words];
     load<words>(step, low);
-    load<words>(step + Layout::value_step_bytes, high);
+    load<words>(step + step_bytes, high);
     if constexpr (Bits == 3) {
       constexpr int bit_words = value_words(1, tiles), plane = value_plane_bytes(2, tiles);
       Word low_bits[bit_words], high_bits[bit_words];
       load<bit_words>(step + plane, low_bits);
-      load<bit_words>(step + plane + Layout::value_step_bytes, high_bits);
+      load<bit_words>(step + plane + step_bytes, high_bits);
 #pragma unroll
       for (int j = 0; j < tiles; ++j) {
         const uint2 own = b(j);
@@ -250,22 +285,12 @@ class ValueSums {
     }
   }
 
-  /// Sums of masked places, where add() left them together.
-  __device__ void take_apart() {
-#pragma unroll
-    for (int j = 0; j < tiles; ++j) {
-      if (!is_whole(j)) continue;
-#pragma unroll
-      for (int k = j / places * places; k < j; ++k) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) c[j][i] -= c[k][i];
-      }
-    }
-  }
-  /// What a tile's sums have to be multiplied by.
-  __device__ static constexpr float factor(int j) {
-    return 1.0f / static_cast<float>(1 << (places > 1 ? j % places * Bits : 0));
-  }
+  /// Sums of masked places, where add() left them together; and back.
+  __device__ static void take_apart(Sums &sums) { add_masked<-1>(sums); }
+  __device__ static void put_together(Sums &sums) { add_masked<1>(sums); }
+
+  /// A tile's sums are so many bits too far up.
+  __device__ static constexpr int place(int j) { return places > 1 ? j % places * Bits : 0; }
 
  private:
   /// Whether a tile's words are taken as they are: those whose place is the last, where all tiles of a
@@ -273,6 +298,19 @@ class ValueSums {
   __device__ static constexpr bool is_whole(int j) {
     constexpr bool alike = Values == ValueCoding::symmetric || places * 16 <= Layout::value_group;
     return alike && places > 1 && j % places == places - 1;
+  }
+
+  template <int Sign>
+  __device__ static void add_masked(Sums &sums) {
+#pragma unroll
+    for (int j = 0; j < tiles; ++j) {
+      if (!is_whole(j)) continue;
+#pragma unroll
+      for (int k = j / places * places; k < j; ++k) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums.c[j][i] += Sign * sums.c[k][i];
+      }
+    }
   }
 
   template <int Words>

@@ -45,7 +45,7 @@ struct UnpackMatrices {
   static constexpr bool shared = Layout::KeyBits < 16 && HeadDim <= 128 && Layout::Group > 32;
   static constexpr int steps = HeadDim / 16;
   static constexpr int basis = steps * steps * warp_lanes;  // uint4
-  static constexpr int projection = most_mode_tiles * steps * warp_lanes;
+  static constexpr int projection = most_mode_tiles(HeadDim) * steps * warp_lanes;
   static constexpr int bytes = shared ? (basis + projection) * 16 : 0;
 
   /// A tile of A as B: x, y of its first eight columns, z, w of the others.
@@ -77,6 +77,17 @@ __host__ __device__ constexpr int unpacked_head_bytes(UnpackedParts parts) {
   return parts == UnpackedParts::keys ? Exact::value_codes : Exact::head_bytes(ValueCoding::symmetric);
 }
 
+/// A page of the chunk: a head's part of it, and what it is coded with.
+struct UnpackedPage {
+  const std::uint8_t *data;
+  const CodingTables *coding;
+  long long base;
+  std::int32_t row;
+  // Where heads share bits: `data` are scales and zeros of keys alone.
+  std::int32_t value_bits;
+  const std::uint8_t *keys, *values;
+};
+
 template <class Layout, ValueCoding Values, class T>
 struct UnpackWarp {
   static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
@@ -89,6 +100,7 @@ struct UnpackWarp {
   using Matrices = UnpackMatrices<Layout>;
   using Exact = ExactPageLayout<HeadDim, Layout::Group>;
 
+  const UnpackedPage &found;
   const HeadTables &head;
   const TileTables &tables;
   const uint4 *basis, *projection;  // in shared memory
@@ -129,38 +141,62 @@ struct UnpackWarp {
   }
 
   __device__ void values(const std::uint8_t *page, std::uint8_t *to) const {
-    const int t = lane_index() % 4;
     const float *mean = Layout::values_about_mean(page) ? head.value_mean : nullptr;
+    if constexpr (Layout::shares_bits) {
+      with_bits(found.value_bits, [&]<int Bits>() {
+        write_values<Bits>(found.values, found.values + Layout::value_bytes(Bits), mean, to);
+      });
+    } else {
+      write_values<Layout::ValueBits>(page + Layout::value_codes, page + Layout::value_scales, mean, to);
+    }
+  }
+
+ private:
+  using Sums = float[tiles][2 * steps][4];
+
+  /// Calls run<Bits>() for a width of heads that share bits.
+  template <class Run>
+  __device__ static void with_bits(int bits, Run &&run) {
+    if (bits == 1) run.template operator()<1>();
+    if (bits == 2) run.template operator()<2>();
+    if (bits == 3) run.template operator()<3>();
+    if (bits == 4) run.template operator()<4>();
+  }
+
+  template <int Bits>
+  __device__ void write_values(const std::uint8_t *codes_of_page, const std::uint8_t *scales,
+                               const float *mean, std::uint8_t *to) const {
+    constexpr int zeros = Layout::value_zeros(Values) - Layout::value_scales;
+    const int t = lane_index() % 4;
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
       const int tile = first + i;
-      const std::uint8_t *unit = page + Layout::value_codes + tile * Layout::value_step_bytes;
+      const std::uint8_t *unit = codes_of_page + tile * value_step_bytes(Bits, Layout::channel_tiles);
       auto *out =
           reinterpret_cast<uint4 *>(to + Exact::value_codes) + tile * steps * warp_lanes + lane_index();
       const int place = value_element(16 * tile) + t * value_element(2);  // of tokens 2t and 2t + 8
       const auto pair = [&](int offset, int group) {
         const auto *numbers =
-            reinterpret_cast<const std::uint16_t *>(page + offset) + group * Layout::Group + place;
+            reinterpret_cast<const std::uint16_t *>(scales + offset) + group * Layout::Group + place;
         return column_pairs(*reinterpret_cast<const Word *>(numbers),
                             *reinterpret_cast<const Word *>(numbers + value_element(1)));
       };
 #pragma unroll 4
       for (int step = 0; step < steps; ++step) {
-        if constexpr (Layout::ValueBits == 16) {
+        if constexpr (Bits == 16) {
           const auto *from = reinterpret_cast<const ExactTile<T> *>(unit) + lane_index();
           out[step * warp_lanes] = from[step * warp_lanes].halves();
         } else {
           Word codes[4];
-          read_value_codes<Layout::ValueBits, Layout::channel_tiles>(unit, step, codes);
+          read_value_codes<Bits, Layout::channel_tiles>(unit, step, codes);
           if constexpr (Values == ValueCoding::plain) {
-            const uint2 scale = pair(Layout::value_scales, step / 2),
-                        zero = pair(Layout::value_zeros(Values), step / 2);
+            const uint2 scale = pair(0, step / 2), zero = pair(zeros, step / 2);
             out[step * warp_lanes] = {
                 unpacked(codes[0], scale.x, zero.x), unpacked(codes[1], scale.x, zero.x),
                 unpacked(codes[2], scale.y, zero.y), unpacked(codes[3], scale.y, zero.y)};
           } else {
-            constexpr float middle = static_cast<float>((1 << Layout::ValueBits) - 1) / 2;
-            const uint2 scale = pair(Layout::value_scales, 0);
+            constexpr float middle = static_cast<float>((1 << Bits) - 1) / 2;
+            const uint2 scale = pair(0, 0);
             const __half2 upper = mean_of(mean, step * 16), lower = mean_of(mean, step * 16 + 8);
             out[step * warp_lanes] = {unpacked_about(codes[0], middle, scale.x, upper),
                                       unpacked_about(codes[1], middle, scale.x, lower),
@@ -171,9 +207,6 @@ struct UnpackWarp {
       }
     }
   }
-
- private:
-  using Sums = float[tiles][2 * steps][4];
 
   /// The mean value of the lane's channel among eight.
   __device__ static __half2 mean_of(const float *mean, int first) {
@@ -268,20 +301,35 @@ struct UnpackWarp {
                       (as_word(largest) & 0xffffu) <= most && as_word(largest) >> 16 <= most);
   }
 
+  /// The codes of a page's keys.
+  __device__ const std::uint8_t *key_codes(const std::uint8_t *page) const {
+    if constexpr (Layout::shares_bits) return found.keys;
+    return page + Layout::key_codes;
+  }
+
   template <bool Saturates>
   __device__ void add_codes(const std::uint8_t *page, Sums &c) const {
     const bool in_basis =
         (*reinterpret_cast<const std::uint16_t *>(page + Layout::key_scales) & 0x8000u) != 0;
     if (!in_basis) {
-      add_channels<Saturates>(page, c);
+      if constexpr (Layout::shares_bits) {
+        const int bits = found.coding->plain_key_bits;
+        with_bits(bits, [&]<int Bits>() { add_channels<Bits, Saturates>(page, c); });
+        if (bits == 8) add_channels<8, Saturates>(page, c);
+      } else {
+        add_channels<Layout::KeyBits, Saturates>(page, c);
+      }
     } else if constexpr (Layout::unit == 16) {
-      const int eight = head.eight_bit_units, four = head.four_bit_units, two = head.two_bit_units;
-      const std::uint8_t *unit = page + Layout::key_codes;
+      const std::uint8_t *unit = key_codes(page);
       int step = 0;
-      add_width<8, Saturates>(page, unit, step, eight, c);
-      add_width<4, Saturates>(page, unit, step, four, c);
-      add_width<2, Saturates>(page, unit, step, two, c);
-      add_width<0, Saturates>(page, unit, step, steps - eight - four - two, c);
+      add_width<8, Saturates>(page, unit, step, head.eight_bit_units, c);
+      add_width<4, Saturates>(page, unit, step, head.four_bit_units, c);
+      if constexpr (Layout::shares_bits)
+        add_width<3, Saturates>(page, unit, step, head.three_bit_units, c);
+      add_width<2, Saturates>(page, unit, step, head.two_bit_units, c);
+      if constexpr (Layout::shares_bits)
+        add_width<1, Saturates>(page, unit, step, head.one_bit_units, c);
+      add_width<0, Saturates>(page, unit, step, steps - step, c);
     } else {
       add_coordinates<Saturates>(page, c);
     }
@@ -309,8 +357,9 @@ struct UnpackWarp {
   template <bool Saturates>
   __device__ void add_coordinates(const std::uint8_t *page, Sums &c) const {
     const int eight = head.eight_bit_units, four = eight + head.four_bit_units,
-              two = four + head.two_bit_units;
-    const std::uint8_t *unit = page + Layout::key_codes;
+              three = four + head.three_bit_units, two = three + head.two_bit_units,
+              one = two + head.one_bit_units;
+    const std::uint8_t *unit = key_codes(page);
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       Word codes[tiles][4] = {};
@@ -323,9 +372,15 @@ struct UnpackWarp {
         } else if (index < four) {
           read_unit<4>(unit, part, codes);
           unit += Layout::key_unit_bytes(4);
+        } else if (Layout::shares_bits && index < three) {
+          read_unit<3>(unit, part, codes);
+          unit += Layout::key_unit_bytes(3);
         } else if (index < two) {
           read_unit<2>(unit, part, codes);
           unit += Layout::key_unit_bytes(2);
+        } else if (Layout::shares_bits && index < one) {
+          read_unit<1>(unit, part, codes);
+          unit += Layout::key_unit_bytes(1);
         }
       }
       uint4 a[tiles];
@@ -334,7 +389,7 @@ struct UnpackWarp {
     }
   }
 
-  template <bool Saturates>
+  template <int Bits, bool Saturates>
   __device__ void add_channels(const std::uint8_t *page, Sums &c) const {
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
@@ -342,8 +397,7 @@ struct UnpackWarp {
 #pragma unroll
       for (int part = 0; part < 16 / Layout::unit; ++part) {
         const int index = step * (16 / Layout::unit) + part;
-        read_unit<Layout::KeyBits>(
-            page + Layout::key_codes + index * Layout::key_unit_bytes(Layout::KeyBits), part, codes);
+        read_unit<Bits>(key_codes(page) + index * Layout::key_unit_bytes(Bits), part, codes);
       }
       uint4 a[tiles];
       scale_codes<Saturates>(page, step, codes, a);
@@ -426,20 +480,12 @@ struct UnpackWarp {
 };
 
 /// Shared memory of a block's pages: the one that is unpacked and the next, unless they are so large
-/// that they are read where they lie.
+/// that they are read where they lie, as those are whose heads share bits.
 template <class Layout, ValueCoding Values>
 __host__ __device__ constexpr int unpack_stage_bytes(UnpackedParts parts) {
   const int bytes = parts == UnpackedParts::keys ? Layout::value_codes : Layout::head_bytes(Values);
-  return bytes <= 36 * 1024 ? bytes : 0;
+  return bytes <= 36 * 1024 && !Layout::shares_bits ? bytes : 0;
 }
-
-/// A page of the chunk: a head's part of it, and what it is coded with.
-struct UnpackedPage {
-  const std::uint8_t *data;
-  const CodingTables *coding;
-  long long base;
-  std::int32_t row;
-};
 
 /// Some blocks a KV head, so that each fetches one head's matrices; the chunk's pages are dealt out one
 /// after another.
@@ -470,8 +516,19 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
     const int e = find_entry(starts, call.entries, index, &RowStart::page);
     const LayerState &state = *call.batch[e].state;
     const PageEntry &entry = state.pages[index - starts[e].page];
-    to = {entry.data + static_cast<std::size_t>(head) * head_bytes, &call.codings[state.coding],
-          entry.base, entry.row};
+    to.coding = &call.codings[state.coding];
+    to.base = entry.base;
+    to.row = entry.row;
+    if constexpr (Layout::shares_bits) {
+      to.data = entry.data + Layout::parameters(head, heads);
+      const auto scale = *reinterpret_cast<const std::uint16_t *>(to.data + Layout::key_scales);
+      const SharedPlace &place = to.coding->heads[head].places[scale >> 15];
+      to.keys = entry.data + place.codes;
+      to.values = to.keys + place.key_bytes;
+      to.value_bits = place.value_bits;
+    } else {
+      to.data = entry.data + static_cast<std::size_t>(head) * head_bytes;
+    }
   };
   const auto copy = [&](const UnpackedPage &page, int stage) {
     if constexpr (stage_bytes > 0) {
@@ -522,7 +579,8 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
     std::uint8_t *to = rows.unpacked + (static_cast<std::size_t>(index - rows.first_page) * heads +
                                         static_cast<std::size_t>(head)) *
                                            to_bytes;
-    const Warp warp{tables,
+    const Warp warp{page,
+                    tables,
                     tiles,
                     basis,
                     projection,

@@ -16,6 +16,11 @@
 //
 // 16-bit keys are tiles of A, rows = tokens: [token tile, channel tile]; 16-bit values tiles with rows =
 // channels: [token tile, channel tile]. Neither has zeros or scales.
+//
+// Where heads share the bits of a page (SharesBits), widths differ by head, and by whether the page is
+// in the basis (SharedPlace). Such a page begins with a float a head, by how much its keys err less in
+// the basis, then come the keys' scales and zeros of all heads, then codes and values' scales of all
+// heads.
 
 #include <cstddef>
 #include <cstdint>
@@ -46,10 +51,36 @@ __host__ __device__ constexpr int channel_warps(int head_dim) {
 /// memory, where a block has 163 KiB on an A100.
 constexpr bool fits_kernels(int head_dim, int group) { return head_dim * group <= 256 * 128; }
 
-template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount>
+/// Bytes of the values of 16 tokens.
+__host__ __device__ constexpr int value_step_bytes(int bits, int tiles) {
+  return bits == 16  ? tiles * 512
+         : bits == 3 ? value_plane_bytes(2, tiles) + value_plane_bytes(1, tiles)
+                     : value_plane_bytes(bits, tiles);
+}
+
+// Of pages of 128 tokens whose heads share bits: where scales and zeros of a head's keys begin, behind
+// the last head codes; bytes of a head's values, and of their scales behind them.
+__host__ __device__ constexpr int shared_parameters(int head_dim, int head, int kv_heads) {
+  return (kv_heads * 4 + 31) / 32 * 32 + head * head_dim * 4;
+}
+__host__ __device__ constexpr int shared_value_bytes(int head_dim, int bits) {
+  return 8 * value_step_bytes(bits, head_dim / 16);
+}
+inline constexpr int shared_value_scale_bytes = 256;
+/// Of a page whose codes take so many.
+constexpr std::size_t shared_page_bytes(int head_dim, int kv_heads, std::size_t code_bytes) {
+  return static_cast<std::size_t>(shared_parameters(head_dim, kv_heads, kv_heads) +
+                                  kv_heads * shared_value_scale_bytes) +
+         code_bytes;
+}
+
+/// SharesBits: heads share the bits of a page, KeyBits and ValueBits on average.
+template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount,
+          bool SharesBits = false>
 struct PageLayout {
   static constexpr int HeadDim = HeadDimension, Group = GroupTokens;
   static constexpr int KeyBits = KeyBitCount, ValueBits = ValueBitCount;
+  static constexpr bool shares_bits = SharesBits;
   static_assert(HeadDim % 32 == 0 && HeadDim <= 576,
                 "squat: on CUDA head_dim is a multiple of 32, at most 576");
   static_assert(Group == 32 || Group == 64 || Group == 128, "squat: on CUDA group is 32, 64 or 128");
@@ -57,6 +88,10 @@ struct PageLayout {
 
   static_assert(HeadDim <= 256 || (KeyBits == 16) == (ValueBits == 16),
                 "squat: on CUDA such heads have keys and values that are both packed, or both exact");
+  static_assert(
+      !SharesBits || (HeadDim % 64 == 0 && Group == 128 && KeyBits <= 4 && ValueBits <= 4),
+      "squat: on CUDA heads that share bits have multiples of 64 channels, pages of 128 tokens, "
+      "and up to 4 bits");
 
   static constexpr int token_tiles = Group / 16, channel_tiles = HeadDim / 16;
   /// Channels of a unit of keys, as in allocation_unit().
@@ -68,10 +103,7 @@ struct PageLayout {
   /// Bytes of a unit of keys of that width; 0 for none.
   __host__ __device__ static constexpr int key_unit_bytes(int bits) { return Group * unit * bits / 8; }
   /// Bytes of the values of 16 tokens.
-  static constexpr int value_step_bytes =
-      ValueBits == 16  ? HeadDim * 32
-      : ValueBits == 3 ? value_plane_bytes(2, channel_tiles) + value_plane_bytes(1, channel_tiles)
-                       : value_plane_bytes(ValueBits, channel_tiles);
+  static constexpr int value_step_bytes = cuda::value_step_bytes(ValueBits, channel_tiles);
 
   static constexpr int key_scales = 0;
   static constexpr int key_zeros = HeadDim * 2;
@@ -102,6 +134,21 @@ struct PageLayout {
   __host__ __device__ static constexpr int head_bytes(ValueCoding coding) {
     return (value_end(coding) + 31) / 32 * 32;
   }
+
+  // ---- where heads share bits
+
+  /// Where scales and zeros of a head's keys begin in a page.
+  __host__ __device__ static constexpr int parameters(int head, int kv_heads) {
+    return shared_parameters(HeadDim, head, kv_heads);
+  }
+  /// Bytes of a head's values, and of their scales behind them.
+  __host__ __device__ static constexpr int value_bytes(int bits) {
+    return shared_value_bytes(HeadDim, bits);
+  }
+  static constexpr int value_scale_bytes = shared_value_scale_bytes;
+  /// Bytes of a head's codes and values' scales at most, see ShareChoices::most_key_bytes().
+  static constexpr int most_code_bytes =
+      2 * (KeyBits + ValueBits) * HeadDim * Group / 8 + value_scale_bytes;
 };
 
 /// Exact rows: blocks of 16 tokens, keys (rows = tokens) then values (rows = channels), as tiles of A,

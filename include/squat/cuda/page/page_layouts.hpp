@@ -14,11 +14,12 @@ namespace squat::cuda {
 template <int... Numbers>
 struct OneOf {};
 
-template <int KeyBits, int ValueBits, class HeadDims, class Groups>
+/// SharesBits: see PageLayout.
+template <int KeyBits, int ValueBits, class HeadDims, class Groups, bool SharesBits = false>
 class PageLayouts;
 
-template <int KeyBits, int ValueBits, int... HeadDims, int... Groups>
-class PageLayouts<KeyBits, ValueBits, OneOf<HeadDims...>, OneOf<Groups...>> {
+template <int KeyBits, int ValueBits, int... HeadDims, int... Groups, bool SharesBits>
+class PageLayouts<KeyBits, ValueBits, OneOf<HeadDims...>, OneOf<Groups...>, SharesBits> {
  public:
   /// Throws the Error of what the kernels are not compiled for.
   static void check(int head_dim, int group) {
@@ -53,7 +54,7 @@ class PageLayouts<KeyBits, ValueBits, OneOf<HeadDims...>, OneOf<Groups...>> {
   template <int HeadDim, int Group, class Run>
   static void run_with(Run &run) {
     if constexpr (fits_kernels(HeadDim, Group))
-      run.template operator()<PageLayout<HeadDim, Group, KeyBits, ValueBits>>();
+      run.template operator()<PageLayout<HeadDim, Group, KeyBits, ValueBits, SharesBits>>();
   }
 
   static std::string list(std::initializer_list<int> numbers) {

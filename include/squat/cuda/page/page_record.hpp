@@ -4,6 +4,7 @@
 // are carried over bit for bit.
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -15,27 +16,32 @@
 #include "squat/coding/codes.hpp"
 #include "squat/coding/coding.hpp"
 #include "squat/coding/key_quantizer.hpp"
+#include "squat/coding/page_shape.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
+#include "squat/cuda/state/device_state.cuh"
 
 namespace squat::cuda {
 
-/// One KV head's part of a page. T: of exact numbers.
+/// A KV head's part of a page.
+struct PagePart {
+  Index head = 0;
+  std::uint8_t *parameters = nullptr;  ///< scales and zeros of its keys; codes, and all of 16-bit pages
+  std::array<HeadPlace, 2>
+      in_record;  ///< its codes among those of a record: of plain pages, in the basis
+  // Where heads share bits.
+  std::uint8_t *page = nullptr;
+  std::array<SharedPlace, 2> places{};  ///< likewise
+};
+
+/// One KV head's part of a page in a record. T: of exact numbers.
 template <class Layout, class T>
 class PageRecord {
  public:
   static constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group;
-
-  static constexpr std::size_t key_bytes = Layout::KeyBits == 16
-                                               ? std::size_t{2} * HeadDim * Group
-                                               : code_bytes(Layout::KeyBits, Group, HeadDim);
-  static constexpr std::size_t value_bytes = Layout::ValueBits == 16
-                                                 ? std::size_t{2} * HeadDim * Group
-                                                 : code_bytes(Layout::ValueBits, HeadDim, Group);
-  static constexpr std::size_t code_bytes_of_head = key_bytes + value_bytes;
 
   explicit PageRecord(ValueCoding values) : values_(values), codes_(std::size_t{HeadDim} * Group) {}
 
@@ -46,21 +52,31 @@ class PageRecord {
     return (Layout::KeyBits == 16 ? 0 : 4 * std::size_t{HeadDim}) + rows * 2 * Group;
   }
 
+  /// What the keys of a part are coded in.
+  static KeySpace space(const PagePart &part) {
+    if constexpr (Layout::KeyBits == 16) return KeySpace::channels;
+    const bool basis = (part.parameters[Layout::key_scales + 2 * key_element(0) + 1] & 0x80) != 0;
+    return basis ? KeySpace::basis : KeySpace::channels;
+  }
+
   /// From the head's part of a page to its parameters and codes in a record, which is filled with zeros.
-  void write(const std::uint8_t *page, const KeyQuantizer &quantizer, std::byte *parameters,
+  /// codes: of all heads.
+  void write(const PagePart &part, const KeyQuantizer &quantizer, std::byte *parameters,
              std::byte *codes) {
-    for_each_parameter([&](int in_page, std::size_t in_record) {
-      std::memcpy(parameters + in_record, page + in_page, 2);
+    const Where at = where(part);
+    for_each_parameter(at, [&](std::uint8_t *in_page, std::size_t in_record) {
+      std::memcpy(parameters + in_record, in_page, 2);
     });
-    auto *keys = reinterpret_cast<std::uint8_t *>(codes), *values = keys + key_bytes;
+    auto *record = reinterpret_cast<std::uint8_t *>(codes);
+    std::uint8_t *keys = record + at.record.keys, *values = record + at.record.values;
     if constexpr (Layout::KeyBits == 16) {
       for_each_exact_key(
-          [&](int in_page, int in_record) { std::memcpy(keys + in_record, page + in_page, 2); });
+          [&](int in_page, int in_record) { std::memcpy(keys + in_record, at.keys + in_page, 2); });
     } else {
-      for_each_run(page, quantizer, [&](const CodeRun &run, int first_byte, std::size_t in_record) {
+      for_each_run(at, quantizer, [&](const CodeRun &run, int first_byte, std::size_t in_record) {
         for_each_key(run, [&](int unit, int column, int token, Index i) {
           codes_[static_cast<std::size_t>(i * Group + token)] = static_cast<std::uint8_t>(
-              key_code(page + first_byte + unit * Layout::key_unit_bytes(run.bits), run.bits,
+              key_code(at.keys + first_byte + unit * Layout::key_unit_bytes(run.bits), run.bits,
                        Layout::unit, Group, token, column));
         });
         pack_codes(run.bits, codes_.data(), Group, Group, run.channels, keys + in_record);
@@ -68,95 +84,124 @@ class PageRecord {
     }
     if constexpr (Layout::ValueBits == 16) {
       for_each_exact_value(
-          [&](int in_page, int in_record) { std::memcpy(values + in_record, page + in_page, 2); });
+          [&](int in_page, int in_record) { std::memcpy(values + in_record, at.values + in_page, 2); });
     } else {
-      for_each_value([&](int step, int channel, int token) {
+      const int bits = at.record.value_bits;
+      for_each_value(bits, [&](int step, int channel, int token) {
         codes_[static_cast<std::size_t>(token * HeadDim + channel)] = static_cast<std::uint8_t>(
-            value_code(page + step, Layout::ValueBits, Layout::channel_tiles, channel, token % 16));
+            value_code(at.values + step, bits, Layout::channel_tiles, channel, token % 16));
       });
-      pack_codes(Layout::ValueBits, codes_.data(), HeadDim, HeadDim, Group, values);
+      pack_codes(bits, codes_.data(), HeadDim, HeadDim, Group, values);
     }
   }
 
   /// Back, into a part that is filled with zeros. has_mean: a mean value was learnt. Throws Error for
   /// what is no page of the coding.
   void read(const std::byte *parameters, const std::byte *codes, const KeyQuantizer &quantizer,
-            bool has_mean, std::uint8_t *page) {
+            bool has_mean, const PagePart &part) {
     require(detail::magnitudes_fit(parameters, parameter_bytes() / 2, 0x7bff),
             "a scale or zero is not finite");
-    for_each_parameter([&](int in_page, std::size_t in_record) {
-      std::memcpy(page + in_page, parameters + in_record, 2);
+    if constexpr (Layout::KeyBits < 16)  // which say where all else is
+      std::memcpy(part.parameters + Layout::key_scales, parameters + 2 * HeadDim, 2);
+    const Where at = where(part);
+    for_each_parameter(at, [&](std::uint8_t *in_page, std::size_t in_record) {
+      std::memcpy(in_page, parameters + in_record, 2);
     });
-    const auto *keys = reinterpret_cast<const std::uint8_t *>(codes), *values = keys + key_bytes;
+    const auto *record = reinterpret_cast<const std::uint8_t *>(codes);
+    const std::uint8_t *keys = record + at.record.keys, *values = record + at.record.values;
     if constexpr (Layout::KeyBits == 16) {
-      require(detail::elements_fit<T>(codes, std::size_t{HeadDim} * Group), "an element is not finite");
+      require(detail::elements_fit<T>(codes + at.record.keys, std::size_t{HeadDim} * Group),
+              "an element is not finite");
       for_each_exact_key(
-          [&](int in_page, int in_record) { std::memcpy(page + in_page, keys + in_record, 2); });
+          [&](int in_page, int in_record) { std::memcpy(at.keys + in_page, keys + in_record, 2); });
     } else {
-      require(!in_basis(page) || quantizer.basis() != nullptr, "keys in a basis that is not there");
-      require(has_mean || !Layout::values_about_mean(page), "values about a mean that is not there");
-      require((page[Layout::key_scales + 2 * key_element(1) + 1] & 0x80) == 0,
+      require(at.space == KeySpace::channels || quantizer.basis() != nullptr,
+              "keys in a basis that is not there");
+      require(has_mean || !Layout::values_about_mean(part.parameters),
+              "values about a mean that is not there");
+      require((part.parameters[Layout::key_scales + 2 * key_element(1) + 1] & 0x80) == 0,
               "trellis codes, which are the CPU's alone");
-      std::size_t end = 0;  // of the keys' codes
-      for_each_run(page, quantizer, [&](const CodeRun &run, int first_byte, std::size_t in_record) {
-        end = in_record + code_bytes(run.bits, Group, run.channels);
+      std::size_t end = at.record.keys;  // of the keys' codes
+      for_each_run(at, quantizer, [&](const CodeRun &run, int first_byte, std::size_t in_record) {
+        end = at.record.keys + in_record + code_bytes(run.bits, Group, run.channels);
         for_each_key(run, [&](int unit, int column, int token, Index i) {
           const int code = packed_code(run.bits, keys + in_record, Group, run.channels, token, i);
-          put_key(page + first_byte + unit * Layout::key_unit_bytes(run.bits), run.bits, token, column,
-                  code);
+          put_key(at.keys + first_byte + unit * Layout::key_unit_bytes(run.bits), run.bits, token,
+                  column, code);
         });
       });
-      require(detail::all_zero(codes + end, key_bytes - end), "bytes that are no codes");
+      require(detail::all_zero(codes + end, at.record.values - end), "bytes that are no codes");
     }
     if constexpr (Layout::ValueBits == 16) {
-      require(detail::elements_fit<T>(codes + key_bytes, std::size_t{HeadDim} * Group),
+      require(detail::elements_fit<T>(codes + at.record.values, std::size_t{HeadDim} * Group),
               "an element is not finite");
       for_each_exact_value(
-          [&](int in_page, int in_record) { std::memcpy(page + in_page, values + in_record, 2); });
+          [&](int in_page, int in_record) { std::memcpy(at.values + in_page, values + in_record, 2); });
     } else {
-      for_each_value([&](int step, int channel, int token) {
-        const int code = packed_code(Layout::ValueBits, values, HeadDim, Group, channel, token);
-        put_value(page + step, channel, token % 16, code);
+      const int bits = at.record.value_bits;
+      for_each_value(bits, [&](int step, int channel, int token) {
+        const int code = packed_code(bits, values, HeadDim, Group, channel, token);
+        put_value(at.values + step, bits, channel, token % 16, code);
       });
     }
   }
 
  private:
+  /// Where a part's codes and values' scales are, in the page and in the record.
+  struct Where {
+    KeySpace space;
+    std::uint8_t *parameters, *keys, *values, *value_scales;
+    HeadPlace record;
+  };
+  static Where where(const PagePart &part) {
+    std::uint8_t *const parameters = part.parameters;
+    const std::size_t i = space(part) == KeySpace::basis ? 1 : 0;
+    Where at{space(part),
+             parameters,
+             parameters + Layout::key_codes,
+             parameters + Layout::value_codes,
+             parameters + Layout::value_scales,
+             part.in_record[i]};
+    if constexpr (Layout::shares_bits) {
+      const SharedPlace &place = part.places[i];
+      at.keys = part.page + place.codes;
+      at.values = at.keys + place.key_bytes;
+      at.value_scales = at.values + Layout::value_bytes(place.value_bits);
+    }
+    return at;
+  }
+
   static void require(bool holds, const char *what) {
     if (!holds) throw Error(std::string("squat: snapshot.pages are impossible: ") + what);
   }
 
-  static bool in_basis(const std::uint8_t *page) {
-    return (page[Layout::key_scales + 2 * key_element(0) + 1] & 0x80) != 0;
-  }
-
-  /// Calls visit(byte in the page, byte in the record) for every zero and scale.
+  /// Calls visit(bytes in the page, byte in the record) for every zero and scale.
   template <class Visit>
-  void for_each_parameter(Visit &&visit) const {
+  void for_each_parameter(const Where &at, Visit &&visit) const {
     std::size_t in_record = 0;
     if constexpr (Layout::KeyBits < 16) {
       for (const int first : {Layout::key_zeros, Layout::key_scales}) {
         for (int channel = 0; channel < HeadDim; ++channel, in_record += 2)
-          visit(first + 2 * key_element(channel), in_record);
+          visit(at.parameters + first + 2 * key_element(channel), in_record);
       }
     }
     const int scales = Layout::scales_of_a_value(values_);
-    for (const int first : {Layout::value_scales, Layout::value_zeros(values_)}) {
-      if (first != Layout::value_scales && values_ != ValueCoding::plain) continue;
+    const int zeros = Layout::value_zeros(values_) - Layout::value_scales;
+    for (const int first : {0, zeros}) {
+      if (first != 0 && values_ != ValueCoding::plain) continue;
       for (int scale = 0; scale < scales; ++scale) {
         for (int token = 0; token < Group; ++token, in_record += 2)
-          visit(first + 2 * (scale * Group + value_element(token)), in_record);
+          visit(at.value_scales + first + 2 * (scale * Group + value_element(token)), in_record);
       }
     }
   }
 
   /// Calls visit(run, its first byte in the page, its first byte in the record) for the runs of keys.
   template <class Visit>
-  static void for_each_run(const std::uint8_t *page, const KeyQuantizer &quantizer, Visit &&visit) {
-    const KeySpace space = in_basis(page) ? KeySpace::basis : KeySpace::channels;
-    int in_page = Layout::key_codes;
+  static void for_each_run(const Where &at, const KeyQuantizer &quantizer, Visit &&visit) {
+    int in_page = 0;
     std::size_t in_record = 0;
-    for (const CodeRun &run : quantizer.allocation(space).runs()) {
+    for (const CodeRun &run : quantizer.allocation(at.space).runs()) {
       visit(run, in_page, in_record);
       in_page += static_cast<int>(run.channels) / Layout::unit * Layout::key_unit_bytes(run.bits);
       in_record += code_bytes(run.bits, Group, run.channels);
@@ -174,9 +219,9 @@ class PageRecord {
 
   /// Calls visit(first byte of the step, channel, token).
   template <class Visit>
-  static void for_each_value(Visit &&visit) {
+  static void for_each_value(int bits, Visit &&visit) {
     for (int token = 0; token < Group; ++token) {
-      const int step = Layout::value_codes + token / 16 * Layout::value_step_bytes;
+      const int step = token / 16 * value_step_bytes(bits, Layout::channel_tiles);
       for (int channel = 0; channel < HeadDim; ++channel) visit(step, channel, token);
     }
   }
@@ -197,7 +242,7 @@ class PageRecord {
     for (int token = 0; token < Group; ++token) {
       for (int channel = 0; channel < HeadDim; ++channel) {
         const int tile = token / 16 * Layout::channel_tiles + channel / 16;
-        visit(Layout::value_codes + 2 * (tile * 256 + tile_element(channel % 16, token % 16)),
+        visit(2 * (tile * 256 + tile_element(channel % 16, token % 16)),
               2 * (token * HeadDim + channel));
       }
     }
@@ -211,14 +256,11 @@ class PageRecord {
     put(unit, key_place(2, Layout::unit, token, column), code & 3);
     put(unit + Group * Layout::unit / 4, key_place(1, Layout::unit, token, column), code >> 2);
   }
-  static void put_value(std::uint8_t *step, int channel, int token, int code) {
+  static void put_value(std::uint8_t *step, int bits, int channel, int token, int code) {
     constexpr int tiles = Layout::channel_tiles;
-    if constexpr (Layout::ValueBits != 3) {
-      put(step, value_place(Layout::ValueBits, tiles, channel, token), code);
-    } else {
-      put(step, value_place(2, tiles, channel, token), code & 3);
-      put(step + value_plane_bytes(2, tiles), value_place(1, tiles, channel, token), code >> 2);
-    }
+    if (bits != 3) return put(step, value_place(bits, tiles, channel, token), code);
+    put(step, value_place(2, tiles, channel, token), code & 3);
+    put(step + value_plane_bytes(2, tiles), value_place(1, tiles, channel, token), code >> 2);
   }
 
   ValueCoding values_;

@@ -70,8 +70,16 @@ struct DeviceTensor {
 
 inline constexpr int most_units = 36;  // of the keys of 576 channels
 
-/// Tiles of 16 modes of a mean key at most.
-inline constexpr int most_mode_tiles = 4;
+/// Tiles of 16 modes of a mean key at most: 512 channels that turn have 84 modes in 256 rows of a tile.
+__host__ __device__ constexpr int most_mode_tiles(int head_dim) { return head_dim > 256 ? 6 : 4; }
+
+/// Where the codes of a head begin in a page whose heads share bits, behind which its values follow and
+/// then their scales.
+struct SharedPlace {
+  std::int32_t codes;      ///< a byte of the page
+  std::int32_t key_bytes;  ///< of the keys' codes
+  std::int32_t value_bits;
+};
 
 /// What the keys of one KV head are coded with. Matrices that queries meet are tiles of A in float16.
 struct HeadTables {
@@ -85,7 +93,9 @@ struct HeadTables {
   std::uint8_t widths[most_units];  ///< of the units of coordinates, falling, see BitAllocation
   std::int32_t eight_bit_units;     ///< of these, so many
   std::int32_t four_bit_units;
+  std::int32_t three_bit_units;
   std::int32_t two_bit_units;
+  std::int32_t one_bit_units;
 
   // What keys meet when they are packed, float.
   const float *to_basis;      ///< A, [coordinate, channel]
@@ -95,6 +105,10 @@ struct HeadTables {
   const std::int32_t *order;  ///< orthogonal rounding: channels in their order; null: none
   const float *feedback;      ///< F, [HeadDim, HeadDim], in that order
   std::int32_t block;         ///< channels rounded together
+
+  // Where heads share bits.
+  SharedPlace places[2];  ///< of plain pages, and of those in the basis
+  float key_weight;       ///< what the metric's errors count beside those of other heads
 };
 
 /// Turns a position of an inverse frequency, radians, in 2^-64; whole turns are lost.
@@ -123,6 +137,12 @@ struct CodingTables {
   const HeadTables *heads;  ///< [kv_heads]
   TileTables tiles;
   std::int32_t learnt;  ///< pages may be packed
+
+  // Where heads share bits.
+  std::int32_t shared;          ///< they do: all heads of a page are coded in one space
+  std::int32_t plain_key_bits;  ///< of pages that are not in the basis
+  std::int32_t plain_fits;      ///< there may be such pages
+  float value_gain;             ///< by how much values of a page err less in the basis
 };
 
 }  // namespace squat::cuda

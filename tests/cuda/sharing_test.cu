@@ -1,0 +1,267 @@
+// Heads that share the bits of a page on the device (CudaSharing): what it holds and attends to is what
+// the CPU does with the same prior; pages that the basis does not suit, snapshots, graphs, page sizes by
+// layer.
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "caches.cuh"
+#include "captured_graph.cuh"
+#include "reference/expect_error.hpp"
+#include "reference/inputs.hpp"
+#include "reference/saved.hpp"
+
+namespace squat::test {
+namespace {
+
+template <int HeadDimension, int KeyBitCount, int ValueBitCount>
+struct SharedWidths {
+  static constexpr int HeadDim = HeadDimension;
+  using Cache = KVCache<half, KeyBitCount, ValueBitCount, CudaSharing<HeadDimension>>;
+  using CpuCache = KVCache<half, KeyBitCount, ValueBitCount>;
+};
+
+template <class Widths>
+class CudaSharedBits : public OnDevice {};
+
+using AllSharedWidths = testing::Types<SharedWidths<64, 2, 2>, SharedWidths<128, 3, 3>>;
+TYPED_TEST_SUITE(CudaSharedBits, AllSharedWidths);
+
+/// Inputs whose KV heads matter differently, and whose channels do.
+DeviceInputs uneven(const Options &options, Index tokens, unsigned seed) {
+  Inputs<> in(options, tokens, seed);
+  for (Tensor<float> *rows : {&in.q, &in.k, &in.v}) {
+    for (Index token = 0; token < tokens; ++token) {
+      for (Index head = 0; head < rows->heads; ++head) {
+        float *row = rows->view().row(token, head);
+        const float size = head < rows->heads / 2 ? .5f : 1.5f;
+        for (Index i = 0; i < rows->head_dim; ++i)
+          row[i] = nearest<half>(row[i] * size * std::exp(-.03f * static_cast<float>(i)));
+      }
+    }
+  }
+  return DeviceInputs(std::move(in));
+}
+
+/// Keys that vary where the prior's did not.
+void turn_over(Tensor<float> &rows) {
+  for (Index token = 0; token < rows.tokens; ++token) {
+    for (Index head = 0; head < rows.heads; ++head) {
+      float *row = rows.view().row(token, head);
+      std::reverse(row, row + rows.head_dim);
+      for (Index i = 0; i < rows.head_dim; i += 2) row[i] = -row[i];
+    }
+  }
+}
+
+template <class CpuCache>
+std::shared_ptr<const Prior> prior_of(Options options) {
+  options.keep_statistics = true;
+  CpuCache cache(options);
+  DeviceInputs in = uneven(options, 700, 11);
+  const SequenceId sequence = cache.add_sequence();
+  for (int layer = 0; layer < options.layers; ++layer)
+    cache.append(sequence, layer, in.host.q.view(), in.host.k.view(), in.host.v.view());
+  return std::make_shared<Prior>(cache.statistics());
+}
+
+template <class Widths>
+Options shared_options(Allocation allocation, int layers = 1) {
+  Options options{.layers = layers, .query_heads = 8, .kv_heads = 2, .head_dim = Widths::HeadDim};
+  options.residual = 32;
+  options.allocation = allocation;
+  options.rotary = {rotary_table(1e4, Widths::HeadDim)};
+  options.tile_tokens = 256;
+  options.prior = prior_of<typename Widths::CpuCache>(options);
+  return options;
+}
+
+double relative_distance(const Tensor<float> &a, const Tensor<float> &b) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < a.elements.size(); ++i) {
+    difference += std::pow(static_cast<double>(a.elements[i] - b.elements[i]), 2);
+    norm += std::pow(static_cast<double>(b.elements[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+/// The device and the CPU, fed the same pieces of tokens: outputs are attention over what the device
+/// holds, which is what the CPU does.
+template <class Widths>
+struct Both {
+  explicit Both(const Options &options) : device(options), host(options) {
+    on_device = device.add_sequence();
+    on_host = host.add_sequence();
+  }
+
+  void feed(DeviceInputs &&in, int layer = 0) {
+    device.append(on_device, layer, in.q.view(), in.k.view(), in.v.view());
+    host.append(on_host, layer, in.host.q.view(), in.host.k.view(), in.host.v.view());
+  }
+
+  void check(int layer = 0) {
+    const Contents held = device_contents(device, on_device, layer);
+    const Contents of_host = contents(host, on_host, layer);
+    // Codes near a tie differ, as do pages of which plain codes err as much.
+    EXPECT_LT(relative_distance(held.k, of_host.k), .03);
+    EXPECT_LT(relative_distance(held.v, of_host.v), .03);
+    const Index length = device.length(on_device, layer);
+    for (const Index rows : {Index{1}, Index{3}, Index{20}, Index{200}}) {
+      DeviceInputs in = uneven(device.options(), rows, 31);
+      device.attend(on_device, layer, in.q.view(), in.out.view());
+      const Tensor<float> out = in.out.read();
+      EXPECT_LT(attention_distance<float>(in.host.q.view(), held.k.view(), held.v.view(), out.view(),
+                                          length - rows),
+                device_tolerance)
+          << rows << " rows of layer " << layer;
+    }
+  }
+
+  typename Widths::Cache device;
+  typename Widths::CpuCache host;
+  SequenceId on_device, on_host;
+};
+
+TYPED_TEST(CudaSharedBits, AreWhatTheCpuSharesOut) {
+  const Options options = shared_options<TypeParam>(Allocation::layer);
+  Options by_head = options;
+  by_head.allocation = Allocation::head;
+  Both<TypeParam> both(options), equal(by_head);
+  DeviceInputs in = uneven(options, 600, 1);
+  both.feed(uneven(options, 600, 1));
+  equal.feed(uneven(options, 600, 1));
+  both.check();
+  equal.check();
+  EXPECT_EQ(both.device.memory_report().packed_bits_per_element,
+            equal.device.memory_report().packed_bits_per_element);
+  const double shared = relative_distance(device_contents(both.device, both.on_device).k, in.host.k),
+               by_itself =
+                   relative_distance(device_contents(equal.device, equal.on_device).k, in.host.k);
+  EXPECT_NE(shared, by_itself) << "bits were shared out";
+  both.device.truncate(both.on_device, 300);
+  both.host.truncate(both.on_host, 300);
+  both.check();
+}
+
+/// Pages in the basis, then plain ones, then others.
+TYPED_TEST(CudaSharedBits, ArePlainInPagesThatTheBasisDoesNotSuit) {
+  const Options options = shared_options<TypeParam>(Allocation::layer);
+  Both<TypeParam> both(options);
+  both.feed(uneven(options, 400, 1));
+  DeviceInputs other = uneven(options, 400, 2);
+  turn_over(other.host.k);
+  other.k.write(other.host.k);
+  both.feed(std::move(other));
+  both.feed(uneven(options, 300, 3));
+  both.check();
+  const Bytes of_host = saved(both.host, both.on_host);
+  typename TypeParam::Cache again(options);
+  EXPECT_TRUE(saved(again, again.load(of_host)) == of_host);
+}
+
+TYPED_TEST(CudaSharedBits, ByLayerHavePagesOfTheirOwnSize) {
+  Options options = shared_options<TypeParam>(Allocation::model, 3);
+  Both<TypeParam> both(options);
+  for (int layer : {0, 1, 2}) both.feed(uneven(options, 500, static_cast<unsigned>(layer)), layer);
+  for (int layer : {0, 1, 2}) both.check(layer);
+  EXPECT_EQ(both.device.memory_report().packed_tokens, both.host.memory_report().packed_tokens);
+}
+
+/// Without a prior, from a prompt in pieces: exact rows and bytes are weighed, and rows of the call.
+TYPED_TEST(CudaSharedBits, AreLearntFromPromptsToo) {
+  for (const TailCoding tail : {TailCoding::exact, TailCoding::int8}) {
+    Options options = shared_options<TypeParam>(Allocation::layer);
+    options.prior = nullptr;
+    options.tail = tail;
+    options.keep_statistics = true;
+    Both<TypeParam> both(options);
+    for (const Index tokens : {3, 200, 1, 396})
+      both.feed(uneven(options, tokens, static_cast<unsigned>(tokens)));
+    both.check();
+    const Prior of_device = both.device.statistics(), of_host = both.host.statistics();
+    for (const Index head : {0, 1}) {
+      const QueryStatistics &device = of_device.head(0, head), &host = of_host.head(0, head);
+      EXPECT_EQ(device.sums(&HeadSums::far_queries)[0], host.sums(&HeadSums::far_queries)[0]);
+      for (const auto sums : {&HeadSums::key_weight, &HeadSums::value_weight, &HeadSums::output_square})
+        EXPECT_NEAR(device.sums(sums)[0], host.sums(sums)[0], 2e-3 * host.sums(sums)[0]);
+      const auto moments = device.sums(&HeadSums::weighted_moment),
+                 expected = host.sums(&HeadSums::weighted_moment);
+      double difference = 0, norm = 0;
+      for (std::size_t i = 0; i < moments.size(); ++i) {
+        difference += std::pow(static_cast<double>(moments[i] - expected[i]), 2);
+        norm += std::pow(static_cast<double>(expected[i]), 2);
+      }
+      EXPECT_LT(std::sqrt(difference / norm), 5e-3);
+    }
+  }
+}
+
+TYPED_TEST(CudaSharedBits, TravelInSnapshots) {
+  const Options options = shared_options<TypeParam>(Allocation::layer);
+  Both<TypeParam> both(options);
+  both.feed(uneven(options, 700, 1));
+  const Bytes of_host = saved(both.host, both.on_host), of_device = saved(both.device, both.on_device);
+  typename TypeParam::Cache device(options);
+  typename TypeParam::CpuCache host(options);
+  const SequenceId there = device.load(of_host), here = host.load(of_device);
+  EXPECT_TRUE(saved(device, there) == of_host);
+  EXPECT_TRUE(saved(host, here) == of_device);
+  EXPECT_LT(relative_distance(device_contents(device, there).k, contents(both.host, both.on_host).k),
+            device_tolerance);
+  EXPECT_LT(relative_distance(contents(host, here).v, device_contents(both.device, both.on_device).v),
+            device_tolerance);
+}
+
+/// Across page boundaries, and pages of another space.
+TYPED_TEST(CudaSharedBits, InACapturedGraphAreThoseOfSteps) {
+  const Options options = shared_options<TypeParam>(Allocation::layer);
+  typename TypeParam::Cache replayed(options), stepped(options);
+  cudaStream_t stream = nullptr;
+  require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  DeviceInputs prompt = uneven(options, 500, 1), step = uneven(options, 1, 2);
+  const SequenceId a = replayed.add_sequence(), b = stepped.add_sequence();
+  const std::vector<SequenceTokens> one = {{a, 1}}, other = {{b, 1}};
+  replayed.attend(a, 0, prompt.q.view(), prompt.k.view(), prompt.v.view(), prompt.out.view(), stream);
+  stepped.attend(b, 0, prompt.q.view(), prompt.k.view(), prompt.v.view(), prompt.out.view(), stream);
+  const auto attend = [&] {
+    replayed.attend(a, 0, step.q.view(), step.k.view(), step.v.view(), step.out.view(), stream);
+  };
+  attend();
+  stepped.attend(b, 0, step.q.view(), step.k.view(), step.v.view(), step.out.view(), stream);
+  CapturedGraph graph(stream, attend);
+  for (int i = 0; i < 200; ++i) {
+    DeviceInputs next = uneven(options, 1, static_cast<unsigned>(3 + i));
+    if (i > 100) turn_over(next.host.k);
+    step.q.write(next.host.q);
+    step.k.write(next.host.k);
+    step.v.write(next.host.v);
+    graph.replay();
+    replayed.advance(one, 1, stream);
+    require(cudaStreamSynchronize(stream));
+    const std::vector<float> of_graph = step.out.read().elements;
+    stepped.attend(b, 0, step.q.view(), step.k.view(), step.v.view(), step.out.view(), stream);
+    require(cudaStreamSynchronize(stream));
+    ASSERT_EQ(of_graph, step.out.read().elements) << i;
+  }
+  replayed.check(stream);
+  EXPECT_EQ(replayed.memory_report().packed_tokens, stepped.memory_report().packed_tokens);
+  require(cudaStreamDestroy(stream));
+}
+
+using CudaSharedBitsErrors = OnDevice;
+
+TEST_F(CudaSharedBitsErrors, SayWhatIsMissing) {
+  Options options{.layers = 1, .query_heads = 4, .kv_heads = 2, .head_dim = 64};
+  options.allocation = Allocation::layer;
+  options.page_tokens = 32;
+  expect_error([&] { DeviceCache<64, 32, 2, 2> cache(options); },
+               {"allocation", "layer", "CudaSharing"});
+  using Sharing = SharedWidths<64, 2, 2>::Cache;
+  expect_error([&] { Sharing cache(options); }, {"page_tokens", "32", "128"});
+}
+
+}  // namespace
+}  // namespace squat::test
