@@ -690,6 +690,8 @@ class Operations {
       const dim3 grid(static_cast<unsigned>(options_->query_heads), static_cast<unsigned>(tokens));
       weigh_attention<HeadDim, T, S><<<grid, weigh_warps * warp_lanes, 0, stream>>>(weighing);
       coding.template add_weighed<HeadDim>(ObservedRows<float>{.q = {weighed, of_query, HeadDim},
+                                                               .k = {},
+                                                               .v = {},
                                                                .heads_per_kv_head = heads,
                                                                .first = 0,
                                                                .tokens = tokens,

@@ -247,8 +247,10 @@ LayerTables coding_tables(DeviceBuffer<std::byte> &memory, std::span<const KeyQu
     layer.tables = {.heads = image.add(layer.heads.data(), static_cast<Index>(layer.heads.size())),
                     .tiles = tiles.tables(),
                     .learnt = learnt,
+                    .shared = 0,
                     .plain_key_bits = quantizers.front().bits(),
-                    .plain_fits = 1};
+                    .plain_fits = 1,
+                    .value_gain = 0};
     return layer;
   });
 }
