@@ -168,7 +168,8 @@ class PageFacing {
         }
       }
       const int eight = tables_.eight * Layout::unit;
-      const int narrower = tables_.four + tables_.three + tables_.two + tables_.one;
+      int narrower = tables_.four + tables_.two;
+      if constexpr (Memory::shares_bits) narrower += tables_.three + tables_.one;
       write(batch, seen & batch.in_basis, eight + narrower * Layout::unit, eight, d, zeros);
     }
     if ((seen & ~batch.in_basis) != 0) {

@@ -35,10 +35,12 @@ struct PageSums {
   ValueSums<Layout::channel_tiles> codes;
   float reference, weight;
   int constant;      // symmetric values: the sum of weights times scales
-  int bits;          // of these values' codes, where heads share bits
-  float others;      // what other widths took off the sums for the middle of their codes
-  float about_mean;  // the sum of the weights of those that are coded about their mean
+  float about_mean;  // and of the weights of those that are coded about their mean
   float constants[plain ? Layout::HeadDim / 32 : 1];  // plain ones: of weights times zeros
+  // Where heads share bits: of the codes that `constant` counts, and what the middle of others takes
+  // off.
+  int bits;
+  float others;
 
   __device__ void clear() {
     codes.clear();
@@ -55,7 +57,7 @@ struct PageSums {
     reference = to;
     weight *= factor;
     about_mean *= factor;
-    others *= factor;
+    if constexpr (Layout::shares_bits) others *= factor;
     constant = (constant + ((1 << by) >> 1)) >> by;
     codes.shift(by);
 #pragma unroll
@@ -63,7 +65,10 @@ struct PageSums {
   }
 
   /// What the middle of codes takes off each sum.
-  __device__ float off() const { return fmaf(middle(), static_cast<float>(constant), others); }
+  __device__ float off() const {
+    const float own = middle() * static_cast<float>(constant);
+    return Layout::shares_bits ? own + others : own;
+  }
   __device__ float middle() const {
     return static_cast<float>((1 << (Layout::shares_bits ? bits : Layout::ValueBits)) - 1) / 2;
   }
