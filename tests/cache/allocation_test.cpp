@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "reference/expect_error.hpp"
@@ -26,19 +25,9 @@ Options shared_options() {
   return options;
 }
 
-/// Inputs whose KV heads matter differently.
 Inputs<> uneven(const Options &options, Index tokens, unsigned seed) {
   Inputs<> in(options, tokens, seed);
-  for (Tensor<float> *rows : {&in.q, &in.k, &in.v}) {
-    for (Index token = 0; token < tokens; ++token) {
-      for (Index head = 0; head < rows->heads; ++head) {
-        float *row = rows->view().row(token, head);
-        const float size = head < rows->heads / 2 ? .5f : 1.5f;
-        for (Index i = 0; i < rows->head_dim; ++i)
-          row[i] *= size * std::exp(-.03f * static_cast<float>(i));
-      }
-    }
-  }
+  make_uneven(in);
   return in;
 }
 

@@ -28,16 +28,6 @@ using AllWidths = testing::Types<Widths<64, 32, 2, 2>, Widths<64, 32, 3, 4>, Wid
                                  Widths<512, 64, 4, 4>, Widths<512, 64, 16, 16>>;
 TYPED_TEST_SUITE(CudaAttend, AllWidths);
 
-/// Relative distance of two lists of numbers.
-double distance(const std::vector<float> &a, const std::vector<float> &b) {
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
-    norm += std::pow(static_cast<double>(b[i]), 2);
-  }
-  return std::sqrt(difference / norm);
-}
-
 /// The rows `before` and those of a call, one behind the other.
 Tensor<float> joined(const Tensor<float> &before, const Tensor<float> &call) {
   Tensor<float> rows(before.tokens + call.tokens, call.heads, call.head_dim);
@@ -77,12 +67,11 @@ void check_pieces(const Options &options, const std::vector<Index> &pieces, unsi
   // the keys err as much, but not alike.
   const Contents on_device = device_contents(cache, sequence),
                  on_cpu = contents(cpu_cache, cpu_sequence);
-  EXPECT_LT(distance(on_device.v.elements, on_cpu.v.elements), .03);
+  EXPECT_LT(relative_distance(on_device.v, on_cpu.v), .03);
   if (options.coding == Coding::plain) {
-    EXPECT_LT(distance(on_device.k.elements, on_cpu.k.elements), .02);
+    EXPECT_LT(relative_distance(on_device.k, on_cpu.k), .02);
   }
-  EXPECT_LT(distance(on_device.k.elements, fed.k.elements),
-            1.1 * distance(on_cpu.k.elements, fed.k.elements) + 1e-3);
+  EXPECT_LT(relative_distance(on_device.k, fed.k), 1.1 * relative_distance(on_cpu.k, fed.k) + 1e-3);
 }
 
 /// Neighbours stand in the same rows of different tiles.
@@ -186,7 +175,7 @@ TYPED_TEST(CudaAttend, ABatchIsEachSequenceAlone) {
       row += counts[i];
       EXPECT_EQ(device_contents(together, ids[i], 1), device_contents(alone, alone_ids[i], 1));
     }
-    EXPECT_LT(distance(out.read().elements, in.out.read().elements), 1e-3);
+    EXPECT_LT(relative_distance(out.read().elements, in.out.read().elements), 1e-3);
   }
 }
 

@@ -64,8 +64,15 @@ float nearest(float x) {
   return static_cast<float>(T(x));
 }
 
-/// The queries, keys and values of one layer of a sequence, on the host and on the device. `round` makes
-/// their elements such that a cache, whose exact rows are float16, keeps them as they are.
+/// `round` makes elements such that a cache, whose exact rows are float16, keeps them as they are.
+inline Inputs<> rounded(Inputs<> inputs, float (*round)(float) = nearest<half>) {
+  for (auto *tensor : {&inputs.q, &inputs.k, &inputs.v}) {
+    for (float &x : tensor->elements) x = round(x);
+  }
+  return inputs;
+}
+
+/// The queries, keys and values of one layer of a sequence, on the host and on the device.
 struct DeviceInputs {
   DeviceInputs(const Options &options, Index tokens, unsigned seed,
                float (*round)(float) = nearest<half>)
@@ -75,14 +82,6 @@ struct DeviceInputs {
 
   Inputs<> host;
   DeviceTensorCopy<> q, k, v, out;
-
- private:
-  static Inputs<> rounded(Inputs<> inputs, float (*round)(float)) {
-    for (auto *tensor : {&inputs.q, &inputs.k, &inputs.v}) {
-      for (float &x : tensor->elements) x = round(x);
-    }
-    return inputs;
-  }
 };
 
 /// What a cache on the device holds of one sequence and layer, on the host.

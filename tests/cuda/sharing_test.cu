@@ -3,7 +3,6 @@
 // layer.
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -30,20 +29,10 @@ class CudaSharedBits : public OnDevice {};
 using AllSharedWidths = testing::Types<SharedWidths<64, 2, 2>, SharedWidths<128, 3, 3>>;
 TYPED_TEST_SUITE(CudaSharedBits, AllSharedWidths);
 
-/// Inputs whose KV heads matter differently, and whose channels do.
 DeviceInputs uneven(const Options &options, Index tokens, unsigned seed) {
   Inputs<> in(options, tokens, seed);
-  for (Tensor<float> *rows : {&in.q, &in.k, &in.v}) {
-    for (Index token = 0; token < tokens; ++token) {
-      for (Index head = 0; head < rows->heads; ++head) {
-        float *row = rows->view().row(token, head);
-        const float size = head < rows->heads / 2 ? .5f : 1.5f;
-        for (Index i = 0; i < rows->head_dim; ++i)
-          row[i] = nearest<half>(row[i] * size * std::exp(-.03f * static_cast<float>(i)));
-      }
-    }
-  }
-  return DeviceInputs(std::move(in));
+  make_uneven(in);
+  return DeviceInputs(rounded(std::move(in)));
 }
 
 /// Keys that vary where the prior's did not.
@@ -77,15 +66,6 @@ Options shared_options(Allocation allocation, int layers = 1) {
   options.tile_tokens = 256;
   options.prior = prior_of<typename Widths::CpuCache>(options);
   return options;
-}
-
-double relative_distance(const Tensor<float> &a, const Tensor<float> &b) {
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < a.elements.size(); ++i) {
-    difference += std::pow(static_cast<double>(a.elements[i] - b.elements[i]), 2);
-    norm += std::pow(static_cast<double>(b.elements[i]), 2);
-  }
-  return std::sqrt(difference / norm);
 }
 
 /// The device and the CPU, fed the same pieces of tokens: outputs are attention over what the device
@@ -187,14 +167,9 @@ TYPED_TEST(CudaSharedBits, AreLearntFromPromptsToo) {
       EXPECT_EQ(device.sums(&HeadSums::far_queries)[0], host.sums(&HeadSums::far_queries)[0]);
       for (const auto sums : {&HeadSums::key_weight, &HeadSums::value_weight, &HeadSums::output_square})
         EXPECT_NEAR(device.sums(sums)[0], host.sums(sums)[0], 2e-3 * host.sums(sums)[0]);
-      const auto moments = device.sums(&HeadSums::weighted_moment),
-                 expected = host.sums(&HeadSums::weighted_moment);
-      double difference = 0, norm = 0;
-      for (std::size_t i = 0; i < moments.size(); ++i) {
-        difference += std::pow(static_cast<double>(moments[i] - expected[i]), 2);
-        norm += std::pow(static_cast<double>(expected[i]), 2);
-      }
-      EXPECT_LT(std::sqrt(difference / norm), 5e-3);
+      EXPECT_LT(relative_distance(device.sums(&HeadSums::weighted_moment),
+                                  host.sums(&HeadSums::weighted_moment)),
+                5e-3);
     }
   }
 }

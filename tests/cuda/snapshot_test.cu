@@ -1,6 +1,5 @@
 // Snapshots between the device and the CPU: the same bytes, whichever of them saved.
 
-#include <cmath>
 #include <cstddef>
 #include <vector>
 
@@ -32,15 +31,6 @@ void fill(Cache &cache, SequenceId sequence, In &in, Index first, Index count) {
   }
 }
 
-double distance(const Tensor<float> &a, const Tensor<float> &b) {
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < a.elements.size(); ++i) {
-    difference += std::pow(static_cast<double>(a.elements[i] - b.elements[i]), 2);
-    norm += std::pow(static_cast<double>(b.elements[i]), 2);
-  }
-  return std::sqrt(difference / norm);
-}
-
 /// From the CPU to the device and back, and the other way round.
 template <int HeadDim, int Group, int KeyBits, int ValueBits, class T = half>
 void check(const Options &options) {
@@ -62,12 +52,12 @@ void check(const Options &options) {
     EXPECT_TRUE(saved(host_again, here) == of_device);
     if (tokens == 0) continue;
     for (int layer : {0, 1}) {
-      EXPECT_LT(
-          distance(device_contents(device_again, there, layer).k, contents(host, on_host, layer).k),
-          device_tolerance);
-      EXPECT_LT(
-          distance(contents(host_again, here, layer).v, device_contents(device, on_device, layer).v),
-          device_tolerance);
+      EXPECT_LT(relative_distance(device_contents(device_again, there, layer).k,
+                                  contents(host, on_host, layer).k),
+                device_tolerance);
+      EXPECT_LT(relative_distance(contents(host_again, here, layer).v,
+                                  device_contents(device, on_device, layer).v),
+                device_tolerance);
     }
     // What was loaded goes on as the original does, step by step.
     DeviceInputs more(options, Group + 20, 9, nearest<T>), same(options, Group + 20, 9, nearest<T>);
@@ -79,7 +69,7 @@ void check(const Options &options) {
     }
     third.check();
     EXPECT_EQ(third.length(loaded), device.length(on_device));
-    EXPECT_LT(distance(same.out.read(), more.out.read()), device_tolerance);
+    EXPECT_LT(relative_distance(same.out.read(), more.out.read()), device_tolerance);
     EXPECT_TRUE(saved(third, loaded) == saved(device, on_device));
   }
 }

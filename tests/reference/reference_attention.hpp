@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <random>
 #include <vector>
 
@@ -73,6 +74,20 @@ inline void repeat(Inputs<> &in, Index period) {
   }
 }
 
+/// Makes KV heads matter differently, and channels too.
+inline void make_uneven(Inputs<> &in) {
+  for (Tensor<float> *rows : {&in.q, &in.k, &in.v}) {
+    for (Index token = 0; token < rows->tokens; ++token) {
+      for (Index head = 0; head < rows->heads; ++head) {
+        float *row = rows->view().row(token, head);
+        const float size = head < rows->heads / 2 ? .5f : 1.5f;
+        for (Index i = 0; i < rows->head_dim; ++i)
+          row[i] = row[i] * size * std::exp(-.03f * static_cast<float>(i));
+      }
+    }
+  }
+}
+
 /// Turns queries and keys to the positions they stand at, as engines hand them over.
 inline void embed(Inputs<> &in, const RotaryTable &table) {
   for (auto *x : {&in.q, &in.k}) {
@@ -87,6 +102,21 @@ inline void embed(Inputs<> &in, const RotaryTable &table) {
 /// round queries and probabilities to 8 bits, 14 for codes of 8 bits (squat/cpu/round_weights.hpp). Half
 /// of this is usual for one row, and a tenth of what 4-bit codes themselves err.
 constexpr double rounding_tolerance(int bits) { return bits == 16 ? 1e-3 : bits == 8 ? 2e-3 : 3e-2; }
+
+/// Relative distance of numbers from as many others.
+template <class A, class B>
+double relative_distance(const A &a, const B &b) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+    norm += std::pow(static_cast<double>(b[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+inline double relative_distance(const Tensor<float> &a, const Tensor<float> &b) {
+  return relative_distance(a.elements, b.elements);
+}
 
 /// Relative distance of `out` from attention in double precision: query i of q stands at position past +
 /// i and sees the rows [0, past + i] of k and v.
