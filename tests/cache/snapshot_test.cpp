@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <functional>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "reference/inputs.hpp"
 #include "reference/reference_attention.hpp"
 #include "reference/saved.hpp"
+#include "reference/snapshot_sections.hpp"
 
 namespace squat::test::snapshot_test {
 namespace {
@@ -424,6 +426,23 @@ TEST(Snapshot, OfOtherOptionsIsRefusedByName) {
   KVCache<half, 4> of_heads(subspace);
   subspace.allocation = Allocation::layer;
   expect_refused<KVCache<half, 4>>(saved(of_heads, of_heads.add_sequence()), subspace, "allocation");
+}
+
+TEST(Snapshot, OfEarlierTrellisCodesIsRefusedByName) {
+  Options options = small(Coding::subspace);
+  options.codes = Codes::trellis;
+  KVCache<half, 2> cache(options);
+  Bytes bytes = saved(cache, cache.add_sequence());
+  for_each_section(std::span(bytes), [](const auto &header, std::span<std::byte> payload) {
+    if (header.section != detail::Section::shape) return;
+    payload[detail::codes_of_shape * sizeof(std::uint64_t)] = std::byte{1};
+  });
+  repair(bytes);
+  for (const Codes codes : {Codes::scalar, Codes::trellis}) {
+    options.codes = codes;
+    KVCache<half, 2> other(options);
+    expect_error([&] { other.load(bytes); }, {"snapshot.codes", "earlier"});
+  }
 }
 
 /// A small cache and what it saved.

@@ -91,13 +91,13 @@ def symmetric(x, bits):
 # ---- trellis codes (include/squat/coding/trellis.hpp) -----------------------------------------------------------------
 UNIT, MIDDLE, SEAM = 16, 2, 32
 # Bits of a window that an element moves it on by, the deviation of the levels' Gaussians and their error, levels by index
-TRELLIS = {1: (1, 18.196, .39, [-6, 30, 10, -11, 4, -31, 8, -13, 8, -11, -5, 23, 16, -7, 7, -23]),
-           2: (2, 14.691, .081, [6, 20, -20, -6, 31, 10, 0, -12, -31, 0, -10, 11, -17, 17, 4, -5]),
-           3: (2, 11.94, .0202, [-31, -4, -19, -10, -24, -14, -3, -8, -3, -13, -6, 1, -11, -17, -1, -6,
-                                 0, 14, 4, 8, 0, 4, 16, 9, 19, 6, 11, 31, 7, 3, 24, 12])}
+TRELLIS = {1: (1, 16.621, .39, [12, -6, -10, 16, -16, 5, 4, -29, 7, -14, -15, 8, -4, 29, 16, -5]),
+           2: (2, 14.04, .081, [6, 19, -4, -16, -11, 30, 10, 0, -6, -20, 17, 4, 0, 11, -30, -10]),
+           3: (2, 11.856, .0202, [20, 6, -6, 2, 2, 13, 7, -15, 10, 5, -13, -24, 24, -20, 0, 4,
+                                  -11, -2, 11, -17, -31, 31, -9, -3, 1, -7, -3, 17, 15, -5, 9, -10])}
 WINDOWS = np.arange(256)
 PARITY = np.array([bin(i).count("1") % 2 for i in range(16)])
-INDEX = WINDOWS % 16 ^ sum(PARITY[WINDOWS // 16 & mask] << bit for bit, mask in enumerate((8, 14, 3, 1)))
+INDEX = WINDOWS % 16 ^ sum(PARITY[WINDOWS // 16 & mask] << bit for bit, mask in enumerate((5, 10, 1, 2)))
 
 
 def trellis_levels(codes, bits):

@@ -22,7 +22,7 @@ inline std::vector<int> decode_row(const std::vector<int> &codes, int bits) {
       window = window << step | static_cast<unsigned>(code & ((1 << step) - 1));
     }
     unsigned index = window % 16;
-    constexpr std::array<unsigned, 4> masks = {8, 14, 3, 1};
+    constexpr std::array<unsigned, 4> masks = {5, 10, 1, 2};
     for (unsigned bit = 0; bit < 4; ++bit) {
       index ^= static_cast<unsigned>(std::popcount(window / 16 & masks[bit]) % 2) << bit;
     }

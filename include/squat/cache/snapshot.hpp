@@ -10,8 +10,9 @@
 // (Castagnoli, reflected, initial and final xor ~0) of header and payload. In their order:
 //
 //   1 shape    u64 each, in the order of detail::shape_names; floats are their 32 bits, enumerations
-//              count from 0 as declared, element_type is 0 float, 1 half, 2 bfloat16, rotary is FNV-1a
-//              (64 bits) over, a layer: u64 pairs (RotaryPairs), u64 how many, f32 each frequency
+//              count from 0 as declared, but codes are 2 where they are trellis codes: 1 were those of
+//              another hash. element_type is 0 float, 1 half, 2 bfloat16, rotary is FNV-1a (64 bits)
+//              over, a layer: u64 pairs (RotaryPairs), u64 how many, f32 each frequency
 //   3 counts   a layer each, of a sequence alone: u64 sinks, u64 tail, u64 pages, i64 next position;
 //   and,
 //              where there are any, u64 tokens behind the sinks that have left an attention window

@@ -74,7 +74,7 @@ struct SearchRule {
   static constexpr int states_of_a_word = 16 / step;
 
   // Differences between elements and levels, in quarters of a level, are held to `most_difference` and
-  // their squares shifted right: a distance counts in 1/216 of a Gaussian's variance, 1/570 at 3 bits.
+  // their squares shifted right: a distance counts in 1/197 of a Gaussian's variance, 1/562 at 3 bits.
   static constexpr int most_difference = Bits == 3 ? 96 : 180;
   static constexpr int distance_shift = Bits == 3 ? 2 : 4;
   static constexpr int most_distance = most_difference * most_difference >> distance_shift;

@@ -172,7 +172,7 @@ class HeadSnapshots {
     options.head_dim = static_cast<int>(check("head_dim", 8, largest_head_dim));
     options.page_tokens = static_cast<int>(check("page_tokens", 16, 1024));
     options.values = ValueCoding{static_cast<int>(check("values", 0, 1))};
-    options.codes = Codes{static_cast<int>(check("codes", 0, 1))};
+    options.codes = codes_of_number(number(shape_, "codes"));
     const auto tile = static_cast<Index>(check("tile_tokens", 0, checks::largest_tile_tokens));
     const auto check_bits = [&](std::string_view name) {
       const std::uint64_t bits = check(name, 2, 16);

@@ -7,10 +7,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "squat/cache/options.hpp"
 #include "squat/cache/snapshot/checksum.hpp"
+#include "squat/coding/coding.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/core/instruction_set.hpp"
@@ -47,6 +49,20 @@ inline constexpr std::array shape_names = {"element_type",
 /// statistics are still gathered.
 using SnapshotShape = std::array<std::uint64_t, shape_names.size()>;
 inline constexpr std::size_t statistics_tokens_of_shape = shape_names.size() - 1;
+
+inline constexpr std::size_t codes_of_shape = 11;
+static_assert(std::string_view(shape_names[codes_of_shape]) == "codes");
+
+/// The number of codes. 1 were trellis codes of another hash and other levels, which nothing reads.
+constexpr std::uint64_t number_of_codes(Codes codes) { return codes == Codes::scalar ? 0 : 2; }
+
+/// Throws Error for a number without codes.
+inline Codes codes_of_number(std::uint64_t number) {
+  if (number == 1)
+    throw Error("squat: snapshot.codes are trellis codes of an earlier version, which cannot be read");
+  if (number > 2) throw_invalid("snapshot.codes", number, "0 or 2");
+  return number == 0 ? Codes::scalar : Codes::trellis;
+}
 
 /// Of the rotary tables of all layers.
 inline std::uint64_t rotary_fingerprint(const Options &options) {
@@ -87,7 +103,7 @@ SnapshotShape snapshot_shape(const Options &options, int key_bits, int value_bit
           number(*options.fit),
           number(*options.values),
           number(*options.tail),
-          number(*options.codes),
+          number_of_codes(*options.codes),
           number(options.orthogonal.rank),
           number(options.orthogonal.lambda),
           number(options.orthogonal.block),
@@ -105,6 +121,7 @@ SnapshotShape snapshot_shape(const Options &options, int key_bits, int value_bit
 /// Throws the Error of the first number, `first` or behind it and before `last`, in which they differ.
 inline void check_shape_of_snapshot(const SnapshotShape &found, const SnapshotShape &own,
                                     std::size_t first, std::size_t last) {
+  codes_of_number(found[codes_of_shape]);
   for (std::size_t i = first; i < last; ++i) {
     if (found[i] != own[i]) {
       throw_invalid(std::string("snapshot.") + shape_names[i], found[i], "that of the cache,", own[i]);
