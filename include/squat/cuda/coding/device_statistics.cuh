@@ -176,7 +176,7 @@ class DeviceStatistics {
     using Basis = LearntBasis<HeadDim>;
     const auto heads = static_cast<std::size_t>(kv_heads_);
     const DeviceBuffer<Basis> learnt(heads);
-    const DeviceBuffer<float> factors(heads * HeadDim * HeadDim);
+    const DeviceBuffer<float> scratch(heads * 2 * HeadDim * HeadDim);
     const DeviceBuffer<double> row_counts(row_counts_.size());
     upload<double>(row_counts_, row_counts.data(), stream);
     const LearnCall<HeadDim> call{.layout = layout_,
@@ -186,7 +186,7 @@ class DeviceStatistics {
                                   .keys = keys(),
                                   .draws = draws(),
                                   .tables = tables,
-                                  .factors = factors.data(),
+                                  .scratch = scratch.data(),
                                   .learnt = learnt.data()};
     launch_learn_bases(call, kv_heads_, stream);
     std::vector<Basis> bases(heads);

@@ -49,6 +49,13 @@ __device__ inline float power_of_two(float x) {
   return y;
 }
 
+/// 1 / x but for the last bit.
+__device__ inline float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /// x of this lane and of all before it, added up.
 __device__ inline std::int32_t sum_of_lanes_before(std::int32_t x) {
   for (int step = 1; step < warp_lanes; step *= 2) {
