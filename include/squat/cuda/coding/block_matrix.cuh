@@ -36,18 +36,14 @@ struct BlockMatrix {
   }
 };
 
-/// sum += left(row) right(column), of the thread's rows and columns.
-template <int Size, class Real, class Left, class Right>
-__device__ inline void add_product(Real (&sum)[BlockMatrix<Size>::own], Left &&left, Right &&right) {
-  using Matrix = BlockMatrix<Size>;
-  Real of_rows[Matrix::rows], of_columns[Matrix::columns];
+/// sum += of_rows of_columns^T.
+template <int Size, class Real>
+__device__ inline void add_outer_product(Real (&sum)[BlockMatrix<Size>::own],
+                                         const Real (&of_rows)[BlockMatrix<Size>::rows],
+                                         const Real (&of_columns)[BlockMatrix<Size>::columns]) {
+  constexpr int rows = BlockMatrix<Size>::rows;
 #pragma unroll
-  for (int n = 0; n < Matrix::rows; ++n) of_rows[n] = left(Matrix::row(n));
-#pragma unroll
-  for (int n = 0; n < Matrix::columns; ++n) of_columns[n] = right(Matrix::column(n * Matrix::rows));
-#pragma unroll
-  for (int n = 0; n < Matrix::own; ++n)
-    sum[n] += of_rows[n % Matrix::rows] * of_columns[n / Matrix::rows];
+  for (int n = 0; n < BlockMatrix<Size>::own; ++n) sum[n] += of_rows[n % rows] * of_columns[n / rows];
 }
 
 /// to = a b, where a(i, k) and b(k, j) may be of any matrices; a is 0 for a warp's rows but where first
@@ -55,11 +51,16 @@ __device__ inline void add_product(Real (&sum)[BlockMatrix<Size>::own], Left &&l
 template <int Size, class A, class B>
 __device__ inline void multiply(const BlockMatrix<Size> &to, A &&a, B &&b, int first = 0,
                                 int end = Size) {
-  float sum[BlockMatrix<Size>::own] = {};
+  using Matrix = BlockMatrix<Size>;
+  float sum[Matrix::own] = {};
 #pragma unroll 2
   for (int k = first; k < end; ++k) {
-    add_product<Size>(
-        sum, [&](int i) { return a(i, k); }, [&](int j) { return b(k, j); });
+    float of_rows[Matrix::rows], of_columns[Matrix::columns];
+#pragma unroll
+    for (int n = 0; n < Matrix::rows; ++n) of_rows[n] = a(Matrix::row(n), k);
+#pragma unroll
+    for (int n = 0; n < Matrix::columns; ++n) of_columns[n] = b(k, Matrix::column(n * Matrix::rows));
+    add_outer_product<Size>(sum, of_rows, of_columns);
   }
   to.take(sum);
 }

@@ -63,40 +63,37 @@ __device__ inline float sum_of_column(float x) {
 
 /// The factor L of a positive definite matrix, L L^T (Golub and Van Loan, Matrix Computations, section
 /// 4.2): its columns become rows of `factor`, [Size, Size] in shared memory, zeros included. A column
-/// is finished by its own lanes, and what the others take off theirs is what they read of it.
+/// is finished by its own lanes, and what the others take off theirs is what they read of it. Roots are
+/// drawn in the end, where nobody waits for one: until then a column is as many times L's as L's
+/// diagonal says.
 template <int Size>
 __device__ inline void cholesky(ColumnQuarter<Size> &a, float *factor) {
   const int column = a.column();
-  float pivot = 0;  // the diagonal of the own column
-#pragma unroll
-  for (int n = 0; n < a.quads; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (a.row(n) + i == column) pivot = element(a.x[n], i);
-    }
-  }
-  pivot = sum_of_column(pivot);
 #pragma unroll 1
   for (int k = 0; k < Size; ++k) {
     float *of_k = factor + k * Size;
     if (column == k) {
-      const float inverse = 1 / sqrtf(pivot);
 #pragma unroll
-      for (int n = 0; n < a.quads; ++n) {
-        const int above = k - a.row(n);  // rows of the four that are zero
-        const float4 x = a.x[n];
-        a.of(of_k, n) = {above > 0 ? 0 : x.x * inverse, above > 1 ? 0 : x.y * inverse,
-                         above > 2 ? 0 : x.z * inverse, above > 3 ? 0 : x.w * inverse};
-      }
+      for (int n = 0; n < a.quads; ++n) a.of(of_k, n) = a.x[n];
     }
     __syncthreads();
     if (column <= k) continue;
-    const float own = of_k[column];
-    pivot = fmaf(-own, own, pivot);
+    const float part = of_k[column] * reciprocal(of_k[k]);
 #pragma unroll
     for (int n = 0; n < a.quads; ++n) {
-      if (16 * n + 15 > k) add_scaled(a.x[n], -own, a.of(of_k, n));
+      if (16 * n + 15 > k) add_scaled(a.x[n], -part, a.of(of_k, n));
     }
+  }
+  __syncthreads();
+  float *of_own = factor + column * Size;
+  const float inverse = 1 / sqrtf(of_own[column]);
+  __syncwarp();
+#pragma unroll
+  for (int n = 0; n < a.quads; ++n) {
+    const int above = column - a.row(n);  // rows of the four that are zero
+    const float4 x = a.x[n];
+    a.of(of_own, n) = {above > 0 ? 0 : x.x * inverse, above > 1 ? 0 : x.y * inverse,
+                       above > 2 ? 0 : x.z * inverse, above > 3 ? 0 : x.w * inverse};
   }
   __syncthreads();
 }

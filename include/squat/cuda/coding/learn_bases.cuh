@@ -15,10 +15,10 @@
 #include "squat/cuda/coding/block_eigen.cuh"
 #include "squat/cuda/coding/block_matrix.cuh"
 #include "squat/cuda/coding/column_quarter.cuh"
+#include "squat/cuda/coding/key_rows.cuh"
 #include "squat/cuda/coding/moments.cuh"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/launch_behind.cuh"
-#include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
@@ -54,14 +54,13 @@ class BasisLearner {
  public:
   using Matrix = BlockMatrix<HeadDim>;
   using Columns = ColumnQuarter<HeadDim>;
-  static constexpr int own = Matrix::own, threads = Matrix::threads, parts = threads / HeadDim;
-  static constexpr int tile_rows = 16;
+  static constexpr int own = Matrix::own, threads = Matrix::threads;
   static constexpr int vectors = HeadDim * (HeadDim + 1);  // doubles before them: of two matrices
-  static constexpr int shared_bytes = (vectors + 9 * HeadDim) * static_cast<int>(sizeof(double));
+  static constexpr int shared_bytes = (vectors + 8 * HeadDim) * static_cast<int>(sizeof(double));
   static_assert(2 * Matrix::floats * sizeof(float) == vectors * sizeof(double));
-  static_assert(2 * tile_rows * HeadDim <= vectors);
+  static_assert(KeyRows<HeadDim>::tile_doubles <= vectors);
   static_assert(threads == Columns::threads);
-  static_assert(sizeof(EigenMemory<HeadDim>) <= 7 * HeadDim * sizeof(double));
+  static_assert(sizeof(EigenMemory<HeadDim>) <= 6 * HeadDim * sizeof(double));
 
   __device__ BasisLearner(const LearnCall<HeadDim> &call, int head, double *memory)
       : call_(call),
@@ -77,25 +76,29 @@ class BasisLearner {
         rest_(mean_ + HeadDim),
         diagonal_(rest_ + HeadDim),
         inverse_(diagonal_ + HeadDim),
-        parts_(inverse_ + HeadDim) {}
+        of_warps_(inverse_ + HeadDim),
+        rows_(layout_, doubles_, floats_, call.row_counts, call.keys, call.tables, {lost_, mean_, rest_},
+              memory) {}
 
   __device__ void learn() const {
     const Matrix p{reinterpret_cast<float *>(memory_)}, q{p.data + Matrix::floats};
-    find_means();
+    rows_.find_means();
     double x[own];
     if (layout_.rows > 1) {
       float of_rows[own];
-      add_rows<float>([&](int row, int channel) { return deviation(row, channel); }, of_rows);
+      rows_.add_deviations(of_rows);
+      const double inverse_draws = 1 / fmax(call_.draws, 1.0);
 #pragma unroll
-      for (int n = 0; n < own; ++n) x[n] = static_cast<double>(of_rows[n]) / fmax(call_.draws, 1.0);
+      for (int n = 0; n < own; ++n) x[n] = static_cast<double>(of_rows[n]) * inverse_draws;
       note_keys(x);
     }
     find_covariance(x);
     if (layout_.rows == 1) note_keys(x);
     put_diagonal(x);
     const double scale = block_sum(channel_or_none() ? diagonal_[threadIdx.x] : 0) / HeadDim;
+    const double inverse_scale = 1 / scale;
 #pragma unroll
-    for (int n = 0; n < own; ++n) p(p.row(n), p.column(n)) = static_cast<float>(x[n] / scale);
+    for (int n = 0; n < own; ++n) p(p.row(n), p.column(n)) = static_cast<float>(x[n] * inverse_scale);
     Columns columns;
     const double weight = find_metric(columns);
     float *factor = q.data;  // L^T
@@ -130,136 +133,23 @@ class BasisLearner {
   /// Of a vector's elements a thread has one or none.
   __device__ static bool channel_or_none() { return threadIdx.x < HeadDim; }
 
-  __device__ double row_count(int row) const { return call_.row_counts[row]; }
   __device__ double count() const { return fmax(call_.keys, 1.0); }
-
-  /// The sum of keys in a row of the tile. What rounding has taken off the rows' sums all together is
-  /// given back, an equal share to every key.
-  __device__ double sum(int row, int channel) const {
-    if (layout_.rows == 1) return doubles_[layout_.key_sum.first + channel];
-    return rounded(row, channel) + row_count(row) * lost_[channel];
-  }
-  __device__ double rounded(int row, int channel) const {
-    return static_cast<double>(floats_[layout_.row_sums.first + row * HeadDim + channel]);
-  }
-
-  /// R(sign row) x, of x(channel).
-  template <class X>
-  __device__ double turned(int row, int channel, double sign, X &&x) const {
-    const TileTables &tables = call_.tables;
-    if (tables.frame == 0 || channel >= 2 * tables.pairs) return x(channel);
-    const int pair = tables.interleaved ? channel / 2 : channel % tables.pairs;
-    const int2 channels = pair_channels(tables, pair);
-    const float2 angle = frame_angle(tables, pair, row);
-    const double c = static_cast<double>(angle.x), s = sign * static_cast<double>(angle.y);
-    return channel == channels.x ? x(channels.x) * c - x(channels.y) * s
-                                 : x(channels.x) * s + x(channels.y) * c;
-  }
-  __device__ double turned_mean(int row, int channel) const {
-    return turned(row, channel, 1, [&](int i) { return mean_[i]; });
-  }
-  /// Of a row's mean from that of all, both before their rotary embedding, times the root of its count.
-  __device__ float2 deviation(int row, int channel) const {
-    const double keys = row_count(row);
-    if (keys == 0) return {0, 0};
-    const double of_row = turned(row, channel, -1, [&](int i) { return sum(row, i); });
-    const float x = static_cast<float>(of_row - keys * mean_[channel]) / sqrtf(static_cast<float>(keys));
-    return {x, x};
-  }
-
-  /// to[channel] = the sum over rows of x(row, channel), finished by finish(channel, sum).
-  template <class X, class Finish>
-  __device__ void sum_rows(double *to, X &&x, Finish &&finish) const {
-    const int channel = place(0) % HeadDim, part = place(0) / HeadDim;
-    double all = 0;
-#pragma unroll 4
-    for (int row = part; row < layout_.rows; row += parts) all += x(row, channel);
-    parts_[part * HeadDim + channel] = all;
-    __syncthreads();
-    if (part == 0) {
-      all = 0;
-      for (int i = 0; i < parts; ++i) all += parts_[i * HeadDim + channel];
-      to[channel] = finish(channel, all);
-    }
-    __syncthreads();
-  }
-
-  __device__ void find_means() const {
-    const auto over_count = [&](int, double all) { return all / count(); };
-    if (layout_.rows > 1) {
-      sum_rows(
-          lost_, [&](int row, int channel) { return rounded(row, channel); },
-          [&](int channel, double all) {
-            return (doubles_[layout_.key_sum.first + channel] - all) / count();
-          });
-    }
-    sum_rows(
-        mean_,
-        [&](int row, int channel) {
-          return turned(row, channel, -1, [&](int i) { return sum(row, i); });
-        },
-        over_count);
-    sum_rows(
-        rest_,
-        [&](int row, int channel) {
-          return sum(row, channel) - row_count(row) * turned_mean(row, channel);
-        },
-        over_count);
-  }
-
-  /// x = the sum over rows of left(row, i) right(row, j), of the thread's i and j; factors(row, channel)
-  /// is left and right.
-  template <class Real, class Factors>
-  __device__ void add_rows(Factors &&factors, Real (&x)[own]) const {
-    constexpr int of_thread = tile_rows / parts;
-    const int channel = place(0) % HeadDim, part = place(0) / HeadDim;
-    Real *lefts = reinterpret_cast<Real *>(memory_), *rights = lefts + tile_rows * HeadDim;
-#pragma unroll
-    for (Real &sum : x) sum = 0;
-#pragma unroll 1
-    for (int first = 0; first < layout_.rows; first += tile_rows) {
-      decltype(factors(0, 0)) of_tile[of_thread] = {};  // all are read before one is written
-#pragma unroll
-      for (int n = 0; n < of_thread; ++n) {
-        const int row = first + part + n * parts;
-        if (row < layout_.rows) of_tile[n] = factors(row, channel);
-      }
-      __syncthreads();
-#pragma unroll
-      for (int n = 0; n < of_thread; ++n) {
-        lefts[(part + n * parts) * HeadDim + channel] = of_tile[n].x;
-        rights[(part + n * parts) * HeadDim + channel] = of_tile[n].y;
-      }
-      __syncthreads();
-#pragma unroll 2
-      for (int k = 0; k < tile_rows; ++k) {
-        add_product<HeadDim>(
-            x, [&](int i) { return lefts[k * HeadDim + i]; },
-            [&](int j) { return rights[k * HeadDim + j]; });
-      }
-    }
-    __syncthreads();
-  }
 
   /// See key_covariance().
   __device__ void find_covariance(double (&x)[own]) const {
-    add_rows<double>(
-        [&](int row, int channel) -> double2 {
-          const double mean = turned_mean(row, channel);
-          return {sum(row, channel) - .5 * row_count(row) * mean, mean};
-        },
-        x);
+    rows_.add_means(x);
     constexpr int stride = HeadDim + 1;
 #pragma unroll
     for (int n = 0; n < own; ++n) memory_[Matrix::row(n) * stride + Matrix::column(n)] = x[n];
     __syncthreads();
     const double *moment = doubles_ + layout_.key_moment.first;
+    const double inverse_count = 1 / count();
 #pragma unroll
     for (int n = 0; n < own; ++n) {
       const int row = Matrix::row(n), column = Matrix::column(n);
       const double about_means =
           moment[moment_index(row, column)] - (x[n] + memory_[column * stride + row]);
-      x[n] = about_means / count() - rest_[row] * rest_[column];
+      x[n] = about_means * inverse_count - rest_[row] * rest_[column];
     }
     __syncthreads();
   }
@@ -321,13 +211,13 @@ class BasisLearner {
     squares = block_sum(squares);
     trace = block_sum(trace);
     const bool keys_alone = trace == 0;
-    const double mean = keys_alone ? 1 : trace / HeadDim;
+    const double mean = keys_alone ? 1 : trace / HeadDim, inverse = 1 / mean;
 #pragma unroll
     for (int n = 0; n < metric.quads; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float &x = element(metric.x[n], i);
-        x = static_cast<float>(static_cast<double>(x) / mean);
+        x = static_cast<float>(static_cast<double>(x) * inverse);
         if (metric.row(n) + i != column) continue;
         x += keys_alone ? 1.0f : ridge;
         to_.metric[column] = x;
@@ -360,10 +250,10 @@ class BasisLearner {
     constexpr int warps = threads / warp_lanes;
     x = sum_lanes<1>(x);
     __syncthreads();
-    if (lane_index() == 0) parts_[warp_index()] = x;
+    if (lane_index() == 0) of_warps_[warp_index()] = x;
     __syncthreads();
     x = 0;
-    for (int i = 0; i < warps; ++i) x += parts_[i];
+    for (int i = 0; i < warps; ++i) x += of_warps_[i];
     return x;
   }
 
@@ -376,7 +266,9 @@ class BasisLearner {
   LearntBasis<HeadDim> &to_;
   double *memory_;  // two matrices of float, or one of double, or tiles of rows
   double *lost_, *mean_, *rest_, *diagonal_, *inverse_;  // [channel]
-  double *parts_;                                        // [part, channel]
+  double
+      *of_warps_;  // of block_sum(), three times as long: from rest_ on there is EigenMemory in the end
+  KeyRows<HeadDim> rows_;
 };
 
 /// Grid: KV heads.
