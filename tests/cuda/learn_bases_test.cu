@@ -6,6 +6,7 @@
 #include <Eigen/Core>
 #include <Eigen/LU>
 #include <algorithm>
+#include <cstddef>
 #include <optional>
 #include <random>
 #include <vector>
@@ -13,11 +14,16 @@
 #include "device_array.hpp"
 #include "reference/rotary_table.hpp"
 #include "squat/coding/evidence.hpp"
+#include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/moments.hpp"
+#include "squat/coding/rounded_matrix.hpp"
 #include "squat/coding/subspace_basis.hpp"
 #include "squat/cuda/coding/basis_record.hpp"
 #include "squat/cuda/coding/coding_tables.hpp"
 #include "squat/cuda/coding/device_statistics.cuh"
+#include "squat/cuda/coding/learn_bases.cuh"
+#include "squat/cuda/coding/learnt_basis.cuh"
+#include "squat/cuda/state/device_buffer.hpp"
 
 namespace squat::test {
 namespace {
@@ -72,11 +78,20 @@ class LearntBases {
     std::vector<StatisticsRecord> records;
     for (const QueryStatistics &head : statistics_) records.push_back(head.record());
     statistics.adopt(records, nullptr);
-    const auto found = statistics.learn_bases<d>(tiles.tables(), nullptr);
-    ASSERT_EQ(found.size(), kv_heads);
-    for (std::size_t head = 0; head < kv_heads; ++head)
-      expect_basis(statistics_[head], found[head],
-                   cuda::evidence_of(found[head], statistics.draws(), statistics.queries()));
+    for (const bool bytes : {true, false}) {
+      cuda::DeviceBuffer<std::byte> workspace;
+      const auto found = statistics.learn_bases<d>(tiles.tables(), bytes, workspace, nullptr);
+      ASSERT_EQ(found.size(), kv_heads);
+      const cuda::LearningMemory<d> memory(workspace, kv_heads, frame_rows());
+      for (std::size_t head = 0; head < kv_heads; ++head) {
+        RowMatrix matrix(d, d);
+        cuda::download<float>(memory.matrices + 2 * head * d * d,
+                              {matrix.data(), static_cast<std::size_t>(d * d)}, nullptr);
+        expect_basis(statistics_[head], found[head], matrix.template cast<double>(),
+                     cuda::evidence_of(found[head], statistics.draws(), statistics.queries()));
+        expect_rounded(found[head], matrix.template cast<double>(), bytes);
+      }
+    }
   }
 
  private:
@@ -84,7 +99,7 @@ class LearntBases {
   const TileFrame *frame() const { return frame_ ? &*frame_ : nullptr; }
 
   void expect_basis(const QueryStatistics &statistics, const cuda::LearntBasis<d> &found,
-                    const Evidence &evidence) const {
+                    const Eigen::MatrixXd &matrix, const Evidence &evidence) const {
     const KeySums keys(statistics, frame());
     const Eigen::MatrixXd S = key_covariance(statistics, frame(), keys), C = query_moment(statistics);
     const auto expected = learn_subspace_basis(C, S, 2);
@@ -95,8 +110,6 @@ class LearntBases {
     const Eigen::MatrixXd metric = C / weight + (C.trace() > 0 ? .1 : 1) * identity;
     for (int i = 0; i < d; ++i) EXPECT_NEAR(found.metric[i], metric(i, i), 1e-5 * metric(i, i)) << i;
 
-    const Eigen::MatrixXd matrix =
-        Eigen::Map<const RowMatrix>(found.matrix, d, d).template cast<double>();
     EXPECT_LT((matrix.transpose() * matrix * metric - identity).norm(), 1e-3);
     const Eigen::MatrixXd A = matrix.inverse().transpose();
     Eigen::MatrixXd covariance = A * S * A.transpose();
@@ -116,9 +129,24 @@ class LearntBases {
     EXPECT_NEAR(evidence.query_rank, known.query_rank, 1e-4 * known.query_rank);
     EXPECT_EQ(evidence.draws, known.draws);
     EXPECT_EQ(evidence.queries, known.queries);
+  }
 
-    const HeadRecord record = cuda::record_of(found, 2, frame() != nullptr, case_.tokens);
-    EXPECT_FALSE(record.matrix.empty());
+  /// To the same numbers as the host would, but where sums of other order round a code elsewhere.
+  void expect_rounded(const cuda::LearntBasis<d> &found, const Eigen::MatrixXd &matrix,
+                      bool bytes) const {
+    const int bits = bytes ? 2 : 4;
+    ASSERT_EQ(KeyQuantizer::rounds_to_bytes(bits), bytes);
+    const HeadRecord record = cuda::record_of(found, bits, bytes, frame() != nullptr, case_.tokens);
+    const RoundedMatrix expected = KeyQuantizer::rounded_basis(matrix, found.metric, bits);
+    ASSERT_EQ(record.matrix.codes.size(), expected.codes.size());
+    for (std::size_t i = 0; i < expected.codes.size(); ++i)
+      EXPECT_NEAR(record.matrix.codes[i], expected.codes[i], 1) << i;
+    ASSERT_EQ(record.matrix.scales.size(), expected.scales.size());
+    for (std::size_t i = 0; i < expected.scales.size(); ++i)
+      EXPECT_FLOAT_EQ(record.matrix.scales[i], expected.scales[i]) << i;
+    ASSERT_EQ(record.matrix.input_scales.size(), expected.input_scales.size());
+    for (std::size_t i = 0; i < expected.input_scales.size(); ++i)
+      EXPECT_FLOAT_EQ(record.matrix.input_scales[i], expected.input_scales[i]) << i;
     EXPECT_EQ(record.value_mean.size(), d);
     EXPECT_EQ(record.mean.empty(), frame() == nullptr);
     EXPECT_EQ(record.variance.size(), d);
@@ -165,8 +193,9 @@ TEST_F(LearnBases, OfNothing) {
   constexpr int d = 64;
   const cuda::DeviceTiles tiles(nullptr, 0, 128);
   const cuda::DeviceStatistics statistics(2, d, 32, 1, 0, nullptr);
-  for (const auto &found : statistics.learn_bases<d>(tiles.tables(), nullptr)) {
-    const HeadRecord record = cuda::record_of(found, 2, false, 0);
+  cuda::DeviceBuffer<std::byte> workspace;
+  for (const auto &found : statistics.learn_bases<d>(tiles.tables(), true, workspace, nullptr)) {
+    const HeadRecord record = cuda::record_of(found, 2, true, false, 0);
     EXPECT_TRUE(record.matrix.empty());
     EXPECT_TRUE(record.value_mean.empty());
     EXPECT_EQ(cuda::evidence_of(found, 0, 0).key_directions, 0);

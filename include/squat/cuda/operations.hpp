@@ -145,8 +145,9 @@ class Operations {
 
   bool learn(Index coding, cudaStream_t stream) {
     bool learnt = false;
-    with_layout(
-        [&]<class Layout>() { learnt = codings_.template learn<Layout::HeadDim>(coding, stream); });
+    with_layout([&]<class Layout>() {
+      learnt = codings_.template learn<Layout::HeadDim>(coding, observing_, stream);
+    });
     return learnt;
   }
   void learn_nothing(Index coding, cudaStream_t stream) { codings_.learn_nothing(coding, stream); }
@@ -523,7 +524,9 @@ class Operations {
     check_shares(codings_.page(), record, shares_bits && *options_->allocation != Allocation::head,
                  *options_->allocation == Allocation::model);
     check_shared_widths(codings_.page(), record);
-    codings_.adopt(coding, record, stream);
+    with_layout([&]<class Layout>() {
+      codings_.template adopt<Layout::HeadDim>(coding, record, observing_, stream);
+    });
   }
 
   std::size_t page_record_bytes(Index coding) const {
@@ -1102,7 +1105,7 @@ class Operations {
   DeviceBuffer<std::uint16_t> rows_;      // of a tail, while a call lasts
   DeviceBuffer<float> weighing_;          // see Weighing
   DeviceBuffer<std::uint16_t> unpacked_;  // tails of bytes as exact rows, likewise
-  DeviceBuffer<std::byte> observing_;     // workspace of statistics
+  DeviceBuffer<std::byte> observing_;     // workspace of statistics and of what is learnt from them
   DeviceBuffer<float> from_bases_;        // of dequantize()
   DeviceBuffer<float> logits_;            // see upload_logits()
   DeviceBuffer<unsigned long long> first_bad_;

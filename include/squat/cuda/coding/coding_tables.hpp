@@ -53,18 +53,20 @@ inline double unit_of(const Eigen::MatrixXd &matrix) {
   return largest > 0 ? std::exp2(std::ceil(std::log2(largest))) : 1.0;
 }
 
-/// Arrays that go to the device in one piece. add() says where they will be: give it the same arrays
-/// twice, first to learn the size, then with the memory there.
+/// Arrays that go to the device in one piece, and room behind them for what is made there. add() and
+/// leave_room() say where they will be: call both for the same arrays twice, first to learn the size,
+/// then with the memory there.
 class TableImage {
  public:
   /// To learn the size.
   TableImage() = default;
-  /// In memory of the device, of that size.
-  TableImage(std::byte *device, std::size_t size) : device_(device), bytes_(size) {}
+  /// In memory of the device, of the size that was learnt.
+  TableImage(std::byte *device, const TableImage &measured)
+      : device_(device), room_(aligned(measured.size_)), bytes_(measured.size_) {}
 
   template <class Target, class Scalar>
   const Target *add(std::span<const Scalar> elements) {
-    const std::size_t at = (size_ + alignment - 1) / alignment * alignment;
+    const std::size_t at = aligned(size_);
     size_ = at + elements.size_bytes();
     if (!bytes_.empty()) std::memcpy(bytes_.data() + at, elements.data(), elements.size_bytes());
     return reinterpret_cast<const Target *>(device_ + at);
@@ -74,14 +76,26 @@ class TableImage {
     return add<Scalar>(std::span<const Scalar>(elements, static_cast<std::size_t>(count)));
   }
 
-  std::size_t size() const { return size_; }
+  /// For `count` elements that a kernel writes.
+  template <class Scalar>
+  const Scalar *leave_room(Index count) {
+    const std::size_t at = room_;
+    room_ = aligned(at + static_cast<std::size_t>(count) * sizeof(Scalar));
+    return reinterpret_cast<const Scalar *>(device_ + at);
+  }
+
+  /// Of all, where no memory is there yet.
+  std::size_t size() const { return aligned(size_) + room_; }
+  /// What goes to the device.
   std::span<const std::byte> bytes() const { return bytes_; }
 
  private:
   static constexpr std::size_t alignment = 128;
+  static std::size_t aligned(std::size_t at) { return (at + alignment - 1) / alignment * alignment; }
 
   std::byte *device_ = nullptr;
-  std::size_t size_ = 0;
+  std::size_t size_ = 0;  // of what was added
+  std::size_t room_ = 0;  // where the next begins
   std::vector<std::byte> bytes_;
 };
 
@@ -92,7 +106,7 @@ auto build_tables(DeviceBuffer<std::byte> &memory, cudaStream_t stream, Build &&
   TableImage measured;
   build(measured);
   memory = DeviceBuffer<std::byte>(measured.size());
-  TableImage image(memory.data(), memory.size());
+  TableImage image(memory.data(), measured);
   auto tables = build(image);
   upload(image.bytes(), memory.data(), stream);
   return tables;
@@ -158,13 +172,14 @@ class DeviceTiles {
   TileTables tables_{};
 };
 
-/// The matrices that the queries of one KV head meet.
+/// The matrices that the queries of one KV head meet, as far as the host makes them: that of a basis
+/// where it has inverted it.
 class QueryMatrices {
  public:
   QueryMatrices() = default;
   template <class Real = double>
   QueryMatrices(const KeyQuantizer &quantizer, const DeviceTiles &tiles) {
-    if (const SubspaceBasis *basis = quantizer.basis()) {
+    if (const SubspaceBasis *basis = quantizer.basis(); basis && basis->to_basis.size() > 0) {
       inverse_ = matrix_tiles(basis->queries_to_basis(), 1, TileOrder::rows);
     }
     if (const float *mean = quantizer.mean()) {
@@ -204,7 +219,13 @@ inline HeadTables head_tables(TableImage &image, const KeyQuantizer &quantizer,
   HeadTables tables{};
   matrices.add_to(image, tables);
   if (const SubspaceBasis *basis = quantizer.basis()) {
-    tables.to_basis = image.add(basis->to_basis.data(), basis->to_basis.size());
+    if (basis->to_basis.size() > 0) {
+      tables.to_basis = image.add(basis->to_basis.data(), basis->to_basis.size());
+    } else {  // invert_bases.cuh
+      constexpr Index halves = sizeof(uint4) / sizeof(half);
+      tables.basis = image.leave_room<uint4>(d * d / halves);
+      tables.to_basis = image.leave_room<float>(d * d);
+    }
     tables.metric = image.add(basis->metric.data(), d);
     const Index unit = allocation_unit(d);
     for (const CodeRun &run : basis->allocation.runs()) {

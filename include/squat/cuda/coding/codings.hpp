@@ -76,9 +76,10 @@ class Codings {
   void remove(Index coding) { codings_[static_cast<std::size_t>(coding)].reset(); }
 
   /// Fixes a coding from its statistics. Returns false where they are of no text: it begins anew.
+  /// workspace: made larger where needed.
   template <int HeadDim>
-  bool learn(Index coding, cudaStream_t stream) {
-    const bool learnt = at(coding).template learn<HeadDim>(stream);
+  bool learn(Index coding, DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
+    const bool learnt = at(coding).template learn<HeadDim>(workspace, stream);
     if (learnt) upload_tables(coding, stream);
     if (learnt && by_layer()) share_among_layers(stream);
     return learnt;
@@ -97,9 +98,11 @@ class Codings {
     if (by_layer()) share_no_more();
   }
 
-  /// Becomes what a record says. Waits for the stream.
-  void adopt(Index coding, const CodingRecord &record, cudaStream_t stream) {
-    at(coding).adopt(record, stream);
+  /// Becomes what a record says. workspace: made larger where needed. Waits for the stream.
+  template <int HeadDim>
+  void adopt(Index coding, const CodingRecord &record, DeviceBuffer<std::byte> &workspace,
+             cudaStream_t stream) {
+    at(coding).template adopt<HeadDim>(record, workspace, stream);
     upload_tables_and_wait(coding, stream);
   }
 

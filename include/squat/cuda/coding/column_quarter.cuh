@@ -56,9 +56,14 @@ struct ColumnQuarter {
 };
 
 /// Over the lanes of a column, the same for all.
-__device__ inline float sum_of_column(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+template <class Real, class Operation>
+__device__ inline Real reduce_column(Real x, Operation operation) {
+  x = operation(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return operation(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+template <class Real>
+__device__ inline Real sum_of_column(Real x) {
+  return reduce_column(x, [](Real a, Real b) { return a + b; });
 }
 
 /// The factor L of a positive definite matrix, L L^T (Golub and Van Loan, Matrix Computations, section

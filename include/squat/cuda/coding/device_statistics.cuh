@@ -170,27 +170,28 @@ class DeviceStatistics {
     check(cudaGetLastError(), "statistics");
   }
 
-  /// The bases of what has been added so far, a KV head each. Waits for the stream.
+  /// The bases of what has been added so far, a KV head each, rounded to bytes or else to words. They
+  /// stay in the workspace, where LearningMemory says. Waits for the stream.
   template <int HeadDim>
-  std::vector<LearntBasis<HeadDim>> learn_bases(const TileTables &tables, cudaStream_t stream) const {
-    using Basis = LearntBasis<HeadDim>;
+  std::vector<LearntBasis<HeadDim>> learn_bases(const TileTables &tables, bool bytes,
+                                                DeviceBuffer<std::byte> &workspace,
+                                                cudaStream_t stream) const {
     const auto heads = static_cast<std::size_t>(kv_heads_);
-    const DeviceBuffer<Basis> learnt(heads);
-    const DeviceBuffer<float> scratch(heads * 2 * HeadDim * HeadDim);
-    const DeviceBuffer<double> row_counts(row_counts_.size());
-    upload<double>(row_counts_, row_counts.data(), stream);
+    const LearningMemory<HeadDim> memory(workspace, heads, row_counts_.size());
+    upload<double>(row_counts_, memory.row_counts, stream);
     const LearnCall<HeadDim> call{.layout = layout_,
                                   .doubles = doubles_.data(),
                                   .floats = floats_.data(),
-                                  .row_counts = row_counts.data(),
+                                  .row_counts = memory.row_counts,
                                   .keys = keys(),
                                   .draws = draws(),
                                   .tables = tables,
-                                  .scratch = scratch.data(),
-                                  .learnt = learnt.data()};
+                                  .bytes = bytes,
+                                  .matrices = memory.matrices,
+                                  .learnt = memory.learnt};
     launch_learn_bases(call, kv_heads_, stream);
-    std::vector<Basis> bases(heads);
-    download<Basis>(learnt.data(), bases, stream);
+    std::vector<LearntBasis<HeadDim>> bases(heads);
+    download<LearntBasis<HeadDim>>(memory.learnt, bases, stream);
     return bases;
   }
   /// What evidence_of() counts: keys, or rows of the tile that have any, and queries.

@@ -1,8 +1,9 @@
 #pragma once
 
 // What a layer's codings learn and have learnt, a KV head each. Statistics are gathered on the device,
-// which learns subspace bases of heads of up to 128 channels too (learn_bases.cuh); all else is learnt
-// by the host. What kernels need of it lies in device memory.
+// which learns subspace bases of heads of up to 128 channels too (learn_bases.cuh), and inverts them
+// wherever they come from (invert_bases.cuh); all else is learnt by the host. What kernels need of it
+// lies in device memory.
 
 #include <algorithm>
 #include <cstddef>
@@ -29,6 +30,9 @@
 #include "squat/cuda/coding/basis_record.hpp"
 #include "squat/cuda/coding/coding_tables.hpp"
 #include "squat/cuda/coding/device_statistics.cuh"
+#include "squat/cuda/coding/invert_bases.cuh"
+#include "squat/cuda/coding/learn_bases.cuh"
+#include "squat/cuda/coding/learnt_basis.cuh"
 #include "squat/cuda/coding/shared_heads.hpp"
 #include "squat/cuda/state/device_buffer.hpp"
 #include "squat/cuda/state/device_state.cuh"
@@ -170,24 +174,25 @@ class LayerCoding {
   }
 
   /// Fixes the codings from their statistics. Returns false where they are of no text: nothing is seen
-  /// and learnt then.
+  /// and learnt then. workspace: made larger where needed.
   template <int HeadDim>
-  bool learn(cudaStream_t stream) {
+  bool learn(DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
     reserve_statistics(stream);
     // A prior's sums are the host's, and so is what heads do that share bits.
     const bool has_all = !options_->prior || has_prior_;
     const bool on_device = *options_->coding == Coding::subspace && has_all && !wants_to_share() &&
                            can_learn_bases<HeadDim>();
-    std::vector<HeadRecord> learnt;
-    if (on_device) learnt = learn_on_device<HeadDim>(stream);
+    learnt_ = on_device && learn_on_device<HeadDim>(workspace, stream);
     // The host may see more, see is_of_text().
-    if (!on_device || (learnt.empty() && is_biased_first())) learnt = learn_on_host(stream);
-    if (learnt.empty()) {
+    if (!on_device || (!learnt_ && is_biased_first())) {
+      const std::vector<HeadRecord> heads = learn_on_host(stream);
+      if (!heads.empty()) become<HeadDim>(heads, true, workspace, stream);
+      learnt_ = !heads.empty();
+    }
+    if (!learnt_) {
       forget();
       return false;
     }
-    make_tables(take(learnt), true, stream);
-    learnt_ = true;
     if (*options_->allocation == Allocation::layer) {
       share(choices(), page_.code_bytes(), stream);
       drop_choices();
@@ -226,9 +231,11 @@ class LayerCoding {
     return record;
   }
 
-  /// Becomes what a record says, which was checked. Waits for the stream.
-  void adopt(const CodingRecord &record, cudaStream_t stream) {
-    make_tables(take(record.heads), record.learnt || !learns_, stream);
+  /// Becomes what a record says, which was checked. workspace: made larger where needed. Waits for the
+  /// stream.
+  template <int HeadDim>
+  void adopt(const CodingRecord &record, DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
+    become<HeadDim>(record.heads, record.learnt || !learns_, workspace, stream);
     learnt_ = record.learnt;
     learnt_nothing_ = false;
     observed_ = false;
@@ -343,35 +350,67 @@ class LayerCoding {
 #endif
   }
 
-  /// The same of subspace bases, where the device has the statistics.
+  /// The same of subspace bases, where the device has the statistics: becomes it. Returns false where
+  /// they are of no text.
   template <int HeadDim>
-  std::vector<HeadRecord> learn_on_device(cudaStream_t stream) const {
-    std::vector<HeadRecord> records;
-    if constexpr (HeadDim <= 128) {
+  bool learn_on_device(DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
+    if constexpr (HeadDim <= most_device_channels) {
+      const bool bytes = KeyQuantizer::rounds_to_bytes(page_.key_bits);
       const std::vector<LearntBasis<HeadDim>> learnt =
-          statistics_->template learn_bases<HeadDim>(tables_.tiles, stream);
+          statistics_->template learn_bases<HeadDim>(tables_.tiles, bytes, workspace, stream);
       std::vector<Evidence> evidence;
       for (const LearntBasis<HeadDim> &head : learnt)
         evidence.push_back(evidence_of(head, statistics_->draws(), statistics_->queries()));
-      if (!is_of_text(evidence, false)) return records;
-      records.resize(learnt.size());
-      run_tasks(options_->parallel, options_->kv_heads, [&](int head) {
-        const auto i = static_cast<std::size_t>(head);
-        records[i] =
-            record_of(learnt[i], page_.key_bits, tiles_->frame() != nullptr, statistics_->values());
+      if (!is_of_text(evidence, false)) return false;
+      const auto matrices = take<HeadDim>([&](std::size_t head) {
+        return record_of(learnt[head], page_.key_bits, bytes, tiles_->frame() != nullptr,
+                         statistics_->values());
       });
+      make_tables(matrices, true, stream);
+      const LearningMemory<HeadDim> memory(workspace, learnt.size(), 0);
+      invert<HeadDim>(memory.learnt, stream);
+      return true;
     }
-    return records;
+    return false;
   }
 
-  /// Becomes what the heads' records say, but for the tables. A task a head.
-  std::vector<QueryMatrices> take(std::span<const HeadRecord> heads) {
+  /// Becomes what the heads' records say.
+  template <int HeadDim>
+  void become(std::span<const HeadRecord> heads, bool learnt, DeviceBuffer<std::byte> &workspace,
+              cudaStream_t stream) {
+    make_tables(take<HeadDim>([&](std::size_t head) -> const HeadRecord & { return heads[head]; }),
+                learnt, stream);
+    if constexpr (HeadDim <= most_device_channels) {
+      const auto has_basis = [](const KeyQuantizer &quantizer) { return quantizer.basis() != nullptr; };
+      if (std::none_of(quantizers_.begin(), quantizers_.end(), has_basis)) return;
+      std::vector<LearntBasis<HeadDim>> bases(quantizers_.size());
+      for (std::size_t head = 0; head < bases.size(); ++head) {
+        if (has_basis(quantizers_[head])) take_matrix(quantizers_[head].basis()->rounded, bases[head]);
+      }
+      const LearningMemory<HeadDim> memory(workspace, bases.size(), 0);
+      upload<LearntBasis<HeadDim>>(bases, memory.learnt, stream);
+      invert<HeadDim>(memory.learnt, stream);
+    }
+  }
+
+  /// Works out on the device what the tables of bases have room for.
+  template <int HeadDim>
+  void invert(const LearntBasis<HeadDim> *bases, cudaStream_t stream) const {
+    launch_invert_bases<HeadDim>(
+        {.bases = bases, .heads = tables_.heads, .bytes = KeyQuantizer::rounds_to_bytes(page_.key_bits)},
+        static_cast<int>(quantizers_.size()), stream);
+  }
+
+  /// The quantizers become what the heads' records, of_head(head), say. A task a head.
+  template <int HeadDim, class OfHead>
+  std::vector<QueryMatrices> take(OfHead &&of_head) {
     std::vector<QueryMatrices> matrices(quantizers_.size());
     run_tasks(options_->parallel, static_cast<int>(quantizers_.size()), [&](int head) {
       const auto i = static_cast<std::size_t>(head);
-      quantizers_[i].adopt(heads[i]);
-      value_means_[i] = heads[i].value_mean;
-      quantizers_[i].invert_rounded();
+      const HeadRecord &record = of_head(i);
+      quantizers_[i].adopt(record);
+      value_means_[i] = record.value_mean;
+      if constexpr (HeadDim > most_device_channels) quantizers_[i].invert_rounded();
       matrices[i] = QueryMatrices(quantizers_[i], *tiles_);
     });
     return matrices;
@@ -408,6 +447,8 @@ class LayerCoding {
   }
 
   bool is_biased_first() const { return options_->keys_have_biases && layer_ == 0; }
+
+  static constexpr int most_device_channels = 128;  // of heads whose bases the device learns and inverts
 
   Index rows_of_frame() const { return tiles_->frame() ? tiles_->frame()->rows() : 1; }
 

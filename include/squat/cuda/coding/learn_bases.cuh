@@ -16,25 +16,15 @@
 #include "squat/cuda/coding/block_matrix.cuh"
 #include "squat/cuda/coding/column_quarter.cuh"
 #include "squat/cuda/coding/key_rows.cuh"
+#include "squat/cuda/coding/learnt_basis.cuh"
 #include "squat/cuda/coding/moments.cuh"
 #include "squat/cuda/error.hpp"
 #include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/state/device_buffer.hpp"
 #include "squat/cuda/state/device_state.cuh"
 
 namespace squat::cuda {
-
-/// What a head has learnt. See SubspaceBasis and Evidence.
-template <int HeadDim>
-struct LearntBasis {
-  alignas(16) float matrix[HeadDim * HeadDim];  ///< A^-T, [coordinate, channel]
-  float metric[HeadDim];
-  double variance[HeadDim];  ///< falling
-  double mean[HeadDim];      ///< of keys as row 0 of a tile has them
-  double value_sum[HeadDim];
-  double weight;
-  double key_directions, key_rank, query_rank;
-};
 
 template <int HeadDim>
 struct LearnCall {
@@ -44,8 +34,29 @@ struct LearnCall {
   const double *row_counts;  ///< [layout.rows]
   double keys, draws;        ///< how many there are, and how many rows that have any
   TileTables tables;
-  float *scratch;  ///< [kv_heads, 2, HeadDim, HeadDim]
+  bool bytes;       ///< A^-T is rounded to bytes, else to words
+  float *matrices;  ///< [kv_heads, 2, HeadDim, HeadDim]; of each head the first becomes A^-T as it was
+                    ///< before, the second is overwritten
   LearntBasis<HeadDim> *learnt;
+};
+
+/// Where what such a call writes lies in a workspace of the device.
+template <int HeadDim>
+struct LearningMemory {
+  LearntBasis<HeadDim> *learnt;  ///< [kv_heads]
+  float *matrices;               ///< LearnCall::matrices
+  double *row_counts;            ///< [rows]
+
+  /// Makes the workspace larger where needed.
+  LearningMemory(DeviceBuffer<std::byte> &workspace, std::size_t kv_heads, std::size_t rows) {
+    const std::size_t of_learnt = kv_heads * sizeof(*learnt);
+    const std::size_t of_matrices = kv_heads * 2 * HeadDim * HeadDim * sizeof(*matrices);
+    const std::size_t bytes = of_learnt + of_matrices + rows * sizeof(*row_counts);
+    if (workspace.bytes() < bytes) workspace = DeviceBuffer<std::byte>(bytes);
+    learnt = reinterpret_cast<LearntBasis<HeadDim> *>(workspace.data());
+    matrices = reinterpret_cast<float *>(workspace.data() + of_learnt);
+    row_counts = reinterpret_cast<double *>(workspace.data() + of_learnt + of_matrices);
+  }
 };
 
 /// One head, by a block.
@@ -67,8 +78,8 @@ class BasisLearner {
         layout_(call.layout),
         doubles_(call.doubles + head * layout_.doubles),
         floats_(call.floats + head * layout_.floats),
-        factor_(call.scratch + 2 * head * HeadDim * HeadDim),
-        scratch_(factor_ + HeadDim * HeadDim),
+        matrix_(call.matrices + 2 * head * HeadDim * HeadDim),
+        scratch_(matrix_ + HeadDim * HeadDim),
         to_(call.learnt[head]),
         memory_(memory),
         lost_(memory + vectors),
@@ -76,6 +87,7 @@ class BasisLearner {
         rest_(mean_ + HeadDim),
         diagonal_(rest_ + HeadDim),
         inverse_(diagonal_ + HeadDim),
+        widths_(lost_),
         of_warps_(inverse_ + HeadDim),
         rows_(layout_, doubles_, floats_, call.row_counts, call.keys, call.tables, {lost_, mean_, rest_},
               memory) {}
@@ -103,7 +115,7 @@ class BasisLearner {
     const double weight = find_metric(columns);
     float *factor = q.data;  // L^T
     cholesky(columns, factor);
-    for (int n = 0; n < own; ++n) factor_[place(n)] = factor[place(n)];
+    for (int n = 0; n < own; ++n) matrix_[place(n)] = factor[place(n)];
     // L^T S L: the second factor of either product is symmetric, or read as a column.
     const auto of_factor = [&](int i, int k) { return factor[i * HeadDim + k]; };
     multiply(p, of_factor, p, p.first_row());
@@ -122,8 +134,9 @@ class BasisLearner {
     solve(columns);
 #pragma unroll
     for (int n = 0; n < columns.quads; ++n) {
-      columns.of(to_.matrix + coordinate * HeadDim, n) = columns.x[n];
+      columns.of(matrix_ + coordinate * HeadDim, n) = columns.x[n];
     }
+    round(columns, coordinate);
     if (threadIdx.x == 0) to_.weight = weight;
   }
 
@@ -220,7 +233,10 @@ class BasisLearner {
         x = static_cast<float>(static_cast<double>(x) * inverse);
         if (metric.row(n) + i != column) continue;
         x += keys_alone ? 1.0f : ridge;
+        const double width = call_.bytes ? sqrt(static_cast<double>(x)) : 1;
         to_.metric[column] = x;
+        to_.input_scales[column] = static_cast<float>(1 / width);
+        widths_[column] = width;
       }
     }
     if (threadIdx.x == 0) to_.query_rank = squares > 0 ? trace * trace / squares : 0;
@@ -236,13 +252,51 @@ class BasisLearner {
 #pragma unroll
     for (int n = 0; n < own; ++n) {
       const int column = Matrix::row(n), row = Matrix::column(n);
-      const float x = factor_[column * HeadDim + row];
+      const float x = matrix_[column * HeadDim + row];
       l[row * stride + column] = row == column ? 0 : x;
       if (row == column) l[row * stride + HeadDim] = 1 / x;
     }
     __syncthreads();
     solve_transposed(
         l, stride, [&](int row) { return l[row * stride + HeadDim]; }, columns);
+  }
+
+  /// See KeyQuantizer::rounded_basis(): a column is an output, its rows are inputs.
+  __device__ void round(const Columns &columns, int output) const {
+    double largest = 0, sum = 0;
+    const auto even = [&](int n, int i) {
+      float4 x = columns.x[n];
+      return static_cast<double>(element(x, i)) * widths_[columns.row(n) + i];
+    };
+#pragma unroll
+    for (int n = 0; n < columns.quads; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        largest = fmax(largest, fabs(even(n, i)));
+        sum += fabs(even(n, i));
+      }
+    }
+    largest = reduce_column(largest, [](double a, double b) { return fmax(a, b); });
+    sum = sum_of_column(sum);
+    double scale = 0, steps = 0, zero = 0;
+    if (call_.bytes) {
+      scale = fmax(largest / 127.5, 1e-30);
+      steps = 1 / scale;
+      zero = 127.5;
+    } else if (largest > 1e-30) {
+      steps = fmin((65535 - HeadDim / 2) / sum, 32767 / largest);
+      scale = 1 / steps;
+    }
+    auto *codes = reinterpret_cast<short4 *>(to_.codes + output * HeadDim);
+#pragma unroll
+    for (int n = 0; n < columns.quads; ++n) {
+      const auto code = [&](int i) {
+        const int x = __double2int_rn(even(n, i) * steps + zero);
+        return static_cast<short>(call_.bytes ? min(max(x, 0), 255) : x);
+      };
+      codes[columns.row(n) / 4] = {code(0), code(1), code(2), code(3)};
+    }
+    if (columns.part() == 0) to_.scales[output] = static_cast<float>(isfinite(sum) ? scale : sum);
   }
 
   /// Over the threads of the block, the same for all.
@@ -261,11 +315,12 @@ class BasisLearner {
   const HeadSums &layout_;
   const double *doubles_;
   const float *floats_;
-  float *factor_;   // L^T, [HeadDim, HeadDim]
+  float *matrix_;   // L^T, then A^-T, [HeadDim, HeadDim]
   float *scratch_;  // as large
   LearntBasis<HeadDim> &to_;
   double *memory_;  // two matrices of float, or one of double, or tiles of rows
   double *lost_, *mean_, *rest_, *diagonal_, *inverse_;  // [channel]
+  double *widths_;  // how far channels of queries range, 1 for words; where lost_ was
   double
       *of_warps_;  // of block_sum(), three times as long: from rest_ on there is EigenMemory in the end
   KeyRows<HeadDim> rows_;
