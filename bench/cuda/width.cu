@@ -11,6 +11,7 @@
 #include "case.cuh"
 #include "copy_bandwidth.cuh"
 #include "filled_cache.cuh"
+#include "pack_prompt.cuh"
 #include "score_rules.hpp"
 #include "stopwatch.cuh"
 #include "workload.hpp"
@@ -129,33 +130,9 @@ void pack_step(benchmark::State &state, const Workload &workload, MaybeCoding co
   state.SetItemsProcessed(workload.sequences * options.page_tokens);
 }
 
-/// Appending whole pages of tokens to a sequence of a layer that has learnt: check, copies and packing.
 template <int Bits>
 void pack(benchmark::State &state, const Workload &workload, MaybeCoding coding) {
-  Stopwatch stopwatch;
-  FilledCache<Bits> filled(options_of(workload.shape, coding, Bits), stopwatch.stream());
-  filled.add(workload.shape, 1, 1024);
-  auto &cache = filled.cache();
-  const squat::Options &options = cache.options();
-  // A sequence that holds its sinks and a window: each call packs as many tokens as it brings.
-  const Index kept = options.sinks + options.residual;
-  const Tokens before(workload.shape, kept, 0, stopwatch.stream());
-  const Tokens in(workload.shape, workload.tokens, kept, stopwatch.stream());
-  squat::SequenceId sequence;
-  const auto begin = [&] {
-    sequence = cache.add_sequence();
-    cache.append(sequence, 0, before.k(), before.v(), stopwatch.stream());
-    stopwatch.wait();
-  };
-  begin();
-  const Times times =
-      stopwatch.time([&] { cache.append(sequence, 0, in.k(), in.v(), stopwatch.stream()); },
-                     [&] {
-                       cache.remove_sequence(sequence);
-                       begin();
-                     });
-  report(state, times);
-  state.SetItemsProcessed(workload.tokens);
+  pack_prompt<Bits>(state, workload, options_of(workload.shape, coding, Bits));
 }
 
 /// A fork of a sequence of 32 layers. host_us: what the host takes, the median; the time is the

@@ -459,8 +459,8 @@ class PackedTail {
     for (int before = 0; before < channel / Layout::unit; ++before) {
       unit += Layout::key_unit_bytes(widths[static_cast<std::size_t>(before)]);
     }
-    return cuda::key_code(unit, widths[static_cast<std::size_t>(channel / Layout::unit)], Layout::unit,
-                          group, token, channel % Layout::unit);
+    const int bits = widths[static_cast<std::size_t>(channel / Layout::unit)];
+    return cuda::read_code(unit, Layout::key_places(Codes::scalar, bits, token, channel % Layout::unit));
   }
 
   /// Rounding with feedback is chaotic: a tie that breaks the other way moves all later targets. So each
@@ -491,7 +491,6 @@ class PackedTail {
   }
 
   void compare_values(int page, int head, Difference &difference) const {
-    constexpr int step_bytes = Layout::value_step_bytes;
     RowMatrix rows(group, d);
     for (int token = 0; token < group; ++token) {
       for (int i = 0; i < d; ++i) {
@@ -520,11 +519,10 @@ class PackedTail {
         const bool plain = case_.values == ValueCoding::plain;
         difference.add_scale({plain ? zeros[at] : half(0.0f), device_scales[at]}, scales[i]);
       }
-      const std::uint8_t *unit = bytes(page, head) + Layout::value_codes + token / 16 * step_bytes;
+      const std::uint8_t *values = bytes(page, head) + Layout::value_codes;
       for (int i = 0; i < d; ++i) {
-        difference.add_code(
-            cuda::value_code(unit, Layout::ValueBits, Layout::channel_tiles, i, token % 16),
-            codes[static_cast<std::size_t>(i)]);
+        const cuda::CodePlaces at = Layout::value_places(Codes::scalar, Layout::ValueBits, i, token);
+        difference.add_code(cuda::read_code(values, at), codes[static_cast<std::size_t>(i)]);
       }
     }
   }

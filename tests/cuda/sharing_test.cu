@@ -2,15 +2,12 @@
 // the CPU does with the same prior; pages that the basis does not suit, snapshots, graphs, page sizes by
 // layer.
 
-#include <algorithm>
-#include <memory>
-#include <utility>
 #include <vector>
 
+#include "both_backends.cuh"
 #include "caches.cuh"
 #include "captured_graph.cuh"
 #include "reference/expect_error.hpp"
-#include "reference/inputs.hpp"
 #include "reference/saved.hpp"
 
 namespace squat::test {
@@ -19,6 +16,7 @@ namespace {
 template <int HeadDimension, int KeyBitCount, int ValueBitCount>
 struct SharedWidths {
   static constexpr int HeadDim = HeadDimension;
+  static constexpr Codes codes = Codes::scalar;
   using Cache = KVCache<half, KeyBitCount, ValueBitCount, CudaSharing<HeadDimension>>;
   using CpuCache = KVCache<half, KeyBitCount, ValueBitCount>;
 };
@@ -29,84 +27,8 @@ class CudaSharedBits : public OnDevice {};
 using AllSharedWidths = testing::Types<SharedWidths<64, 2, 2>, SharedWidths<128, 3, 3>>;
 TYPED_TEST_SUITE(CudaSharedBits, AllSharedWidths);
 
-DeviceInputs uneven(const Options &options, Index tokens, unsigned seed) {
-  Inputs<> in(options, tokens, seed);
-  make_uneven(in);
-  return DeviceInputs(rounded(std::move(in)));
-}
-
-/// Keys that vary where the prior's did not.
-void turn_over(Tensor<float> &rows) {
-  for (Index token = 0; token < rows.tokens; ++token) {
-    for (Index head = 0; head < rows.heads; ++head) {
-      float *row = rows.view().row(token, head);
-      std::reverse(row, row + rows.head_dim);
-      for (Index i = 0; i < rows.head_dim; i += 2) row[i] = -row[i];
-    }
-  }
-}
-
-template <class CpuCache>
-std::shared_ptr<const Prior> prior_of(Options options) {
-  options.keep_statistics = true;
-  CpuCache cache(options);
-  DeviceInputs in = uneven(options, 700, 11);
-  const SequenceId sequence = cache.add_sequence();
-  for (int layer = 0; layer < options.layers; ++layer)
-    cache.append(sequence, layer, in.host.q.view(), in.host.k.view(), in.host.v.view());
-  return std::make_shared<Prior>(cache.statistics());
-}
-
-template <class Widths>
-Options shared_options(Allocation allocation, int layers = 1) {
-  Options options{.layers = layers, .query_heads = 8, .kv_heads = 2, .head_dim = Widths::HeadDim};
-  options.residual = 32;
-  options.allocation = allocation;
-  options.rotary = {rotary_table(1e4, Widths::HeadDim)};
-  options.tile_tokens = 256;
-  options.prior = prior_of<typename Widths::CpuCache>(options);
-  return options;
-}
-
-/// The device and the CPU, fed the same pieces of tokens: outputs are attention over what the device
-/// holds, which is what the CPU does.
-template <class Widths>
-struct Both {
-  explicit Both(const Options &options) : device(options), host(options) {
-    on_device = device.add_sequence();
-    on_host = host.add_sequence();
-  }
-
-  void feed(DeviceInputs &&in, int layer = 0) {
-    device.append(on_device, layer, in.q.view(), in.k.view(), in.v.view());
-    host.append(on_host, layer, in.host.q.view(), in.host.k.view(), in.host.v.view());
-  }
-
-  void check(int layer = 0) {
-    const Contents held = device_contents(device, on_device, layer);
-    const Contents of_host = contents(host, on_host, layer);
-    // Codes near a tie differ, as do pages of which plain codes err as much.
-    EXPECT_LT(relative_distance(held.k, of_host.k), .03);
-    EXPECT_LT(relative_distance(held.v, of_host.v), .03);
-    const Index length = device.length(on_device, layer);
-    for (const Index rows : {Index{1}, Index{3}, Index{20}, Index{200}}) {
-      DeviceInputs in = uneven(device.options(), rows, 31);
-      device.attend(on_device, layer, in.q.view(), in.out.view());
-      const Tensor<float> out = in.out.read();
-      EXPECT_LT(attention_distance<float>(in.host.q.view(), held.k.view(), held.v.view(), out.view(),
-                                          length - rows),
-                device_tolerance)
-          << rows << " rows of layer " << layer;
-    }
-  }
-
-  typename Widths::Cache device;
-  typename Widths::CpuCache host;
-  SequenceId on_device, on_host;
-};
-
 TYPED_TEST(CudaSharedBits, AreWhatTheCpuSharesOut) {
-  const Options options = shared_options<TypeParam>(Allocation::layer);
+  const Options options = learnt_options<TypeParam>(Allocation::layer);
   Options by_head = options;
   by_head.allocation = Allocation::head;
   Both<TypeParam> both(options), equal(by_head);
@@ -128,7 +50,7 @@ TYPED_TEST(CudaSharedBits, AreWhatTheCpuSharesOut) {
 
 /// Pages in the basis, then plain ones, then others.
 TYPED_TEST(CudaSharedBits, ArePlainInPagesThatTheBasisDoesNotSuit) {
-  const Options options = shared_options<TypeParam>(Allocation::layer);
+  const Options options = learnt_options<TypeParam>(Allocation::layer);
   Both<TypeParam> both(options);
   both.feed(uneven(options, 400, 1));
   DeviceInputs other = uneven(options, 400, 2);
@@ -143,7 +65,7 @@ TYPED_TEST(CudaSharedBits, ArePlainInPagesThatTheBasisDoesNotSuit) {
 }
 
 TYPED_TEST(CudaSharedBits, ByLayerHavePagesOfTheirOwnSize) {
-  Options options = shared_options<TypeParam>(Allocation::model, 3);
+  Options options = learnt_options<TypeParam>(Allocation::model, 3);
   Both<TypeParam> both(options);
   for (int layer : {0, 1, 2}) both.feed(uneven(options, 500, static_cast<unsigned>(layer)), layer);
   for (int layer : {0, 1, 2}) both.check(layer);
@@ -153,7 +75,7 @@ TYPED_TEST(CudaSharedBits, ByLayerHavePagesOfTheirOwnSize) {
 /// Without a prior, from a prompt in pieces: exact rows and bytes are weighed, and rows of the call.
 TYPED_TEST(CudaSharedBits, AreLearntFromPromptsToo) {
   for (const TailCoding tail : {TailCoding::exact, TailCoding::int8}) {
-    Options options = shared_options<TypeParam>(Allocation::layer);
+    Options options = learnt_options<TypeParam>(Allocation::layer);
     options.prior = nullptr;
     options.tail = tail;
     options.keep_statistics = true;
@@ -175,7 +97,7 @@ TYPED_TEST(CudaSharedBits, AreLearntFromPromptsToo) {
 }
 
 TYPED_TEST(CudaSharedBits, TravelInSnapshots) {
-  const Options options = shared_options<TypeParam>(Allocation::layer);
+  const Options options = learnt_options<TypeParam>(Allocation::layer);
   Both<TypeParam> both(options);
   both.feed(uneven(options, 700, 1));
   const Bytes of_host = saved(both.host, both.on_host), of_device = saved(both.device, both.on_device);
@@ -192,7 +114,7 @@ TYPED_TEST(CudaSharedBits, TravelInSnapshots) {
 
 /// Across page boundaries, and pages of another space.
 TYPED_TEST(CudaSharedBits, InACapturedGraphAreThoseOfSteps) {
-  const Options options = shared_options<TypeParam>(Allocation::layer);
+  const Options options = learnt_options<TypeParam>(Allocation::layer);
   typename TypeParam::Cache replayed(options), stepped(options);
   cudaStream_t stream = nullptr;
   require(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));

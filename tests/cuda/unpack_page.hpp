@@ -21,7 +21,7 @@
 
 namespace squat::test {
 
-using cuda::key_element, cuda::tile_element, cuda::value_element;
+using cuda::CodePlaces, cuda::key_element, cuda::read_code, cuda::tile_element, cuda::value_element;
 
 /// One KV head's part of a page.
 template <class Layout, class T>
@@ -54,8 +54,8 @@ class HeadPage {
           const float zero = scale(Layout::key_zeros, at),
                       step = std::abs(scale(Layout::key_scales, at));
           for (int token = 0; token < Group; ++token) {
-            const int code =
-                bits == 0 ? 0 : cuda::key_code(unit, bits, Layout::unit, Group, token, column);
+            const CodePlaces at = Layout::key_places(Codes::scalar, bits, token, column);
+            const int code = bits == 0 ? 0 : read_code(unit, at);
             keys(channel, token) = zero + step * static_cast<float>(code);
           }
         }
@@ -71,15 +71,15 @@ class HeadPage {
     RowMatrix values(Group, HeadDim);
     if (!Layout::values_about_mean(bytes_)) mean = nullptr;
     for (int token = 0; token < Group; ++token) {
-      const std::uint8_t *step = bytes_ + Layout::value_codes + token / 16 * Layout::value_step_bytes;
+      const std::uint8_t *codes = bytes_ + Layout::value_codes;
       for (int channel = 0; channel < HeadDim; ++channel) {
         if constexpr (Layout::ValueBits == 16) {
           values(token, channel) =
               exact(Layout::value_codes, token / 16 * Layout::channel_tiles + channel / 16,
                     tile_element(channel % 16, token % 16));
         } else {
-          const int code =
-              cuda::value_code(step, Layout::ValueBits, Layout::channel_tiles, channel, token % 16);
+          const CodePlaces at = Layout::value_places(Codes::scalar, Layout::ValueBits, channel, token);
+          const int code = read_code(codes, at);
           values(token, channel) =
               value(token, channel, static_cast<float>(code)) + (mean != nullptr ? mean[channel] : 0.0f);
         }

@@ -11,13 +11,17 @@ template <>
 std::unique_ptr<squat::GroupCache> make_group_of<ENGINE_KEY_BITS, ENGINE_VALUE_BITS>(
     const squat::Options &options, squat::ElementType exact_rows) {
   using Widths = squat::Widths<ENGINE_KEY_BITS, ENGINE_VALUE_BITS>;
+  const auto make = [&]<class Backend>() {
+    return squat::make_group<Backend, squat::half, Widths>(options, exact_rows, Widths::key_bits,
+                                                           Widths::value_bits);
+  };
   if constexpr (ENGINE_KEY_BITS <= 4 && ENGINE_VALUE_BITS <= 4) {
+    if (options.codes == squat::Codes::trellis)
+      return make.template operator()<squat::CudaTrellis<ENGINE_CUDA_HEAD_DIM>>();
     if (options.allocation.value_or(squat::Allocation::head) != squat::Allocation::head)
-      return squat::make_group<squat::CudaSharing<ENGINE_CUDA_HEAD_DIM>, squat::half, Widths>(
-          options, exact_rows, Widths::key_bits, Widths::value_bits);
+      return make.template operator()<squat::CudaSharing<ENGINE_CUDA_HEAD_DIM>>();
   }
-  return squat::make_group<squat::CudaFor<ENGINE_CUDA_HEAD_DIM>, squat::half, Widths>(
-      options, exact_rows, Widths::key_bits, Widths::value_bits);
+  return make.template operator()<squat::CudaFor<ENGINE_CUDA_HEAD_DIM>>();
 }
 
 }  // namespace engine::cuda

@@ -18,13 +18,17 @@ make_group_of<SQUAT_KV_HEAD_DIM, SQUAT_KV_KEY_BITS, SQUAT_KV_VALUE_BITS, exact_r
   using Rows =
       std::conditional_t<exact_rows == squat::ElementType::float16, squat::half, squat::bfloat16>;
   using Widths = squat::Widths<SQUAT_KV_KEY_BITS, SQUAT_KV_VALUE_BITS>;
+  const auto make = [&]<class Backend>() {
+    return squat::make_group<Backend, Rows, Widths>(options, exact_rows, Widths::key_bits,
+                                                    Widths::value_bits);
+  };
   if constexpr (SQUAT_KV_KEY_BITS <= 4 && SQUAT_KV_VALUE_BITS <= 4 && SQUAT_KV_HEAD_DIM % 64 == 0) {
+    if (options.codes == squat::Codes::trellis)
+      return make.template operator()<squat::CudaTrellis<SQUAT_KV_HEAD_DIM>>();
     if (options.allocation.value_or(squat::Allocation::head) != squat::Allocation::head)
-      return squat::make_group<squat::CudaSharing<SQUAT_KV_HEAD_DIM>, Rows, Widths>(
-          options, exact_rows, Widths::key_bits, Widths::value_bits);
+      return make.template operator()<squat::CudaSharing<SQUAT_KV_HEAD_DIM>>();
   }
-  return squat::make_group<squat::CudaFor<SQUAT_KV_HEAD_DIM>, Rows, Widths>(
-      options, exact_rows, Widths::key_bits, Widths::value_bits);
+  return make.template operator()<squat::CudaFor<SQUAT_KV_HEAD_DIM>>();
 }
 
 }  // namespace squat_kv

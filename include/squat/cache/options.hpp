@@ -51,8 +51,8 @@ struct Options {
   std::optional<TailCoding> tail{};
 
   /// What packed codes of 1 to 3 bits are: of symmetric values, and of keys in a subspace basis; all
-  /// others are scalar. Trellis codes ask for a head_dim and page_tokens that are multiples of 32. On
-  /// the CPU alone. Default: scalar.
+  /// others are scalar. Trellis codes ask for a head_dim and page_tokens that are multiples of 32; on
+  /// CUDA for a backend of theirs, CudaTrellis, and allocation head. Default: scalar.
   std::optional<Codes> codes{};
   OrthogonalOptions orthogonal{};  ///< read where coding is orthogonal
 

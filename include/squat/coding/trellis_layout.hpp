@@ -59,6 +59,25 @@ inline void pack_trellis(int bits, const std::uint8_t *codes, Index inner_stride
   }
 }
 
+/// The code of (row, index) of packed trellis codes.
+inline int packed_trellis_code(int bits, const std::uint8_t *packed, Index rows, Index inner, Index row,
+                               Index index) {
+  const auto of_plane = [&](int width, const std::uint8_t *plane) {
+    const Index byte = index / (8 / width) * rows + row / 4 * 4 + index % 4;
+    const auto bit = width == 2 ? 2 * (3 - row % 4) : 3 - row % 4 + index / 4 % 2 * 4;
+    return plane[byte] >> bit & ((1 << width) - 1);
+  };
+  if (bits < 3) return of_plane(bits, packed);
+  return of_plane(2, packed) | of_plane(1, packed + plane_bytes(2, rows, inner)) << 2;
+}
+
+/// The code of (row, index) of either kind.
+inline int packed_code(Codes kind, int bits, const std::uint8_t *packed, Index rows, Index inner,
+                       Index row, Index index) {
+  return kind == Codes::trellis ? packed_trellis_code(bits, packed, rows, inner, row, index)
+                                : packed_code(bits, packed, rows, inner, row, index);
+}
+
 /// Packs codes of either kind.
 inline void pack_codes(Codes kind, int bits, const std::uint8_t *codes, Index inner_stride, Index rows,
                        Index inner, std::uint8_t *packed) {

@@ -60,8 +60,9 @@
 
 namespace squat::cuda {
 
-/// SharesBits: heads may share the bits of a page, up to 4 bits: Options::allocation.
-template <class T, int KeyBits, int ValueBits, class HeadDims, class Groups, bool SharesBits>
+/// SharesBits: heads may share the bits of a page: Options::allocation. Kind: Options::codes. Both of up
+/// to 4 bits.
+template <class T, int KeyBits, int ValueBits, class HeadDims, class Groups, bool SharesBits, Codes Kind>
 class Operations {
   static_assert(!std::is_same_v<T, float>, "squat: on CUDA exact rows are half or bfloat16, not float");
 
@@ -75,13 +76,13 @@ class Operations {
   explicit Operations(const Options &options)
       : options_(std::make_unique<Options>(options)),
         arena_(std::make_unique<DeviceArena>()),
-        codings_(*options_, KeyBits, ValueBits, shares_bits),
+        codings_(*options_, KeyBits, ValueBits, shares_bits, trellis),
         batches_(static_cast<std::size_t>(options.layers)),
         reading_(4 * static_cast<std::size_t>(options.layers)),
         first_bad_(most_checked),
         errors_(1) {
     Layouts::check(options.head_dim, options.page_tokens);
-    if (options.codes == Codes::trellis) throw_invalid("codes", "trellis", "scalar on CUDA");
+    check_codes();
     check_sharing();
     const auto heads = static_cast<std::size_t>(options.kv_heads);
     const bool bytes = *options.tail == TailCoding::int8;
@@ -622,7 +623,9 @@ class Operations {
 
  private:
   static constexpr bool shares_bits = SharesBits && KeyBits <= 4 && ValueBits <= 4;
-  using Layouts = PageLayouts<KeyBits, ValueBits, HeadDims, Groups, shares_bits>;
+  static constexpr bool trellis = Kind == Codes::trellis && KeyBits <= 4 && ValueBits <= 4;
+  using Layouts = PageLayouts<KeyBits, ValueBits, HeadDims, Groups, shares_bits,
+                              trellis ? Codes::trellis : Codes::scalar>;
 
   static constexpr std::size_t most_checked = 3;  // tensors of a call
   static constexpr std::size_t most_pieces = 5;   // of the rows and the table of a copy
@@ -704,6 +707,16 @@ class Operations {
     }
   }
 
+  /// Throws Error where codes are not those that kernels are for.
+  void check_codes() const {
+    if (trellis && *options_->values == ValueCoding::plain)
+      throw_invalid("values", "plain", "symmetric where codes are trellis codes on CUDA");
+    if (trellis == (*options_->codes == Codes::trellis)) return;
+    if (trellis) throw_invalid("codes", "scalar", "trellis where the backend is CudaTrellis");
+    throw_invalid("codes", "trellis",
+                  "scalar on CUDA, unless the backend is CudaTrellis and there are up to 4 bits");
+  }
+
   /// Throws Error where heads are to share bits, and cannot.
   void check_sharing() const {
     const Allocation allocation = *options_->allocation;
@@ -726,7 +739,7 @@ class Operations {
     }
     if constexpr (!is_mixed(KeyBits, ValueBits)) {
       const bool plain = ValueBits < 16 && *options_->values == ValueCoding::plain;
-      if constexpr (!Layout::shares_bits) {
+      if constexpr (!Layout::shares_bits && !Layout::trellis) {
         if (plain) (void)decode_plan<DecodeMemory<Layout, ValueCoding::plain>>(1, most_entries, room);
       }
       if (!plain) (void)decode_plan<DecodeMemory<Layout, ValueCoding::symmetric>>(1, most_entries, room);
@@ -1134,13 +1147,13 @@ namespace squat {
 
 /// The CUDA backend, with kernels for some head_dims and groups. T of a cache is half or bfloat16;
 /// tensors are in device memory; every call takes a stream.
-/// SharesBits: those of CudaSharing.
-template <class HeadDims, class Groups, bool SharesBits = false>
+/// SharesBits: those of CudaSharing; Kind: those of CudaTrellis.
+template <class HeadDims, class Groups, bool SharesBits = false, Codes Kind = Codes::scalar>
 struct CudaOf {
   using Stream = cudaStream_t;  ///< the last argument of every call
   /// What KVCache calls.
   template <class T, int KeyBits, int ValueBits>
-  using Operations = cuda::Operations<T, KeyBits, ValueBits, HeadDims, Groups, SharesBits>;
+  using Operations = cuda::Operations<T, KeyBits, ValueBits, HeadDims, Groups, SharesBits, Kind>;
 
   /// Of a cache with these options, defaults filled in.
   template <class T, int KeyBits, int ValueBits>
@@ -1159,5 +1172,10 @@ using Cuda = CudaFor<64, 96, 128, 256>;
 /// tokens; head_dims are multiples of 64.
 template <int... HeadDims>
 using CudaSharing = CudaOf<cuda::OneOf<HeadDims...>, cuda::OneOf<128>, true>;
+
+/// Kernels for trellis codes of caches of up to 4 bits (Options::codes), in pages of 128 tokens;
+/// head_dims are multiples of 64, at most 256.
+template <int... HeadDims>
+using CudaTrellis = CudaOf<cuda::OneOf<HeadDims...>, cuda::OneOf<128>, false, Codes::trellis>;
 
 }  // namespace squat

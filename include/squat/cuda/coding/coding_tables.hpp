@@ -22,6 +22,7 @@
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/cuda/page/fragments.cuh"
+#include "squat/cuda/page/trellis_places.cuh"
 #include "squat/cuda/state/device_buffer.hpp"
 #include "squat/cuda/state/device_state.cuh"
 
@@ -122,10 +123,12 @@ inline std::vector<std::uint64_t> table_turns(std::span<const float> inverse_fre
 /// A rotary embedding and the tile frame of its keys, on the host and on the device.
 class DeviceTiles {
  public:
-  /// frame: rows of a tile, 0 for none. Null table: keys do not turn. Throws Error where
-  /// the frame is so long that its mean key has more modes than kernels have room for.
+  /// frame: rows of a tile, 0 for none. Null table: keys do not turn. trellis: pages may have trellis
+  /// codes, whose order of tokens rows are in (PageLayout). Throws Error where the frame is so long that
+  /// its mean key has more modes than kernels have room for.
   template <class Real = double>
-  DeviceTiles(const RotaryTable *table, Index frame, int head_dim) {
+  DeviceTiles(const RotaryTable *table, Index frame, int head_dim, bool trellis = false)
+      : trellis_(trellis) {
     if (table == nullptr) return;
     if (frame > 0) {
       frame_.emplace(*table, frame);
@@ -159,13 +162,19 @@ class DeviceTiles {
     if (!frame_) return tables;
     tables.frame = static_cast<std::int32_t>(frame_->rows());
     tables.angles = image.add(frame_->angles(0), frame_->angle_count() * frame_->rows());
-    const std::vector<half> rows =
-        matrix_tiles(modes_->rows(*frame_).transpose(), 1, TileOrder::columns);
+    Eigen::MatrixXd weights = modes_->rows(*frame_).transpose();
+    if (trellis_) {
+      const Eigen::MatrixXd in_order = weights;
+      for (Index row = 0; row < weights.rows(); ++row)
+        weights.row(row) = in_order.row(row_token(static_cast<int>(row)));
+    }
+    const std::vector<half> rows = matrix_tiles(weights, 1, TileOrder::columns);
     tables.mode_rows = image.add<uint4>(std::span<const half>(rows));
     tables.mode_tiles = static_cast<std::int32_t>((modes_->count() + 15) / 16);
     return tables;
   }
 
+  bool trellis_;
   std::optional<TileFrame> frame_;
   std::optional<MeanModes> modes_;
   DeviceBuffer<std::byte> memory_;

@@ -31,8 +31,8 @@ namespace squat::cuda {
 class Codings {
  public:
   /// options must stay where they are.
-  /// shares_bits: see LayerCoding.
-  Codings(const Options &options, int key_bits, int value_bits, bool shares_bits)
+  /// shares_bits: see LayerCoding; trellis: see DeviceTiles.
+  Codings(const Options &options, int key_bits, int value_bits, bool shares_bits, bool trellis)
       : options_(&options),
         page_{.key_bits = key_bits,
               .value_bits = value_bits,
@@ -43,9 +43,10 @@ class Codings {
               .value_coding = *options.values},
         shares_bits_(shares_bits) {
     if (options.rotary.empty())
-      tiles_.push_back(std::make_unique<DeviceTiles>(nullptr, 0, options.head_dim));
+      tiles_.push_back(std::make_unique<DeviceTiles>(nullptr, 0, options.head_dim, trellis));
     for (const RotaryTable &table : options.rotary) {
-      tiles_.push_back(std::make_unique<DeviceTiles>(&table, *options.tile_tokens, options.head_dim));
+      tiles_.push_back(
+          std::make_unique<DeviceTiles>(&table, *options.tile_tokens, options.head_dim, trellis));
     }
   }
 

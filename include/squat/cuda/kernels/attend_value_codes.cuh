@@ -44,7 +44,7 @@ inline constexpr int value_code_rows = 64;
 /// Whether there is a kernel that meets the values of such pages as codes.
 template <class Layout, ValueCoding Values>
 constexpr bool meets_value_codes() {
-  return !Layout::shares_bits && Layout::HeadDim == 128 && Layout::Group == 128 &&
+  return !Layout::shares_bits && !Layout::trellis && Layout::HeadDim == 128 && Layout::Group == 128 &&
          Layout::KeyBits < 16 && Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
 }
 

@@ -67,10 +67,15 @@ struct FoundRow {
   }
 };
 
+/// Channels in their own order, where PageLayout may have another.
+struct ChannelOrder {
+  __device__ static constexpr int row_channel(int row) { return row; }
+};
+
 /// Adds up the warps of a team, to row `warp` of theirs. sums, references: offsets in shared memory,
 /// [warp, row, row_floats] and [warp, 2, row]. Of its lane, a warp has the reference of row t, its
-/// weight, and value(j, i), that of channel 16 j + 8 i + g. Begins and ends with barriers.
-template <int HeadDim, class Value>
+/// weight, and value(j, i), that of row 16 j + 8 i + g of channels. Begins and ends with barriers.
+template <int HeadDim, class Order, class Value>
 __device__ inline FoundRow<HeadDim> add_warps(int sums, int row_floats, int references, int barrier,
                                               int warp, float reference, float weight, Value &&value) {
   const int lane = volatile_lane(), g = lane >> 2, t = lane & 3;
@@ -91,11 +96,11 @@ __device__ inline FoundRow<HeadDim> add_warps(int sums, int row_floats, int refe
     return most;
   };
   const float factor = power_of_two(reference - most_of(t));
-  const int to = sums + ((warp * team_rows + t) * row_floats + g) * 4;
+  const int to = sums + ((warp * team_rows + t) * row_floats + Order::row_channel(g)) * 4;
 #pragma unroll
   for (int j = 0; j < HeadDim / 16; ++j) {
-    shared_at<float>(to + 64 * j) = value(j, 0) * factor;
-    shared_at<float>(to + 64 * j + 32) = value(j, 1) * factor;
+    shared_at<float>(to + 4 * Order::row_channel(16 * j)) = value(j, 0) * factor;
+    shared_at<float>(to + 4 * Order::row_channel(16 * j + 8)) = value(j, 1) * factor;
   }
   sync_threads(barrier, team_threads);
   using Quads = RowSums<HeadDim>;

@@ -144,11 +144,13 @@ class DecodeTeam {
                              warp_ * found_row_floats(HeadDim) * 4);
   }
   /// Adds up what the warps have, see add_warps(). rotated: of values that are, as those of rows of
-  /// bytes and of symmetric pages; what the row has come to is as values of pages are.
-  template <class Value>
+  /// bytes and of symmetric pages; what the row has come to is as values of pages are. Order: which
+  /// channels rows are, ChannelOrder or a PageLayout.
+  template <class Order, class Value>
   __device__ void add_up(bool rotated, float reference, float weight, Value &&value) const {
-    FoundRow<HeadDim> row = add_warps<HeadDim>(memory_, Memory::sums_row, memory_ + Memory::references,
-                                               1 + team_, warp_, reference, weight, value);
+    FoundRow<HeadDim> row =
+        add_warps<HeadDim, Order>(memory_, Memory::sums_row, memory_ + Memory::references, 1 + team_,
+                                  warp_, reference, weight, value);
     if (Memory::rotates && !rotated) rotate_quads<HeadDim>(row.sum);
     if (!Memory::rotates && rotated) rotate_quads_back<HeadDim>(row.sum);
     row.add(FoundRow<HeadDim>::read(found(team_)));

@@ -17,6 +17,7 @@
 #include "squat/cuda/kernels/elements.cuh"
 #include "squat/cuda/kernels/hadamard_signs.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
+#include "squat/cuda/kernels/trellis_levels.cuh"
 #include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
@@ -122,12 +123,19 @@ class PageSlice {
         codes += Layout::key_unit_bytes(basis ? head.widths[before] : plain_key_bits_);
       }
       const int at = key_element(channel);
-      const int code = bits == 0 ? 0
-                                 : key_code(codes, bits, Layout::unit, Layout::Group, first_ + token,
-                                            channel % Layout::unit);
-      // A scale's sign says which space the page is coded in.
-      return scale(Layout::key_zeros, at) +
-             fabsf(scale(Layout::key_scales, at)) * static_cast<float>(code);
+      const auto code = [&](Codes kind, int of_token) {
+        return read_code(codes, Layout::key_places(kind, bits, of_token, channel % Layout::unit));
+      };
+      float number = 0;
+      if (Layout::trellis && bits <= 3 && Layout::key_codes_kind(page_) == Codes::trellis) {
+        number = trellis_number(bits, [&](int before) {
+          return code(Codes::trellis, (first_ + token - before) & (Layout::Group - 1));
+        });
+      } else if (bits > 0) {
+        number = static_cast<float>(code(Codes::scalar, first_ + token));
+      }
+      // A scale's sign may say something else.
+      return scale(Layout::key_zeros, at) + fabsf(scale(Layout::key_scales, at)) * number;
     }
   }
 
@@ -135,11 +143,18 @@ class PageSlice {
     if constexpr (Layout::ValueBits == 16) {
       return exact(Layout::value_codes, channel / 16, tile_element(channel % 16, token % 16), token);
     } else {
-      const std::uint8_t *step =
-          page_ + values_ + (first_ + token) / 16 * value_step_bytes(value_bits_, Layout::channel_tiles);
-      const auto code =
-          static_cast<float>(value_code(step, value_bits_, Layout::channel_tiles, channel, token % 16));
-      const int place = value_element(first_ + token);
+      const auto code_of = [&](Codes kind, int of_channel) {
+        return read_code(page_ + values_,
+                         Layout::value_places(kind, value_bits_, of_channel, first_ + token));
+      };
+      const int place = value_element(Layout::token_row(first_ + token));
+      if (Layout::value_codes_of(value_bits_) == Codes::trellis) {
+        const float number = trellis_number(value_bits_, [&](int before) {
+          return code_of(Codes::trellis, (channel + HeadDim - before) % HeadDim);
+        });
+        return scale(value_scales_, place) * (number - trellis_middle);
+      }
+      const auto code = static_cast<float>(code_of(Codes::scalar, channel));
       if (coding == ValueCoding::symmetric) {
         const float middle = static_cast<float>((1 << value_bits_) - 1) / 2;
         return scale(value_scales_, place) * (code - middle);

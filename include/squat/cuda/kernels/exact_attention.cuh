@@ -165,7 +165,8 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
         }
       }
     }
-    add_up(false, sums.reference, sums.weight, [&](int j, int half) { return sums.o[j][2 * half]; });
+    this->template add_up<ChannelOrder>(false, sums.reference, sums.weight,
+                                        [&](int j, int half) { return sums.o[j][2 * half]; });
   }
 
   /// The blocks [first, last) of a tail of bytes. Values are summed in steps of `unit`, the largest so
@@ -178,8 +179,8 @@ class ExactAttention : public DecodeTeam<Layout, Values, S> {
     float unit = 1e-20f;
 #pragma unroll 1
     for (int i = first + warp_; i < last; i += team_warps) add_byte_block(i, sums, unit);
-    add_up(true, sums.reference, sums.weight,
-           [&](int j, int half) { return sums.o[j][2 * half] * unit; });
+    this->template add_up<ChannelOrder>(true, sums.reference, sums.weight,
+                                        [&](int j, int half) { return sums.o[j][2 * half] * unit; });
   }
 
   /// Block `index` of the rows, of a tail of bytes.

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 
+#include "squat/coding/trellis.hpp"
 #include "squat/cuda/kernels/byte_products.cuh"
 #include "squat/cuda/kernels/decode_memory.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
@@ -34,6 +35,7 @@ struct PageBatch {
   unsigned reuse = 0;       ///< that see the modes of the page before, from the other base of its pass
   unsigned in_basis = 0;    ///< that are coded there
   unsigned about_mean = 0;  ///< whose values are coded about their mean
+  unsigned trellis = 0;     ///< whose keys of up to 3 bits are trellis codes
   std::int32_t passes = 1;  ///< of two bases each
 
   __device__ int name(int page) const {
@@ -167,10 +169,10 @@ class PageFacing {
           multiply_add(d[i], x.x, x.y, x.z, x.w, b.x, b.y);
         }
       }
-      const int eight = tables_.eight * Layout::unit;
-      int narrower = tables_.four + tables_.two;
-      if constexpr (Memory::shares_bits) narrower += tables_.three + tables_.one;
-      write(batch, seen & batch.in_basis, eight + narrower * Layout::unit, eight, d, zeros);
+      const int eight = tables_.eight * Layout::unit, scalar = eight + tables_.four * Layout::unit;
+      int narrow = tables_.two;
+      if constexpr (Memory::shares_bits) narrow += tables_.three + tables_.one;
+      write(batch, seen & batch.in_basis, scalar + narrow * Layout::unit, scalar, eight, d, zeros);
     }
     if ((seen & ~batch.in_basis) != 0) {
 #pragma unroll
@@ -183,7 +185,7 @@ class PageFacing {
         }
       }
       const int bits = Memory::shares_bits ? tables_.plain_key_bits : Layout::KeyBits;
-      write(batch, seen & ~batch.in_basis, HeadDim, bits == 8 ? HeadDim : 0, d, zeros);
+      write(batch, seen & ~batch.in_basis, HeadDim, HeadDim, bits == 8 ? HeadDim : 0, d, zeros);
     }
   }
 
@@ -262,8 +264,9 @@ class PageFacing {
   }
 
   /// Writes the bytes of the pages of the set `pages`, all of one space: its channels from `coded` on
-  /// have no codes, those up to `wide` codes of 8 bits.
-  __device__ void write(const PageBatch &batch, unsigned pages, int coded, int wide,
+  /// have no codes, those from `scalar` on levels where codes are trellis codes, those up to `wide`
+  /// codes of 8 bits.
+  __device__ void write(const PageBatch &batch, unsigned pages, int coded, int scalar, int wide,
                         const float (&d)[most_tiles][4], float (&zeros)[batch_pages]) const {
     const int lane = opaque(lane_index()), g = lane >> 2, t = lane & 3;
     float x[batch_pages][most_tiles][2], largest[batch_pages] = {};
@@ -285,8 +288,15 @@ class PageFacing {
         zeros[page] = fmaf(low, zero.x, fmaf(high, zero.y, zeros[page]));
         x[page][i][0] = low * scale.x;
         x[page][i][1] = high * scale.y;
-        // What no code meets may be anything.
         const int channel = tile(i) * 16;
+        if constexpr (Layout::trellis) {
+          constexpr float level = 1.0f / trellis_unit;
+          if ((batch.trellis >> page & 1) != 0) {
+            if (channel >= scalar) x[page][i][0] *= level;
+            if (channel + 8 >= scalar) x[page][i][1] *= level;
+          }
+        }
+        // What no code meets may be anything.
         float most = 0;
         if (channel < coded) most = fabsf(x[page][i][0]);
         if (channel + 8 < coded) most = fmaxf(most, fabsf(x[page][i][1]));

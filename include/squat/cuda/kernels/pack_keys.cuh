@@ -12,6 +12,8 @@
 //   8 keys, 5 pieces of 16 bytes for 64 multiply-adds (Group = 128). A passes through shared memory 8
 //   channels at a time, doubly buffered. 2 HeadDim^2 Group operations.
 //
+// Trellis codes (pack_trellis.cuh): a warp codes its channels one after another, each in shared memory.
+//
 // Shared memory: the keys as floats, HeadDim (Group + 4) 4 bytes, and 64 (HeadDim + 4) bytes of A, or
 // what orthogonal rounding needs (round_orthogonal.cuh): 75 KiB for HeadDim = Group = 128, two blocks at
 // a time. A head and page reads 2 Group HeadDim bytes, and writes KeyBits / 16 of that and the scales.
@@ -23,6 +25,7 @@
 
 #include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/kernels/pack_call.cuh"
+#include "squat/cuda/kernels/pack_trellis.cuh"
 #include "squat/cuda/kernels/page_keys.cuh"
 #include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
@@ -73,9 +76,10 @@ class PageCoder {
   static constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group, Bits = Layout::KeyBits;
   static constexpr int tiles = tiles_of_warp(HeadDim);  // of 16 channels, of a warp
   static constexpr int warps = channel_warps(HeadDim), threads = warps * warp_lanes;
-  using Keys = PageKeys<HeadDim, Group>;
+  using Keys = PageKeys<HeadDim, Group, Layout::trellis>;
   using Pieces = BasisPieces<HeadDim>;
-  using Rows = OrthogonalRows<HeadDim, Group, Bits>;
+  using Rows = OrthogonalRows<Keys, HeadDim, Group, Bits>;
+  using Channels = TrellisChannels<Layout>;                     // of a warp, behind the pieces
   static constexpr int rows = Keys::rows, columns = 4 * tiles;  // tokens and channels a lane owns
 
   /// plain_bits: of channels out of the basis.
@@ -108,9 +112,7 @@ class PageCoder {
     if (one_space) {
       basis_ = true;
       multiply();
-      float error = 0;
-      quantize_columns(fit, found, error);
-      const float2 errors = sum_of_block(error, channel_error());
+      const float2 errors = quantize_coordinates(fit, found);
       if (threadIdx.x == 0) *gain = head_.key_weight * (errors.y - errors.x);
     } else {
       quantize(fit, found);
@@ -121,8 +123,8 @@ class PageCoder {
   /// Of the second: not in the basis.
   __device__ void recode(std::uint8_t *page, std::uint8_t *parameters) {
     HalfScale found[columns];
-    float error = 0;
-    basis_ = false;
+    Errors error;
+    basis_ = trellis_ = false;
     read_keys();
     quantize_columns(AffineFit::minmax, found, error);
     put_scales(parameters, found);
@@ -149,20 +151,92 @@ class PageCoder {
       multiply();
     else
       read_keys();
-    for (;;) {
-      float error = 0;
-      quantize_columns(fit, found, error);
-      if (!basis_) return;
-      const float2 errors = sum_of_block(error, channel_error());
+    if (basis_) {
+      const float2 errors = quantize_coordinates(fit, found);
       if (errors.x <= errors.y) return;
-      basis_ = false;
+      basis_ = trellis_ = false;
       fit = AffineFit::minmax;
       read_keys();
     }
+    Errors error;
+    quantize_columns(fit, found, error);
   }
-  __device__ void quantize_columns(AffineFit fit, HalfScale (&found)[columns], float &error) {
+
+  /// Squared errors of codes of up to 3 bits, and of all else.
+  struct Errors {
+    float narrow = 0, wide = 0;
+  };
+
+  /// Codes coordinates: those of up to 3 bits as trellis codes where these err less. Returns the squared
+  /// error, and that of channels from their extremes.
+  __device__ float2 quantize_coordinates(AffineFit fit, HalfScale (&found)[columns]) {
+    Errors error;
+    HalfScale of_trellis[columns];
+    float narrow = 0;
+    if constexpr (Layout::trellis) narrow = code_narrow(of_trellis);
+    quantize_columns(fit, found, error);
+    float2 errors = sum_of_block(error.narrow + error.wide, channel_error());
+    if constexpr (Layout::trellis) {
+      const float2 narrows = sum_of_block(narrow, error.narrow);
+      trellis_ = narrows.x < narrows.y;
+      if (trellis_) {
+        errors.x += narrows.x - narrows.y;
 #pragma unroll
-    for (int i = 0; i < columns; ++i) found[i] = quantize_column(x_[i], width(unit_of(i)), fit, error);
+        for (int i = 0; i < columns; ++i) {
+          if (is_narrow(i)) found[i] = of_trellis[i];
+        }
+      }
+    }
+    return errors;
+  }
+
+  __device__ void quantize_columns(AffineFit fit, HalfScale (&found)[columns], Errors &error) {
+#pragma unroll
+    for (int i = 0; i < columns; ++i) {
+      float own = 0;
+      found[i] = quantize_column(x_[i], width(unit_of(i)), fit, own);
+      (is_narrow(i) ? error.narrow : error.wide) += own;
+    }
+  }
+
+  /// Whether column i has codes that may be trellis codes.
+  __device__ bool is_narrow(int i) const {
+    const int bits = width(unit_of(i));
+    return bits > 0 && bits <= most_trellis_bits;
+  }
+
+  /// Makes trellis codes of the warp's coordinates of up to 3 bits, which stay. Returns this lane's part
+  /// of the squared error.
+  __device__ float code_narrow(HalfScale (&found)[columns]) {
+    static_assert(tiles == 1);
+    Channels &channels = this->channels();
+    const int lane = lane_index(), g = lane / 4, t = lane % 4;
+    float error = 0;
+    channels.clear();
+#pragma unroll
+    for (int i = 0; i < columns; ++i) {
+      if (!is_narrow(i)) continue;
+#pragma unroll 1
+      for (int of_t = 0; of_t < 4; of_t += 2) {
+        const bool own = t / 2 * 2 == of_t;
+        if (own) {
+#pragma unroll
+          for (int j = 0; j < rows; j += 4) {
+            *reinterpret_cast<float4 *>(channels.rows.x[t % 2] + Keys::place(g, j)) = {
+                x_[i][j], x_[i][j + 1], x_[i][j + 2], x_[i][j + 3]};
+          }
+        }
+        const TrellisFit fit = channels.code(width(unit_of(i)), of_t * 2 + i / 2 * 8 + i % 2);
+        const TrellisFit of_row = from_lane(fit, t % 2 * half_warp);
+        if (own) found[i] = of_row.scale;
+        if (lane % half_warp == 0) error += fit.error;
+      }
+    }
+    return error;
+  }
+  __device__ Channels &channels() const {
+    auto *behind = reinterpret_cast<Channels *>(static_cast<float *>(memory_) + Pieces::floats);
+    return behind[warp()];
   }
 
   __device__ static void put_scale(std::uint8_t *bytes, int channel, HalfScale scale) {
@@ -170,7 +244,10 @@ class PageCoder {
     reinterpret_cast<__half *>(bytes + Layout::key_zeros)[key_element(channel)] = scale.zero;
   }
   __device__ void put_scales(std::uint8_t *bytes, HalfScale (&found)[columns]) const {
-    if (basis_ && threadIdx.x == 0) found[0].scale = __hneg(found[0].scale);  // names the KeySpace
+    if (threadIdx.x == 0) {  // the KeySpace and the kind of codes, see PageLayout
+      if (basis_) found[0].scale = __hneg(found[0].scale);
+      if (trellis_) found[1].scale = __hneg(found[1].scale);
+    }
     if (lane_index() >= 4) return;
 #pragma unroll
     for (int i = 0; i < columns; ++i) put_scale(bytes, channel(i), found[i]);
@@ -253,6 +330,7 @@ class PageCoder {
   /// The sums of `a` and of `b` over the block.
   __device__ static float2 sum_of_block(float a, float b) {
     __shared__ float2 sums[warps];
+    __syncthreads();  // nobody reads those before
     a = sum_lanes<1>(a);
     b = sum_lanes<1>(b);
     if (lane_index() == 0) sums[warp()] = {a, b};
@@ -270,6 +348,11 @@ class PageCoder {
 #pragma unroll
     for (int first = 0; first < columns; first += Layout::unit / 4) {
       const int bits = width(unit_of(first));
+      if (Layout::trellis && trellis_ && is_narrow(first)) {
+        channels().store(unit_of(first) % (16 / Layout::unit), bits, unit);
+        unit += Layout::key_unit_bytes(bits);
+        continue;
+      }
       const auto code = [&](int j, int i) { return code_bits(x_[first + i][j]); };
       if (Layout::shares_bits && bits == 1) store_key_unit<1, Layout::unit, Group>(unit, code);
       if ((Layout::shares_bits || Bits == 3) && bits == 3)
@@ -285,7 +368,7 @@ class PageCoder {
   Keys keys_;
   void *memory_;
   int plain_bits_;
-  bool basis_ = false;
+  bool basis_ = false, trellis_ = false;
   float x_[columns][rows];  // keys, coordinates, then codes
 };
 
@@ -298,7 +381,11 @@ constexpr int pack_keys_bytes(Coding coding) {
     using Coder = PageCoder<Layout>;
     const int keys = Coder::Keys::floats * 4;
     if (coding == Coding::orthogonal) return keys + Coder::Rows::bytes;
-    return keys + (coding == Coding::subspace ? Coder::Pieces::floats * 4 : 0);
+    if (coding != Coding::subspace) return keys;
+    const int pieces = keys + Coder::Pieces::floats * 4;
+    if constexpr (Layout::trellis)
+      return pieces + Coder::warps * static_cast<int>(sizeof(typename Coder::Channels));
+    return pieces;
   }
 }
 

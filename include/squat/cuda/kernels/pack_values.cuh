@@ -10,8 +10,9 @@
 //   registers; sums over a token: in registers, then over the lanes of equal t; codes: their words are
 //   the lane's own (store_codes.cuh).
 //
-// Numbers do not go through shared memory. A head and page reads 2 Group HeadDim bytes, and writes
-// ValueBits / 16 of that and the scales.
+// Numbers do not go through shared memory, but for those of layouts with trellis codes
+// (pack_trellis.cuh): there a warp codes one token after another. A head and page reads 2 Group HeadDim
+// bytes, and writes ValueBits / 16 of that and the scales.
 
 #include <cuda_runtime.h>
 
@@ -21,6 +22,7 @@
 #include "squat/cuda/kernels/hadamard_signs.cuh"
 #include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/kernels/pack_call.cuh"
+#include "squat/cuda/kernels/pack_trellis.cuh"
 #include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/store_codes.cuh"
 #include "squat/cuda/kernels/warp.cuh"
@@ -263,6 +265,48 @@ __device__ inline void code_symmetric(ValueTile<Layout::HeadDim> &tile, int step
       codes, [&](int j, int i) { return code_bits(tile.x[j / 2][j % 2][i]); });
 }
 
+/// The same of layouts with trellis codes. values: of the page.
+template <class Layout, int Bits>
+__device__ inline void code_in_rows(ValueTile<Layout::HeadDim> &tile, int step, std::uint8_t *values,
+                                    __half *scales) {
+  extern __shared__ float4 value_memory[];
+  auto &coded = *reinterpret_cast<CodedValues<Layout> *>(value_memory);
+  auto &rows = coded.rows();
+  const int lane = lane_index(), g = lane / 4, t = lane % 4;
+  coded.clear(Bits);
+#pragma unroll
+  for (int i = 0; i < tile.tokens; ++i) {
+    constexpr bool trellis = Layout::value_codes_of(Bits) == Codes::trellis;
+    __half scale;
+    if constexpr (!trellis) scale = tile.template quantize_symmetric<Bits>(i);
+#pragma unroll 1
+    for (int of_t = 0; of_t < 4; of_t += 2) {
+      const bool own = t / 2 * 2 == of_t;
+      if (own) {
+#pragma unroll
+        for (int j = 0; j < 2 * tile.tiles; ++j) {
+          const float x = tile.x[j / 2][j % 2][i];
+          if constexpr (trellis) {
+            rows.x[t % 2][8 * j + g] = x;
+          } else {
+            rows.codes[t % 2][8 * j + g] = static_cast<std::uint8_t>(code_bits(x));
+          }
+        }
+      }
+      if constexpr (trellis) {
+        const TrellisFit fit = rows.template code<Bits, false>();
+        scale = from_lane(fit, t % 2 * half_warp).scale.scale;
+      } else {
+        __syncwarp();
+      }
+      const int first = step * 16 + i / 2 * 8 + i % 2;
+      if (own && g == 0) scales[value_element(Layout::token_row(first + t * 2))] = scale;
+      coded.template add<Bits>(first + of_t * 2);
+    }
+  }
+  coded.store(Bits, values);
+}
+
 /// The same of a page whose heads share bits, into its bytes.
 template <class Layout>
 __device__ inline void code_shared(ValueTile<Layout::HeadDim> &tile, int step, const SharedPlace &place,
@@ -270,9 +314,13 @@ __device__ inline void code_shared(ValueTile<Layout::HeadDim> &tile, int step, c
   const auto code = [&]<int Bits>() {
     if (place.value_bits != Bits) return;
     std::uint8_t *values = page + place.codes + place.key_bytes;
-    code_symmetric<Layout, Bits>(tile, step,
-                                 values + step * value_step_bytes(Bits, Layout::channel_tiles),
-                                 reinterpret_cast<__half *>(values + Layout::value_bytes(Bits)));
+    auto *scales = reinterpret_cast<__half *>(values + Layout::value_bytes(Bits));
+    if constexpr (Layout::trellis) {
+      code_in_rows<Layout, Bits>(tile, step, values, scales);
+    } else {
+      code_symmetric<Layout, Bits>(
+          tile, step, values + step * value_step_bytes(Bits, Layout::channel_tiles), scales);
+    }
   };
   code.template operator()<1>();
   code.template operator()<2>();
@@ -329,7 +377,9 @@ __device__ inline void pack_page_values(const PackCall &call, const LayerState &
     }
     std::uint8_t *codes = bytes + Layout::value_codes + step * Layout::value_step_bytes;
     auto *scales = reinterpret_cast<__half *>(bytes + Layout::value_scales);
-    if (symmetric) {
+    if constexpr (Layout::trellis) {
+      code_in_rows<Layout, Bits>(tile, step, bytes + Layout::value_codes, scales);
+    } else if (symmetric) {
       code_symmetric<Layout, Bits>(tile, step, codes, scales);
     } else {
       const bool first_lane = lane_index() < 4;
@@ -363,8 +413,10 @@ __global__ void __launch_bounds__(Layout::token_tiles *warp_lanes) pack_values(P
 template <class Layout, class T>
 void launch_pack_values(const PackCall &call, cudaStream_t stream) {
   if (call.entries == 0 || call.most_pages == 0) return;
+  constexpr std::size_t bytes = Layout::trellis ? sizeof(CodedValues<Layout>) : 0;
+  if constexpr (bytes > 0) allow_shared_bytes<pack_values<Layout, T>>(bytes);
   launch_behind("packing of values", pack_values<Layout, T>, pack_grid(call),
-                Layout::token_tiles * warp_lanes, 0, stream, launches_overlap(), call);
+                Layout::token_tiles * warp_lanes, bytes, stream, launches_overlap(), call);
 }
 
 }  // namespace squat::cuda

@@ -70,7 +70,9 @@ struct PageSums {
     return Layout::shares_bits ? own + others : own;
   }
   __device__ float middle() const {
-    return static_cast<float>((1 << (Layout::shares_bits ? bits : Layout::ValueBits)) - 1) / 2;
+    const int width = Layout::shares_bits ? bits : Layout::ValueBits;
+    if (Layout::value_codes_of(width) == Codes::trellis) return trellis_middle;
+    return static_cast<float>((1 << width) - 1) / 2;
   }
 
   /// Calls run<Bits>() for the width of the codes.
@@ -174,18 +176,19 @@ class PageAttention : public PageCopies<Layout, Values, S> {
       }
     }
     const float of_all = -sums.off();
-    const float *mean = tables().value_mean + lane_index() / 4;
+    const float *mean = tables().value_mean + Layout::row_channel(lane_index() / 4);
     const bool has_mean = __any_sync(0xffffffffu, about_mean > 0);
     sums.with_codes([&]<class Codes>() {
       Codes::take_apart(sums.codes);
-      add_up(Memory::rotates, sums.reference, sums.weight, [&](int j, int half) {
+      const auto value = [&](int j, int half) {
         const auto high = static_cast<float>(sums.codes.c[j][2 * half]);
         const auto low = static_cast<float>(sums.codes.c[j][2 * half + 1]);
         const float sum = fmaf(fmaf(high, 256, low), 1.0f / static_cast<float>(1 << Codes::place(j)),
                                plain ? sums.constants[j / 2 % (HeadDim / 32)] : of_all);
         if (plain || !has_mean) return sum;
-        return fmaf(about_mean, __ldg(mean + j * 16 + half * 8), sum);
-      });
+        return fmaf(about_mean, __ldg(mean + Layout::row_channel(j * 16 + half * 8)), sum);
+      };
+      this->template add_up<Layout>(Memory::rotates, sums.reference, sums.weight, value);
     });
   }
 
@@ -197,7 +200,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
   __device__ void make_queries(PageBatch &batch) const {
     const int first = batch.first;
     batch.set(page_at(first).batch);
-    batch.in_basis = batch.about_mean = 0;
+    batch.in_basis = batch.about_mean = batch.trellis = 0;
 #pragma unroll
     for (int i = 0; i < batch_pages; ++i) {
       // Scales' signs say which space a page is coded in, and about what.
@@ -205,6 +208,8 @@ class PageAttention : public PageCopies<Layout, Values, S> {
       batch.in_basis |= (shared_at<const std::uint16_t>(scale) >> 15 & 1u) << i;
       batch.about_mean |= (shared_at<const std::uint8_t>(scale + Layout::about_mean_byte) >> 7 & 1u)
                           << i;
+      if constexpr (Layout::trellis)
+        batch.trellis |= (shared_at<const std::uint8_t>(scale + Layout::trellis_byte) >> 7 & 1u) << i;
     }
     float zeros[batch_pages] = {};
 #pragma unroll 1
@@ -249,7 +254,8 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     }
     KeyScores<Layout> scores(bytes, memory + Memory::bytes + index * Memory::query_bytes_of_page, lane,
                              slice);
-    scores.add((batch.in_basis >> index & 1) != 0, tables());
+    const bool trellis = Layout::trellis && (batch.trellis >> index & 1) != 0;
+    scores.add((batch.in_basis >> index & 1) != 0, trellis, tables());
     between();
     const float4 zeros =
         shared_at<const float4>(memory + Memory::zeros + index * Memory::of_rows + t * team_warps * 4);
@@ -258,18 +264,22 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     const float unit =
         norm * shared_at<const float>(memory + Memory::units + (index * team_rows + t) * 4);
     const float mean_unit = norm * tables().projection_unit;
+    const float of_second = Layout::trellis && trellis ? unit : unit * 0.0625f;
     const bool masked = page.masked != 0;
+    // Row g + 8 i is token row_token(g) + step i.
+    constexpr int step = Layout::row_token(8);
+    const int token = slice * 32 + Layout::row_token(g);
     float x[4];
     const auto find_exponents = [&](float reference) {
       const bool bends = call_.rule.bends();
       const float from = bends ? zero : zero - reference;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        x[i] = fmaf(scores[i], i < 2 ? unit : unit * 0.0625f, fmaf(mean[i], mean_unit, from));
+        x[i] = fmaf(scores[i], i < 2 ? unit : of_second, fmaf(mean[i], mean_unit, from));
       }
       if (bends) {
-        const float4 bent = call_.rule.bent(float4{x[0], x[1], x[2], x[3]}, this->slope(),
-                                            limit() - 1 - page.before - (slice * 32 + g));
+        const float4 bent = call_.rule.template bent<step>(float4{x[0], x[1], x[2], x[3]}, this->slope(),
+                                                           limit() - 1 - page.before - token);
         x[0] = bent.x - reference, x[1] = bent.y - reference;
         x[2] = bent.z - reference, x[3] = bent.w - reference;
       }
@@ -278,12 +288,12 @@ class PageAttention : public PageCopies<Layout, Values, S> {
                   first = max(static_cast<int>(page.first), first_seen() - page.before);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int token = slice * 32 + g + 8 * i;
-          if (token < first || token >= min(last, seen)) x[i] = -INFINITY;
+          const int own = token + step * i;
+          if (own < first || own >= min(last, seen)) x[i] = -INFINITY;
         }
       }
     };
-    // Scales, or zeros, of tokens g + 8 i.
+    // Scales, or zeros, of rows g + 8 i.
     constexpr int groups = Layout::scales_of_a_value(Values);
     const int scales = bytes + scales_begin(page) + (slice * 8 + g) * 8;
     const auto four = [](int from, float(&to)[4]) {
@@ -372,7 +382,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     return Layout::value_scales - Layout::key_codes;
   }
 
-  /// The mean key's scores at tokens g + 8 i, over the projection's unit. row: offset of the first's
+  /// The mean key's scores at rows g + 8 i, over the projection's unit. row: offset of the first's
   /// modes; name: of the page's base; other: the same from the other base of its pass.
   __device__ void add_means(int row, int name, int memory, int lane, float (&mean)[4],
                             float (&other)[4]) const {

@@ -18,9 +18,11 @@
 namespace squat::cuda {
 
 /// Rows of channels, of tokens in the order that makes a lane's own follow each other: lane (g, t) of a
-/// warp owns the tokens g + 8 j, and four of equal j / 4 are a piece of 16 bytes. Rows are 16 bytes
-/// longer than their tokens, so that tiles are written without bank conflicts.
-template <int HeadDim, int Group>
+/// warp owns the rows g + 8 j, and four of equal j / 4 are a piece of 16 bytes. Rows are tokens, or,
+/// where pages may have trellis codes, as PageLayout has them: tokens follow each other then (InOrder).
+/// Rows of channels are 16 bytes longer than their tokens, so that tiles are written without bank
+/// conflicts.
+template <int HeadDim, int Group, bool InOrder = false>
 struct PageKeys {
   static constexpr int rows = Group / 8;  // tokens a lane owns
   static constexpr int stride = Group + 4;
@@ -30,9 +32,11 @@ struct PageKeys {
 
   __device__ float *channel(int index) const { return data + index * stride; }
 
-  /// Where token g + 8 j stands in its channel's row.
+  /// Where row g + 8 j stands in its channel's, and where a token does.
   __device__ static constexpr int place(int g, int j) { return (j / 4 * 8 + g) * 4 + j % 4; }
-  __device__ static constexpr int place(int token) { return place(token % 8, token / 8); }
+  __device__ static constexpr int place(int token) {
+    return InOrder ? token : place(token % 8, token / 8);
+  }
 
   /// From token `token` of the tail on, a multiple of 16. A warp converts 32 tokens of 16 channels at a
   /// time.
@@ -57,9 +61,7 @@ struct PageKeys {
                              word_values<T>(part == 0 ? words[0].y : words[0].w),
                              word_values<T>(part == 0 ? words[1].x : words[1].z),
                              word_values<T>(part == 0 ? words[1].y : words[1].w)};
-        float *to = channel(tile * 16 + 2 * t + part * 8) + place(g, quad * 4);
-        *reinterpret_cast<float4 *>(to) = {x[0].x, x[1].x, x[2].x, x[3].x};
-        *reinterpret_cast<float4 *>(to + stride) = {x[0].y, x[1].y, x[2].y, x[3].y};
+        put(tile * 16 + 2 * t + part * 8, g, quad, x);
       }
     }
   }
@@ -91,10 +93,7 @@ struct PageKeys {
       }
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
-        float *to = channel(tile * 16 + 2 * t + part * 8) + place(g, quad * 4);
-        *reinterpret_cast<float4 *>(to) = {x[part][0].x, x[part][1].x, x[part][2].x, x[part][3].x};
-        *reinterpret_cast<float4 *>(to + stride) = {x[part][0].y, x[part][1].y, x[part][2].y,
-                                                    x[part][3].y};
+        put(tile * 16 + 2 * t + part * 8, g, quad, x[part]);
       }
     }
     __syncthreads();
@@ -138,7 +137,7 @@ struct PageKeys {
     }
   }
 
-  /// The lane's tokens of channel `index`.
+  /// The lane's rows of channel `index`.
   __device__ void read(int index, float (&x)[rows]) const {
 #pragma unroll
     for (int j = 0; j < rows; j += 4) {
@@ -152,6 +151,22 @@ struct PageKeys {
   }
 
  private:
+  /// Puts the tokens g + 8 j of the four tiles of 8 of `quad` to channels `index` and `index` + 1.
+  __device__ void put(int index, int g, int quad, const float2 (&x)[4]) const {
+    float *to = channel(index);
+    if constexpr (InOrder) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        to[quad * 32 + g + 8 * j] = x[j].x;
+        to[stride + quad * 32 + g + 8 * j] = x[j].y;
+      }
+    } else {
+      to += place(g, quad * 4);
+      *reinterpret_cast<float4 *>(to) = {x[0].x, x[1].x, x[2].x, x[3].x};
+      *reinterpret_cast<float4 *>(to + stride) = {x[0].y, x[1].y, x[2].y, x[3].y};
+    }
+  }
+
   /// Rotates `Count` channels, `step` apart, with one another, times `unit`, and turns signs then: a
   /// thread those of a token.
   template <int Count, int step, bool TurnsSigns>

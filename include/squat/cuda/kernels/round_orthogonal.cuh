@@ -22,10 +22,10 @@
 
 namespace squat::cuda {
 
-template <int HeadDim, int Group, int Bits>
+/// Keys: a PageKeys.
+template <class Keys, int HeadDim, int Group, int Bits>
 class OrthogonalRows {
  public:
-  using Keys = PageKeys<HeadDim, Group>;
   static constexpr int warps = channel_warps(HeadDim);
   static constexpr int in_lane = Group / warp_lanes;
   /// Bits of a code in shared memory, and the word of a lane's codes.
@@ -80,7 +80,7 @@ class OrthogonalRows {
     }
   }
 
-  /// The lane's codes of a channel: of tokens g + 8 j.
+  /// The lane's codes of a channel: of rows g + 8 j.
   __device__ void read_codes(int channel, float (&codes)[Keys::rows]) const {
     const auto *row = reinterpret_cast<const std::uint8_t *>(codes_ + channel * warp_lanes);
 #pragma unroll

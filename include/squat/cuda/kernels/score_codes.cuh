@@ -7,6 +7,8 @@
 // a mask alone takes out. Codes of 8 bits are two of 4, the high ones met by queries 16 times as large.
 // Of values, places of a byte are channel tiles, each with a sum of its own; the last place is not
 // masked and the others are taken off it at the end.
+//
+// Trellis codes come as bytes, see trellis_levels.cuh; where keys are such, tile 1 is not times 16.
 
 #include <cuda_fp16.h>
 
@@ -16,6 +18,7 @@
 #include "squat/cuda/kernels/byte_products.cuh"
 #include "squat/cuda/kernels/decode_memory.cuh"
 #include "squat/cuda/kernels/shared_memory.cuh"
+#include "squat/cuda/kernels/trellis_levels.cuh"
 #include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
 
@@ -37,7 +40,8 @@ class KeyScores {
       : codes_(codes), bytes_(bytes + lane * 4), lane_(slice * warp_lanes + lane) {}
 
   /// Adds the scores of the page's units: of the basis, or all of one width.
-  __device__ void add(bool basis, const DecodeTables &tables) {
+  __device__ void add(bool basis, bool trellis, const DecodeTables &tables) {
+    if (Layout::trellis && trellis) return add_trellis(tables);
     if (basis) {
       add_wide(tables.eight);
       add_run<4>(tables.eight, tables.four);
@@ -62,9 +66,9 @@ class KeyScores {
     }
   }
 
-  /// The sum of token g + 8 i of the slice and of row t; times 16 for i > 1. Codes are 15 at most, 240
-  /// times 16, or half of them bytes of 8 whose low half meets queries a 16th as large: 256 channels
-  /// stay within 32 bits, and the halves of more do.
+  /// The sum of row g + 8 i of the slice and of query row t; times 16 for i > 1, unless codes are
+  /// trellis codes. Codes are 15 at most, 240 times 16, or half of them bytes of 8 whose low half meets
+  /// queries a 16th as large: 256 channels stay within 32 bits, and the halves of more do.
   __device__ float operator[](int i) const {
     const int high = c_[i / 2][i % 2 * 2], low = c_[i / 2][i % 2 * 2 + 1];
     if constexpr (Layout::HeadDim > 256)
@@ -73,6 +77,21 @@ class KeyScores {
   }
 
  private:
+  /// Adds the scores of a page in the basis whose codes are trellis codes.
+  __device__ void add_trellis(const DecodeTables &tables) {
+    if constexpr (Layout::trellis) {
+      add_wide<true>(tables.eight);
+      add_run<4, true>(tables.eight, tables.four);
+      int first = tables.eight + tables.four;
+      if constexpr (Layout::shares_bits) {
+        add_run<3, true>(first, tables.three);
+        first += tables.three;
+      }
+      add_run<2, true>(first, tables.two);
+      if constexpr (Layout::shares_bits) add_run<1, true>(first + tables.two, tables.one);
+    }
+  }
+
   /// The lane's bytes of a plane of 1, 2, 4 or 8 bits, as words whose bytes are columns; of units of 8
   /// channels those that a unit of its parity has.
   template <int Bits>
@@ -117,12 +136,71 @@ class KeyScores {
     return ((x | x << 12) & 0x000f000fu) << (index % 2 * 8);
   }
 
+  /// A plane of trellis codes of 1 or 2 bits of a lane of the page, nibbles where the lookup of bytes
+  /// wants them.
   template <int Bits>
+  __device__ Word load_trellis(int plane, int lane, int index) const {
+    const int from = plane + lane * key_lane_bytes(Bits, unit);
+    if constexpr (unit == 16) {
+      if constexpr (Bits == 2) return shared_at<const Word>(from);
+      return shared_at<const std::uint16_t>(from);
+    }
+    Word x;
+    if constexpr (Bits == 2) {
+      x = shared_at<const std::uint16_t>(from);
+      x = (x | x << 8) & 0x00ff00ffu;
+    } else {
+      x = shared_at<const std::uint8_t>(from);
+    }
+    return ((x | x << 4) & 0x0f0f0f0fu) << (index % 2 * 4);
+  }
+
+  template <int Bits>
+  __device__ KeyRegisters trellis_registers(int codes, int index) const {
+    const auto lane_before = [&](int lanes) { return (lane_ - lanes) & (Layout::Group - 1); };
+    KeyRegisters own;
+    if constexpr (Bits == 1) {
+      const Word x = load_trellis<1>(codes, lane_, index),
+                 before = load_trellis<1>(codes, lane_before(4), index),
+                 second = load_trellis<1>(codes, lane_before(8), index);
+      const auto levels = [&]<int Phase>(Word &to) {
+        const Word of = cuda::trellis_index<Phase>(x, before, second);
+        to = trellis_levels<1, false>(of, 0);
+      };
+      levels.template operator()<0>(own.a[0][0]);
+      levels.template operator()<1>(own.a[0][1]);
+      levels.template operator()<2>(own.a[1][0]);
+      levels.template operator()<3>(own.a[1][1]);
+    } else {
+      const Word x = load_trellis<2>(codes, lane_, index),
+                 second = load_trellis<2>(codes, lane_before(4), index);
+      const auto [of_first, of_second] = trellis_indices(x, __funnelshift_l(second, x, 16), second);
+      Word third = 0;
+      if constexpr (Bits == 3) {
+        third = load_trellis<1>(codes + Layout::key_unit_bytes(2), lane_, index);
+        third |= third << 18;  // tokens 2 and 3 of each column
+      }
+      trellis_levels<Bits, false>(of_first, third, own.a[0][0], own.a[1][0]);
+      trellis_levels<Bits, true>(of_second, third << 1, own.a[0][1], own.a[1][1]);
+    }
+    if constexpr (unit == 8) {  // columns of the other unit meet no level
+      const Word columns = index % 2 == 0 ? 0x00ff00ffu : 0xff00ff00u;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) own.a[i][0] &= columns, own.a[i][1] &= columns;
+    }
+    return own;
+  }
+
+  /// Trellis: of a page of trellis codes, where no token tile is times 16.
+  template <int Bits, bool Trellis>
   __device__ KeyRegisters registers(int codes, int index) const {
-    if constexpr (Bits == 4) {
+    if constexpr (Trellis && Bits <= most_trellis_bits) {
+      return trellis_registers<Bits>(codes, index);
+    } else if constexpr (Bits == 4) {
       constexpr Word low = 0x0f0f0f0fu, high = low << 4;
       Word w[2];
       load<4>(codes, index, w);
+      if constexpr (Trellis) return {{{w[0] & low, w[1] & low}, {w[0] >> 4 & low, w[1] >> 4 & low}}};
       return {{{w[0] & low, w[1] & low}, {w[0] & high, w[1] & high}}};
     } else if constexpr (Bits == 1) {
       constexpr Word low = 0x01010101u, high = low << 4;
@@ -152,7 +230,7 @@ class KeyScores {
 
   /// `count` units of one width, from `first` on, whose codes are the next. Unrolled: addresses are one
   /// register and constants then.
-  template <int Bits>
+  template <int Bits, bool Trellis = false>
   __device__ void add_run(int first, int count) {
     constexpr int bytes = Layout::key_unit_bytes(Bits);
     if constexpr (unit == 16) {
@@ -160,25 +238,26 @@ class KeyScores {
 #pragma unroll
       for (int i = 0; i < Layout::key_units; i += 2) {
         if (i + 1 >= count) break;
-        const KeyRegisters x = registers<Bits>(codes_ + i * bytes, i);
-        const KeyRegisters y = registers<Bits>(codes_ + (i + 1) * bytes, i + 1);
+        const KeyRegisters x = registers<Bits, Trellis>(codes_ + i * bytes, i);
+        const KeyRegisters y = registers<Bits, Trellis>(codes_ + (i + 1) * bytes, i + 1);
         const Word b0 = shared_at<const Word>(b + i * 128),
                    b1 = shared_at<const Word>(b + (i + 1) * 128);
         multiply(x, y, b0, b1);
       }
       if (count % 2 != 0) {
-        multiply(registers<Bits>(codes_ + (count - 1) * bytes, count - 1),
+        multiply(registers<Bits, Trellis>(codes_ + (count - 1) * bytes, count - 1),
                  shared_at<const Word>(b + (count - 1) * 128));
       }
     } else {
       int i = 0;
 #pragma unroll 1
       for (; i + 1 < count; i += 2) {
-        const KeyRegisters x = registers<Bits>(codes_ + i * bytes, first + i);
-        const KeyRegisters y = registers<Bits>(codes_ + (i + 1) * bytes, first + i + 1);
+        const KeyRegisters x = registers<Bits, Trellis>(codes_ + i * bytes, first + i);
+        const KeyRegisters y = registers<Bits, Trellis>(codes_ + (i + 1) * bytes, first + i + 1);
         multiply(x, y, queries(first + i), queries(first + i + 1));
       }
-      if (i < count) multiply(registers<Bits>(codes_ + i * bytes, first + i), queries(first + i));
+      if (i < count)
+        multiply(registers<Bits, Trellis>(codes_ + i * bytes, first + i), queries(first + i));
     }
     codes_ += count * bytes;
   }
@@ -194,6 +273,7 @@ class KeyScores {
   }
 
   /// The first `count` units, of 8 bits.
+  template <bool Trellis = false>
   __device__ void add_wide(int count) {
 #pragma unroll 1
     for (int index = 0; index < count; ++index) {
@@ -204,6 +284,11 @@ class KeyScores {
       constexpr Word first = 0x0f0f0f0fu, second = first << 4;
       multiply_add_signed(c_[0], w[0] >> 4 & first, w[1] >> 4 & first, w[0] & first, w[1] & first, high,
                           low);
+      if constexpr (Trellis) {
+        multiply_add_signed(c_[1], w[2] >> 4 & first, w[3] >> 4 & first, w[2] & first, w[3] & first,
+                            high, low);
+        continue;
+      }
       multiply_add_signed(c_[1], w[2] & second, w[3] & second, w[2] << 4 & second, w[3] << 4 & second,
                           high, low);
     }
@@ -253,12 +338,14 @@ class ValueCodes {
   static constexpr int step_bytes = value_step_bytes(Bits, tiles);
   using Sums = ValueSums<tiles>;
   /// Of 3 bits, tiles that share a word do not share the factor of their sums as others do.
-  static constexpr int places = Bits == 3 ? 1 : 8 / Bits;
+  static constexpr bool trellis = Layout::value_codes_of(Bits) == Codes::trellis;
+  static constexpr int places = Bits == 3 || trellis ? 1 : 8 / Bits;
 
   /// Adds the codes of two steps of 16 tokens, from offset `step` on; b(j): the weights of tile j's, as
   /// B.
   template <class B>
   __device__ static void add(Sums &sums, int step, B &&b) {
+    if constexpr (trellis) return add_trellis(sums, step, b);
     auto &c = sums.c;
     constexpr int main_bits = Bits == 3 ? 2 : Bits, words = value_words(main_bits, tiles);
     Word low[words], high[words];
@@ -290,9 +377,74 @@ class ValueCodes {
   __device__ static void put_together(Sums &sums) { add_masked<1>(sums); }
 
   /// A tile's sums are so many bits too far up.
-  __device__ static constexpr int place(int j) { return places > 1 ? j % places * Bits : 0; }
+  __device__ static constexpr int place(int j) {
+    if (trellis) return trellis_unit_bits;
+    return places > 1 ? j % places * Bits : 0;
+  }
+  /// What codes count from, in codes.
+  static constexpr float middle =
+      trellis ? static_cast<float>(trellis_middle) : static_cast<float>((1 << Bits) - 1) / 2;
 
  private:
+  static constexpr int trellis_unit_bits = 4;
+  static_assert(1 << trellis_unit_bits == trellis_unit);
+
+  /// Adds the trellis codes of 32 tokens: a row of the trellis goes on from lane to lane.
+  template <class B>
+  __device__ static void add_trellis(Sums &sums, int step, B &&b) {
+    constexpr int plane_bits = Bits == 1 ? 1 : 2, words = trellis_value_words(plane_bits, tiles);
+    Word w[words + 2];  // two of the lane before first
+    load_behind<words>(step, w);
+    if constexpr (Bits == 1) {
+#pragma unroll
+      for (int word = 0; word < words; ++word) {
+        const auto add = [&]<int Phase>() {
+          Word a[4];
+          trellis_levels<1, false>(cuda::trellis_index<Phase>(w[word + 2], w[word + 1], w[word]), 0,
+                                   a[0], a[2]);
+          trellis_levels<1, false>(cuda::trellis_index<Phase + 1>(w[word + 2], w[word + 1], w[word]), 0,
+                                   a[1], a[3]);
+          const int j = 2 * word + Phase / 2;
+          const uint2 own = b(j);
+          multiply_add_unsigned(sums.c[j], a[0], a[1], a[2], a[3], own.x, own.y);
+        };
+        add.template operator()<0>();
+        add.template operator()<2>();
+      }
+    } else {
+      Word third[words / 2] = {};
+      if constexpr (Bits == 3) load<words / 2>(step + 2 * value_plane_bytes(2, tiles), third);
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) {
+        const auto [first, second] = trellis_indices(w[j + 2], w[j + 1], w[j]);
+        const Word bits = third[j / 2] << j % 2 * 2;
+        Word a[4];
+        trellis_levels<Bits, false>(first, bits, a[0], a[2]);
+        trellis_levels<Bits, true>(second, bits << 1, a[1], a[3]);
+        const uint2 own = b(j);
+        multiply_add_unsigned(sums.c[j], a[0], a[1], a[2], a[3], own.x, own.y);
+      }
+    }
+  }
+
+  /// The lane's words of a plane, behind the last two of the lane before of equal t.
+  template <int Words>
+  __device__ static void load_behind(int plane, Word (&words)[Words + 2]) {
+    const int lane = opaque(lane_index()), before = (lane - 4) & (warp_lanes - 1);
+    if constexpr (Words % 4 == 0) {
+      const uint2 two = shared_at<const uint2>(plane + ((Words / 4 - 1) * warp_lanes + before) * 16 + 8);
+      words[0] = two.x, words[1] = two.y;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        words[i] = shared_at<const Word>(plane + (before * Words + Words - 2 + i) * 4);
+    }
+    Word own[Words];
+    load<Words>(plane, own);
+#pragma unroll
+    for (int i = 0; i < Words; ++i) words[i + 2] = own[i];
+  }
+
   /// Whether a tile's words are taken as they are: those whose place is the last, where all tiles of a
   /// word have the same weights, as those of 32 channels have in plain values.
   __device__ static constexpr bool is_whole(int j) {

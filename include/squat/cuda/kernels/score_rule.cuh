@@ -30,14 +30,15 @@ struct ScoreRule {
     return slopes == nullptr ? score : fmaf(-slope, static_cast<float>(distance), score);
   }
 
-  /// Scores `distance`, `distance` - 8, ... tokens from the query's own.
+  /// Scores `distance`, `distance` - Step, ... tokens from the query's own.
+  template <int Step>
   __device__ float4 bent(float4 x, float slope, int distance) const {
     if (soft_cap > 0) x = {capped(x.x), capped(x.y), capped(x.z), capped(x.w)};
     if (slopes == nullptr) return x;
     const auto lowered = [&](float score, int by) {
       return fmaf(-slope, static_cast<float>(distance - by), score);
     };
-    return {lowered(x.x, 0), lowered(x.y, 8), lowered(x.z, 16), lowered(x.w, 24)};
+    return {lowered(x.x, 0), lowered(x.y, Step), lowered(x.z, 2 * Step), lowered(x.w, 3 * Step)};
   }
 
   /// c tanh(score / c). Most scores are far below their cap: a polynomial of least relative error in

@@ -17,7 +17,8 @@
 // A warp takes 16 tokens of one head: then 16 warps fit a processor, and these are what its latencies
 // need, more than they need matrices to be read half as often from shared memory. Its codes come as A
 // with tokens in rows and leave as C with tokens in rows, which is how tiles of exact keys lie: nothing
-// moves between lanes.
+// moves between lanes. Rows of layouts with trellis codes are tokens in another order: they are written
+// word by word.
 
 #include <cuda_fp16.h>
 
@@ -28,6 +29,7 @@
 #include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/kernels/row_call.cuh"
 #include "squat/cuda/kernels/unpack_tile.cuh"
+#include "squat/cuda/kernels/unpack_trellis.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/fragments.cuh"
@@ -127,15 +129,10 @@ struct UnpackWarp {
     }
     const bool in_place = tables.interleaved || tables.pairs * 2 == HeadDim;
     if (base != 0 && in_place) turn(c);
-#pragma unroll
-    for (int i = 0; i < tiles; ++i) {
-      auto *out = reinterpret_cast<uint4 *>(to) + (first + i) * steps * warp_lanes + lane_index();
-#pragma unroll
-      for (int step = 0; step < steps; ++step) {
-        const auto &low = c[i][2 * step], &high = c[i][2 * step + 1];
-        out[step * warp_lanes] = {saturated_pair(low[0], low[1]), saturated_pair(low[2], low[3]),
-                                  saturated_pair(high[0], high[1]), saturated_pair(high[2], high[3])};
-      }
+    if constexpr (Layout::trellis) {
+      write_rows(c, to);
+    } else {
+      write_tiles(c, to);
     }
     if (base != 0 && !in_place) turn_written(to);
   }
@@ -154,6 +151,73 @@ struct UnpackWarp {
  private:
   using Sums = float[tiles][2 * steps][4];
 
+  __device__ void write_tiles(const Sums &c, std::uint8_t *to) const {
+#pragma unroll
+    for (int i = 0; i < tiles; ++i) {
+      auto *out = reinterpret_cast<uint4 *>(to) + (first + i) * steps * warp_lanes + lane_index();
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+        const auto &low = c[i][2 * step], &high = c[i][2 * step + 1];
+        out[step * warp_lanes] = {saturated_pair(low[0], low[1]), saturated_pair(low[2], low[3]),
+                                  saturated_pair(high[0], high[1]), saturated_pair(high[2], high[3])};
+      }
+    }
+  }
+
+  /// The same where rows are tokens in another order.
+  __device__ void write_rows(const Sums &c, std::uint8_t *to) const {
+    auto *words = reinterpret_cast<Word *>(to);
+    const int lane = lane_index(), column = lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = Layout::row_token(first * 16 + lane / 4 + 8 * i);
+#pragma unroll
+      for (int n = 0; n < 2 * steps; ++n) {
+        const int tile = token / 16 * steps + n / 2;
+        const int word = tile_element(token % 16, n % 2 * 8 + column) / 2;
+        words[tile * 128 + word] = saturated_pair(c[0][n][2 * i], c[0][n][2 * i + 1]);
+      }
+    }
+  }
+
+  /// Writes the values of layouts with trellis codes; two warps share 32 tokens.
+  template <int Bits>
+  __device__ void write_value_rows(const std::uint8_t *codes_of_page, const std::uint8_t *scales,
+                                   const float *mean, std::uint8_t *to) const {
+    const int slice = first / 2;
+    const std::uint8_t *codes = codes_of_page + slice * Layout::value_slice_bytes(Bits);
+    const auto *scale = reinterpret_cast<const __half *>(scales) + slice * 32;
+    auto *out = reinterpret_cast<__half *>(to + Exact::value_codes);
+    const auto place = [&](int channel, int token) {
+      const int tile = (slice * 2 + token / 16) * steps + channel / 16;
+      return tile * 256 + tile_element(channel % 16, token % 16);
+    };
+    const auto mean_at = [&](int channel) {
+      return __half2half2(saturated_half(mean != nullptr ? __ldg(mean + channel) : 0.0f));
+    };
+    if constexpr (Layout::value_codes_of(Bits) == Codes::trellis) {
+      constexpr float level = 1.0f / trellis_unit;
+      read_trellis_values<Bits, HeadDim>(codes, first % 2, [&](int channel, int token, Word pair) {
+        const __half2 number =
+            __hfma2(code_numbers(pair), __float2half2_rn(level), __float2half2_rn(-trellis_middle));
+        const __half2 of_tokens = *reinterpret_cast<const __half2 *>(scale + token);
+        *reinterpret_cast<Word *>(out + place(channel, token)) =
+            saturated(__hfma2(number, of_tokens, mean_at(channel)));
+      });
+    } else {
+#pragma unroll 1
+      for (int i = lane_index(); i < HeadDim * 16; i += warp_lanes) {
+        const int channel = i / 16, token = first % 2 * 16 + i % 16;
+        const int code = read_code(
+            codes_of_page, Layout::value_places(Codes::scalar, Bits, channel, slice * 32 + token));
+        constexpr float middle = static_cast<float>((1 << Bits) - 1) / 2;
+        const Word x = saturated(__hfma2(__float2half2_rn(static_cast<float>(code) - middle),
+                                         __half2half2(scale[token]), mean_at(channel)));
+        out[place(channel, token)] = __low2half(as_halves(x));
+      }
+    }
+  }
+
   /// Calls run<Bits>() for a width of heads that share bits.
   template <class Run>
   __device__ static void with_bits(int bits, Run &&run) {
@@ -166,6 +230,7 @@ struct UnpackWarp {
   template <int Bits>
   __device__ void write_values(const std::uint8_t *codes_of_page, const std::uint8_t *scales,
                                const float *mean, std::uint8_t *to) const {
+    if constexpr (Layout::trellis) return write_value_rows<Bits>(codes_of_page, scales, mean, to);
     constexpr int zeros = Layout::value_zeros(Values) - Layout::value_scales;
     const int t = lane_index() % 4;
 #pragma unroll
@@ -255,18 +320,26 @@ struct UnpackWarp {
     }
   }
 
-  /// The tokens' numbers in 16 channels or coordinates, as A: both units of eight, or one of 16.
-  template <int Bits>
-  __device__ void read_unit(const std::uint8_t *unit, int part, Word (&codes)[tiles][4]) const {
+  /// The tokens' numbers in 16 channels or coordinates, as A: both units of eight, or one of 16. Returns
+  /// whether they are levels of trellis codes.
+  template <int Bits, bool Trellis>
+  __device__ bool read_unit(const std::uint8_t *unit, int part, Word (&codes)[tiles][4]) const {
+    constexpr bool levels = Trellis && Bits <= most_trellis_bits;
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
-      read_key_codes<Bits, Layout::unit, Layout::Group>(unit, first + i,
-                                                        codes[i] + (Layout::unit == 8 ? 2 * part : 0));
+      Word *to = codes[i] + (Layout::unit == 8 ? 2 * part : 0);
+      if constexpr (levels) {
+        read_trellis_keys<Bits, Layout::unit, Layout::Group>(unit, first + i, to);
+      } else {
+        read_key_codes<Bits, Layout::unit, Layout::Group>(unit, first + i, to);
+      }
     }
+    return levels;
   }
+  /// The numbers of a step; low, high: whether a0 and a1, a2 and a3 are levels.
   template <bool Saturates>
   __device__ static void scale_codes(const std::uint8_t *page, int step, const Word (&codes)[tiles][4],
-                                     uint4 (&a)[tiles]) {
+                                     bool low, bool high, uint4 (&a)[tiles]) {
     const int at = key_element(step * 16) + lane_index() % 4 * key_element(2);
     const auto pair = [&](int offset) {
       const auto numbers =
@@ -277,10 +350,15 @@ struct UnpackWarp {
     const Word first = scale.x & 0x7fff7fffu, second = scale.y & 0x7fff7fffu;
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
-      a[i] = {unpacked<Saturates>(codes[i][0], first, zero.x),
-              unpacked<Saturates>(codes[i][1], first, zero.x),
-              unpacked<Saturates>(codes[i][2], second, zero.y),
-              unpacked<Saturates>(codes[i][3], second, zero.y)};
+      const auto number = [&](int j) {
+        const __half2 x = code_numbers(codes[i][j]);
+        const bool level = Layout::trellis && (j < 2 ? low : high);
+        return level ? __hmul2(x, __float2half2_rn(1.0f / trellis_unit)) : x;
+      };
+      a[i] = {unpacked<Saturates>(number(0), first, zero.x),
+              unpacked<Saturates>(number(1), first, zero.x),
+              unpacked<Saturates>(number(2), second, zero.y),
+              unpacked<Saturates>(number(3), second, zero.y)};
     }
   }
 
@@ -319,42 +397,52 @@ struct UnpackWarp {
       } else {
         add_channels<Layout::KeyBits, Saturates>(page, c);
       }
-    } else if constexpr (Layout::unit == 16) {
+    } else if (Layout::trellis && Layout::key_codes_kind(page) == Codes::trellis) {
+      add_basis<Layout::trellis, Saturates>(page, c);
+    } else {
+      add_basis<false, Saturates>(page, c);
+    }
+  }
+  template <bool Trellis, bool Saturates>
+  __device__ void add_basis(const std::uint8_t *page, Sums &c) const {
+    if constexpr (Layout::unit == 16) {
       const std::uint8_t *unit = key_codes(page);
       int step = 0;
-      add_width<8, Saturates>(page, unit, step, head.eight_bit_units, c);
-      add_width<4, Saturates>(page, unit, step, head.four_bit_units, c);
-      if constexpr (Layout::shares_bits)
-        add_width<3, Saturates>(page, unit, step, head.three_bit_units, c);
-      add_width<2, Saturates>(page, unit, step, head.two_bit_units, c);
-      if constexpr (Layout::shares_bits)
-        add_width<1, Saturates>(page, unit, step, head.one_bit_units, c);
-      add_width<0, Saturates>(page, unit, step, steps - step, c);
+      const auto add = [&]<int Bits>(int count) {
+        add_width<Bits, Trellis, Saturates>(page, unit, step, count, c);
+      };
+      add.template operator()<8>(head.eight_bit_units);
+      add.template operator()<4>(head.four_bit_units);
+      if constexpr (Layout::shares_bits) add.template operator()<3>(head.three_bit_units);
+      add.template operator()<2>(head.two_bit_units);
+      if constexpr (Layout::shares_bits) add.template operator()<1>(head.one_bit_units);
+      add.template operator()<0>(steps - step);
     } else {
-      add_coordinates<Saturates>(page, c);
+      add_coordinates<Trellis, Saturates>(page, c);
     }
   }
 
   /// The next `count` steps, of one width (0: no codes), which begin at `unit`.
-  template <int Bits, bool Saturates>
+  template <int Bits, bool Trellis, bool Saturates>
   __device__ void add_width(const std::uint8_t *page, const std::uint8_t *&unit, int &step, int count,
                             Sums &c) const {
     const int end = step + count;
 #pragma unroll 1
     for (; step < end; ++step) {
       Word codes[tiles][4] = {};
+      bool levels = false;
       if constexpr (Bits > 0) {
-        read_unit<Bits>(unit, 0, codes);
+        levels = read_unit<Bits, Trellis>(unit, 0, codes);
         unit += Layout::key_unit_bytes(Bits);
       }
       uint4 a[tiles];
-      scale_codes<Saturates>(page, step, codes, a);
+      scale_codes<Saturates>(page, step, codes, levels, levels, a);
       multiply_row(a, basis, head.basis, step, c);
     }
   }
 
   /// Where units of two widths may share a step.
-  template <bool Saturates>
+  template <bool Trellis, bool Saturates>
   __device__ void add_coordinates(const std::uint8_t *page, Sums &c) const {
     const int eight = head.eight_bit_units, four = eight + head.four_bit_units,
               three = four + head.three_bit_units, two = three + head.two_bit_units,
@@ -363,28 +451,28 @@ struct UnpackWarp {
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       Word codes[tiles][4] = {};
+      bool levels[2] = {false, false};
 #pragma unroll
       for (int part = 0; part < 16 / Layout::unit; ++part) {
         const int index = step * (16 / Layout::unit) + part;
+        const auto read = [&]<int Bits>() {
+          levels[part] = read_unit<Bits, Trellis>(unit, part, codes);
+          unit += Layout::key_unit_bytes(Bits);
+        };
         if (index < eight) {
-          read_unit<8>(unit, part, codes);
-          unit += Layout::key_unit_bytes(8);
+          read.template operator()<8>();
         } else if (index < four) {
-          read_unit<4>(unit, part, codes);
-          unit += Layout::key_unit_bytes(4);
+          read.template operator()<4>();
         } else if (Layout::shares_bits && index < three) {
-          read_unit<3>(unit, part, codes);
-          unit += Layout::key_unit_bytes(3);
+          read.template operator()<3>();
         } else if (index < two) {
-          read_unit<2>(unit, part, codes);
-          unit += Layout::key_unit_bytes(2);
+          read.template operator()<2>();
         } else if (Layout::shares_bits && index < one) {
-          read_unit<1>(unit, part, codes);
-          unit += Layout::key_unit_bytes(1);
+          read.template operator()<1>();
         }
       }
       uint4 a[tiles];
-      scale_codes<Saturates>(page, step, codes, a);
+      scale_codes<Saturates>(page, step, codes, levels[0], levels[1], a);
       multiply_row(a, basis, head.basis, step, c);
     }
   }
@@ -397,10 +485,10 @@ struct UnpackWarp {
 #pragma unroll
       for (int part = 0; part < 16 / Layout::unit; ++part) {
         const int index = step * (16 / Layout::unit) + part;
-        read_unit<Bits>(key_codes(page) + index * Layout::key_unit_bytes(Bits), part, codes);
+        read_unit<Bits, false>(key_codes(page) + index * Layout::key_unit_bytes(Bits), part, codes);
       }
       uint4 a[tiles];
-      scale_codes<Saturates>(page, step, codes, a);
+      scale_codes<Saturates>(page, step, codes, false, false, a);
 #pragma unroll
       for (int i = 0; i < tiles; ++i) add_tile(a[i], c[i][2 * step], c[i][2 * step + 1]);
     }
@@ -463,11 +551,11 @@ struct UnpackWarp {
   /// The same of any pairs, of keys that are written already.
   __device__ void turn_written(std::uint8_t *to) const {
     using Block = BlockLayout<HeadDim>;
-    auto *keys = reinterpret_cast<__half *>(to) + first * Block::part_elements;
+    auto *keys = reinterpret_cast<__half *>(to);
     __syncwarp();
 #pragma unroll 1
     for (int i = lane_index(); i < tiles * 16 * tables.pairs; i += warp_lanes) {
-      const int token = i / tables.pairs, pair = i % tables.pairs;
+      const int token = Layout::row_token(first * 16 + i / tables.pairs), pair = i % tables.pairs;
       __half *tile = keys + token / 16 * Block::part_elements;
       const int2 channels = pair_channels(tables, pair);
       __half &first = tile[Block::key(token % 16, channels.x)];

@@ -123,9 +123,13 @@ __device__ inline Word saturated_pair(float low, float high) {
 
 /// zero + scale * code. Saturates: it may lie beyond float16's range.
 template <bool Saturates = true>
-__device__ inline Word unpacked(Word codes, Word scale, Word zero) {
-  const __half2 x = __hfma2(code_numbers(codes), as_halves(scale), as_halves(zero));
+__device__ inline Word unpacked(__half2 codes, Word scale, Word zero) {
+  const __half2 x = __hfma2(codes, as_halves(scale), as_halves(zero));
   return Saturates ? saturated(x) : as_word(x);
+}
+template <bool Saturates = true>
+__device__ inline Word unpacked(Word codes, Word scale, Word zero) {
+  return unpacked<Saturates>(code_numbers(codes), scale, zero);
 }
 /// mean + scale * (code - middle), middle being half an integer: the difference is exact.
 __device__ inline Word unpacked_about(Word codes, float middle, Word scale, __half2 mean) {

@@ -73,27 +73,25 @@ __host__ __device__ constexpr CodePlace value_place(int bits, int tiles, int cha
   return {lane_word(value_words(bits, tiles), lane, at.word) * 4 + column_byte(token), at.place * bits};
 }
 
-/// The code at a place of a plane.
-__host__ __device__ constexpr int code_at(const unsigned char *plane, CodePlace at, int bits) {
-  return plane[at.byte] >> at.bit & ((1 << bits) - 1);
+/// Where a code lies that may be in two planes: its low `low_bits` bits at `low`, one more at `high`.
+struct CodePlaces {
+  int low_bits;
+  CodePlace low, high;
+  bool has_high;
+};
+
+__host__ __device__ constexpr int read_code(const unsigned char *codes, const CodePlaces &at) {
+  const int low = codes[at.low.byte] >> at.low.bit & ((1 << at.low_bits) - 1);
+  return at.has_high ? low | (codes[at.high.byte] >> at.high.bit & 1) << at.low_bits : low;
 }
 
-/// The code of (token, column) of a unit of keys of `tokens` tokens; of 3 bits too.
-__host__ __device__ constexpr int key_code(const unsigned char *unit, int bits, int columns, int tokens,
-                                           int token, int column) {
-  if (bits != 3) return code_at(unit, key_place(bits, columns, token, column), bits);
-  const unsigned char *high = unit + tokens * columns / 4;
-  return code_at(unit, key_place(2, columns, token, column), 2) |
-         code_at(high, key_place(1, columns, token, column), 1) << 2;
-}
-
-/// The code of (channel, token of 16) of a step of values; of 3 bits too.
-__host__ __device__ constexpr int value_code(const unsigned char *step, int bits, int tiles, int channel,
-                                             int token) {
-  if (bits != 3) return code_at(step, value_place(bits, tiles, channel, token), bits);
-  const unsigned char *high = step + value_plane_bytes(2, tiles);
-  return code_at(step, value_place(2, tiles, channel, token), 2) |
-         code_at(high, value_place(1, tiles, channel, token), 1) << 2;
+/// Adds a code to bytes that have 0 there.
+__host__ __device__ constexpr void add_code(unsigned char *codes, const CodePlaces &at, int code) {
+  const auto add = [&](CodePlace place, int bits) {
+    codes[place.byte] = static_cast<unsigned char>(codes[place.byte] | bits << place.bit);
+  };
+  add(at.low, code & ((1 << at.low_bits) - 1));
+  if (at.has_high) add(at.high, code >> at.low_bits);
 }
 
 }  // namespace squat::cuda

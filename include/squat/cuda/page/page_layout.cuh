@@ -6,7 +6,8 @@
 // A page holds `Group` tokens of one layer. Its heads follow each other, each a multiple of 32 bytes:
 //
 //   key scales   float16 [HeadDim], in the order of key_element(); the sign of that of channel 0
-//                names the KeySpace, that of channel 2 says that values are coded about their mean
+//                names the KeySpace, that of channel 1 says that codes of up to 3 bits are trellis
+//                codes, that of channel 2 that values are coded about their mean
 //   key zeros    likewise
 //   key codes    units of `unit` channels (or coordinates) in their order; a unit of 3 bits is its
 //                low two bits, then its high bit
@@ -28,6 +29,7 @@
 #include "squat/coding/coding.hpp"
 #include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
+#include "squat/cuda/page/trellis_places.cuh"
 
 namespace squat::cuda {
 
@@ -74,13 +76,14 @@ constexpr std::size_t shared_page_bytes(int head_dim, int kv_heads, std::size_t 
          code_bytes;
 }
 
-/// SharesBits: heads share the bits of a page, KeyBits and ValueBits on average.
+/// SharesBits: heads share the bits of a page, KeyBits and ValueBits on average. CodeKind: trellis codes
+/// are those of up to 3 bits of values, and of keys in the basis where a page says so.
 template <int HeadDimension, int GroupTokens, int KeyBitCount, int ValueBitCount,
-          bool SharesBits = false>
+          bool SharesBits = false, Codes CodeKind = Codes::scalar>
 struct PageLayout {
   static constexpr int HeadDim = HeadDimension, Group = GroupTokens;
   static constexpr int KeyBits = KeyBitCount, ValueBits = ValueBitCount;
-  static constexpr bool shares_bits = SharesBits;
+  static constexpr bool shares_bits = SharesBits, trellis = CodeKind == Codes::trellis;
   static_assert(HeadDim % 32 == 0 && HeadDim <= 576,
                 "squat: on CUDA head_dim is a multiple of 32, at most 576");
   static_assert(Group == 32 || Group == 64 || Group == 128, "squat: on CUDA group is 32, 64 or 128");
@@ -92,6 +95,9 @@ struct PageLayout {
       !SharesBits || (HeadDim % 64 == 0 && Group == 128 && KeyBits <= 4 && ValueBits <= 4),
       "squat: on CUDA heads that share bits have multiples of 64 channels, pages of 128 tokens, "
       "and up to 4 bits");
+
+  static_assert(!trellis || (HeadDim % 64 == 0 && KeyBits <= 4 && ValueBits <= 4),
+                "squat: on CUDA heads of trellis codes have multiples of 64 channels and up to 4 bits");
 
   static constexpr int token_tiles = Group / 16, channel_tiles = HeadDim / 16;
   /// Channels of a unit of keys, as in allocation_unit().
@@ -110,6 +116,72 @@ struct PageLayout {
   static constexpr int key_codes = KeyBits == 16 ? 0 : key_zeros + HeadDim * 2;
   static constexpr int value_codes = key_codes + key_units * key_unit_bytes(KeyBits);
   static constexpr int value_scales = value_codes + token_tiles * value_step_bytes;
+
+  // ---- the order of tokens and channels
+
+  /// The row of a token, as codes and the rows of the mean's modes have them; and back.
+  __host__ __device__ static constexpr int token_row(int token) {
+    return trellis ? cuda::token_row(token) : token;
+  }
+  __host__ __device__ static constexpr int row_token(int row) {
+    return trellis ? cuda::row_token(row) : row;
+  }
+  /// The row of a channel of values; and back.
+  __host__ __device__ static constexpr int channel_row(int channel) {
+    return trellis ? cuda::channel_row(HeadDim, channel) : channel;
+  }
+  __host__ __device__ static constexpr int row_channel(int row) {
+    return trellis ? cuda::row_channel(HeadDim, row) : row;
+  }
+
+  // ---- codes
+
+  /// What codes of so many bits of symmetric values are.
+  __host__ __device__ static constexpr Codes value_codes_of(int bits) {
+    return trellis && bits <= 3 ? Codes::trellis : Codes::scalar;
+  }
+  /// Where the code of (token, column) of a unit of keys lies.
+  __host__ __device__ static constexpr CodePlaces key_places(Codes kind, int bits, int token,
+                                                             int column) {
+    const int row = token_row(token), low_bits = bits == 3 ? 2 : bits;
+    const bool is_trellis = kind == Codes::trellis;
+    CodePlaces at{
+        low_bits,
+        is_trellis ? trellis_key_place(low_bits, unit, token, column)
+                   : key_place(low_bits, unit, row, column),
+        is_trellis ? trellis_key_place(1, unit, token, column) : key_place(1, unit, row, column),
+        bits == 3};
+    at.high.byte += key_unit_bytes(2);
+    return at;
+  }
+  /// The same of (channel, token) of values, from the first of their bytes on.
+  __host__ __device__ static constexpr CodePlaces value_places(Codes kind, int bits, int channel,
+                                                               int token) {
+    const int channels = channel_row(channel), row = token_row(token), low_bits = bits == 3 ? 2 : bits;
+    const bool is_trellis = kind == Codes::trellis;
+    const int low_bytes = value_plane_bytes(2, channel_tiles);
+    CodePlaces at{low_bits,
+                  is_trellis ? trellis_value_place(low_bits, channel_tiles, channel, token % 32)
+                             : value_place(low_bits, channel_tiles, channels, row % 16),
+                  is_trellis ? trellis_value_place(1, channel_tiles, channel, token % 32)
+                             : value_place(1, channel_tiles, channels, row % 16),
+                  bits == 3};
+    const int step = cuda::value_step_bytes(bits, channel_tiles);
+    const int first = is_trellis ? token / 32 * 2 * step : row / 16 * step;
+    at.low.byte += first;
+    at.high.byte += first + low_bytes * (is_trellis ? 2 : 1);
+    return at;
+  }
+  /// Bytes of the values of 32 tokens.
+  __host__ __device__ static constexpr int value_slice_bytes(int bits) {
+    return 2 * cuda::value_step_bytes(bits, channel_tiles);
+  }
+  /// Whether codes of up to 3 bits of a head's keys, whose scales these bytes have, are trellis codes.
+  __host__ __device__ static Codes key_codes_kind(const std::uint8_t *head) {
+    if constexpr (!trellis) return Codes::scalar;
+    return (head[key_scales + trellis_byte] & 0x80u) != 0 ? Codes::trellis : Codes::scalar;
+  }
+  static constexpr int trellis_byte = key_element(1) * 2 + 1;
 
   /// Whether the mean value was taken off the values of a head, whose bytes these are. Only pages of
   /// packed keys can say so.

@@ -14,12 +14,13 @@ namespace squat::cuda {
 template <int... Numbers>
 struct OneOf {};
 
-/// SharesBits: see PageLayout.
-template <int KeyBits, int ValueBits, class HeadDims, class Groups, bool SharesBits = false>
+/// SharesBits, Kind: see PageLayout.
+template <int KeyBits, int ValueBits, class HeadDims, class Groups, bool SharesBits = false,
+          Codes Kind = Codes::scalar>
 class PageLayouts;
 
-template <int KeyBits, int ValueBits, int... HeadDims, int... Groups, bool SharesBits>
-class PageLayouts<KeyBits, ValueBits, OneOf<HeadDims...>, OneOf<Groups...>, SharesBits> {
+template <int KeyBits, int ValueBits, int... HeadDims, int... Groups, bool SharesBits, Codes Kind>
+class PageLayouts<KeyBits, ValueBits, OneOf<HeadDims...>, OneOf<Groups...>, SharesBits, Kind> {
  public:
   /// Throws the Error of what the kernels are not compiled for.
   static void check(int head_dim, int group) {
@@ -54,7 +55,7 @@ class PageLayouts<KeyBits, ValueBits, OneOf<HeadDims...>, OneOf<Groups...>, Shar
   template <int HeadDim, int Group, class Run>
   static void run_with(Run &run) {
     if constexpr (fits_kernels(HeadDim, Group))
-      run.template operator()<PageLayout<HeadDim, Group, KeyBits, ValueBits, SharesBits>>();
+      run.template operator()<PageLayout<HeadDim, Group, KeyBits, ValueBits, SharesBits, Kind>>();
   }
 
   static std::string list(std::initializer_list<int> numbers) {

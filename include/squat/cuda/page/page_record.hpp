@@ -17,6 +17,8 @@
 #include "squat/coding/coding.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/page_shape.hpp"
+#include "squat/coding/trellis.hpp"
+#include "squat/coding/trellis_layout.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
 #include "squat/cuda/page/code_places.cuh"
@@ -74,12 +76,13 @@ class PageRecord {
           [&](int in_page, int in_record) { std::memcpy(keys + in_record, at.keys + in_page, 2); });
     } else {
       for_each_run(at, quantizer, [&](const CodeRun &run, int first_byte, std::size_t in_record) {
+        const Codes kind = codes_of_width(at.kind, run.bits);
         for_each_key(run, [&](int unit, int column, int token, Index i) {
+          const std::uint8_t *from = at.keys + first_byte + unit * Layout::key_unit_bytes(run.bits);
           codes_[static_cast<std::size_t>(i * Group + token)] = static_cast<std::uint8_t>(
-              key_code(at.keys + first_byte + unit * Layout::key_unit_bytes(run.bits), run.bits,
-                       Layout::unit, Group, token, column));
+              read_code(from, Layout::key_places(kind, run.bits, token, column)));
         });
-        pack_codes(run.bits, codes_.data(), Group, Group, run.channels, keys + in_record);
+        pack_codes(kind, run.bits, codes_.data(), Group, Group, run.channels, keys + in_record);
       });
     }
     if constexpr (Layout::ValueBits == 16) {
@@ -87,11 +90,12 @@ class PageRecord {
           [&](int in_page, int in_record) { std::memcpy(values + in_record, at.values + in_page, 2); });
     } else {
       const int bits = at.record.value_bits;
-      for_each_value(bits, [&](int step, int channel, int token) {
+      const Codes kind = value_codes(bits);
+      for_each_value([&](int channel, int token) {
         codes_[static_cast<std::size_t>(token * HeadDim + channel)] = static_cast<std::uint8_t>(
-            value_code(at.values + step, bits, Layout::channel_tiles, channel, token % 16));
+            read_code(at.values, Layout::value_places(kind, bits, channel, token)));
       });
-      pack_codes(bits, codes_.data(), HeadDim, HeadDim, Group, values);
+      pack_codes(kind, bits, codes_.data(), HeadDim, HeadDim, Group, values);
     }
   }
 
@@ -101,8 +105,12 @@ class PageRecord {
             bool has_mean, const PagePart &part) {
     require(detail::magnitudes_fit(parameters, parameter_bytes() / 2, 0x7bff),
             "a scale or zero is not finite");
-    if constexpr (Layout::KeyBits < 16)  // which say where all else is
-      std::memcpy(part.parameters + Layout::key_scales, parameters + 2 * HeadDim, 2);
+    if constexpr (Layout::KeyBits < 16) {  // which say where all else is, and what
+      for (const int channel : {0, 1}) {
+        std::memcpy(part.parameters + Layout::key_scales + 2 * key_element(channel),
+                    parameters + 2 * (HeadDim + channel), 2);
+      }
+    }
     const Where at = where(part);
     for_each_parameter(at, [&](std::uint8_t *in_page, std::size_t in_record) {
       std::memcpy(in_page, parameters + in_record, 2);
@@ -119,15 +127,17 @@ class PageRecord {
               "keys in a basis that is not there");
       require(has_mean || !Layout::values_about_mean(part.parameters),
               "values about a mean that is not there");
-      require((part.parameters[Layout::key_scales + 2 * key_element(1) + 1] & 0x80) == 0,
-              "trellis codes, which are the CPU's alone");
+      const bool trellis = (part.parameters[Layout::key_scales + Layout::trellis_byte] & 0x80) != 0;
+      require(!trellis || (Layout::trellis && at.space == KeySpace::basis),
+              "trellis codes that were not asked for");
       std::size_t end = at.record.keys;  // of the keys' codes
       for_each_run(at, quantizer, [&](const CodeRun &run, int first_byte, std::size_t in_record) {
         end = at.record.keys + in_record + code_bytes(run.bits, Group, run.channels);
+        const Codes kind = codes_of_width(at.kind, run.bits);
         for_each_key(run, [&](int unit, int column, int token, Index i) {
-          const int code = packed_code(run.bits, keys + in_record, Group, run.channels, token, i);
-          put_key(at.keys + first_byte + unit * Layout::key_unit_bytes(run.bits), run.bits, token,
-                  column, code);
+          const int code = packed_code(kind, run.bits, keys + in_record, Group, run.channels, token, i);
+          add_code(at.keys + first_byte + unit * Layout::key_unit_bytes(run.bits),
+                   Layout::key_places(kind, run.bits, token, column), code);
         });
       });
       require(detail::all_zero(codes + end, at.record.values - end), "bytes that are no codes");
@@ -139,9 +149,10 @@ class PageRecord {
           [&](int in_page, int in_record) { std::memcpy(at.values + in_page, values + in_record, 2); });
     } else {
       const int bits = at.record.value_bits;
-      for_each_value(bits, [&](int step, int channel, int token) {
-        const int code = packed_code(bits, values, HeadDim, Group, channel, token);
-        put_value(at.values + step, bits, channel, token % 16, code);
+      const Codes kind = value_codes(bits);
+      for_each_value([&](int channel, int token) {
+        const int code = packed_code(kind, bits, values, HeadDim, Group, channel, token);
+        add_code(at.values, Layout::value_places(kind, bits, channel, token), code);
       });
     }
   }
@@ -150,6 +161,7 @@ class PageRecord {
   /// Where a part's codes and values' scales are, in the page and in the record.
   struct Where {
     KeySpace space;
+    Codes kind;  // of keys of up to 3 bits
     std::uint8_t *parameters, *keys, *values, *value_scales;
     HeadPlace record;
   };
@@ -157,6 +169,7 @@ class PageRecord {
     std::uint8_t *const parameters = part.parameters;
     const std::size_t i = space(part) == KeySpace::basis ? 1 : 0;
     Where at{space(part),
+             Layout::key_codes_kind(parameters),
              parameters,
              parameters + Layout::key_codes,
              parameters + Layout::value_codes,
@@ -191,7 +204,8 @@ class PageRecord {
       if (first != 0 && values_ != ValueCoding::plain) continue;
       for (int scale = 0; scale < scales; ++scale) {
         for (int token = 0; token < Group; ++token, in_record += 2)
-          visit(at.value_scales + first + 2 * (scale * Group + value_element(token)), in_record);
+          visit(at.value_scales + first + 2 * (scale * Group + value_element(Layout::token_row(token))),
+                in_record);
       }
     }
   }
@@ -217,13 +231,17 @@ class PageRecord {
     }
   }
 
-  /// Calls visit(first byte of the step, channel, token).
+  /// Calls visit(channel, token).
   template <class Visit>
-  static void for_each_value(int bits, Visit &&visit) {
+  static void for_each_value(Visit &&visit) {
     for (int token = 0; token < Group; ++token) {
-      const int step = token / 16 * value_step_bytes(bits, Layout::channel_tiles);
-      for (int channel = 0; channel < HeadDim; ++channel) visit(step, channel, token);
+      for (int channel = 0; channel < HeadDim; ++channel) visit(channel, token);
     }
+  }
+
+  /// What values' codes of so many bits are.
+  Codes value_codes(int bits) const {
+    return values_ == ValueCoding::symmetric ? Layout::value_codes_of(bits) : Codes::scalar;
   }
 
   /// Calls visit(byte in the page, byte in the record) for every element.
@@ -246,21 +264,6 @@ class PageRecord {
               2 * (token * HeadDim + channel));
       }
     }
-  }
-
-  static void put(std::uint8_t *plane, CodePlace at, int code) {
-    plane[at.byte] = static_cast<std::uint8_t>(plane[at.byte] | code << at.bit);
-  }
-  static void put_key(std::uint8_t *unit, int bits, int token, int column, int code) {
-    if (bits != 3) return put(unit, key_place(bits, Layout::unit, token, column), code);
-    put(unit, key_place(2, Layout::unit, token, column), code & 3);
-    put(unit + Group * Layout::unit / 4, key_place(1, Layout::unit, token, column), code >> 2);
-  }
-  static void put_value(std::uint8_t *step, int bits, int channel, int token, int code) {
-    constexpr int tiles = Layout::channel_tiles;
-    if (bits != 3) return put(step, value_place(bits, tiles, channel, token), code);
-    put(step, value_place(2, tiles, channel, token), code & 3);
-    put(step + value_plane_bytes(2, tiles), value_place(1, tiles, channel, token), code >> 2);
   }
 
   ValueCoding values_;
