@@ -8,8 +8,18 @@
 
 #include "caches.cuh"
 #include "reference/inputs.hpp"
+#include "reference/saved.hpp"
 
 namespace squat::test {
+
+/// Caches of either backend, of one head_dim, widths and kind of codes.
+template <class Backend, int HeadDimension, int KeyBitCount, int ValueBitCount, Codes Kind>
+struct CachePair {
+  static constexpr int HeadDim = HeadDimension;
+  static constexpr Codes codes = Kind;
+  using Cache = KVCache<half, KeyBitCount, ValueBitCount, Backend>;
+  using CpuCache = KVCache<half, KeyBitCount, ValueBitCount>;
+};
 
 inline DeviceInputs uneven(const Options &options, Index tokens, unsigned seed) {
   Inputs<> in(options, tokens, seed);
@@ -39,7 +49,7 @@ std::shared_ptr<const Prior> prior_of(Options options) {
   return std::make_shared<Prior>(cache.statistics());
 }
 
-/// Widths: HeadDim, codes, Cache and CpuCache.
+/// Widths: CachePair.
 template <class Widths>
 Options learnt_options(Allocation allocation, int layers = 1) {
   Options options{.layers = layers, .query_heads = 8, .kv_heads = 2, .head_dim = Widths::HeadDim};
@@ -64,6 +74,28 @@ struct Both {
   void feed(DeviceInputs &&in, int layer = 0) {
     device.append(on_device, layer, in.q.view(), in.k.view(), in.v.view());
     host.append(on_host, layer, in.host.q.view(), in.host.k.view(), in.host.v.view());
+  }
+
+  /// Tokens whose keys the prior's basis does not suit.
+  void feed_turned_over(Index tokens, unsigned seed) {
+    DeviceInputs in = uneven(device.options(), tokens, seed);
+    turn_over(in.host.k);
+    in.k.write(in.host.k);
+    feed(std::move(in));
+  }
+
+  /// What either has saved, the other loads, holds and saves again.
+  void check_snapshots() {
+    const Bytes of_host = saved(host, on_host), of_device = saved(device, on_device);
+    typename Widths::Cache other_device(device.options());
+    typename Widths::CpuCache other_host(device.options());
+    const SequenceId there = other_device.load(of_host), here = other_host.load(of_device);
+    EXPECT_TRUE(saved(other_device, there) == of_host);
+    EXPECT_TRUE(saved(other_host, here) == of_device);
+    EXPECT_LT(relative_distance(device_contents(other_device, there).k, contents(host, on_host).k),
+              device_tolerance);
+    EXPECT_LT(relative_distance(contents(other_host, here).v, device_contents(device, on_device).v),
+              device_tolerance);
   }
 
   void check(int layer = 0) {

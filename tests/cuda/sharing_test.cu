@@ -13,13 +13,8 @@
 namespace squat::test {
 namespace {
 
-template <int HeadDimension, int KeyBitCount, int ValueBitCount>
-struct SharedWidths {
-  static constexpr int HeadDim = HeadDimension;
-  static constexpr Codes codes = Codes::scalar;
-  using Cache = KVCache<half, KeyBitCount, ValueBitCount, CudaSharing<HeadDimension>>;
-  using CpuCache = KVCache<half, KeyBitCount, ValueBitCount>;
-};
+template <int HeadDim, int KeyBits, int ValueBits>
+using SharedWidths = CachePair<CudaSharing<HeadDim>, HeadDim, KeyBits, ValueBits, Codes::scalar>;
 
 template <class Widths>
 class CudaSharedBits : public OnDevice {};
@@ -53,10 +48,7 @@ TYPED_TEST(CudaSharedBits, ArePlainInPagesThatTheBasisDoesNotSuit) {
   const Options options = learnt_options<TypeParam>(Allocation::layer);
   Both<TypeParam> both(options);
   both.feed(uneven(options, 400, 1));
-  DeviceInputs other = uneven(options, 400, 2);
-  turn_over(other.host.k);
-  other.k.write(other.host.k);
-  both.feed(std::move(other));
+  both.feed_turned_over(400, 2);
   both.feed(uneven(options, 300, 3));
   both.check();
   const Bytes of_host = saved(both.host, both.on_host);
@@ -100,16 +92,7 @@ TYPED_TEST(CudaSharedBits, TravelInSnapshots) {
   const Options options = learnt_options<TypeParam>(Allocation::layer);
   Both<TypeParam> both(options);
   both.feed(uneven(options, 700, 1));
-  const Bytes of_host = saved(both.host, both.on_host), of_device = saved(both.device, both.on_device);
-  typename TypeParam::Cache device(options);
-  typename TypeParam::CpuCache host(options);
-  const SequenceId there = device.load(of_host), here = host.load(of_device);
-  EXPECT_TRUE(saved(device, there) == of_host);
-  EXPECT_TRUE(saved(host, here) == of_device);
-  EXPECT_LT(relative_distance(device_contents(device, there).k, contents(both.host, both.on_host).k),
-            device_tolerance);
-  EXPECT_LT(relative_distance(contents(host, here).v, device_contents(both.device, both.on_device).v),
-            device_tolerance);
+  both.check_snapshots();
 }
 
 /// Across page boundaries, and pages of another space.

@@ -27,8 +27,8 @@ struct Fit {
 
 constexpr int warps = 2, rows = 96;
 
-/// By blocks of `warps` warps, of which each codes two rows: together, or one after the other.
-template <int Bits, int Count, bool AboutMean, bool Together>
+/// By blocks of `warps` warps, of which each codes two rows.
+template <int Bits, int Count, bool AboutMean>
 __global__ void code_rows(const float *x, std::uint8_t *codes, Fit *fits) {
   __shared__ __align__(16) float shared_rows[warps][2][Count];
   __shared__ std::uint8_t shared_codes[warps][2][Count];
@@ -38,21 +38,11 @@ __global__ void code_rows(const float *x, std::uint8_t *codes, Fit *fits) {
   for (int i = lane; i < 2 * Count; i += 32)
     shared_rows[warp][i / Count][i % Count] = x[row * Count + i];
   __syncwarp();
-  const auto write_fit = [&](int of, const cuda::TrellisFit &fit) {
-    fits[of] = {__half2float(fit.scale.zero), __half2float(fit.scale.scale), fit.error};
-  };
-  if constexpr (Together) {
-    const int half = lane / 16;
-    const auto fit = cuda::quantize_two_trellises<Bits, Count, AboutMean>(
-        shared_rows[warp][half], shared_codes[warp][half], scratch[warp]);
-    if (lane % 16 == 0) write_fit(row + half, fit);
-  } else {
-    for (int i = 0; i < 2; ++i) {
-      const auto fit = cuda::quantize_trellis<Bits, Count, AboutMean>(
-          shared_rows[warp][i], shared_codes[warp][i], scratch[warp]);
-      if (lane == 31) write_fit(row + i, fit);
-    }
-  }
+  const int half = lane / 16;
+  const auto fit = cuda::quantize_two_trellises<Bits, Count, AboutMean>(
+      shared_rows[warp][half], shared_codes[warp][half], scratch[warp]);
+  if (lane % 16 == 0)
+    fits[row + half] = {__half2float(fit.scale.zero), __half2float(fit.scale.scale), fit.error};
   __syncwarp();
   for (int i = lane; i < 2 * Count; i += 32)
     codes[row * Count + i] = shared_codes[warp][i / Count][i % Count];
@@ -82,7 +72,7 @@ const Kind kinds[] = {
     {"few values", [](int, int, std::mt19937 &random) { return static_cast<double>(random() % 3); }},
 };
 
-template <int Bits, int Count, bool AboutMean, bool Together>
+template <int Bits, int Count, bool AboutMean>
 void expect_rows_as_on_the_cpu(const Kind &kind) {
   SCOPED_TRACE(testing::Message() << kind.name << ", " << Bits << " bits, " << Count << " elements");
   std::mt19937 random(3);
@@ -93,7 +83,7 @@ void expect_rows_as_on_the_cpu(const Kind &kind) {
   const DeviceArray<float> device_x(x);
   const DeviceArray<std::uint8_t> device_codes(x.size());
   const DeviceArray<Fit> device_fits(rows);
-  code_rows<Bits, Count, AboutMean, Together>
+  code_rows<Bits, Count, AboutMean>
       <<<rows / (2 * warps), warps * 32>>>(device_x.data(), device_codes.data(), device_fits.data());
   finish();
   const std::vector<std::uint8_t> codes = device_codes.read();
@@ -143,19 +133,14 @@ class TrellisRows : public testing::Test {
   }
 };
 
-TEST_F(TrellisRows, OfPairsAreCodedAsOnTheCpu) {
+TEST_F(TrellisRows, AreCodedAsOnTheCpu) {
   for (const Kind &kind : kinds) {
-    expect_rows_as_on_the_cpu<1, 128, true, true>(kind);
-    expect_rows_as_on_the_cpu<2, 128, true, true>(kind);
-    expect_rows_as_on_the_cpu<3, 192, false, true>(kind);
-  }
-}
-
-TEST_F(TrellisRows, OneAtATimeAreCodedAsOnTheCpu) {
-  for (const Kind &kind : kinds) {
-    expect_rows_as_on_the_cpu<1, 256, false, false>(kind);
-    expect_rows_as_on_the_cpu<2, 64, false, false>(kind);
-    expect_rows_as_on_the_cpu<3, 128, true, false>(kind);
+    expect_rows_as_on_the_cpu<1, 128, true>(kind);
+    expect_rows_as_on_the_cpu<1, 256, false>(kind);
+    expect_rows_as_on_the_cpu<2, 128, true>(kind);
+    expect_rows_as_on_the_cpu<2, 64, false>(kind);
+    expect_rows_as_on_the_cpu<3, 192, false>(kind);
+    expect_rows_as_on_the_cpu<3, 128, true>(kind);
   }
 }
 

@@ -1,24 +1,15 @@
 // Trellis codes on the device (CudaTrellis): what it holds and attends to is what the CPU does with the
 // same prior.
 
-#include <string>
-#include <vector>
-
 #include "both_backends.cuh"
 #include "caches.cuh"
 #include "reference/expect_error.hpp"
-#include "reference/saved.hpp"
 
 namespace squat::test {
 namespace {
 
-template <int HeadDimension, int KeyBitCount, int ValueBitCount>
-struct TrellisWidths {
-  static constexpr int HeadDim = HeadDimension;
-  static constexpr Codes codes = Codes::trellis;
-  using Cache = KVCache<half, KeyBitCount, ValueBitCount, CudaTrellis<HeadDimension>>;
-  using CpuCache = KVCache<half, KeyBitCount, ValueBitCount>;
-};
+template <int HeadDim, int KeyBits, int ValueBits>
+using TrellisWidths = CachePair<CudaTrellis<HeadDim>, HeadDim, KeyBits, ValueBits, Codes::trellis>;
 
 template <class Widths>
 class CudaTrellisCodes : public OnDevice {};
@@ -26,19 +17,29 @@ class CudaTrellisCodes : public OnDevice {};
 using AllTrellisWidths = testing::Types<TrellisWidths<64, 2, 2>, TrellisWidths<128, 2, 3>>;
 TYPED_TEST_SUITE(CudaTrellisCodes, AllTrellisWidths);
 
-TYPED_TEST(CudaTrellisCodes, AreWhatTheCpuMakes) {
+template <class Widths>
+void expect_what_the_cpu_makes() {
   for (const Coding coding : {Coding::subspace, Coding::orthogonal}) {
     SCOPED_TRACE(static_cast<int>(coding));
-    Options options = learnt_options<TypeParam>(Allocation::head);
+    Options options = learnt_options<Widths>(Allocation::head);
     options.coding = coding;
     options.values = ValueCoding::symmetric;
-    Both<TypeParam> both(options);
+    Both<Widths> both(options);
     both.feed(uneven(options, 600, 1));
     both.check();
     both.device.truncate(both.on_device, 301);
     both.host.truncate(both.on_host, 301);
     both.check();
   }
+}
+
+TYPED_TEST(CudaTrellisCodes, AreWhatTheCpuMakes) { expect_what_the_cpu_makes<TypeParam>(); }
+
+/// Plain keys of 3 bits and values of 4 are scalar, in the order of trellis codes.
+using CudaTrellisBesideScalar = OnDevice;
+
+TEST_F(CudaTrellisBesideScalar, AreWhatTheCpuMakes) {
+  expect_what_the_cpu_makes<TrellisWidths<64, 3, 4>>();
 }
 
 /// They err less than scalar ones, as codes of their own error would.
@@ -62,10 +63,7 @@ TYPED_TEST(CudaTrellisCodes, ArePlainInPagesThatTheBasisDoesNotSuit) {
   const Options options = learnt_options<TypeParam>(Allocation::head);
   Both<TypeParam> both(options);
   both.feed(uneven(options, 400, 1));
-  DeviceInputs other = uneven(options, 400, 2);
-  turn_over(other.host.k);
-  other.k.write(other.host.k);
-  both.feed(std::move(other));
+  both.feed_turned_over(400, 2);
   both.check();
 }
 
@@ -92,16 +90,7 @@ TYPED_TEST(CudaTrellisCodes, TravelInSnapshots) {
   const Options options = learnt_options<TypeParam>(Allocation::head);
   Both<TypeParam> both(options);
   both.feed(uneven(options, 700, 1));
-  const Bytes of_host = saved(both.host, both.on_host), of_device = saved(both.device, both.on_device);
-  typename TypeParam::Cache device(options);
-  typename TypeParam::CpuCache host(options);
-  const SequenceId there = device.load(of_host), here = host.load(of_device);
-  EXPECT_TRUE(saved(device, there) == of_host);
-  EXPECT_TRUE(saved(host, here) == of_device);
-  EXPECT_LT(relative_distance(device_contents(device, there).k, contents(both.host, both.on_host).k),
-            device_tolerance);
-  EXPECT_LT(relative_distance(contents(host, here).v, device_contents(both.device, both.on_device).v),
-            device_tolerance);
+  both.check_snapshots();
 }
 
 using CudaTrellisErrors = OnDevice;

@@ -4,8 +4,8 @@
 #include <type_traits>
 
 #include "cuda/make_group.hpp"
+#include "squat/model/cuda_group.cuh"
 #include "squat/model/make_group.hpp"
-#include "squat/squat.cuh"
 
 namespace squat_kv {
 
@@ -17,18 +17,9 @@ make_group_of<SQUAT_KV_HEAD_DIM, SQUAT_KV_KEY_BITS, SQUAT_KV_VALUE_BITS, exact_r
     const squat::Options &options) {
   using Rows =
       std::conditional_t<exact_rows == squat::ElementType::float16, squat::half, squat::bfloat16>;
-  using Widths = squat::Widths<SQUAT_KV_KEY_BITS, SQUAT_KV_VALUE_BITS>;
-  const auto make = [&]<class Backend>() {
-    return squat::make_group<Backend, Rows, Widths>(options, exact_rows, Widths::key_bits,
-                                                    Widths::value_bits);
-  };
-  if constexpr (SQUAT_KV_KEY_BITS <= 4 && SQUAT_KV_VALUE_BITS <= 4 && SQUAT_KV_HEAD_DIM % 64 == 0) {
-    if (options.codes == squat::Codes::trellis)
-      return make.template operator()<squat::CudaTrellis<SQUAT_KV_HEAD_DIM>>();
-    if (options.allocation.value_or(squat::Allocation::head) != squat::Allocation::head)
-      return make.template operator()<squat::CudaSharing<SQUAT_KV_HEAD_DIM>>();
-  }
-  return make.template operator()<squat::CudaFor<SQUAT_KV_HEAD_DIM>>();
+  return squat::make_cuda_group<SQUAT_KV_HEAD_DIM, Rows,
+                                squat::Widths<SQUAT_KV_KEY_BITS, SQUAT_KV_VALUE_BITS>>(options,
+                                                                                       exact_rows);
 }
 
 }  // namespace squat_kv

@@ -739,7 +739,7 @@ class Operations {
     }
     if constexpr (!is_mixed(KeyBits, ValueBits)) {
       const bool plain = ValueBits < 16 && *options_->values == ValueCoding::plain;
-      if constexpr (!Layout::shares_bits && !Layout::trellis) {
+      if constexpr (Layout::has_plain_values) {
         if (plain) (void)decode_plan<DecodeMemory<Layout, ValueCoding::plain>>(1, most_entries, room);
       }
       if (!plain) (void)decode_plan<DecodeMemory<Layout, ValueCoding::symmetric>>(1, most_entries, room);

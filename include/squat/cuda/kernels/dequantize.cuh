@@ -127,7 +127,7 @@ class PageSlice {
         return read_code(codes, Layout::key_places(kind, bits, of_token, channel % Layout::unit));
       };
       float number = 0;
-      if (Layout::trellis && bits <= 3 && Layout::key_codes_kind(page_) == Codes::trellis) {
+      if (bits > 0 && Layout::key_codes_of(page_, bits) == Codes::trellis) {
         number = trellis_number(bits, [&](int before) {
           return code(Codes::trellis, (first_ + token - before) & (Layout::Group - 1));
         });

@@ -184,7 +184,7 @@ template <class Layout, class T, class S>
 void launch_attend(const AttendCall<S> &call, ValueCoding values, int most_tokens, void *workspace,
                    cudaStream_t stream) {
   if (call.entries == 0) return;
-  if constexpr (!Layout::shares_bits && !Layout::trellis) {
+  if constexpr (Layout::has_plain_values) {
     if (Layout::ValueBits < 16 && values == ValueCoding::plain)
       return launch_attend_valued<Layout, ValueCoding::plain, T>(call, most_tokens, workspace, stream);
   }

@@ -41,17 +41,10 @@ class KeyScores {
 
   /// Adds the scores of the page's units: of the basis, or all of one width.
   __device__ void add(bool basis, bool trellis, const DecodeTables &tables) {
-    if (Layout::trellis && trellis) return add_trellis(tables);
-    if (basis) {
-      add_wide(tables.eight);
-      add_run<4>(tables.eight, tables.four);
-      int first = tables.eight + tables.four;
-      if constexpr (Layout::shares_bits) {
-        add_run<3>(first, tables.three);
-        first += tables.three;
-      }
-      add_run<2>(first, tables.two);
-      if constexpr (Layout::shares_bits) add_run<1>(first + tables.two, tables.one);
+    if (Layout::trellis && trellis) {
+      add_basis<Layout::trellis>(tables);
+    } else if (basis) {
+      add_basis<false>(tables);
     } else if constexpr (Layout::shares_bits) {
       const int bits = tables.plain_key_bits;
       if (bits == 1) add_run<1>(0, Layout::key_units);
@@ -77,19 +70,18 @@ class KeyScores {
   }
 
  private:
-  /// Adds the scores of a page in the basis whose codes are trellis codes.
-  __device__ void add_trellis(const DecodeTables &tables) {
-    if constexpr (Layout::trellis) {
-      add_wide<true>(tables.eight);
-      add_run<4, true>(tables.eight, tables.four);
-      int first = tables.eight + tables.four;
-      if constexpr (Layout::shares_bits) {
-        add_run<3, true>(first, tables.three);
-        first += tables.three;
-      }
-      add_run<2, true>(first, tables.two);
-      if constexpr (Layout::shares_bits) add_run<1, true>(first + tables.two, tables.one);
+  /// The units of a page in the basis. Trellis: whose codes are trellis codes.
+  template <bool Trellis>
+  __device__ void add_basis(const DecodeTables &tables) {
+    add_wide<Trellis>(tables.eight);
+    add_run<4, Trellis>(tables.eight, tables.four);
+    int first = tables.eight + tables.four;
+    if constexpr (Layout::shares_bits) {
+      add_run<3, Trellis>(first, tables.three);
+      first += tables.three;
     }
+    add_run<2, Trellis>(first, tables.two);
+    if constexpr (Layout::shares_bits) add_run<1, Trellis>(first + tables.two, tables.one);
   }
 
   /// The lane's bytes of a plane of 1, 2, 4 or 8 bits, as words whose bytes are columns; of units of 8
@@ -136,53 +128,22 @@ class KeyScores {
     return ((x | x << 12) & 0x000f000fu) << (index % 2 * 8);
   }
 
-  /// A plane of trellis codes of 1 or 2 bits of a lane of the page, nibbles where the lookup of bytes
-  /// wants them.
-  template <int Bits>
-  __device__ Word load_trellis(int plane, int lane, int index) const {
-    const int from = plane + lane * key_lane_bytes(Bits, unit);
-    if constexpr (unit == 16) {
-      if constexpr (Bits == 2) return shared_at<const Word>(from);
-      return shared_at<const std::uint16_t>(from);
-    }
-    Word x;
-    if constexpr (Bits == 2) {
-      x = shared_at<const std::uint16_t>(from);
-      x = (x | x << 8) & 0x00ff00ffu;
-    } else {
-      x = shared_at<const std::uint8_t>(from);
-    }
+  /// Trellis codes of 2 bits of a lane of the page, nibbles where the lookup of bytes wants them.
+  __device__ Word load_trellis(int codes, int lane, int index) const {
+    const int from = codes + lane * key_lane_bytes(2, unit);
+    if constexpr (unit == 16) return shared_at<const Word>(from);
+    Word x = shared_at<const std::uint16_t>(from);
+    x = (x | x << 8) & 0x00ff00ffu;
     return ((x | x << 4) & 0x0f0f0f0fu) << (index % 2 * 4);
   }
 
-  template <int Bits>
   __device__ KeyRegisters trellis_registers(int codes, int index) const {
-    const auto lane_before = [&](int lanes) { return (lane_ - lanes) & (Layout::Group - 1); };
+    const Word x = load_trellis(codes, lane_, index),
+               second = load_trellis(codes, (lane_ - 4) & (Layout::Group - 1), index);
+    const auto [of_first, of_second] = trellis_indices(x, __funnelshift_l(second, x, 16), second);
     KeyRegisters own;
-    if constexpr (Bits == 1) {
-      const Word x = load_trellis<1>(codes, lane_, index),
-                 before = load_trellis<1>(codes, lane_before(4), index),
-                 second = load_trellis<1>(codes, lane_before(8), index);
-      const auto levels = [&]<int Phase>(Word &to) {
-        const Word of = cuda::trellis_index<Phase>(x, before, second);
-        to = trellis_levels<1, false>(of, 0);
-      };
-      levels.template operator()<0>(own.a[0][0]);
-      levels.template operator()<1>(own.a[0][1]);
-      levels.template operator()<2>(own.a[1][0]);
-      levels.template operator()<3>(own.a[1][1]);
-    } else {
-      const Word x = load_trellis<2>(codes, lane_, index),
-                 second = load_trellis<2>(codes, lane_before(4), index);
-      const auto [of_first, of_second] = trellis_indices(x, __funnelshift_l(second, x, 16), second);
-      Word third = 0;
-      if constexpr (Bits == 3) {
-        third = load_trellis<1>(codes + Layout::key_unit_bytes(2), lane_, index);
-        third |= third << 18;  // tokens 2 and 3 of each column
-      }
-      trellis_levels<Bits, false>(of_first, third, own.a[0][0], own.a[1][0]);
-      trellis_levels<Bits, true>(of_second, third << 1, own.a[0][1], own.a[1][1]);
-    }
+    trellis_levels<2, false>(of_first, 0, own.a[0][0], own.a[1][0]);
+    trellis_levels<2, true>(of_second, 0, own.a[0][1], own.a[1][1]);
     if constexpr (unit == 8) {  // columns of the other unit meet no level
       const Word columns = index % 2 == 0 ? 0x00ff00ffu : 0xff00ff00u;
 #pragma unroll
@@ -195,7 +156,8 @@ class KeyScores {
   template <int Bits, bool Trellis>
   __device__ KeyRegisters registers(int codes, int index) const {
     if constexpr (Trellis && Bits <= most_trellis_bits) {
-      return trellis_registers<Bits>(codes, index);
+      static_assert(Bits == trellis_key_bits);
+      return trellis_registers(codes, index);
     } else if constexpr (Bits == 4) {
       constexpr Word low = 0x0f0f0f0fu, high = low << 4;
       Word w[2];
@@ -381,9 +343,6 @@ class ValueCodes {
     if (trellis) return trellis_unit_bits;
     return places > 1 ? j % places * Bits : 0;
   }
-  /// What codes count from, in codes.
-  static constexpr float middle =
-      trellis ? static_cast<float>(trellis_middle) : static_cast<float>((1 << Bits) - 1) / 2;
 
  private:
   static constexpr int trellis_unit_bits = 4;
@@ -392,38 +351,20 @@ class ValueCodes {
   /// Adds the trellis codes of 32 tokens: a row of the trellis goes on from lane to lane.
   template <class B>
   __device__ static void add_trellis(Sums &sums, int step, B &&b) {
-    constexpr int plane_bits = Bits == 1 ? 1 : 2, words = trellis_value_words(plane_bits, tiles);
+    constexpr int words = trellis_value_words(2, tiles);
     Word w[words + 2];  // two of the lane before first
     load_behind<words>(step, w);
-    if constexpr (Bits == 1) {
+    Word third[words / 2] = {};
+    if constexpr (Bits == 3) load<words / 2>(step + 2 * value_plane_bytes(2, tiles), third);
 #pragma unroll
-      for (int word = 0; word < words; ++word) {
-        const auto add = [&]<int Phase>() {
-          Word a[4];
-          trellis_levels<1, false>(cuda::trellis_index<Phase>(w[word + 2], w[word + 1], w[word]), 0,
-                                   a[0], a[2]);
-          trellis_levels<1, false>(cuda::trellis_index<Phase + 1>(w[word + 2], w[word + 1], w[word]), 0,
-                                   a[1], a[3]);
-          const int j = 2 * word + Phase / 2;
-          const uint2 own = b(j);
-          multiply_add_unsigned(sums.c[j], a[0], a[1], a[2], a[3], own.x, own.y);
-        };
-        add.template operator()<0>();
-        add.template operator()<2>();
-      }
-    } else {
-      Word third[words / 2] = {};
-      if constexpr (Bits == 3) load<words / 2>(step + 2 * value_plane_bytes(2, tiles), third);
-#pragma unroll
-      for (int j = 0; j < tiles; ++j) {
-        const auto [first, second] = trellis_indices(w[j + 2], w[j + 1], w[j]);
-        const Word bits = third[j / 2] << j % 2 * 2;
-        Word a[4];
-        trellis_levels<Bits, false>(first, bits, a[0], a[2]);
-        trellis_levels<Bits, true>(second, bits << 1, a[1], a[3]);
-        const uint2 own = b(j);
-        multiply_add_unsigned(sums.c[j], a[0], a[1], a[2], a[3], own.x, own.y);
-      }
+    for (int j = 0; j < tiles; ++j) {
+      const auto [first, second] = trellis_indices(w[j + 2], w[j + 1], w[j]);
+      const Word bits = third[j / 2] << j % 2 * 2;
+      Word a[4];
+      trellis_levels<Bits, false>(first, bits, a[0], a[2]);
+      trellis_levels<Bits, true>(second, bits << 1, a[1], a[3]);
+      const uint2 own = b(j);
+      multiply_add_unsigned(sums.c[j], a[0], a[1], a[2], a[3], own.x, own.y);
     }
   }
 

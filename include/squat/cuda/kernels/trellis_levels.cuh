@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "squat/coding/trellis.hpp"
+#include "squat/cuda/kernels/trellis_tables.cuh"
 #include "squat/cuda/page/fragments.cuh"
 
 namespace squat::cuda {
@@ -42,16 +43,6 @@ struct TrellisIndices {
 __device__ inline TrellisIndices trellis_indices(Word x, Word before, Word second) {
   const Word met = select_bits(low_pairs, (x ^ before) >> 2, before << 2);
   return {met ^ select_bits(low_pairs, second, before), x ^ met};
-}
-
-/// Of words of 1-bit codes, four a nibble, the windows that end with code `Phase`.
-template <int Phase>
-__device__ inline Word trellis_index(Word x, Word before, Word second) {
-  constexpr int taken = Phase + 1;  // of x
-  constexpr Word mask = ((1u << taken) - 1) * 0x11111111u;
-  const Word newest = Phase == 3 ? x : select_bits(mask, x >> (4 - taken), before << taken);
-  const Word oldest = Phase == 3 ? before : select_bits(mask, before >> (4 - taken), second << taken);
-  return newest ^ select_bits(low_pairs, oldest ^ oldest >> 2, oldest << 2);
 }
 
 /// Four levels and their origin, from index 4 Part on; of codes of 3 bits there are another 16 where the
@@ -111,21 +102,18 @@ __device__ inline void trellis_levels(Word index, Word third, Word &low, Word &h
   high = levels_of_four<Bits, Changed>(index >> 16, flipped >> 16, set >> 16);
 }
 
-/// The number that belongs to a zero and a scale of one code of `bits` bits, 0 for none. code(n): the
-/// code n before it in its row.
+/// The number that belongs to a zero and a scale of one code of 2 or 3 bits. code(n): the code n before
+/// it in its row.
 template <class Code>
 __device__ inline float trellis_number(int bits, Code &&code) {
-  if (bits == 0) return 0;
-  const int step = bits == 1 ? 1 : 2, mask = (1 << step) - 1;
-  Word window = 0;
-  for (int i = window_bits / step; i-- > 0;) window = window << step | (code(i) & mask);
-  const Word newest = window & 15, oldest = window >> 4;
-  const Word index = newest ^ select_bits(low_pairs, oldest ^ oldest >> 2, oldest << 2 & 15);
-  const Word third = static_cast<Word>(code(0)) << 1;  // on the highest bit of its nibble
-  const Word level = bits == 1   ? trellis_levels<1, false>(index, third)
-                     : bits == 2 ? trellis_levels<2, false>(index, third)
-                                 : trellis_levels<3, false>(index, third);
-  return static_cast<float>(level & 255) / trellis_unit;
+  unsigned window = 0;
+  for (int before = window_bits / 2; before-- > 0;)
+    window = window << 2 | (static_cast<unsigned>(code(before)) & 3);
+  const auto index = static_cast<int>(device_trellis_index(window));
+  const float level = bits == 2      ? trellis_level<2, 0>(index)
+                      : code(0) >= 4 ? trellis_level<3, 16>(index)
+                                     : trellis_level<3, 0>(index);
+  return (level + level_origin) / trellis_unit;
 }
 
 }  // namespace squat::cuda

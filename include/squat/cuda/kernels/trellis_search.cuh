@@ -166,16 +166,18 @@ class TrellisRow {
   std::uint8_t codes_[lane_elements];
 };
 
-/// Codes a row in either half of a warp, or one row in both: x and codes are the half's, and so is what
-/// it returns.
-template <int Bits, int Count, bool AboutMean, bool TwoRows>
-__device__ inline TrellisFit quantize_trellis_halves(const float *x, std::uint8_t *codes,
-                                                     Word *scratch) {
+/// Codes two rows of `Count` numbers, a multiple of 32, as TrellisQuantizer::quantize_affine()
+/// (AboutMean) or quantize_symmetric() does, by a warp. x, codes: [Count] in shared memory, of the first
+/// row in lanes 0 to 15 and of the second in the others, each of which get what belongs to theirs; x is
+/// only read. scratch: trellis_scratch_words<Count>, aligned to 16 bytes. The warp's lanes see the codes
+/// after a __syncwarp().
+template <int Bits, int Count, bool AboutMean>
+__device__ inline TrellisFit quantize_two_trellises(const float *x, std::uint8_t *codes, Word *scratch) {
   constexpr Word all = 0xffffffffu;
   const int half = lane_index() / half_warp;
   TrellisRow<Bits, Count, AboutMean> row(x, scratch);
   TrellisFit best{{}, __int_as_float(0x7f800000)}, usual{};
-  bool odd = false, shares = !TwoRows;  // shares: both halves search one row
+  bool odd = false, shares = false;  // shares: both halves search one row
   float factor = 1;
 #pragma unroll 1
   for (int turn = 0;; ++turn) {
@@ -193,8 +195,8 @@ __device__ inline TrellisFit quantize_trellis_halves(const float *x, std::uint8_
       odd = row.is_odd(best.error);
       const Word odd_lanes = __ballot_sync(all, odd);
       if (odd_lanes == 0) break;
-      shares = !TwoRows || odd_lanes != all;
-      if (TwoRows && shares) {
+      shares = odd_lanes != all;
+      if (shares) {
         const int lane = (odd_lanes & 1) != 0 ? 0 : half_warp;
         row.take_row_of(lane);
         codes = from_lane(codes, lane);
@@ -207,22 +209,6 @@ __device__ inline TrellisFit quantize_trellis_halves(const float *x, std::uint8_
     factor = scale == 0 ? .75f : scale == 1 ? 1.35f : 2.0f;
   }
   return odd ? best : usual;
-}
-
-/// Codes x [Count] in shared memory, which it only reads, into codes [Count] in shared memory, as
-/// TrellisQuantizer::quantize_affine() (AboutMean) or quantize_symmetric() does; Count: a multiple of
-/// 32. By a warp, all lanes of which get the same. scratch: trellis_scratch_words<Count>, aligned to 16
-/// bytes. The warp's lanes see the codes after a __syncwarp().
-template <int Bits, int Count, bool AboutMean>
-__device__ inline TrellisFit quantize_trellis(const float *x, std::uint8_t *codes, Word *scratch) {
-  return quantize_trellis_halves<Bits, Count, AboutMean, false>(x, codes, scratch);
-}
-
-/// The same of two rows, in hardly more time: x and codes of the first in lanes 0 to 15 and of the
-/// second in the others, each of which get what belongs to theirs.
-template <int Bits, int Count, bool AboutMean>
-__device__ inline TrellisFit quantize_two_trellises(const float *x, std::uint8_t *codes, Word *scratch) {
-  return quantize_trellis_halves<Bits, Count, AboutMean, true>(x, codes, scratch);
 }
 
 }  // namespace squat::cuda

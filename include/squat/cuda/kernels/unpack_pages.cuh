@@ -329,7 +329,8 @@ struct UnpackWarp {
     for (int i = 0; i < tiles; ++i) {
       Word *to = codes[i] + (Layout::unit == 8 ? 2 * part : 0);
       if constexpr (levels) {
-        read_trellis_keys<Bits, Layout::unit, Layout::Group>(unit, first + i, to);
+        static_assert(Bits == trellis_key_bits);
+        read_trellis_keys<Layout::unit, Layout::Group>(unit, first + i, to);
       } else {
         read_key_codes<Bits, Layout::unit, Layout::Group>(unit, first + i, to);
       }
@@ -397,7 +398,7 @@ struct UnpackWarp {
       } else {
         add_channels<Layout::KeyBits, Saturates>(page, c);
       }
-    } else if (Layout::trellis && Layout::key_codes_kind(page) == Codes::trellis) {
+    } else if (Layout::key_codes_of(page, trellis_key_bits) == Codes::trellis) {
       add_basis<Layout::trellis, Saturates>(page, c);
     } else {
       add_basis<false, Saturates>(page, c);
@@ -463,12 +464,12 @@ struct UnpackWarp {
           read.template operator()<8>();
         } else if (index < four) {
           read.template operator()<4>();
-        } else if (Layout::shares_bits && index < three) {
-          read.template operator()<3>();
+        } else if (index < three) {
+          if constexpr (Layout::shares_bits) read.template operator()<3>();
         } else if (index < two) {
           read.template operator()<2>();
-        } else if (Layout::shares_bits && index < one) {
-          read.template operator()<1>();
+        } else if (index < one) {
+          if constexpr (Layout::shares_bits) read.template operator()<1>();
         }
       }
       uint4 a[tiles];

@@ -76,8 +76,8 @@ __host__ __device__ constexpr CodePlace value_place(int bits, int tiles, int cha
 /// Where a code lies that may be in two planes: its low `low_bits` bits at `low`, one more at `high`.
 struct CodePlaces {
   int low_bits;
-  CodePlace low, high;
   bool has_high;
+  CodePlace low{}, high{};
 };
 
 __host__ __device__ constexpr int read_code(const unsigned char *codes, const CodePlaces &at) {

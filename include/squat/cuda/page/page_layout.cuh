@@ -27,6 +27,7 @@
 #include <cstdint>
 
 #include "squat/coding/coding.hpp"
+#include "squat/coding/trellis.hpp"
 #include "squat/cuda/page/code_places.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/trellis_places.cuh"
@@ -84,6 +85,8 @@ struct PageLayout {
   static constexpr int HeadDim = HeadDimension, Group = GroupTokens;
   static constexpr int KeyBits = KeyBitCount, ValueBits = ValueBitCount;
   static constexpr bool shares_bits = SharesBits, trellis = CodeKind == Codes::trellis;
+  /// Whether there are kernels for plain values.
+  static constexpr bool has_plain_values = !shares_bits && !trellis;
   static_assert(HeadDim % 32 == 0 && HeadDim <= 576,
                 "squat: on CUDA head_dim is a multiple of 32, at most 576");
   static_assert(Group == 32 || Group == 64 || Group == 128, "squat: on CUDA group is 32, 64 or 128");
@@ -141,50 +144,51 @@ struct PageLayout {
 
   /// What codes of so many bits of symmetric values are.
   __host__ __device__ static constexpr Codes value_codes_of(int bits) {
-    return trellis && bits <= 3 ? Codes::trellis : Codes::scalar;
+    return trellis && bits <= most_trellis_bits ? Codes::trellis : Codes::scalar;
   }
+  /// And of keys, of a head whose scales these bytes have.
+  __host__ __device__ static Codes key_codes_of(const std::uint8_t *head, int bits) {
+    if constexpr (!trellis) return Codes::scalar;
+    const bool says_so = (head[key_scales + trellis_byte] & 0x80u) != 0;
+    return says_so && bits <= most_trellis_bits ? Codes::trellis : Codes::scalar;
+  }
+  static constexpr int trellis_byte = key_element(1) * 2 + 1;
+
   /// Where the code of (token, column) of a unit of keys lies.
   __host__ __device__ static constexpr CodePlaces key_places(Codes kind, int bits, int token,
                                                              int column) {
-    const int row = token_row(token), low_bits = bits == 3 ? 2 : bits;
-    const bool is_trellis = kind == Codes::trellis;
-    CodePlaces at{
-        low_bits,
-        is_trellis ? trellis_key_place(low_bits, unit, token, column)
-                   : key_place(low_bits, unit, row, column),
-        is_trellis ? trellis_key_place(1, unit, token, column) : key_place(1, unit, row, column),
-        bits == 3};
+    const auto place = [&](int of_plane) {
+      return kind == Codes::trellis ? trellis_key_place(of_plane, unit, token, column)
+                                    : key_place(of_plane, unit, token_row(token), column);
+    };
+    CodePlaces at{.low_bits = bits == 3 ? 2 : bits, .has_high = bits == 3};
+    at.low = place(at.low_bits);
+    at.high = place(1);
     at.high.byte += key_unit_bytes(2);
     return at;
   }
   /// The same of (channel, token) of values, from the first of their bytes on.
   __host__ __device__ static constexpr CodePlaces value_places(Codes kind, int bits, int channel,
                                                                int token) {
-    const int channels = channel_row(channel), row = token_row(token), low_bits = bits == 3 ? 2 : bits;
     const bool is_trellis = kind == Codes::trellis;
-    const int low_bytes = value_plane_bytes(2, channel_tiles);
-    CodePlaces at{low_bits,
-                  is_trellis ? trellis_value_place(low_bits, channel_tiles, channel, token % 32)
-                             : value_place(low_bits, channel_tiles, channels, row % 16),
-                  is_trellis ? trellis_value_place(1, channel_tiles, channel, token % 32)
-                             : value_place(1, channel_tiles, channels, row % 16),
-                  bits == 3};
-    const int step = cuda::value_step_bytes(bits, channel_tiles);
-    const int first = is_trellis ? token / 32 * 2 * step : row / 16 * step;
+    const int row = token_row(token);
+    const auto place = [&](int of_plane) {
+      return is_trellis ? trellis_value_place(of_plane, channel_tiles, channel, token % 32)
+                        : value_place(of_plane, channel_tiles, channel_row(channel), row % 16);
+    };
+    CodePlaces at{.low_bits = bits == 3 ? 2 : bits, .has_high = bits == 3};
+    const int steps = is_trellis ? row / 32 * 2 : row / 16;  // that are before it
+    const int first = steps * cuda::value_step_bytes(bits, channel_tiles);
+    at.low = place(at.low_bits);
     at.low.byte += first;
-    at.high.byte += first + low_bytes * (is_trellis ? 2 : 1);
+    at.high = place(1);
+    at.high.byte += first + value_plane_bytes(2, channel_tiles) * (is_trellis ? 2 : 1);
     return at;
   }
   /// Bytes of the values of 32 tokens.
   __host__ __device__ static constexpr int value_slice_bytes(int bits) {
     return 2 * cuda::value_step_bytes(bits, channel_tiles);
   }
-  /// Whether codes of up to 3 bits of a head's keys, whose scales these bytes have, are trellis codes.
-  __host__ __device__ static Codes key_codes_kind(const std::uint8_t *head) {
-    if constexpr (!trellis) return Codes::scalar;
-    return (head[key_scales + trellis_byte] & 0x80u) != 0 ? Codes::trellis : Codes::scalar;
-  }
-  static constexpr int trellis_byte = key_element(1) * 2 + 1;
 
   /// Whether the mean value was taken off the values of a head, whose bytes these are. Only pages of
   /// packed keys can say so.

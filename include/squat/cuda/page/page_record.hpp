@@ -17,7 +17,6 @@
 #include "squat/coding/coding.hpp"
 #include "squat/coding/key_quantizer.hpp"
 #include "squat/coding/page_shape.hpp"
-#include "squat/coding/trellis.hpp"
 #include "squat/coding/trellis_layout.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/error.hpp"
@@ -76,7 +75,7 @@ class PageRecord {
           [&](int in_page, int in_record) { std::memcpy(keys + in_record, at.keys + in_page, 2); });
     } else {
       for_each_run(at, quantizer, [&](const CodeRun &run, int first_byte, std::size_t in_record) {
-        const Codes kind = codes_of_width(at.kind, run.bits);
+        const Codes kind = Layout::key_codes_of(at.parameters, run.bits);
         for_each_key(run, [&](int unit, int column, int token, Index i) {
           const std::uint8_t *from = at.keys + first_byte + unit * Layout::key_unit_bytes(run.bits);
           codes_[static_cast<std::size_t>(i * Group + token)] = static_cast<std::uint8_t>(
@@ -127,13 +126,13 @@ class PageRecord {
               "keys in a basis that is not there");
       require(has_mean || !Layout::values_about_mean(part.parameters),
               "values about a mean that is not there");
-      const bool trellis = (part.parameters[Layout::key_scales + Layout::trellis_byte] & 0x80) != 0;
+      const bool trellis = (at.parameters[Layout::key_scales + Layout::trellis_byte] & 0x80) != 0;
       require(!trellis || (Layout::trellis && at.space == KeySpace::basis),
               "trellis codes that were not asked for");
       std::size_t end = at.record.keys;  // of the keys' codes
       for_each_run(at, quantizer, [&](const CodeRun &run, int first_byte, std::size_t in_record) {
         end = at.record.keys + in_record + code_bytes(run.bits, Group, run.channels);
-        const Codes kind = codes_of_width(at.kind, run.bits);
+        const Codes kind = Layout::key_codes_of(at.parameters, run.bits);
         for_each_key(run, [&](int unit, int column, int token, Index i) {
           const int code = packed_code(kind, run.bits, keys + in_record, Group, run.channels, token, i);
           add_code(at.keys + first_byte + unit * Layout::key_unit_bytes(run.bits),
@@ -161,7 +160,6 @@ class PageRecord {
   /// Where a part's codes and values' scales are, in the page and in the record.
   struct Where {
     KeySpace space;
-    Codes kind;  // of keys of up to 3 bits
     std::uint8_t *parameters, *keys, *values, *value_scales;
     HeadPlace record;
   };
@@ -169,7 +167,6 @@ class PageRecord {
     std::uint8_t *const parameters = part.parameters;
     const std::size_t i = space(part) == KeySpace::basis ? 1 : 0;
     Where at{space(part),
-             Layout::key_codes_kind(parameters),
              parameters,
              parameters + Layout::key_codes,
              parameters + Layout::value_codes,
