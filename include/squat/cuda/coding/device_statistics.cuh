@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <memory>
 #include <numeric>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -46,13 +47,16 @@ class DeviceStatistics {
         group_(static_cast<int>(group)),
         observation_{sinks, rows > 1 ? rows : 0},
         layout_{head_dim, rows},
-        row_counts_(static_cast<std::size_t>(rows)),
-        doubles_(static_cast<std::size_t>(kv_heads * layout_.doubles)),
-        floats_(static_cast<std::size_t>(kv_heads * layout_.floats)),
-        filling_(static_cast<std::size_t>(2 * kv_heads * head_dim)) {
-    doubles_.fill(0, stream);
-    floats_.fill(0, stream);
-    filling_.fill(0, stream);  // which back-ups copy whether a group has begun or not
+        row_counts_(static_cast<std::size_t>(rows)) {
+    const auto doubles = static_cast<std::size_t>(kv_heads * layout_.doubles);
+    const auto floats = static_cast<std::size_t>(kv_heads * layout_.floats);
+    const auto filling = static_cast<std::size_t>(2 * kv_heads * head_dim);
+    memory_ = DeviceBuffer<std::byte>(doubles * sizeof(double) + filling * sizeof(float2) +
+                                      floats * sizeof(float));
+    doubles_ = {reinterpret_cast<double *>(memory_.data()), doubles};
+    filling_ = {reinterpret_cast<float2 *>(doubles_.data() + doubles), filling};
+    floats_ = {reinterpret_cast<float *>(filling_.data() + filling), floats};
+    memory_.fill(0, stream);
   }
 
   /// A copy, made on the stream.
@@ -66,9 +70,9 @@ class DeviceStatistics {
     other->in_group_ = in_group_;
     other->odd_ = odd_;
     other->adopted_ = adopted_;
-    copy_all(doubles_, other->doubles_, stream);
-    copy_all(floats_, other->floats_, stream);
-    copy_all(filling_, other->filling_, stream);
+    check(cudaMemcpyAsync(other->memory_.data(), memory_.data(), memory_.bytes(),
+                          cudaMemcpyDeviceToDevice, stream),
+          "copy of statistics");
     return other;
   }
 
@@ -124,7 +128,7 @@ class DeviceStatistics {
     adopted_ = std::move(records);
   }
 
-  std::size_t bytes() const { return doubles_.bytes() + floats_.bytes() + filling_.bytes(); }
+  std::size_t bytes() const { return memory_.bytes(); }
 
   /// Adds tokens, as cpu::LayerCoding::observe() does for every head. tables: the layer's; workspace:
   /// made larger where needed.
@@ -232,13 +236,6 @@ class DeviceStatistics {
  private:
   int frame_rows() const { return static_cast<int>(layout_.rows); }
 
-  template <class Scalar>
-  static void copy_all(const DeviceBuffer<Scalar> &from, const DeviceBuffer<Scalar> &to,
-                       cudaStream_t stream) {
-    check(cudaMemcpyAsync(to.data(), from.data(), from.bytes(), cudaMemcpyDeviceToDevice, stream),
-          "copy of statistics");
-  }
-
   template <class S>
   void add_query_runs(const ObservedRows<S> &rows, int frame, std::vector<MomentRun> &runs) {
     const int most = std::max(1, most_run_rows / rows.heads_per_kv_head);
@@ -335,11 +332,12 @@ class DeviceStatistics {
   HeadSums layout_;
   double queries_ = 0, groups_ = 0, values_ = 0;
   std::vector<double> row_counts_;
-  int in_group_ = 0;              // keys of the group that is filling
-  bool odd_ = false;              // which half of filling_ holds it
-  DeviceBuffer<double> doubles_;  // [kv_heads, layout_.doubles]; the counts in them are the host's
-  DeviceBuffer<float> floats_;    // [kv_heads, layout_.floats]
-  DeviceBuffer<float2> filling_;
+  int in_group_ = 0;  // keys of the group that is filling
+  bool odd_ = false;  // which half of filling_ holds it
+  DeviceBuffer<std::byte> memory_;
+  std::span<double> doubles_;  // [kv_heads, layout_.doubles]; the counts in them are the host's
+  std::span<float2> filling_;  // [2, kv_heads, head_dim], ranges of the group that is filling
+  std::span<float> floats_;    // [kv_heads, layout_.floats]
   std::vector<StatisticsRecord> adopted_;  // until something is added
 };
 
