@@ -1,10 +1,11 @@
 #pragma once
 
 // Eigenvalues and eigenvectors of a symmetric matrix, by a block: Householder's reflections make it
-// tridiagonal, Cuppen's method divides and conquers that, and the reflections turn its eigenvectors
-// back (Golub and Van Loan, Matrix Computations, sections 8.3 and 8.4; LAPACK's ssytrd, sstedc and
-// sormtr). All steps are of as many threads as there are: what one waits for is some 250 sums over a
-// warp and, in each of log2(Size) levels, fourteen sums over terms of the secular equation.
+// tridiagonal, Cuppen's method (1981) divides and conquers that, and the reflections turn its
+// eigenvectors back (Golub and Van Loan, Matrix Computations, sections 8.3 and 8.4; LAPACK's ssytrd,
+// sstedc and sormtr). Every step has work for all threads. What follows one after the other is two sums
+// over a warp for each reflection and, in each of log2(Size) levels, fourteen over the terms of the
+// secular equation.
 //
 // Every loop has an end that does not depend on numbers, so that NaN comes out where it went in.
 
@@ -146,6 +147,82 @@ __device__ inline void reflect_back(const float *reflectors, const float *scales
   }
 }
 
+/// The secular equation of poles `first` to `end`, 1 + rho sum_i z_i^2 / (pole_i - x) = 0, as the four
+/// lanes have it that look for one of its roots: a quarter of the terms each.
+template <int Size>
+struct SecularEquation {
+  static constexpr int lanes = 4, terms = Size / lanes;
+
+  const double *poles;
+  int first, end;
+  double origin = 0;        // a root is origin + shift, where the origin is the pole nearer to it
+  float difference[terms];  // of the poles to it
+  float weight[terms], all = 0;
+
+  __device__ SecularEquation(const double *poles, const float *z, int first, int end, float rho)
+      : poles(poles), first(first), end(end) {
+#pragma unroll
+    for (int n = 0; n < terms; ++n) {
+      weight[n] = pole(n) < end ? rho * z[pole(n)] * z[pole(n)] : 0;
+      all += weight[n];
+    }
+    all = sum_of_column(all);
+  }
+
+  /// Of the thread's n-th term.
+  __device__ int pole(int n) const { return first + static_cast<int>(threadIdx.x) % lanes + lanes * n; }
+
+  __device__ void set_origin(int to) {
+    origin = poles[to];
+#pragma unroll
+    for (int n = 0; n < terms; ++n)
+      difference[n] = pole(n) < end ? static_cast<float>(poles[pole(n)] - origin) : 1e30f;
+  }
+
+  /// Its left side, and shift times the slope.
+  __device__ float2 at(float shift) const {
+    float sum = 0, rise = 0;
+#pragma unroll
+    for (int n = 0; n < terms; ++n) {
+      if (first + lanes * n >= end) break;
+      const float inverse = reciprocal(difference[n] - shift), term = weight[n] * inverse;
+      sum += term;
+      rise = fmaf(term, shift * inverse, rise);
+    }
+    return {1 + sum_of_column(sum), sum_of_column(rise)};
+  }
+
+  /// The shift of the root between pole `own` and the next. Bisection of what floats there are finds
+  /// |shift| but for a factor of two. Of 1 / |shift| the equation is convex, so that Newton's method
+  /// comes nearer from there with every step.
+  __device__ float solve(int own) {
+    constexpr int bisections = 7, newton_steps = 6;
+    set_origin(own);
+    float sign = 1, most = all * 1.00001f;
+    const bool is_last = own + 1 >= end;
+    if (!is_last) most = static_cast<float>(.5 * (poles[own + 1] - origin));
+    const bool is_above = at(most).x < 0;
+    if (!is_last && is_above) {
+      sign = -1;
+      set_origin(own + 1);
+    }
+    int low = __float_as_int(1.2e-38f), high = __float_as_int(most);
+#pragma unroll 1
+    for (int i = 0; i < bisections + newton_steps; ++i) {
+      const int x = i < bisections ? low + (high - low) / 2 : high;
+      const float size = __int_as_float(x);
+      const float2 found = at(sign * size);
+      const float error = sign * found.x, rise = sign * found.y;
+      if (i < bisections) {
+        (error < 0 ? low : high) = x;
+      } else {
+        high = __float_as_int(size * (rise / (rise + fmaxf(error, 0))));  // less than 0: rounding
+      }
+    }
+    return sign * __int_as_float(high);
+  }
+};
+
 /// The eigenvalues of a tridiagonal matrix, rising, become memory.merge.value, and the eigenvectors the
 /// columns of q. u is overwritten.
 ///
@@ -166,7 +243,6 @@ template <int Size>
 __device__ inline void conquer(const BlockMatrix<Size> &q, const BlockMatrix<Size> &u,
                                EigenMemory<Size> &memory) {
   constexpr int lanes = 4, terms = Size / lanes;
-  constexpr int bisections = 7, newton_steps = 6;
   constexpr float least = 7.5e-9f;  // 2^-27; the matrix has elements of up to 1
   constexpr double apart = static_cast<double>(least) / Size;
   auto &[value, sorted, pole, z, place] = memory.merge;
@@ -217,60 +293,9 @@ __device__ inline void conquer(const BlockMatrix<Size> &q, const BlockMatrix<Siz
       pole[own] = x;
     }
     __syncthreads();
-    // The root between the own pole and the next: origin + shift, where the origin is the nearer one.
-    float difference[terms], weight[terms], all = 0;
-#pragma unroll
-    for (int n = 0; n < terms; ++n) {
-      const int i = first + part + lanes * n;
-      weight[n] = i < end ? rho * z[i] * z[i] : 0;
-      all += weight[n];
-    }
-    all = sum_of_column(all);
-    double origin = 0;
-    const auto set_origin = [&](int to) {
-      origin = pole[to];
-#pragma unroll
-      for (int n = 0; n < terms; ++n) {
-        const int i = first + part + lanes * n;
-        difference[n] = i < end ? static_cast<float>(pole[i] - origin) : 1e30f;
-      }
-    };
-    const auto secular = [&](float shift) -> float2 {  // and shift times its slope
-      float sum = 0, rise = 0;
-#pragma unroll
-      for (int n = 0; n < terms; ++n) {
-        if (first + lanes * n >= end) break;
-        const float inverse = reciprocal(difference[n] - shift), term = weight[n] * inverse;
-        sum += term;
-        rise = fmaf(term, shift * inverse, rise);
-      }
-      return {1 + sum_of_column(sum), sum_of_column(rise)};
-    };
-    set_origin(own);
-    float sign = 1, most = all * 1.00001f;
-    const bool is_last = own + 1 >= end;
-    if (!is_last) most = static_cast<float>(.5 * (pole[own + 1] - origin));
-    const bool is_above = secular(most).x < 0;
-    if (!is_last && is_above) {
-      sign = -1;
-      set_origin(own + 1);
-    }
-    // Bisection of what floats there are finds |shift| but for a factor of two. Of 1 / |shift| the
-    // equation is convex, so that Newton's method comes nearer from there with every step.
-    int low = __float_as_int(1.2e-38f), high = __float_as_int(most);
-#pragma unroll 1
-    for (int i = 0; i < bisections + newton_steps; ++i) {
-      const int x = i < bisections ? low + (high - low) / 2 : high;
-      const float size = __int_as_float(x);
-      const float2 at = secular(sign * size);
-      const float error = sign * at.x, rise = sign * at.y;
-      if (i < bisections) {
-        (error < 0 ? low : high) = x;
-      } else {
-        high = __float_as_int(size * (rise / (rise + fmaxf(error, 0))));  // less than 0: rounding
-      }
-    }
-    const float shift = sign * __int_as_float(high);
+    SecularEquation<Size> equation(memory.merge.pole, z, first, end, rho);
+    auto &difference = equation.difference;
+    const float shift = equation.solve(own);
 #pragma unroll
     for (int n = 0; n < terms; ++n) {
       const int i = first + part + lanes * n;
@@ -287,7 +312,7 @@ __device__ inline void conquer(const BlockMatrix<Size> &q, const BlockMatrix<Siz
     __syncthreads();
     if (merges && part == 0) {
       z[own] = copysignf(sqrtf(fabsf(ratio)), z[own]);
-      value[own] = origin + static_cast<double>(shift);
+      value[own] = equation.origin + static_cast<double>(shift);
     }
     __syncthreads();
     float square = 0;
