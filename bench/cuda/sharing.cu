@@ -1,5 +1,6 @@
 // Decode steps over pages whose heads share the bits (CudaSharing), beside the same backend where each
-// head has as many; over trellis codes (CudaTrellis), and what packing a prompt of these takes.
+// head has as many; over trellis codes (CudaTrellis, CudaSharingTrellis), and what packing a prompt of
+// these takes.
 
 #include <benchmark/benchmark.h>
 
@@ -51,14 +52,19 @@ void add_decode(const std::string &name, Allocation allocation, Codes codes) {
 }  // namespace
 
 void register_sharing() {
-  using squat::CudaSharing, squat::CudaTrellis;
+  using squat::CudaSharing, squat::CudaSharingTrellis, squat::CudaTrellis;
   add_decode<2, CudaSharing<head_dim>>("decode_shared/head", Allocation::head, Codes::scalar);
   add_decode<2, CudaSharing<head_dim>>("decode_shared/layer", Allocation::layer, Codes::scalar);
   add_decode<2, CudaTrellis<head_dim>>("decode_trellis", Allocation::head, Codes::trellis);
+  add_decode<2, CudaSharingTrellis<head_dim>>("decode_trellis/layer", Allocation::layer, Codes::trellis);
   const Workload prompt{llama3_8b, 1, 4096};
   register_case("pack/trellis/k2v2/" + prompt.name(), [=](benchmark::State &state) {
     pack_prompt<2, CudaTrellis<head_dim>>(state, prompt,
                                           options_of(prompt, 2, Allocation::head, Codes::trellis));
+  });
+  register_case("pack/trellis/layer/k2v2/" + prompt.name(), [=](benchmark::State &state) {
+    pack_prompt<2, CudaSharingTrellis<head_dim>>(
+        state, prompt, options_of(prompt, 2, Allocation::layer, Codes::trellis));
   });
 }
 

@@ -19,7 +19,18 @@ struct CachePair {
   static constexpr Codes codes = Kind;
   using Cache = KVCache<half, KeyBitCount, ValueBitCount, Backend>;
   using CpuCache = KVCache<half, KeyBitCount, ValueBitCount>;
+  /// Of keys and values: codes near a tie differ, as do pages of which plain codes err as much. Of
+  /// trellis codes, a tie is between paths of many codes.
+  static constexpr double code_tolerance = Kind == Codes::trellis ? .07 : .03;
+  /// Of outputs: queries are rounded to 16 bits for the largest step of all codes, of which levels of
+  /// trellis codes are 127.
+  static constexpr double attention_tolerance = (Kind == Codes::trellis ? 3 : 1) * device_tolerance;
 };
+
+/// Of trellis codes of bits that heads may share.
+template <int HeadDim, int KeyBits, int ValueBits>
+using SharedTrellis =
+    CachePair<CudaSharingTrellis<HeadDim>, HeadDim, KeyBits, ValueBits, Codes::trellis>;
 
 inline DeviceInputs uneven(const Options &options, Index tokens, unsigned seed) {
   Inputs<> in(options, tokens, seed);
@@ -101,9 +112,8 @@ struct Both {
   void check(int layer = 0) {
     const Contents held = device_contents(device, on_device, layer);
     const Contents of_host = contents(host, on_host, layer);
-    // Codes near a tie differ, as do pages of which plain codes err as much.
-    EXPECT_LT(relative_distance(held.k, of_host.k), .03);
-    EXPECT_LT(relative_distance(held.v, of_host.v), .03);
+    EXPECT_LT(relative_distance(held.k, of_host.k), Widths::code_tolerance);
+    EXPECT_LT(relative_distance(held.v, of_host.v), Widths::code_tolerance);
     const Index length = device.length(on_device, layer);
     for (const Index rows : {Index{1}, Index{3}, Index{20}, Index{200}}) {
       DeviceInputs in = uneven(device.options(), rows, 31);
@@ -111,7 +121,7 @@ struct Both {
       const Tensor<float> out = in.out.read();
       EXPECT_LT(attention_distance<float>(in.host.q.view(), held.k.view(), held.v.view(), out.view(),
                                           length - rows),
-                device_tolerance)
+                Widths::attention_tolerance)
           << rows << " rows of layer " << layer;
     }
   }

@@ -1,6 +1,6 @@
-// Heads that share the bits of a page on the device (CudaSharing): what it holds and attends to is what
-// the CPU does with the same prior; pages that the basis does not suit, snapshots, graphs, page sizes by
-// layer.
+// Heads that share the bits of a page on the device (CudaSharing, CudaSharingTrellis): what it holds and
+// attends to is what the CPU does with the same prior; pages that the basis does not suit, snapshots,
+// graphs, page sizes by layer.
 
 #include <vector>
 
@@ -19,7 +19,8 @@ using SharedWidths = CachePair<CudaSharing<HeadDim>, HeadDim, KeyBits, ValueBits
 template <class Widths>
 class CudaSharedBits : public OnDevice {};
 
-using AllSharedWidths = testing::Types<SharedWidths<64, 2, 2>, SharedWidths<128, 3, 3>>;
+using AllSharedWidths = testing::Types<SharedWidths<64, 2, 2>, SharedWidths<128, 3, 3>,
+                                       SharedTrellis<64, 2, 2>, SharedTrellis<128, 2, 3>>;
 TYPED_TEST_SUITE(CudaSharedBits, AllSharedWidths);
 
 TYPED_TEST(CudaSharedBits, AreWhatTheCpuSharesOut) {
@@ -141,6 +142,14 @@ TEST_F(CudaSharedBitsErrors, SayWhatIsMissing) {
                {"allocation", "layer", "CudaSharing"});
   using Sharing = SharedWidths<64, 2, 2>::Cache;
   expect_error([&] { Sharing cache(options); }, {"page_tokens", "32", "128"});
+  options.page_tokens = 128;
+  options.codes = Codes::trellis;
+  expect_error([&] { Sharing cache(options); }, {"codes", "trellis", "CudaSharingTrellis"});
+  options.codes = Codes::scalar;
+  options.allocation = Allocation::head;
+  options.coding = Coding::orthogonal;
+  options.values = ValueCoding::symmetric;
+  expect_error([&] { Sharing cache(options); }, {"coding", "orthogonal", "subspace"});
 }
 
 }  // namespace

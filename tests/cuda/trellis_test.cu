@@ -14,32 +14,34 @@ using TrellisWidths = CachePair<CudaTrellis<HeadDim>, HeadDim, KeyBits, ValueBit
 template <class Widths>
 class CudaTrellisCodes : public OnDevice {};
 
-using AllTrellisWidths = testing::Types<TrellisWidths<64, 2, 2>, TrellisWidths<128, 2, 3>>;
+using AllTrellisWidths =
+    testing::Types<TrellisWidths<64, 2, 2>, TrellisWidths<128, 2, 3>, SharedTrellis<128, 2, 3>>;
 TYPED_TEST_SUITE(CudaTrellisCodes, AllTrellisWidths);
 
 template <class Widths>
-void expect_what_the_cpu_makes() {
-  for (const Coding coding : {Coding::subspace, Coding::orthogonal}) {
-    SCOPED_TRACE(static_cast<int>(coding));
-    Options options = learnt_options<Widths>(Allocation::head);
-    options.coding = coding;
-    options.values = ValueCoding::symmetric;
-    Both<Widths> both(options);
-    both.feed(uneven(options, 600, 1));
-    both.check();
-    both.device.truncate(both.on_device, 301);
-    both.host.truncate(both.on_host, 301);
-    both.check();
-  }
+void expect_what_the_cpu_makes(Coding coding) {
+  Options options = learnt_options<Widths>(Allocation::head);
+  options.coding = coding;
+  options.values = ValueCoding::symmetric;
+  Both<Widths> both(options);
+  both.feed(uneven(options, 600, 1));
+  both.check();
+  both.device.truncate(both.on_device, 301);
+  both.host.truncate(both.on_host, 301);
+  both.check();
 }
 
-TYPED_TEST(CudaTrellisCodes, AreWhatTheCpuMakes) { expect_what_the_cpu_makes<TypeParam>(); }
+TYPED_TEST(CudaTrellisCodes, AreWhatTheCpuMakes) {
+  expect_what_the_cpu_makes<TypeParam>(Coding::subspace);
+}
 
-/// Plain keys of 3 bits and values of 4 are scalar, in the order of trellis codes.
+/// Orthogonal keys, plain ones of 3 bits and values of 4 are scalar, in the order of trellis codes.
 using CudaTrellisBesideScalar = OnDevice;
 
 TEST_F(CudaTrellisBesideScalar, AreWhatTheCpuMakes) {
-  expect_what_the_cpu_makes<TrellisWidths<64, 3, 4>>();
+  expect_what_the_cpu_makes<TrellisWidths<64, 2, 2>>(Coding::orthogonal);
+  expect_what_the_cpu_makes<TrellisWidths<64, 3, 4>>(Coding::orthogonal);
+  expect_what_the_cpu_makes<TrellisWidths<64, 3, 4>>(Coding::subspace);
 }
 
 /// They err less than scalar ones, as codes of their own error would.
@@ -101,6 +103,9 @@ TEST_F(CudaTrellisErrors, SayWhatIsMissing) {
   expect_error([&] { Trellis cache(options); }, {"codes", "scalar", "CudaTrellis"});
   options.codes = Codes::trellis;
   expect_error([&] { DeviceCache<64, 128, 2, 2> cache(options); }, {"codes", "trellis", "CudaTrellis"});
+  options.allocation = Allocation::layer;
+  expect_error([&] { Trellis cache(options); }, {"allocation", "layer", "CudaSharingTrellis"});
+  options.allocation = Allocation::head;
   options.values = ValueCoding::plain;
   expect_error([&] { Trellis cache(options); }, {"values", "plain", "symmetric"});
 }

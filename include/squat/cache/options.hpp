@@ -52,7 +52,7 @@ struct Options {
 
   /// What packed codes of 1 to 3 bits are: of symmetric values, and of keys in a subspace basis; all
   /// others are scalar. Trellis codes ask for a head_dim and page_tokens that are multiples of 32; on
-  /// CUDA for a backend of theirs, CudaTrellis, and allocation head. Default: scalar.
+  /// CUDA for a backend of theirs, CudaTrellis or CudaSharingTrellis. Default: scalar.
   std::optional<Codes> codes{};
   OrthogonalOptions orthogonal{};  ///< read where coding is orthogonal
 

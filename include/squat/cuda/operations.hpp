@@ -712,9 +712,10 @@ class Operations {
     if (trellis && *options_->values == ValueCoding::plain)
       throw_invalid("values", "plain", "symmetric where codes are trellis codes on CUDA");
     if (trellis == (*options_->codes == Codes::trellis)) return;
-    if (trellis) throw_invalid("codes", "scalar", "trellis where the backend is CudaTrellis");
+    const std::string backend = SharesBits ? "CudaSharingTrellis" : "CudaTrellis";
+    if (trellis) throw_invalid("codes", "scalar", "trellis where the backend is " + backend);
     throw_invalid("codes", "trellis",
-                  "scalar on CUDA, unless the backend is CudaTrellis and there are up to 4 bits");
+                  "scalar on CUDA, unless the backend is " + backend + " and there are up to 4 bits");
   }
 
   /// Throws Error where heads are to share bits, and cannot.
@@ -722,10 +723,13 @@ class Operations {
     const Allocation allocation = *options_->allocation;
     if (shares_bits && *options_->values == ValueCoding::plain)
       throw_invalid("values", "plain", "symmetric where heads may share bits on CUDA");
+    if (shares_bits && *options_->coding == Coding::orthogonal)
+      throw_invalid("coding", "orthogonal", "subspace or plain where heads may share bits on CUDA");
     if (allocation == Allocation::head || KeyBits > 4) return;
-    if (!shares_bits)
-      throw_invalid("allocation", name_of(allocation),
-                    "head on CUDA, unless the backend is CudaSharing and there are up to 4 bits");
+    if (shares_bits) return;
+    const std::string backend = trellis ? "CudaSharingTrellis" : "CudaSharing";
+    throw_invalid("allocation", name_of(allocation),
+                  "head on CUDA, unless the backend is " + backend + " and there are up to 4 bits");
   }
 
   /// Throws Error where kernels need more shared memory than the device has.
@@ -1147,7 +1151,7 @@ namespace squat {
 
 /// The CUDA backend, with kernels for some head_dims and groups. T of a cache is half or bfloat16;
 /// tensors are in device memory; every call takes a stream.
-/// SharesBits: those of CudaSharing; Kind: those of CudaTrellis.
+/// SharesBits: those of CudaSharing; Kind: those of CudaTrellis; both: of CudaSharingTrellis.
 template <class HeadDims, class Groups, bool SharesBits = false, Codes Kind = Codes::scalar>
 struct CudaOf {
   using Stream = cudaStream_t;  ///< the last argument of every call
@@ -1177,5 +1181,9 @@ using CudaSharing = CudaOf<cuda::OneOf<HeadDims...>, cuda::OneOf<128>, true>;
 /// head_dims are multiples of 64, at most 256.
 template <int... HeadDims>
 using CudaTrellis = CudaOf<cuda::OneOf<HeadDims...>, cuda::OneOf<128>, false, Codes::trellis>;
+
+/// Kernels for trellis codes of bits that heads share.
+template <int... HeadDims>
+using CudaSharingTrellis = CudaOf<cuda::OneOf<HeadDims...>, cuda::OneOf<128>, true, Codes::trellis>;
 
 }  // namespace squat

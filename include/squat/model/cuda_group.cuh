@@ -15,17 +15,20 @@
 namespace squat::inline SQUAT_API_NAMESPACE {
 
 /// make_group() of one head_dim and pair of widths, with the backend that the options ask for:
-/// CudaTrellis for trellis codes, CudaSharing for bits that heads share, CudaFor for all else. Compiles
-/// the kernels of all that there are for such heads. Throws Error for what it has no kernels for.
+/// CudaTrellis for trellis codes, CudaSharing for bits that heads share, CudaSharingTrellis for both,
+/// CudaFor for all else. Compiles the kernels of all that there are for such heads. Throws Error for
+/// what it has no kernels for.
 template <int HeadDim, Element T, class W>
 std::unique_ptr<GroupCache> make_cuda_group(const Options &options, ElementType exact_rows) {
   const auto make = [&]<class Backend>() {
     return make_group<Backend, T, W>(options, exact_rows, W::key_bits, W::value_bits);
   };
   if constexpr (W::key_bits <= 4 && W::value_bits <= 4 && HeadDim % 64 == 0 && HeadDim <= 256) {
-    if (options.codes == Codes::trellis) return make.template operator()<CudaTrellis<HeadDim>>();
-    if (options.allocation.value_or(Allocation::head) != Allocation::head)
-      return make.template operator()<CudaSharing<HeadDim>>();
+    const bool trellis = options.codes == Codes::trellis,
+               shares = options.allocation.value_or(Allocation::head) != Allocation::head;
+    if (trellis && shares) return make.template operator()<CudaSharingTrellis<HeadDim>>();
+    if (trellis) return make.template operator()<CudaTrellis<HeadDim>>();
+    if (shares) return make.template operator()<CudaSharing<HeadDim>>();
   }
   return make.template operator()<CudaFor<HeadDim>>();
 }

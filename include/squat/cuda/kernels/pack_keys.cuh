@@ -226,7 +226,7 @@ class PageCoder {
                 x_[i][j], x_[i][j + 1], x_[i][j + 2], x_[i][j + 3]};
           }
         }
-        const TrellisFit fit = channels.code(of_t * 2 + i / 2 * 8 + i % 2);
+        const TrellisFit fit = channels.code(width(unit_of(i)), of_t * 2 + i / 2 * 8 + i % 2);
         const TrellisFit of_row = from_lane(fit, t % 2 * half_warp);
         if (own) found[i] = of_row.scale;
         if (lane % half_warp == 0) error += fit.error;
@@ -349,7 +349,7 @@ class PageCoder {
     for (int first = 0; first < columns; first += Layout::unit / 4) {
       const int bits = width(unit_of(first));
       if (Layout::trellis && trellis_ && is_narrow(first)) {
-        channels().store(unit_of(first) % (16 / Layout::unit), unit);
+        channels().store(unit_of(first) % (16 / Layout::unit), bits, unit);
         unit += Layout::key_unit_bytes(bits);
         continue;
       }

@@ -38,7 +38,7 @@ struct alignas(16) CodedRows {
 template <class Layout>
 struct alignas(16) TrellisChannels {
   static constexpr int Group = Layout::Group, units = 16 / Layout::unit;
-  static constexpr int unit_bytes = Layout::key_unit_bytes(trellis_key_bits);
+  static constexpr int unit_bytes = Layout::key_unit_bytes(most_trellis_bits);
 
   CodedRows<Group> rows;
   std::uint8_t image[units * unit_bytes];
@@ -49,28 +49,37 @@ struct alignas(16) TrellisChannels {
       reinterpret_cast<Word *>(image)[i] = 0;
   }
 
-  /// Codes the rows as columns `column` and `column` + 2 of 16; a half of the warp gets what its row's
-  /// codes stand for.
+  /// Codes the rows as columns `column` and `column` + 2 of 16, of `bits` bits; a half of the warp gets
+  /// what its row's codes stand for.
+  __device__ TrellisFit code(int bits, int column) {
+    if constexpr (Layout::shares_bits) {
+      if (bits == 1) return code<1>(column);
+      if (bits == 3) return code<3>(column);
+    }
+    return code<2>(column);
+  }
+
+  /// Copies unit `index` of the 16 channels to a page; by the warp.
+  __device__ void store(int index, int bits, std::uint8_t *unit) const {
+    const auto *from = reinterpret_cast<const uint2 *>(image + index * unit_bytes);
+#pragma unroll 1
+    for (int i = lane_index(); i < Layout::key_unit_bytes(bits) / 8; i += warp_lanes)
+      reinterpret_cast<uint2 *>(unit)[i] = from[i];
+  }
+
+ private:
+  template <int Bits>
   __device__ TrellisFit code(int column) {
-    const TrellisFit fit = rows.template code<trellis_key_bits, true>();
+    const TrellisFit fit = rows.template code<Bits, true>();
     std::uint8_t *unit = image + column / Layout::unit * unit_bytes;
 #pragma unroll 1
     for (int i = lane_index() * 4; i < 2 * Group; i += warp_lanes * 4) {
       const int row = i / Group, of_unit = (column + 2 * row) % Layout::unit;
       for (int token = i % Group; token < i % Group + 4; ++token) {
-        add_code(unit, Layout::key_places(Codes::trellis, trellis_key_bits, token, of_unit),
-                 rows.codes[row][token]);
+        add_code(unit, Layout::key_places(Codes::trellis, Bits, token, of_unit), rows.codes[row][token]);
       }
     }
     return fit;
-  }
-
-  /// Copies unit `index` of the 16 channels to a page; by the warp.
-  __device__ void store(int index, std::uint8_t *unit) const {
-    const auto *from = reinterpret_cast<const uint2 *>(image + index * unit_bytes);
-#pragma unroll 1
-    for (int i = lane_index(); i < unit_bytes / 8; i += warp_lanes)
-      reinterpret_cast<uint2 *>(unit)[i] = from[i];
   }
 };
 

@@ -314,9 +314,13 @@ __device__ inline void code_shared(ValueTile<Layout::HeadDim> &tile, int step, c
   const auto code = [&]<int Bits>() {
     if (place.value_bits != Bits) return;
     std::uint8_t *values = page + place.codes + place.key_bytes;
-    code_symmetric<Layout, Bits>(tile, step,
-                                 values + step * value_step_bytes(Bits, Layout::channel_tiles),
-                                 reinterpret_cast<__half *>(values + Layout::value_bytes(Bits)));
+    auto *scales = reinterpret_cast<__half *>(values + Layout::value_bytes(Bits));
+    if constexpr (Layout::trellis) {
+      code_in_rows<Layout, Bits>(tile, step, values, scales);
+    } else {
+      code_symmetric<Layout, Bits>(
+          tile, step, values + step * value_step_bytes(Bits, Layout::channel_tiles), scales);
+    }
   };
   code.template operator()<1>();
   code.template operator()<2>();

@@ -264,7 +264,7 @@ class PageAttention : public PageCopies<Layout, Values, S> {
     const float unit =
         norm * shared_at<const float>(memory + Memory::units + (index * team_rows + t) * 4);
     const float mean_unit = norm * tables().projection_unit;
-    const float of_second = Layout::trellis && trellis ? unit : unit * 0.0625f;
+    const float of_second = unit * (1.0f / KeyScores<Layout>::second_tile);
     const bool masked = page.masked != 0;
     // Row g + 8 i is token row_token(g) + step i.
     constexpr int step = Layout::row_token(8);

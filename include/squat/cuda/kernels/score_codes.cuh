@@ -8,7 +8,7 @@
 // Of values, places of a byte are channel tiles, each with a sum of its own; the last place is not
 // masked and the others are taken off it at the end.
 //
-// Trellis codes come as bytes, see trellis_levels.cuh; where keys are such, tile 1 is not times 16.
+// Trellis codes come as bytes, see trellis_levels.cuh; where layouts have them, no tile is times 16.
 
 #include <cuda_fp16.h>
 
@@ -39,12 +39,19 @@ class KeyScores {
   __device__ KeyScores(int codes, int bytes, int lane, int slice)
       : codes_(codes), bytes_(bytes + lane * 4), lane_(slice * warp_lanes + lane) {}
 
-  /// Adds the scores of the page's units: of the basis, or all of one width.
+  /// Adds the scores of the page's units: of the basis, or all of one width. trellis: whether codes of
+  /// up to 3 bits are trellis codes.
   __device__ void add(bool basis, bool trellis, const DecodeTables &tables) {
-    if (Layout::trellis && trellis) {
-      add_basis<Layout::trellis>(tables);
+    if constexpr (Layout::shares_bits && Layout::trellis) {
+      // One way through the code for both: compilers take half an hour for two.
+      const auto count = [&](int bits, int in_basis) {
+        return basis ? in_basis : bits == tables.plain_key_bits ? Layout::key_units : 0;
+      };
+      add_units(UnitCounts{count(8, tables.eight), count(4, tables.four), count(3, tables.three),
+                           count(2, tables.two), count(1, tables.one)},
+                trellis);
     } else if (basis) {
-      add_basis<false>(tables);
+      add_units(tables, trellis);
     } else if constexpr (Layout::shares_bits) {
       const int bits = tables.plain_key_bits;
       if (bits == 1) add_run<1>(0, Layout::key_units);
@@ -59,9 +66,12 @@ class KeyScores {
     }
   }
 
-  /// The sum of row g + 8 i of the slice and of query row t; times 16 for i > 1, unless codes are
-  /// trellis codes. Codes are 15 at most, 240 times 16, or half of them bytes of 8 whose low half meets
-  /// queries a 16th as large: 256 channels stay within 32 bits, and the halves of more do.
+  /// What the sums of rows g + 16 and g + 24 are times.
+  static constexpr int second_tile = Layout::trellis ? 1 : 16;
+
+  /// The sum of row g + 8 i of the slice and of query row t. Codes are 15 at most, 240 times 16, or half
+  /// of them bytes of 8 whose low half meets queries a 16th as large: 256 channels stay within 32 bits,
+  /// and the halves of more do.
   __device__ float operator[](int i) const {
     const int high = c_[i / 2][i % 2 * 2], low = c_[i / 2][i % 2 * 2 + 1];
     if constexpr (Layout::HeadDim > 256)
@@ -70,19 +80,38 @@ class KeyScores {
   }
 
  private:
-  /// The units of a page in the basis. Trellis: whose codes are trellis codes.
-  template <bool Trellis>
-  __device__ void add_basis(const DecodeTables &tables) {
-    add_wide<Trellis>(tables.eight);
-    add_run<4, Trellis>(tables.eight, tables.four);
-    int first = tables.eight + tables.four;
+  /// Of each width.
+  struct UnitCounts {
+    int eight, four, three, two, one;
+  };
+
+  /// Units of all widths, one behind the other. units: UnitCounts, or DecodeTables, which are read where
+  /// they are needed: counts in registers cost a seventh of a step.
+  template <class Counts>
+  __device__ void add_units(const Counts &units, bool trellis) {
+    add_wide(units.eight);
+    add_run<4>(units.eight, units.four);
+    int first = units.eight + units.four;
     if constexpr (Layout::shares_bits) {
-      add_run<3, Trellis>(first, tables.three);
-      first += tables.three;
+      add_narrow<3>(first, units.three, trellis);
+      first += units.three;
     }
-    add_run<2, Trellis>(first, tables.two);
-    if constexpr (Layout::shares_bits) add_run<1, Trellis>(first + tables.two, tables.one);
+    add_narrow<2>(first, units.two, trellis);
+    if constexpr (Layout::shares_bits) add_narrow<1>(first + units.two, units.one, trellis);
   }
+
+  /// Units of up to 3 bits.
+  template <int Bits>
+  __device__ void add_narrow(int first, int count, bool trellis) {
+    if (Layout::trellis && trellis) {
+      add_run<Bits, Layout::trellis>(first, count);
+    } else {
+      add_run<Bits>(first, count);
+    }
+  }
+
+  /// What a mask left of codes on the high nibbles of bytes, as codes of token tile 1.
+  __device__ static Word of_second_tile(Word x) { return Layout::trellis ? x >> 4 : x; }
 
   /// The lane's bytes of a plane of 1, 2, 4 or 8 bits, as words whose bytes are columns; of units of 8
   /// channels those that a unit of its parity has.
@@ -128,22 +157,53 @@ class KeyScores {
     return ((x | x << 12) & 0x000f000fu) << (index % 2 * 8);
   }
 
-  /// Trellis codes of 2 bits of a lane of the page, nibbles where the lookup of bytes wants them.
-  __device__ Word load_trellis(int codes, int lane, int index) const {
-    const int from = codes + lane * key_lane_bytes(2, unit);
-    if constexpr (unit == 16) return shared_at<const Word>(from);
-    Word x = shared_at<const std::uint16_t>(from);
-    x = (x | x << 8) & 0x00ff00ffu;
+  /// A plane of trellis codes of 1 or 2 bits of a lane of the page, nibbles where the lookup of bytes
+  /// wants them.
+  template <int Bits>
+  __device__ Word load_trellis(int plane, int lane, int index) const {
+    const int from = plane + lane * key_lane_bytes(Bits, unit);
+    if constexpr (unit == 16) {
+      if constexpr (Bits == 2) return shared_at<const Word>(from);
+      return shared_at<const std::uint16_t>(from);
+    }
+    Word x;
+    if constexpr (Bits == 2) {
+      x = shared_at<const std::uint16_t>(from);
+      x = (x | x << 8) & 0x00ff00ffu;
+    } else {
+      x = shared_at<const std::uint8_t>(from);
+    }
     return ((x | x << 4) & 0x0f0f0f0fu) << (index % 2 * 4);
   }
 
+  template <int Bits>
   __device__ KeyRegisters trellis_registers(int codes, int index) const {
-    const Word x = load_trellis(codes, lane_, index),
-               second = load_trellis(codes, (lane_ - 4) & (Layout::Group - 1), index);
-    const auto [of_first, of_second] = trellis_indices(x, __funnelshift_l(second, x, 16), second);
+    const auto lane_before = [&](int lanes) { return (lane_ - lanes) & (Layout::Group - 1); };
     KeyRegisters own;
-    trellis_levels<2, false>(of_first, 0, own.a[0][0], own.a[1][0]);
-    trellis_levels<2, true>(of_second, 0, own.a[0][1], own.a[1][1]);
+    if constexpr (Bits == 1) {
+      const Word x = load_trellis<1>(codes, lane_, index),
+                 before = load_trellis<1>(codes, lane_before(4), index),
+                 second = load_trellis<1>(codes, lane_before(8), index);
+      const auto levels = [&]<int Phase>(Word &to) {
+        const Word of = cuda::trellis_index<Phase>(x, before, second);
+        to = trellis_levels<1, false>(of, 0);
+      };
+      levels.template operator()<0>(own.a[0][0]);
+      levels.template operator()<1>(own.a[0][1]);
+      levels.template operator()<2>(own.a[1][0]);
+      levels.template operator()<3>(own.a[1][1]);
+    } else {
+      const Word x = load_trellis<2>(codes, lane_, index),
+                 second = load_trellis<2>(codes, lane_before(4), index);
+      const auto [of_first, of_second] = trellis_indices(x, __funnelshift_l(second, x, 16), second);
+      Word third = 0;
+      if constexpr (Bits == 3) {
+        third = load_trellis<1>(codes + Layout::key_unit_bytes(2), lane_, index);
+        third |= third << 18;  // tokens 2 and 3 of each column
+      }
+      trellis_levels<Bits, false>(of_first, third, own.a[0][0], own.a[1][0]);
+      trellis_levels<Bits, true>(of_second, third << 1, own.a[0][1], own.a[1][1]);
+    }
     if constexpr (unit == 8) {  // columns of the other unit meet no level
       const Word columns = index % 2 == 0 ? 0x00ff00ffu : 0xff00ff00u;
 #pragma unroll
@@ -152,22 +212,20 @@ class KeyScores {
     return own;
   }
 
-  /// Trellis: of a page of trellis codes, where no token tile is times 16.
   template <int Bits, bool Trellis>
   __device__ KeyRegisters registers(int codes, int index) const {
-    if constexpr (Trellis && Bits <= most_trellis_bits) {
-      static_assert(Bits == trellis_key_bits);
-      return trellis_registers(codes, index);
+    constexpr Word nibble = 0x0f0f0f0fu;
+    if constexpr (Trellis) {
+      return trellis_registers<Bits>(codes, index);
     } else if constexpr (Bits == 4) {
-      constexpr Word low = 0x0f0f0f0fu, high = low << 4;
       Word w[2];
       load<4>(codes, index, w);
-      if constexpr (Trellis) return {{{w[0] & low, w[1] & low}, {w[0] >> 4 & low, w[1] >> 4 & low}}};
-      return {{{w[0] & low, w[1] & low}, {w[0] & high, w[1] & high}}};
+      return {{{w[0] & nibble, w[1] & nibble},
+               {of_second_tile(w[0] & ~nibble), of_second_tile(w[1] & ~nibble)}}};
     } else if constexpr (Bits == 1) {
       constexpr Word low = 0x01010101u, high = low << 4;
       const Word n = load_nibbles(codes, index);
-      return {{{n & low, n >> 1 & low}, {n << 2 & high, n << 1 & high}}};
+      return {{{n & low, n >> 1 & low}, {of_second_tile(n << 2 & high), of_second_tile(n << 1 & high)}}};
     } else {
       constexpr Word low = 0x03030303u, high = low << 4;
       Word w[1];
@@ -182,6 +240,8 @@ class KeyScores {
         own.a[1][0] |= n << 4 & bit << 4;
         own.a[1][1] |= n << 3 & bit << 4;
       }
+      own.a[1][0] = of_second_tile(own.a[1][0]);
+      own.a[1][1] = of_second_tile(own.a[1][1]);
       return own;
     }
   }
@@ -235,7 +295,6 @@ class KeyScores {
   }
 
   /// The first `count` units, of 8 bits.
-  template <bool Trellis = false>
   __device__ void add_wide(int count) {
 #pragma unroll 1
     for (int index = 0; index < count; ++index) {
@@ -246,13 +305,9 @@ class KeyScores {
       constexpr Word first = 0x0f0f0f0fu, second = first << 4;
       multiply_add_signed(c_[0], w[0] >> 4 & first, w[1] >> 4 & first, w[0] & first, w[1] & first, high,
                           low);
-      if constexpr (Trellis) {
-        multiply_add_signed(c_[1], w[2] >> 4 & first, w[3] >> 4 & first, w[2] & first, w[3] & first,
-                            high, low);
-        continue;
-      }
-      multiply_add_signed(c_[1], w[2] & second, w[3] & second, w[2] << 4 & second, w[3] << 4 & second,
-                          high, low);
+      multiply_add_signed(c_[1], of_second_tile(w[2] & second), of_second_tile(w[3] & second),
+                          of_second_tile(w[2] << 4 & second), of_second_tile(w[3] << 4 & second), high,
+                          low);
     }
   }
 
@@ -351,20 +406,38 @@ class ValueCodes {
   /// Adds the trellis codes of 32 tokens: a row of the trellis goes on from lane to lane.
   template <class B>
   __device__ static void add_trellis(Sums &sums, int step, B &&b) {
-    constexpr int words = trellis_value_words(2, tiles);
+    constexpr int plane_bits = Bits == 1 ? 1 : 2, words = trellis_value_words(plane_bits, tiles);
     Word w[words + 2];  // two of the lane before first
     load_behind<words>(step, w);
-    Word third[words / 2] = {};
-    if constexpr (Bits == 3) load<words / 2>(step + 2 * value_plane_bytes(2, tiles), third);
+    if constexpr (Bits == 1) {
 #pragma unroll
-    for (int j = 0; j < tiles; ++j) {
-      const auto [first, second] = trellis_indices(w[j + 2], w[j + 1], w[j]);
-      const Word bits = third[j / 2] << j % 2 * 2;
-      Word a[4];
-      trellis_levels<Bits, false>(first, bits, a[0], a[2]);
-      trellis_levels<Bits, true>(second, bits << 1, a[1], a[3]);
-      const uint2 own = b(j);
-      multiply_add_unsigned(sums.c[j], a[0], a[1], a[2], a[3], own.x, own.y);
+      for (int word = 0; word < words; ++word) {
+        const auto add = [&]<int Phase>() {
+          Word a[4];
+          trellis_levels<1, false>(cuda::trellis_index<Phase>(w[word + 2], w[word + 1], w[word]), 0,
+                                   a[0], a[2]);
+          trellis_levels<1, false>(cuda::trellis_index<Phase + 1>(w[word + 2], w[word + 1], w[word]), 0,
+                                   a[1], a[3]);
+          const int j = 2 * word + Phase / 2;
+          const uint2 own = b(j);
+          multiply_add_unsigned(sums.c[j], a[0], a[1], a[2], a[3], own.x, own.y);
+        };
+        add.template operator()<0>();
+        add.template operator()<2>();
+      }
+    } else {
+      Word third[words / 2] = {};
+      if constexpr (Bits == 3) load<words / 2>(step + 2 * value_plane_bytes(2, tiles), third);
+#pragma unroll
+      for (int j = 0; j < tiles; ++j) {
+        const auto [first, second] = trellis_indices(w[j + 2], w[j + 1], w[j]);
+        const Word bits = third[j / 2] << j % 2 * 2;
+        Word a[4];
+        trellis_levels<Bits, false>(first, bits, a[0], a[2]);
+        trellis_levels<Bits, true>(second, bits << 1, a[1], a[3]);
+        const uint2 own = b(j);
+        multiply_add_unsigned(sums.c[j], a[0], a[1], a[2], a[3], own.x, own.y);
+      }
     }
   }
 

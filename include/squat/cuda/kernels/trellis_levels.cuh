@@ -45,6 +45,16 @@ __device__ inline TrellisIndices trellis_indices(Word x, Word before, Word secon
   return {met ^ select_bits(low_pairs, second, before), x ^ met};
 }
 
+/// Of words of 1-bit codes, four a nibble, the windows that end with code `Phase`.
+template <int Phase>
+__device__ inline Word trellis_index(Word x, Word before, Word second) {
+  constexpr int taken = Phase + 1;  // of x
+  constexpr Word mask = ((1u << taken) - 1) * 0x11111111u;
+  const Word newest = Phase == 3 ? x : select_bits(mask, x >> (4 - taken), before << taken);
+  const Word oldest = Phase == 3 ? before : select_bits(mask, before >> (4 - taken), second << taken);
+  return newest ^ select_bits(low_pairs, oldest ^ oldest >> 2, oldest << 2);
+}
+
 /// Four levels and their origin, from index 4 Part on; of codes of 3 bits there are another 16 where the
 /// third bit is set. Changed: by indices whose low pair their high one has changed.
 template <int Bits, bool Changed, int Part>
@@ -102,15 +112,17 @@ __device__ inline void trellis_levels(Word index, Word third, Word &low, Word &h
   high = levels_of_four<Bits, Changed>(index >> 16, flipped >> 16, set >> 16);
 }
 
-/// The number that belongs to a zero and a scale of one code of 2 or 3 bits. code(n): the code n before
+/// The number that belongs to a zero and a scale of one code of up to 3 bits. code(n): the code n before
 /// it in its row.
 template <class Code>
 __device__ inline float trellis_number(int bits, Code &&code) {
+  const int step = bits == 1 ? 1 : 2;  // bits of a code that its window shows
   unsigned window = 0;
-  for (int before = window_bits / 2; before-- > 0;)
-    window = window << 2 | (static_cast<unsigned>(code(before)) & 3);
+  for (int before = window_bits / step; before-- > 0;)
+    window = window << step | (static_cast<unsigned>(code(before)) & ((1u << step) - 1));
   const auto index = static_cast<int>(device_trellis_index(window));
-  const float level = bits == 2      ? trellis_level<2, 0>(index)
+  const float level = bits == 1      ? trellis_level<1, 0>(index)
+                      : bits == 2    ? trellis_level<2, 0>(index)
                       : code(0) >= 4 ? trellis_level<3, 16>(index)
                                      : trellis_level<3, 0>(index);
   return (level + level_origin) / trellis_unit;

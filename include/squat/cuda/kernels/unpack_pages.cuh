@@ -329,8 +329,7 @@ struct UnpackWarp {
     for (int i = 0; i < tiles; ++i) {
       Word *to = codes[i] + (Layout::unit == 8 ? 2 * part : 0);
       if constexpr (levels) {
-        static_assert(Bits == trellis_key_bits);
-        read_trellis_keys<Layout::unit, Layout::Group>(unit, first + i, to);
+        read_trellis_keys<Bits, Layout::unit, Layout::Group>(unit, first + i, to);
       } else {
         read_key_codes<Bits, Layout::unit, Layout::Group>(unit, first + i, to);
       }
@@ -398,7 +397,7 @@ struct UnpackWarp {
       } else {
         add_channels<Layout::KeyBits, Saturates>(page, c);
       }
-    } else if (Layout::key_codes_of(page, trellis_key_bits) == Codes::trellis) {
+    } else if (Layout::key_codes_of(page, most_trellis_bits) == Codes::trellis) {
       add_basis<Layout::trellis, Saturates>(page, c);
     } else {
       add_basis<false, Saturates>(page, c);

@@ -12,22 +12,45 @@
 
 namespace squat::cuda {
 
+/// A lane's codes of a plane of 1 or 2 bits of a unit of keys; lane: of the page's.
+template <int Bits, int Columns>
+__device__ inline Word read_trellis_lane(const std::uint8_t *plane, int lane) {
+  constexpr int bytes = key_lane_bytes(Bits, Columns);
+  const std::uint8_t *from = plane + lane * bytes;
+  if constexpr (bytes == 4) return *reinterpret_cast<const Word *>(from);
+  if constexpr (bytes == 2) return *reinterpret_cast<const std::uint16_t *>(from);
+  return *from;
+}
+
 /// The codes of rows g and g + 8 of row tile `tile` of a unit of keys of `Tokens` tokens, as a0 to a3,
 /// of units of 8 channels as a0 and a1.
-template <int Columns, int Tokens>
+template <int Bits, int Columns, int Tokens>
 __device__ inline void read_trellis_keys(const std::uint8_t *unit, int tile, Word *codes) {
-  constexpr int bytes = key_lane_bytes(trellis_key_bits, Columns), half = Columns;  // bits of two tokens
+  constexpr int plane_bits = Bits == 1 ? 1 : 2, half = Columns;  // bits of two tokens' codes
   const int lane = tile / 2 * warp_lanes + lane_index();
-  const auto read = [&](int of_lane) -> Word {
-    const std::uint8_t *from = unit + (of_lane & (Tokens - 1)) * bytes;
-    if constexpr (bytes == 4) return *reinterpret_cast<const Word *>(from);
-    return *reinterpret_cast<const std::uint16_t *>(from);
+  const auto read = [&](int before) {
+    return read_trellis_lane<plane_bits, Columns>(unit, (lane - before) & (Tokens - 1));
   };
-  const Word x = read(lane), last = read(lane - 4);
-  const auto [first, second] = trellis_indices(x, x << half | last >> half, last);
-  const int by = tile % 2 != 0 ? half : 0;  // tokens 2 and 3 of the lane's, or 0 and 1
-  const Word rows[2] = {trellis_levels<2, false>(first >> by, 0),
-                        trellis_levels<2, true>(second >> by, 0)};
+  const bool later = tile % 2 != 0;  // tokens 2 and 3 of the lane's
+  const Word x = read(0), last = read(4);
+  Word rows[2];
+  if constexpr (Bits == 1) {
+    const Word second = read(8);
+    const Word a = later ? trellis_index<2>(x, last, second) : trellis_index<0>(x, last, second);
+    const Word b = later ? trellis_index<3>(x, last, second) : trellis_index<1>(x, last, second);
+    rows[0] = trellis_levels<1, false>(a, 0);
+    rows[1] = trellis_levels<1, false>(b, 0);
+  } else {
+    const auto [first, second] = trellis_indices(x, x << half | last >> half, last);
+    Word third = 0;
+    if constexpr (Bits == 3) {
+      third = read_trellis_lane<1, Columns>(unit + Tokens * Columns / 4, lane);
+      if (later) third <<= 2;
+    }
+    const int by = later ? half : 0;
+    rows[0] = trellis_levels<Bits, false>(first >> by, third);
+    rows[1] = trellis_levels<Bits, true>(second >> by, third << 1);
+  }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     if constexpr (Columns == 16) {
@@ -43,7 +66,8 @@ __device__ inline void read_trellis_keys(const std::uint8_t *unit, int tile, Wor
 /// word from `first` on. codes: of the token and the next.
 template <int Bits, int HeadDim, class Visit>
 __device__ inline void read_trellis_values(const std::uint8_t *slice, int first, Visit &&visit) {
-  constexpr int tiles = HeadDim / 16, words = trellis_value_words(2, tiles);
+  constexpr int tiles = HeadDim / 16, plane_bits = Bits == 1 ? 1 : 2;
+  constexpr int words = trellis_value_words(plane_bits, tiles), in_word = 4 / plane_bits;
   const int lane = lane_index(), g = lane / 4, t = lane % 4;
   const auto word = [&](int words_of_lane, int index) {
     const bool is = index >= 0;
@@ -61,17 +85,29 @@ __device__ inline void read_trellis_values(const std::uint8_t *slice, int first,
   for (int j = first; j < words; j += 2) {
     const Word x = plane[word(words, j)], before = plane[word(words, j - 1)],
                second = plane[word(words, j - 2)];
-    const auto [of_first, of_second] = trellis_indices(x, before, second);
-    const int channel = g * (HeadDim / 8) + j * 2;
-    Word low, high, third = 0;
-    if constexpr (Bits == 3) {
-      const auto *high_plane = reinterpret_cast<const Word *>(slice + 2 * value_plane_bytes(2, tiles));
-      third = high_plane[word(words / 2, j / 2)] << j % 2 * 2;
+    const int channel = g * (HeadDim / 8) + j * in_word;
+    Word low, high;
+    if constexpr (Bits == 1) {
+      const auto of = [&]<int Phase>() {
+        trellis_levels<1, false>(trellis_index<Phase>(x, before, second), 0, low, high);
+        visit_levels(channel + Phase, low, high);
+      };
+      of.template operator()<0>();
+      of.template operator()<1>();
+      of.template operator()<2>();
+      of.template operator()<3>();
+    } else {
+      const auto [of_first, of_second] = trellis_indices(x, before, second);
+      Word third = 0;
+      if constexpr (Bits == 3) {
+        const auto *high_plane = reinterpret_cast<const Word *>(slice + 2 * value_plane_bytes(2, tiles));
+        third = high_plane[word(words / 2, j / 2)] << j % 2 * 2;
+      }
+      trellis_levels<Bits, false>(of_first, third, low, high);
+      visit_levels(channel, low, high);
+      trellis_levels<Bits, true>(of_second, third << 1, low, high);
+      visit_levels(channel + 1, low, high);
     }
-    trellis_levels<Bits, false>(of_first, third, low, high);
-    visit_levels(channel, low, high);
-    trellis_levels<Bits, true>(of_second, third << 1, low, high);
-    visit_levels(channel + 1, low, high);
   }
 }
 

@@ -101,9 +101,6 @@ struct PageLayout {
 
   static_assert(!trellis || (HeadDim % 64 == 0 && KeyBits <= 4 && ValueBits <= 4),
                 "squat: on CUDA heads of trellis codes have multiples of 64 channels and up to 4 bits");
-  static_assert(
-      !trellis || !SharesBits,
-      "squat: on CUDA trellis codes are by head alone: compilers take too long for all widths");
 
   static constexpr int token_tiles = Group / 16, channel_tiles = HeadDim / 16;
   /// Channels of a unit of keys, as in allocation_unit().

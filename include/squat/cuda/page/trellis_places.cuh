@@ -24,9 +24,6 @@
 
 namespace squat::cuda {
 
-/// Bits of trellis codes of keys: those of other widths in a head's own allocation are scalar.
-inline constexpr int trellis_key_bits = 2;
-
 /// The row of a token among those of its page.
 __host__ __device__ constexpr int token_row(int token) {
   return token / 32 * 32 + token % 4 * 8 + token % 32 / 4;
