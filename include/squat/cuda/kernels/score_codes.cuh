@@ -80,7 +80,7 @@ class KeyScores {
   }
 
  private:
-  /// Of each width.
+  /// Units of each width.
   struct UnitCounts {
     int eight, four, three, two, one;
   };
