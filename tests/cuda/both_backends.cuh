@@ -22,8 +22,8 @@ struct CachePair {
   /// Of keys and values: codes near a tie differ, as do pages of which plain codes err as much. Of
   /// trellis codes, a tie is between paths of many codes.
   static constexpr double code_tolerance = Kind == Codes::trellis ? .07 : .03;
-  /// Of outputs: queries are rounded to 16 bits for the largest step of all codes, of which levels of
-  /// trellis codes are 127.
+  /// Of outputs: queries are rounded to 16 bits for the largest step of all codes, and levels of trellis
+  /// codes are up to 63 steps.
   static constexpr double attention_tolerance = (Kind == Codes::trellis ? 3 : 1) * device_tolerance;
 };
 

@@ -1,5 +1,5 @@
-// Trellis codes on the device (CudaTrellis): what it holds and attends to is what the CPU does with the
-// same prior.
+// Trellis codes on the device (CudaTrellis, CudaSharingTrellis): what it holds and attends to is what
+// the CPU does with the same prior.
 
 #include "both_backends.cuh"
 #include "caches.cuh"

@@ -63,7 +63,8 @@ struct Options {
   /// pages of a layer have a size of its own, KVCache::page_bytes(): fixed when the cache is made by a
   /// prior that knows attention, and else once every layer has seen `statistics_tokens` tokens. Until
   /// then no layer packs, and each begins to in the first call after it. It is not for
-  /// LearningMode::per_sequence. Default: head. CUDA knows no other.
+  /// LearningMode::per_sequence. On CUDA for backends of its own, CudaSharing and CudaSharingTrellis.
+  /// Default: head.
   std::optional<Allocation> allocation{};
 
   int sinks = 4;          ///< first tokens of a sequence that stay exact for good
@@ -95,8 +96,8 @@ struct Options {
 
   /// Keep the statistics, and add every token that comes with its queries, so
   /// that KVCache::statistics() can hand them out at any time. What queries attend to is weighed (on
-  /// the CPU) while none of it is packed: a text handed over in one call teaches more than one in
-  /// pieces.
+  /// CUDA where heads may share bits) while none of it is packed: a text handed over in one call teaches
+  /// more than one in pieces.
   bool keep_statistics = false;
 
   float attention_scale = 0;  ///< 0: 1 / sqrt(head_dim)

@@ -17,6 +17,7 @@
 #include <initializer_list>
 #include <memory>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -712,10 +713,12 @@ class Operations {
     if (trellis && *options_->values == ValueCoding::plain)
       throw_invalid("values", "plain", "symmetric where codes are trellis codes on CUDA");
     if (trellis == (*options_->codes == Codes::trellis)) return;
-    const std::string backend = SharesBits ? "CudaSharingTrellis" : "CudaTrellis";
+    const bool shares = SharesBits || *options_->allocation != Allocation::head;
+    const std::string backend = shares ? "CudaSharingTrellis" : "CudaTrellis";
     if (trellis) throw_invalid("codes", "scalar", "trellis where the backend is " + backend);
     throw_invalid("codes", "trellis",
-                  "scalar on CUDA, unless the backend is " + backend + " and there are up to 4 bits");
+                  "scalar on CUDA, unless the backend is " + backend +
+                      ", for up to 4 bits and heads of 64, 128 or 192 channels");
   }
 
   /// Throws Error where heads are to share bits, and cannot.
@@ -729,7 +732,8 @@ class Operations {
     if (shares_bits) return;
     const std::string backend = trellis ? "CudaSharingTrellis" : "CudaSharing";
     throw_invalid("allocation", name_of(allocation),
-                  "head on CUDA, unless the backend is " + backend + " and there are up to 4 bits");
+                  "head on CUDA, unless the backend is " + backend +
+                      ", for up to 4 bits and heads of multiples of 64 channels");
   }
 
   /// Throws Error where kernels need more shared memory than the device has.
@@ -737,8 +741,9 @@ class Operations {
   void check_shared_memory() const {
     const int room = device_limits().shared_bytes;
     if (pack_keys_bytes<Layout>(*options_->coding) > room) {
-      throw_invalid("page_tokens", options_->page_tokens,
-                    "fewer: packing takes more shared memory than this device has bytes for a block,",
+      throw_invalid("head_dim", options_->head_dim,
+                    "less, or page_tokens less, where kernels are for fewer: packing takes more shared "
+                    "memory than this device has bytes for a block,",
                     room);
     }
     if constexpr (!is_mixed(KeyBits, ValueBits)) {
@@ -1178,7 +1183,7 @@ template <int... HeadDims>
 using CudaSharing = CudaOf<cuda::OneOf<HeadDims...>, cuda::OneOf<128>, true>;
 
 /// Kernels for trellis codes of caches of up to 4 bits (Options::codes), in pages of 128 tokens;
-/// head_dims are multiples of 64, at most 256.
+/// head_dims are 64, 128 and 192.
 template <int... HeadDims>
 using CudaTrellis = CudaOf<cuda::OneOf<HeadDims...>, cuda::OneOf<128>, false, Codes::trellis>;
 

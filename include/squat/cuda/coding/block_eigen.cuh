@@ -228,11 +228,8 @@ struct SecularEquation {
 ///
 /// An element b beside the diagonal is |b| (1, +-1)^T (1, +-1) and what is taken off the diagonal. So
 /// the halves of a block, once diagonal, are D + rho z z^T, whose eigenvalues are the roots of the
-/// secular equation
-///
-///   1 + rho sum_i z_i^2 / (d_i - x) = 0,
-///
-/// one above each pole d_i and below the next, and whose eigenvectors are z_i / (d_i - x), where z is
+/// SecularEquation, one above each pole d_i and below the next, and whose eigenvectors are
+/// z_i / (d_i - x), where z is
 /// what has exactly the roots that were found (Gu and Eisenstat 1995), which makes them orthogonal to
 /// the last digits however near the roots lie. A thread has a quarter of the terms of one root.
 ///
@@ -242,7 +239,7 @@ struct SecularEquation {
 template <int Size>
 __device__ inline void conquer(const BlockMatrix<Size> &q, const BlockMatrix<Size> &u,
                                EigenMemory<Size> &memory) {
-  constexpr int lanes = 4, terms = Size / lanes;
+  constexpr int lanes = SecularEquation<Size>::lanes, terms = SecularEquation<Size>::terms;
   constexpr float least = 7.5e-9f;  // 2^-27; the matrix has elements of up to 1
   constexpr double apart = static_cast<double>(least) / Size;
   auto &[value, sorted, pole, z, place] = memory.merge;

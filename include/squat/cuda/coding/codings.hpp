@@ -142,7 +142,7 @@ class Codings {
   const PageShape &page() const { return page_; }
 
  private:
-  bool by_layer() const { return *options_->allocation == Allocation::model; }
+  bool by_layer() const { return shares_bits_ && *options_->allocation == Allocation::model; }
 
   /// Once all layers have learnt, gives each its part of the bytes of pages.
   void share_among_layers(cudaStream_t stream) {

@@ -193,7 +193,7 @@ class LayerCoding {
       forget();
       return false;
     }
-    if (*options_->allocation == Allocation::layer) {
+    if (wants_to_share() && *options_->allocation == Allocation::layer) {
       share(choices(), page_.code_bytes(), stream);
       drop_choices();
     }
@@ -320,7 +320,8 @@ class LayerCoding {
     for (std::vector<float> &mean : value_means_) mean.clear();
   }
 
-  bool wants_to_share() const { return *options_->allocation != Allocation::head; }
+  /// Codes of more than 4 bits have nothing to share, whatever the options say.
+  bool wants_to_share() const { return shares_bits_ && *options_->allocation != Allocation::head; }
 
   /// What heads learn; nothing where statistics are of no text. On the host, from all statistics.
   template <class Real = double>

@@ -12,11 +12,12 @@
 //   8 keys, 5 pieces of 16 bytes for 64 multiply-adds (Group = 128). A passes through shared memory 8
 //   channels at a time, doubly buffered. 2 HeadDim^2 Group operations.
 //
-// Trellis codes (pack_trellis.cuh): a warp codes its channels one after another, each in shared memory.
+// Trellis codes (pack_trellis.cuh): a warp codes its channels two at a time, in shared memory.
 //
 // Shared memory: the keys as floats, HeadDim (Group + 4) 4 bytes, and 64 (HeadDim + 4) bytes of A, or
 // what orthogonal rounding needs (round_orthogonal.cuh): 75 KiB for HeadDim = Group = 128, two blocks at
-// a time. A head and page reads 2 Group HeadDim bytes, and writes KeyBits / 16 of that and the scales.
+// a time; of trellis codes as much again for the rows of each warp, so one block. A head and page reads
+// 2 Group HeadDim bytes, and writes KeyBits / 16 of that and the scales.
 
 #include <cuda_runtime.h>
 

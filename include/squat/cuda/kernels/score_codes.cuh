@@ -10,8 +10,6 @@
 //
 // Trellis codes come as bytes, see trellis_levels.cuh; where layouts have them, no tile is times 16.
 
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
 #include "squat/coding/coding.hpp"
@@ -66,12 +64,12 @@ class KeyScores {
     }
   }
 
-  /// What the sums of rows g + 16 and g + 24 are times.
+  /// What the sums of rows g + 16 and g + 24 are multiplied by.
   static constexpr int second_tile = Layout::trellis ? 1 : 16;
 
-  /// The sum of row g + 8 i of the slice and of query row t. Codes are 15 at most, 240 times 16, or half
-  /// of them bytes of 8 whose low half meets queries a 16th as large: 256 channels stay within 32 bits,
-  /// and the halves of more do.
+  /// The sum of row g + 8 i of the slice and of query row t, for i > 1 times second_tile. Codes are 15
+  /// at most, 240 times 16, or half of them bytes of 8 whose low half meets queries a 16th as large, and
+  /// bytes of trellis codes 63: 256 channels stay within 32 bits, and the halves of more do.
   __device__ float operator[](int i) const {
     const int high = c_[i / 2][i % 2 * 2], low = c_[i / 2][i % 2 * 2 + 1];
     if constexpr (Layout::HeadDim > 256)

@@ -99,8 +99,8 @@ struct PageLayout {
       "squat: on CUDA heads that share bits have multiples of 64 channels, pages of 128 tokens, "
       "and up to 4 bits");
 
-  static_assert(!trellis || (HeadDim % 64 == 0 && KeyBits <= 4 && ValueBits <= 4),
-                "squat: on CUDA heads of trellis codes have multiples of 64 channels and up to 4 bits");
+  static_assert(!trellis || (HeadDim % 64 == 0 && HeadDim <= 192 && KeyBits <= 4 && ValueBits <= 4),
+                "squat: on CUDA heads of trellis codes have 64, 128 or 192 channels and up to 4 bits");
 
   static constexpr int token_tiles = Group / 16, channel_tiles = HeadDim / 16;
   /// Channels of a unit of keys, as in allocation_unit().
