@@ -19,18 +19,20 @@ struct CachePair {
   static constexpr Codes codes = Kind;
   using Cache = KVCache<half, KeyBitCount, ValueBitCount, Backend>;
   using CpuCache = KVCache<half, KeyBitCount, ValueBitCount>;
-  /// Of keys and values: codes near a tie differ, as do pages of which plain codes err as much. Of
-  /// trellis codes, a tie is between paths of many codes.
-  static constexpr double code_tolerance = Kind == Codes::trellis ? .07 : .03;
-  /// Of outputs: queries are rounded to 16 bits for the largest step of all codes, and levels of trellis
-  /// codes are up to 63 steps.
-  static constexpr double attention_tolerance = (Kind == Codes::trellis ? 3 : 1) * device_tolerance;
+  /// Of keys and values: codes near a tie differ, as do pages of which plain codes err as much.
+  static constexpr double code_tolerance = .03;
+  static constexpr double attention_tolerance = device_tolerance;  ///< of outputs
 };
 
-/// Of trellis codes of bits that heads may share.
+/// Of trellis codes of bits that heads may share. A tie is between paths of many codes there, of 1 to 3
+/// bits; and beside codes of 8 bits, for whose steps queries are rounded to 16 bits, levels are up to 63
+/// steps.
 template <int HeadDim, int KeyBits, int ValueBits>
-using SharedTrellis =
-    CachePair<CudaSharingTrellis<HeadDim>, HeadDim, KeyBits, ValueBits, Codes::trellis>;
+struct SharedTrellis
+    : CachePair<CudaSharingTrellis<HeadDim>, HeadDim, KeyBits, ValueBits, Codes::trellis> {
+  static constexpr double code_tolerance = .07;
+  static constexpr double attention_tolerance = 3 * device_tolerance;
+};
 
 inline DeviceInputs uneven(const Options &options, Index tokens, unsigned seed) {
   Inputs<> in(options, tokens, seed);
