@@ -40,6 +40,7 @@ using CudaTrellisBesideScalar = OnDevice;
 
 TEST_F(CudaTrellisBesideScalar, AreWhatTheCpuMakes) {
   expect_what_the_cpu_makes<TrellisWidths<64, 2, 2>>(Coding::orthogonal);
+  expect_what_the_cpu_makes<TrellisWidths<128, 2, 3>>(Coding::orthogonal);
   expect_what_the_cpu_makes<TrellisWidths<64, 3, 4>>(Coding::orthogonal);
   expect_what_the_cpu_makes<TrellisWidths<64, 3, 4>>(Coding::subspace);
 }

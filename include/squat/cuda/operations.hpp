@@ -728,8 +728,7 @@ class Operations {
       throw_invalid("values", "plain", "symmetric where heads may share bits on CUDA");
     if (shares_bits && *options_->coding == Coding::orthogonal)
       throw_invalid("coding", "orthogonal", "subspace or plain where heads may share bits on CUDA");
-    if (allocation == Allocation::head || KeyBits > 4) return;
-    if (shares_bits) return;
+    if (shares_bits || allocation == Allocation::head || KeyBits > 4) return;
     const std::string backend = trellis ? "CudaSharingTrellis" : "CudaSharing";
     throw_invalid("allocation", name_of(allocation),
                   "head on CUDA, unless the backend is " + backend +

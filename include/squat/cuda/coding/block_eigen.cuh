@@ -229,9 +229,9 @@ struct SecularEquation {
 /// An element b beside the diagonal is |b| (1, +-1)^T (1, +-1) and what is taken off the diagonal. So
 /// the halves of a block, once diagonal, are D + rho z z^T, whose eigenvalues are the roots of the
 /// SecularEquation, one above each pole d_i and below the next, and whose eigenvectors are
-/// z_i / (d_i - x), where z is
-/// what has exactly the roots that were found (Gu and Eisenstat 1995), which makes them orthogonal to
-/// the last digits however near the roots lie. A thread has a quarter of the terms of one root.
+/// z_i / (d_i - x), where z is what has exactly the roots that were found (Gu and Eisenstat 1995), which
+/// makes them orthogonal to the last digits however near the roots lie. A thread has a quarter of the
+/// terms of one root.
 ///
 /// LAPACK takes roots apart that it knows (deflation); here elements of b and z are not less than
 /// `least`, nor poles nearer to each other than a part of it, which changes the matrix less than
