@@ -69,7 +69,8 @@ struct HeadModel {
   std::vector<float> value_mean;   // rotated
 };
 
-template <class Layout, ValueCoding Values>
+/// T: of exact numbers.
+template <class Layout, ValueCoding Values, class T = half>
 class World {
  public:
   static constexpr int d = Layout::HeadDim, group = Layout::Group;
@@ -225,10 +226,10 @@ class World {
   void make_keys(Page &page, int h, std::uint8_t *bytes) {
     double *keys = page.keys.data() + h * group * d;
     if constexpr (Layout::KeyBits == 16) {
-      auto *elements = reinterpret_cast<half *>(bytes);
+      auto *elements = reinterpret_cast<T *>(bytes);
       for (int t = 0; t < group; ++t) {
         for (int c = 0; c < d; ++c) {
-          const half x(static_cast<float>(normal()));
+          const T x(static_cast<float>(normal()));
           elements[t / 16 * 16 * d + BlockLayout<d>::key(t % 16, c)] = x;
           keys[t * d + c] = static_cast<double>(x);
         }
@@ -267,9 +268,9 @@ class World {
       for (int c = 0; c < d; ++c) {
         std::uint8_t *step = bytes + Layout::value_codes + t / 16 * Layout::value_step_bytes;
         if constexpr (Layout::ValueBits == 16) {
-          const half x(static_cast<float>(normal()));
-          reinterpret_cast<half *>(
-              step)[BlockLayout<d>::value(t % 16, c) - BlockLayout<d>::part_elements] = x;
+          const T x(static_cast<float>(normal()));
+          reinterpret_cast<T *>(step)[BlockLayout<d>::value(t % 16, c) - BlockLayout<d>::part_elements] =
+              x;
           values[t * d + c] = static_cast<double>(x);
         } else {
           const int i = Values == ValueCoding::plain ? c / 32 : 0;
@@ -363,8 +364,8 @@ class World {
     s.state.tail_blocks = tokens > 1 ? (tail_blocks + 1) / 2 : tail_blocks;
     s.state.tail_first = 16 * (s.state.tail_blocks / 2);
     const auto block = BlockLayout<d>::elements;
-    std::vector<half> exact(
-        static_cast<std::size_t>(heads) * (s.state.sink_blocks + tail_blocks) * block, half(0.0f));
+    std::vector<T> exact(static_cast<std::size_t>(heads) * (s.state.sink_blocks + tail_blocks) * block,
+                         T(0.0f));
     const auto fill = [&](int count, auto slot_of, std::vector<double> &keys,
                           std::vector<double> &values) {
       keys.resize(heads * count * d);
@@ -372,9 +373,9 @@ class World {
       for (int h = 0; h < heads; ++h) {
         for (int t = 0; t < count; ++t) {
           const int slot = slot_of(t);
-          half *rows = exact.data() + (static_cast<std::size_t>(slot / 16) * heads + h) * block;
+          T *rows = exact.data() + (static_cast<std::size_t>(slot / 16) * heads + h) * block;
           for (int c = 0; c < d; ++c) {
-            const half k(static_cast<float>(normal())), v(static_cast<float>(normal()));
+            const T k(static_cast<float>(normal())), v(static_cast<float>(normal()));
             rows[BlockLayout<d>::key(slot % 16, c)] = k;
             rows[BlockLayout<d>::value(slot % 16, c)] = v;
             keys[(h * count + t) * d + c] = static_cast<double>(k);
@@ -500,9 +501,10 @@ class World {
     call.codings = codings_;
     call.most_pages = most_pages;
     call.many_tokens = many;
+    call.turns_in_place = case_.interleaved || 2 * pairs() == d ? 1 : 0;
     call.q = {keep(q), heads * d, d};
     call.out = {out.data(), heads * d, d};
-    launch_attend<Layout, half>(call, Values, most, workspace, nullptr);
+    launch_attend<Layout, T>(call, Values, most, workspace, nullptr);
     check(cudaDeviceSynchronize(), "test");
     const std::vector<half> result = out.read();
     const int shared = heads / case_.kv_heads;
@@ -541,10 +543,10 @@ class World {
 // Queries, transforms and weights are float16 to the matrix units, sums are float.
 constexpr double tolerance = 3e-3;
 
-template <class Layout, ValueCoding Values = ValueCoding::symmetric>
+template <class Layout, ValueCoding Values = ValueCoding::symmetric, class T = half>
 void expect_near(const Case &c) {
   if (!has_device()) GTEST_SKIP() << "no CUDA device";
-  EXPECT_LT((World<Layout, Values>(c).distance()), tolerance);
+  EXPECT_LT((World<Layout, Values, T>(c).distance()), tolerance);
 }
 
 TEST(AttendKernel, TwoBitsInTheBasisOfATileFrame) {
@@ -673,6 +675,17 @@ TEST_F(AttendRows, ExactPages) {
   expect_near_of_many<PageLayout<128, 128, 16, 16>>({.lengths = {1100}, .base_step = 17});
   expect_near<PageLayout<64, 32, 16, 16>>(
       {.lengths = {500, 99}, .tokens = {65, 12}, .base_step = 17, .cut_pages = true});
+}
+TEST_F(AttendRows, ExactNumbersOfBfloat16) {
+  for (int tokens : {8, 16, 130}) {
+    const Case c{.lengths = {900}, .tokens = {tokens}, .base_step = 17};
+    expect_near<PageLayout<128, 128, 16, 16>, ValueCoding::symmetric, bfloat16>(c);
+    expect_near<PageLayout<128, 128, 2, 2>, ValueCoding::symmetric, bfloat16>(c);
+  }
+}
+TEST_F(AttendRows, PagesTurnedBackByDifferentBases) {
+  expect_near<PageLayout<128, 128, 16, 16>>(
+      {.lengths = {2000, 700}, .tokens = {70, 33}, .base_step = 5000, .cut_pages = true});
 }
 TEST_F(AttendRows, PlainCodingInSmallPages) {
   expect_near_of_many<PageLayout<128, 32, 2, 2>, ValueCoding::plain>(

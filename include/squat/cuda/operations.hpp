@@ -1045,6 +1045,9 @@ class Operations {
     call.lse = device_tensor(out.lse);
     call.rule = score_rule(codings_.at(calls.front().coding).layer());
     call.most_pages = most_pages_;
+    call.turns_in_place = std::ranges::all_of(options_->rotary, [&](const RotaryTable &table) {
+      return table.pairs == RotaryPairs::interleaved || 2 * table.pair_count() == options_->head_dim;
+    });
     return call;
   }
 

@@ -37,8 +37,9 @@ struct AttendCall {
   std::int32_t most_pages;  // that the batch's sequences may have together
   std::int32_t first_tile;  // tiles of query rows [first_tile, first_tile + most_tiles) of every entry
   std::int32_t most_tiles;
-  std::int32_t many_tokens;  // entries of so many tokens and more are left to attend_rows.cuh
-  const DraftRow *draft;     // of the rows of the call's tensors; null: the call is no draft
+  std::int32_t many_tokens;     // entries of so many tokens and more are left to attend_rows.cuh
+  const DraftRow *draft;        // of the rows of the call's tensors; null: the call is no draft
+  std::int32_t turns_in_place;  // all channels turn, or those of a pair are neighbours, see UnpackedKeys
 
   /// Positions below are seen by a query row of an entry, as far as they are there, and its own token
   /// stands right before. Ruled: that matters, else what is seen alone does.

@@ -25,6 +25,7 @@
 #include "squat/cuda/kernels/exact_blocks.cuh"
 #include "squat/cuda/kernels/query_rows.cuh"
 #include "squat/cuda/kernels/row_call.cuh"
+#include "squat/cuda/kernels/row_segments.cuh"
 #include "squat/cuda/kernels/row_softmax.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/page/exact_tiles.cuh"
@@ -374,8 +375,9 @@ class RowBlock {
         heads,
         call.rows(entry_),
         call.scale};
-    face_rows<HeadDim, RowTiles>(own_queries(), own_units(), queries,
-                                 first_row_ + warp_index() * warp_rows, &coding_.tiles, base);
+    face_rows<OwnQueries<HeadDim>, HeadDim, RowTiles>(own_queries(), own_units(), queries,
+                                                      first_row_ + warp_index() * warp_rows,
+                                                      &coding_.tiles, base);
   }
 
   __device__ uint4 *own_queries() const {
@@ -421,41 +423,10 @@ template <class Work, class S>
 __global__ void __launch_bounds__(Work::threads, 2) attend_rows(const RowCall<S> rows) {
   extern __shared__ __align__(128) std::uint8_t row_memory[];
   auto *starts = reinterpret_cast<RowStart *>(row_memory + Work::shared_bytes());
-  const AttendCall<S> &call = rows.call;
   allow_next_launch();
   find_row_starts(rows, Work::rows, Work::step_tiles, Work::page_steps, starts);
-  const int units = starts[call.entries].unit, worker = static_cast<int>(blockIdx.x);
-  const int busy = busy_row_workers(units, starts[call.entries].segment, static_cast<int>(gridDim.x));
-  const int last = worker < busy ? run_start(units, worker + 1, busy) : 0;
-#pragma unroll 1
-  for (int unit = worker < busy ? run_start(units, worker, busy) : 0; unit < last;) {
-    const int index = find_entry(starts, call.entries, unit, &RowStart::unit);
-    const BatchEntry entry = call.batch[index];
-    const RowShape shape(rows, entry, starts[index].page, Work::rows, Work::step_tiles,
-                         Work::page_steps);
-    const int segment = (unit - starts[index].unit) / shape.units;  // of the entry
-    const int first = (unit - starts[index].unit) % shape.units;
-    const int end = min(shape.units, first + last - unit);
-    const int head = segment / shape.tiles, tile = call.first_tile + segment % shape.tiles;
-    Work work(rows, entry, shape, starts[index].page, head, tile, row_memory);
-    wait_for_launches();  // until pages are unpacked, and nobody reads the slots of the chunk before
-    const auto slot = [&](bool packed) {
-      return row_slot<Work::HeadDim>(rows, Work::rows, starts[index].segment + segment, worker, packed);
-    };
-    // Where values of pages are rotated, what exact rows come to has a slot of its own.
-    const bool apart = rows.values_are_rotated != 0;
-#pragma unroll 1
-    for (const bool exact : {true, false}) {
-      const int before = exact ? 0 : shape.exact_units, all = exact ? shape.exact_units : shape.units;
-      const int from = max(first, before), to = min(end, all);
-      if (from >= to) continue;
-      if (apart || from == first) work.clear();
-      work.attend(exact, work.visible_begin(exact, from - before), work.visible_end(exact, to - before));
-      if (apart || to == end) work.store(slot(!apart || !exact));
-    }
-    unit += end - first;
-  }
-  wait_for_launches();
+  visit_row_segments<Work>(rows, starts,
+                           [&](const auto &...segment) { return Work(rows, segment..., row_memory); });
 }
 
 }  // namespace squat::cuda

@@ -69,16 +69,15 @@ inline std::size_t attend_workspace_bytes(int head_dim, int entries, int query_h
                                           ValueCoding values, int asked = 0) {
   const bool packed = key_bits < 16 || value_bits < 16;
   const int heads = query_heads / kv_heads;
-  const int many = many_tokens(head_dim, heads, key_bits, value_bits, values, asked);
+  // Whichever border the launch takes.
+  const bool far = is_far(kv_heads, most_pages);
+  const int least = many_tokens(head_dim, heads, key_bits, value_bits, values, far, asked);
+  const int many = many_tokens(head_dim, heads, key_bits, value_bits, values, false, asked);
   std::size_t bytes = decode_workspace_bytes(head_dim, entries, heads, kv_heads,
                                              std::max(1, few_tokens(many, most_tokens)));
-  if (most_tokens >= many) {
-    for (const bool value_codes : {false, true}) {
-      if (value_codes && most_tokens * heads > most_value_code_rows) continue;
-      const RowWorkspace rows(head_dim, entries, heads, kv_heads, most_tokens, most_pages, packed,
-                              value_codes);
-      bytes = std::max(bytes, counter_bytes + rows.end);
-    }
+  if (most_tokens >= least) {
+    bytes = std::max(bytes, counter_bytes + row_workspace_bytes(head_dim, entries, heads, kv_heads,
+                                                                most_tokens, most_pages, packed));
   }
   return bytes;
 }
@@ -162,8 +161,9 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
 template <class Layout, ValueCoding Values, class T, class S>
 void launch_attend_valued(AttendCall<S> call, int most_tokens, void *workspace, cudaStream_t stream) {
   call.scale *= log2_e;
+  const bool far = may_make_keys<Layout, Values>(call) && is_far(call.kv_heads, call.most_pages);
   call.many_tokens = many_tokens(Layout::HeadDim, call.heads_per_kv_head, Layout::KeyBits,
-                                 Layout::ValueBits, Values, call.many_tokens);
+                                 Layout::ValueBits, Values, far, call.many_tokens);
   if constexpr (!is_mixed(Layout::KeyBits, Layout::ValueBits)) {
     const int few = few_tokens(call.many_tokens, most_tokens);
     if (few == most_tokens || call.entries > 1) {

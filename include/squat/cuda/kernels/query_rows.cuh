@@ -1,8 +1,6 @@
 #pragma once
 
-// A warp's query rows in shared memory, as B of the scores (fragments.cuh): rows = channels, columns =
-// query rows, [16 query rows, HeadDim / 16] tiles of two products: a lane has b0, b1 of query rows 0 to
-// 7, then b0, b1 of rows 8 to 15.
+// Query rows in shared memory, as B of the scores: rows = channels, columns = query rows.
 //
 // Each row is divided by a power of two, its unit, so that float16 holds it:
 // q * attention scale * log2 e = unit * stored. Rows face exact keys of one base: they are turned back
@@ -14,6 +12,7 @@
 
 #include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/kernels/warpgroup_products.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
@@ -69,16 +68,28 @@ struct QueryRows {
   }
 };
 
-/// Where a query row's channel lies among a tile's 256 numbers.
-__device__ constexpr int query_element(int row, int channel) {
-  const int lane = row % 8 * 4 + channel % 8 / 2, part = row / 8 * 2 + channel / 8;
-  return (lane * 4 + part) * 2 + channel % 2;
-}
+/// Where a query row's channel lies among the numbers of a warp that multiplies for itself:
+/// [16 query rows, HeadDim / 16] tiles of two products, of which a lane has b0, b1 of query rows 0 to 7,
+/// then b0, b1 of rows 8 to 15.
+template <int HeadDim>
+struct OwnQueries {
+  __device__ static constexpr int element(int row, int channel) {
+    const int lane = row % 8 * 4 + channel % 8 / 2, part = row % 16 / 8 * 2 + channel % 16 / 8;
+    return (row / 16 * (HeadDim / 16) + channel / 16) * 256 + (lane * 4 + part) * 2 + channel % 2;
+  }
+};
+/// Among those of `Rows` query rows that all warps meet (warpgroup_products.cuh), steps of 16 channels.
+template <int Rows>
+struct SharedQueries {
+  __device__ static constexpr int element(int row, int channel) {
+    return channel / 16 * (operand_step_bytes(Rows) / 2) + operand_element(channel % 16, row);
+  }
+};
 
-/// Writes `Tiles` tiles of 16 rows, those from `first` on, turned back by `base`, and their units. A
-/// function that is called: it runs once or twice a segment, and inlined its code would come from memory
-/// in front of each loop.
-template <int HeadDim, int Tiles, class Element>
+/// Writes `Tiles` tiles of 16 rows, those from `first` on, turned back by `base`, and their units; to:
+/// where the first of them begins. A function that is called: it runs once or twice a segment, and
+/// inlined its code would come from memory in front of each loop.
+template <class Places, int HeadDim, int Tiles, class Element>
 __device__ __noinline__ void face_rows(uint4 *to, float *units, const QueryRows<Element> &rows,
                                        int first, const TileTables *tables, long long base) {
   using Turns = ChannelTurns<HeadDim>;
@@ -131,9 +142,8 @@ __device__ __noinline__ void face_rows(uint4 *to, float *units, const QueryRows<
       for (int i = 0; i < Turns::count; ++i) {
         if (!Turns::has(i)) continue;
         const int channel = Turns::channel(i);
-        const int element =
-            (row / 16 * (HeadDim / 16) + channel / 16) * 256 + query_element(row % 16, channel % 16);
-        reinterpret_cast<Word *>(to)[element / 2] = halves(x[k][i][0] * inverse, x[k][i][1] * inverse);
+        reinterpret_cast<Word *>(to)[Places::element(row, channel) / 2] =
+            halves(x[k][i][0] * inverse, x[k][i][1] * inverse);
       }
     }
   }

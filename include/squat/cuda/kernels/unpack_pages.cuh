@@ -28,6 +28,7 @@
 #include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/kernels/row_call.cuh"
+#include "squat/cuda/kernels/unpack_keys.cuh"
 #include "squat/cuda/kernels/unpack_tile.cuh"
 #include "squat/cuda/kernels/unpack_trellis.cuh"
 #include "squat/cuda/kernels/warp.cuh"
@@ -38,39 +39,8 @@
 
 namespace squat::cuda {
 
-/// Matrices of one head as B: tiles of A, [rows / 16, HeadDim / 16], whose four 8 x 8 parts are
-/// transposed. Heads of up to 128 channels have them in shared memory, unless pages are so short that a
-/// block is one warp.
-template <class Layout>
-struct UnpackMatrices {
-  static constexpr int HeadDim = Layout::HeadDim;
-  static constexpr bool shared = Layout::KeyBits < 16 && HeadDim <= 128 && Layout::Group > 32;
-  static constexpr int steps = HeadDim / 16;
-  static constexpr int basis = steps * steps * warp_lanes;  // uint4
-  static constexpr int projection = most_mode_tiles(HeadDim) * steps * warp_lanes;
-  static constexpr int bytes = shared ? (basis + projection) * 16 : 0;
-
-  /// A tile of A as B: x, y of its first eight columns, z, w of the others.
-  __device__ static uint4 turned(uint4 a) {
-    return {transpose(a.x), transpose(a.y), transpose(a.z), transpose(a.w)};
-  }
-  /// Fills shared memory, by all warps of a block.
-  __device__ static void fetch(uint4 *to, const uint4 *from, int tiles) {
-    if (!shared || from == nullptr) return;
-    const int warps = static_cast<int>(blockDim.x) / warp_lanes;
-#pragma unroll 8
-    for (int i = warp_index(); i < tiles; i += warps) {
-      to[i * warp_lanes + lane_index()] = turned(from[i * warp_lanes + lane_index()]);
-    }
-  }
-  __device__ static uint4 tile(const uint4 *fetched, const uint4 *from, int i) {
-    if constexpr (shared) return fetched[i * warp_lanes + lane_index()];
-    return turned(from[i * warp_lanes + lane_index()]);
-  }
-};
-
-/// What is unpacked: heads of ExactPageLayout, or their keys alone, one behind the other.
-enum class UnpackedParts { all, keys };
+/// What is unpacked: heads of ExactPageLayout, or their keys alone, one behind the other, or nothing.
+enum class UnpackedParts { all, keys, none };
 
 /// Bytes of a head in the workspace of unpacked pages.
 template <int HeadDim, int Group>
@@ -79,62 +49,40 @@ __host__ __device__ constexpr int unpacked_head_bytes(UnpackedParts parts) {
   return parts == UnpackedParts::keys ? Exact::value_codes : Exact::head_bytes(ValueCoding::symmetric);
 }
 
-/// A page of the chunk: a head's part of it, and what it is coded with.
-struct UnpackedPage {
-  const std::uint8_t *data;
-  const CodingTables *coding;
-  long long base;
-  std::int32_t row;
-  // Where heads share bits: `data` are scales and zeros of keys alone.
-  std::int32_t value_bits;
-  const std::uint8_t *keys, *values;
-};
-
 template <class Layout, ValueCoding Values, class T>
 struct UnpackWarp {
   static constexpr int HeadDim = Layout::HeadDim, steps = HeadDim / 16;
-  static constexpr int tiles = 1;  // of 16 tokens
-  static constexpr int warps = Layout::token_tiles / tiles;
+  static constexpr int warps = Layout::token_tiles;
   static constexpr int threads = warps * warp_lanes;
   /// Blocks of a processor, by registers.
   static constexpr int most_threads = HeadDim <= 128 ? 512 : 256;
   static constexpr int blocks = threads < most_threads ? most_threads / threads : 1;
-  using Matrices = UnpackMatrices<Layout>;
+  using Keys = UnpackedKeys<Layout, T, false>;
   using Exact = ExactPageLayout<HeadDim, Layout::Group>;
 
   const UnpackedPage &found;
   const HeadTables &head;
   const TileTables &tables;
-  const uint4 *basis, *projection;  // in shared memory
-  const float2 *angles;             // of R(base)
-  int first;                        // token tile of the page
+  const std::uint8_t *matrices;  // in shared memory
+  const float2 *angles;          // of R(base)
+  int first;                     // token tile of the page
 
   /// page, to: the head's part.
-  __device__ void keys(const std::uint8_t *page, long long base, int row, std::uint8_t *to) const {
-    float c[tiles][2 * steps][4];
-#pragma unroll
-    for (int i = 0; i < tiles; ++i) {
-#pragma unroll
-      for (int n = 0; n < 2 * steps; ++n) c[i][n][0] = c[i][n][1] = c[i][n][2] = c[i][n][3] = 0;
+  __device__ void keys(const std::uint8_t *page, std::uint8_t *to) const {
+    const bool in_place = Keys::turns_in_place(tables);
+    Keys keys{head, tables, matrices, angles, first};
+    if constexpr (Layout::shares_bits) {
+      keys.shared_codes = found.keys;
+      keys.plain_bits = found.coding->plain_key_bits;
     }
-    if constexpr (Layout::KeyBits == 16) {
-      add_exact(page, c);
-    } else {
-      if (head.projection != nullptr) add_means(row, c);
-      if (fits(page)) {
-        add_codes<false>(page, c);
-      } else {
-        add_codes<true>(page, c);
-      }
-    }
-    const bool in_place = tables.interleaved || tables.pairs * 2 == HeadDim;
-    if (base != 0 && in_place) turn(c);
+    Sums c;
+    keys.make(page, in_place ? found.base : 0, found.row, c);
     if constexpr (Layout::trellis) {
       write_rows(c, to);
     } else {
       write_tiles(c, to);
     }
-    if (base != 0 && !in_place) turn_written(to);
+    if (found.base != 0 && !in_place) turn_written(to);
   }
 
   __device__ void values(const std::uint8_t *page, std::uint8_t *to) const {
@@ -149,19 +97,12 @@ struct UnpackWarp {
   }
 
  private:
-  using Sums = float[tiles][2 * steps][4];
+  using Sums = typename Keys::Sums;
 
   __device__ void write_tiles(const Sums &c, std::uint8_t *to) const {
+    auto *out = reinterpret_cast<uint4 *>(to) + first * steps * warp_lanes + lane_index();
 #pragma unroll
-    for (int i = 0; i < tiles; ++i) {
-      auto *out = reinterpret_cast<uint4 *>(to) + (first + i) * steps * warp_lanes + lane_index();
-#pragma unroll
-      for (int step = 0; step < steps; ++step) {
-        const auto &low = c[i][2 * step], &high = c[i][2 * step + 1];
-        out[step * warp_lanes] = {saturated_pair(low[0], low[1]), saturated_pair(low[2], low[3]),
-                                  saturated_pair(high[0], high[1]), saturated_pair(high[2], high[3])};
-      }
-    }
+    for (int step = 0; step < steps; ++step) out[step * warp_lanes] = Keys::tile(c, step);
   }
 
   /// The same where rows are tokens in another order.
@@ -175,7 +116,7 @@ struct UnpackWarp {
       for (int n = 0; n < 2 * steps; ++n) {
         const int tile = token / 16 * steps + n / 2;
         const int word = tile_element(token % 16, n % 2 * 8 + column) / 2;
-        words[tile * 128 + word] = saturated_pair(c[0][n][2 * i], c[0][n][2 * i + 1]);
+        words[tile * 128 + word] = saturated_pair(c[n][2 * i], c[n][2 * i + 1]);
       }
     }
   }
@@ -233,41 +174,37 @@ struct UnpackWarp {
     if constexpr (Layout::trellis) return write_value_rows<Bits>(codes_of_page, scales, mean, to);
     constexpr int zeros = Layout::value_zeros(Values) - Layout::value_scales;
     const int t = lane_index() % 4;
-#pragma unroll
-    for (int i = 0; i < tiles; ++i) {
-      const int tile = first + i;
-      const std::uint8_t *unit = codes_of_page + tile * value_step_bytes(Bits, Layout::channel_tiles);
-      auto *out =
-          reinterpret_cast<uint4 *>(to + Exact::value_codes) + tile * steps * warp_lanes + lane_index();
-      const int place = value_element(16 * tile) + t * value_element(2);  // of tokens 2t and 2t + 8
-      const auto pair = [&](int offset, int group) {
-        const auto *numbers =
-            reinterpret_cast<const std::uint16_t *>(scales + offset) + group * Layout::Group + place;
-        return column_pairs(*reinterpret_cast<const Word *>(numbers),
-                            *reinterpret_cast<const Word *>(numbers + value_element(1)));
-      };
+    const std::uint8_t *unit = codes_of_page + first * value_step_bytes(Bits, Layout::channel_tiles);
+    auto *out =
+        reinterpret_cast<uint4 *>(to + Exact::value_codes) + first * steps * warp_lanes + lane_index();
+    const int place = value_element(16 * first) + t * value_element(2);  // of tokens 2t and 2t + 8
+    const auto pair = [&](int offset, int group) {
+      const auto *numbers =
+          reinterpret_cast<const std::uint16_t *>(scales + offset) + group * Layout::Group + place;
+      return column_pairs(*reinterpret_cast<const Word *>(numbers),
+                          *reinterpret_cast<const Word *>(numbers + value_element(1)));
+    };
 #pragma unroll 4
-      for (int step = 0; step < steps; ++step) {
-        if constexpr (Bits == 16) {
-          const auto *from = reinterpret_cast<const ExactTile<T> *>(unit) + lane_index();
-          out[step * warp_lanes] = from[step * warp_lanes].halves();
+    for (int step = 0; step < steps; ++step) {
+      if constexpr (Bits == 16) {
+        const auto *from = reinterpret_cast<const ExactTile<T> *>(unit) + lane_index();
+        out[step * warp_lanes] = from[step * warp_lanes].halves();
+      } else {
+        Word codes[4];
+        read_value_codes<Bits, Layout::channel_tiles>(unit, step, codes);
+        if constexpr (Values == ValueCoding::plain) {
+          const uint2 scale = pair(0, step / 2), zero = pair(zeros, step / 2);
+          out[step * warp_lanes] = {
+              unpacked(codes[0], scale.x, zero.x), unpacked(codes[1], scale.x, zero.x),
+              unpacked(codes[2], scale.y, zero.y), unpacked(codes[3], scale.y, zero.y)};
         } else {
-          Word codes[4];
-          read_value_codes<Bits, Layout::channel_tiles>(unit, step, codes);
-          if constexpr (Values == ValueCoding::plain) {
-            const uint2 scale = pair(0, step / 2), zero = pair(zeros, step / 2);
-            out[step * warp_lanes] = {
-                unpacked(codes[0], scale.x, zero.x), unpacked(codes[1], scale.x, zero.x),
-                unpacked(codes[2], scale.y, zero.y), unpacked(codes[3], scale.y, zero.y)};
-          } else {
-            constexpr float middle = static_cast<float>((1 << Bits) - 1) / 2;
-            const uint2 scale = pair(0, 0);
-            const __half2 upper = mean_of(mean, step * 16), lower = mean_of(mean, step * 16 + 8);
-            out[step * warp_lanes] = {unpacked_about(codes[0], middle, scale.x, upper),
-                                      unpacked_about(codes[1], middle, scale.x, lower),
-                                      unpacked_about(codes[2], middle, scale.y, upper),
-                                      unpacked_about(codes[3], middle, scale.y, lower)};
-          }
+          constexpr float middle = static_cast<float>((1 << Bits) - 1) / 2;
+          const uint2 scale = pair(0, 0);
+          const __half2 upper = mean_of(mean, step * 16), lower = mean_of(mean, step * 16 + 8);
+          out[step * warp_lanes] = {unpacked_about(codes[0], middle, scale.x, upper),
+                                    unpacked_about(codes[1], middle, scale.x, lower),
+                                    unpacked_about(codes[2], middle, scale.y, upper),
+                                    unpacked_about(codes[3], middle, scale.y, lower)};
         }
       }
     }
@@ -278,283 +215,13 @@ struct UnpackWarp {
     return __half2half2(saturated_half(mean != nullptr ? __ldg(mean + first + lane_index() / 4) : 0.0f));
   }
 
-  /// c += the keys' rows of R(row) mean.
-  __device__ void add_means(int row, Sums &c) const {
-    const int row_tiles = tables.frame / 16;
-    const uint4 *rows = tables.mode_rows + (row / 16 + first) * warp_lanes + lane_index();
-    const int modes = tables.mode_tiles;
-    const auto fetch = [&](int mode, uint4(&a)[tiles]) {
-#pragma unroll
-      for (int i = 0; i < tiles; ++i) a[i] = __ldg(rows + (mode * row_tiles + i) * warp_lanes);
-    };
-    uint4 a[tiles], next[tiles];
-    if (modes > 0) fetch(0, a);
-#pragma unroll 1
-    for (int mode = 0; mode < modes; ++mode) {
-      fetch(min(mode + 1, modes - 1), next);
-      multiply_row(a, projection, head.projection, mode, c);
-#pragma unroll
-      for (int i = 0; i < tiles; ++i) a[i] = next[i];
-    }
-#pragma unroll
-    for (int i = 0; i < tiles; ++i) {
-#pragma unroll
-      for (int n = 0; n < 2 * steps; ++n) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) c[i][n][j] *= head.projection_unit;
-      }
-    }
-  }
-
-  /// c += a times row tile `row` of a matrix.
-  __device__ static void multiply_row(const uint4 (&a)[tiles], const uint4 *fetched, const uint4 *from,
-                                      int row, Sums &c) {
-#pragma unroll
-    for (int step = 0; step < steps; ++step) {
-      const uint4 b = Matrices::tile(fetched, from, row * steps + step);
-#pragma unroll
-      for (int i = 0; i < tiles; ++i) {
-        multiply_add(c[i][2 * step], a[i].x, a[i].y, a[i].z, a[i].w, b.x, b.y);
-        multiply_add(c[i][2 * step + 1], a[i].x, a[i].y, a[i].z, a[i].w, b.z, b.w);
-      }
-    }
-  }
-
-  /// The tokens' numbers in 16 channels or coordinates, as A: both units of eight, or one of 16. Returns
-  /// whether they are levels of trellis codes.
-  template <int Bits, bool Trellis>
-  __device__ bool read_unit(const std::uint8_t *unit, int part, Word (&codes)[tiles][4]) const {
-    constexpr bool levels = Trellis && Bits <= most_trellis_bits;
-#pragma unroll
-    for (int i = 0; i < tiles; ++i) {
-      Word *to = codes[i] + (Layout::unit == 8 ? 2 * part : 0);
-      if constexpr (levels) {
-        read_trellis_keys<Bits, Layout::unit, Layout::Group>(unit, first + i, to);
-      } else {
-        read_key_codes<Bits, Layout::unit, Layout::Group>(unit, first + i, to);
-      }
-    }
-    return levels;
-  }
-  /// The numbers of a step; low, high: whether a0 and a1, a2 and a3 are levels.
-  template <bool Saturates>
-  __device__ static void scale_codes(const std::uint8_t *page, int step, const Word (&codes)[tiles][4],
-                                     bool low, bool high, uint4 (&a)[tiles]) {
-    const int at = key_element(step * 16) + lane_index() % 4 * key_element(2);
-    const auto pair = [&](int offset) {
-      const auto numbers =
-          *reinterpret_cast<const uint2 *>(reinterpret_cast<const std::uint16_t *>(page + offset) + at);
-      return column_pairs(numbers.x, numbers.y);
-    };
-    const uint2 scale = pair(Layout::key_scales), zero = pair(Layout::key_zeros);
-    const Word first = scale.x & 0x7fff7fffu, second = scale.y & 0x7fff7fffu;
-#pragma unroll
-    for (int i = 0; i < tiles; ++i) {
-      const auto number = [&](int j) {
-        const __half2 x = code_numbers(codes[i][j]);
-        const bool level = Layout::trellis && (j < 2 ? low : high);
-        return level ? __hmul2(x, __float2half2_rn(1.0f / trellis_unit)) : x;
-      };
-      a[i] = {unpacked<Saturates>(number(0), first, zero.x),
-              unpacked<Saturates>(number(1), first, zero.x),
-              unpacked<Saturates>(number(2), second, zero.y),
-              unpacked<Saturates>(number(3), second, zero.y)};
-    }
-  }
-
-  /// Whether none of the page's keys can leave float16's range before they leave the basis; of a warp.
-  __device__ static bool fits(const std::uint8_t *page) {
-    const auto magnitudes = [&](int offset, int channel) {
-      const auto *numbers = reinterpret_cast<const Word *>(page + offset) + channel / 2;
-      return as_halves(*numbers & 0x7fff7fffu);
-    };
-    constexpr float most_code = 255;
-    __half2 largest = __float2half2_rn(0);
-    for (int i = 2 * lane_index(); i < HeadDim; i += 2 * warp_lanes) {
-      largest = __hmax2(largest, __hfma2(magnitudes(Layout::key_scales, i), __float2half2_rn(most_code),
-                                         magnitudes(Layout::key_zeros, i)));
-    }
-    constexpr Word most = 0x7bff;  // 65504
-    return __all_sync(0xffffffffu,
-                      (as_word(largest) & 0xffffu) <= most && as_word(largest) >> 16 <= most);
-  }
-
-  /// The codes of a page's keys.
-  __device__ const std::uint8_t *key_codes(const std::uint8_t *page) const {
-    if constexpr (Layout::shares_bits) return found.keys;
-    return page + Layout::key_codes;
-  }
-
-  template <bool Saturates>
-  __device__ void add_codes(const std::uint8_t *page, Sums &c) const {
-    const bool in_basis =
-        (*reinterpret_cast<const std::uint16_t *>(page + Layout::key_scales) & 0x8000u) != 0;
-    if (!in_basis) {
-      if constexpr (Layout::shares_bits) {
-        const int bits = found.coding->plain_key_bits;
-        with_bits(bits, [&]<int Bits>() { add_channels<Bits, Saturates>(page, c); });
-        if (bits == 8) add_channels<8, Saturates>(page, c);
-      } else {
-        add_channels<Layout::KeyBits, Saturates>(page, c);
-      }
-    } else if (Layout::key_codes_of(page, most_trellis_bits) == Codes::trellis) {
-      add_basis<Layout::trellis, Saturates>(page, c);
-    } else {
-      add_basis<false, Saturates>(page, c);
-    }
-  }
-  template <bool Trellis, bool Saturates>
-  __device__ void add_basis(const std::uint8_t *page, Sums &c) const {
-    if constexpr (Layout::unit == 16) {
-      const std::uint8_t *unit = key_codes(page);
-      int step = 0;
-      const auto add = [&]<int Bits>(int count) {
-        add_width<Bits, Trellis, Saturates>(page, unit, step, count, c);
-      };
-      add.template operator()<8>(head.eight_bit_units);
-      add.template operator()<4>(head.four_bit_units);
-      if constexpr (Layout::shares_bits) add.template operator()<3>(head.three_bit_units);
-      add.template operator()<2>(head.two_bit_units);
-      if constexpr (Layout::shares_bits) add.template operator()<1>(head.one_bit_units);
-      add.template operator()<0>(steps - step);
-    } else {
-      add_coordinates<Trellis, Saturates>(page, c);
-    }
-  }
-
-  /// The next `count` steps, of one width (0: no codes), which begin at `unit`.
-  template <int Bits, bool Trellis, bool Saturates>
-  __device__ void add_width(const std::uint8_t *page, const std::uint8_t *&unit, int &step, int count,
-                            Sums &c) const {
-    const int end = step + count;
-#pragma unroll 1
-    for (; step < end; ++step) {
-      Word codes[tiles][4] = {};
-      bool levels = false;
-      if constexpr (Bits > 0) {
-        levels = read_unit<Bits, Trellis>(unit, 0, codes);
-        unit += Layout::key_unit_bytes(Bits);
-      }
-      uint4 a[tiles];
-      scale_codes<Saturates>(page, step, codes, levels, levels, a);
-      multiply_row(a, basis, head.basis, step, c);
-    }
-  }
-
-  /// Where units of two widths may share a step.
-  template <bool Trellis, bool Saturates>
-  __device__ void add_coordinates(const std::uint8_t *page, Sums &c) const {
-    const int eight = head.eight_bit_units, four = eight + head.four_bit_units,
-              three = four + head.three_bit_units, two = three + head.two_bit_units,
-              one = two + head.one_bit_units;
-    const std::uint8_t *unit = key_codes(page);
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      Word codes[tiles][4] = {};
-      bool levels[2] = {false, false};
-#pragma unroll
-      for (int part = 0; part < 16 / Layout::unit; ++part) {
-        const int index = step * (16 / Layout::unit) + part;
-        const auto read = [&]<int Bits>() {
-          levels[part] = read_unit<Bits, Trellis>(unit, part, codes);
-          unit += Layout::key_unit_bytes(Bits);
-        };
-        if (index < eight) {
-          read.template operator()<8>();
-        } else if (index < four) {
-          read.template operator()<4>();
-        } else if (index < three) {
-          if constexpr (Layout::shares_bits) read.template operator()<3>();
-        } else if (index < two) {
-          read.template operator()<2>();
-        } else if (index < one) {
-          if constexpr (Layout::shares_bits) read.template operator()<1>();
-        }
-      }
-      uint4 a[tiles];
-      scale_codes<Saturates>(page, step, codes, levels[0], levels[1], a);
-      multiply_row(a, basis, head.basis, step, c);
-    }
-  }
-
-  template <int Bits, bool Saturates>
-  __device__ void add_channels(const std::uint8_t *page, Sums &c) const {
-#pragma unroll
-    for (int step = 0; step < steps; ++step) {
-      Word codes[tiles][4] = {};
-#pragma unroll
-      for (int part = 0; part < 16 / Layout::unit; ++part) {
-        const int index = step * (16 / Layout::unit) + part;
-        read_unit<Bits, false>(key_codes(page) + index * Layout::key_unit_bytes(Bits), part, codes);
-      }
-      uint4 a[tiles];
-      scale_codes<Saturates>(page, step, codes, false, false, a);
-#pragma unroll
-      for (int i = 0; i < tiles; ++i) add_tile(a[i], c[i][2 * step], c[i][2 * step + 1]);
-    }
-  }
-
-  __device__ void add_exact(const std::uint8_t *page, Sums &c) const {
-#pragma unroll
-    for (int i = 0; i < tiles; ++i) {
-      const auto *from =
-          reinterpret_cast<const ExactTile<T> *>(page) + (first + i) * steps * warp_lanes + lane_index();
-#pragma unroll
-      for (int step = 0; step < steps; ++step) {
-        add_tile(from[step * warp_lanes].halves(), c[i][2 * step], c[i][2 * step + 1]);
-      }
-    }
-  }
-
-  __device__ static void add_tile(uint4 a, float (&low)[4], float (&high)[4]) {
-    const auto add = [](Word pair, float &first, float &second) {
-      const float2 x = __half22float2(as_halves(pair));
-      first += x.x, second += x.y;
-    };
-    add(a.x, low[0], low[1]), add(a.y, low[2], low[3]);
-    add(a.z, high[0], high[1]), add(a.w, high[2], high[3]);
-  }
-
-  /// Turns the keys by the base, where the channels of a pair are in one lane.
-  __device__ void turn(Sums &c) const {
-    const int t = lane_index() % 4;
-    const auto meet = [](float2 angle, float &first, float &second) {
-      const float2 turned = turn_pair(angle, {first, second});
-      first = turned.x, second = turned.y;
-    };
-    if (tables.interleaved) {
-#pragma unroll
-      for (int n = 0; n < 2 * steps; ++n) {
-        const int pair = n * 4 + t;
-        if (pair >= tables.pairs) break;
-        const float2 angle = angles[pair];
-#pragma unroll
-        for (int i = 0; i < tiles; ++i) {
-          meet(angle, c[i][n][0], c[i][n][1]);
-          meet(angle, c[i][n][2], c[i][n][3]);
-        }
-      }
-      return;
-    }
-#pragma unroll
-    for (int n = 0; n < steps; ++n) {
-      const float4 two = reinterpret_cast<const float4 *>(angles)[n * 4 + t];
-      const float2 angle[2] = {{two.x, two.y}, {two.z, two.w}};
-#pragma unroll
-      for (int i = 0; i < tiles; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) meet(angle[j % 2], c[i][n][j], c[i][n + steps][j]);
-      }
-    }
-  }
-
   /// The same of any pairs, of keys that are written already.
   __device__ void turn_written(std::uint8_t *to) const {
     using Block = BlockLayout<HeadDim>;
     auto *keys = reinterpret_cast<__half *>(to);
     __syncwarp();
 #pragma unroll 1
-    for (int i = lane_index(); i < tiles * 16 * tables.pairs; i += warp_lanes) {
+    for (int i = lane_index(); i < 16 * tables.pairs; i += warp_lanes) {
       const int token = Layout::row_token(first * 16 + i / tables.pairs), pair = i % tables.pairs;
       __half *tile = keys + token / 16 * Block::part_elements;
       const int2 channels = pair_channels(tables, pair);
@@ -582,7 +249,7 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
                                   UnpackWarp<Layout, Values, T>::blocks)
     unpack_pages(const RowCall<S> rows) {
   using Warp = UnpackWarp<Layout, Values, T>;
-  using Matrices = typename Warp::Matrices;
+  using Matrices = UnpackMatrices<Layout, false>;
   constexpr int stage_bytes = unpack_stage_bytes<Layout, Values>(Parts),
                 head_bytes = Layout::head_bytes(Values),
                 to_bytes = unpacked_head_bytes<Layout::HeadDim, Layout::Group>(Parts);
@@ -590,8 +257,7 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
   __shared__ float4 angles[2][Layout::HeadDim / 4];  // of the page at hand and the next
   __shared__ UnpackedPage found[4];                  // these two and one more
   const AttendCall<S> &call = rows.call;
-  auto *basis = reinterpret_cast<uint4 *>(unpack_memory), *projection = basis + Matrices::basis;
-  std::uint8_t *stages = unpack_memory + Matrices::bytes;
+  std::uint8_t *matrices = unpack_memory, *stages = matrices + Matrices::bytes;
   auto *starts = reinterpret_cast<RowStart *>(stages + 2 * stage_bytes);
   allow_next_launch();
   find_page_starts(call, starts);
@@ -627,10 +293,6 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
     }
     commit_copies();
   };
-  const auto fetch = [&](const HeadTables &tables, int mode_tiles) {
-    Matrices::fetch(basis, tables.basis, Warp::steps * Warp::steps);
-    Matrices::fetch(projection, tables.projection, mode_tiles * Warp::steps);
-  };
   const auto turn = [&](const UnpackedPage &page, int stage) {
     if (page.base == 0) return;
     make_turn(page.coding->tiles, page.base, reinterpret_cast<float2 *>(angles[stage]));
@@ -646,7 +308,7 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
   __syncthreads();
   copy(found[0], stage);
   const HeadTables *fetched = &found[0].coding->heads[head];
-  fetch(*fetched, found[0].coding->tiles.mode_tiles);
+  Matrices::fetch(matrices, *fetched, found[0].coding->tiles.mode_tiles);
   turn(found[0], stage);
   wait_for_launches();  // until nobody reads what was unpacked before
 #pragma unroll 1
@@ -659,7 +321,7 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
     const HeadTables &tables = page.coding->heads[head];
     const TileTables &tiles = page.coding->tiles;
     if (&tables != fetched) {
-      fetch(tables, tiles.mode_tiles);
+      Matrices::fetch(matrices, tables, tiles.mode_tiles);
       fetched = &tables;
       __syncthreads();
     }
@@ -667,14 +329,9 @@ __global__ void __launch_bounds__(UnpackWarp<Layout, Values, T>::threads,
     std::uint8_t *to = rows.unpacked + (static_cast<std::size_t>(index - rows.first_page) * heads +
                                         static_cast<std::size_t>(head)) *
                                            to_bytes;
-    const Warp warp{page,
-                    tables,
-                    tiles,
-                    basis,
-                    projection,
-                    reinterpret_cast<float2 *>(angles[stage]),
-                    warp_index() * Warp::tiles};
-    warp.keys(from, page.base, page.row, to);
+    const Warp warp{page,        tables, tiles, matrices, reinterpret_cast<float2 *>(angles[stage]),
+                    warp_index()};
+    warp.keys(from, to);
     if constexpr (Parts == UnpackedParts::all) warp.values(from, to);
     if (index + step < end) turn(next, stage ^ 1);
   }

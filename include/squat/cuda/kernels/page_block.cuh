@@ -1,15 +1,16 @@
 #pragma once
 
-// Attention of up to some hundred query rows a KV head over packed pages: the keys were unpacked
-// (unpack_pages.cuh), for each is met by all rows; values are met as codes, which are a quarter to an
-// eighth of the bytes, and are turned into numbers in registers.
+// Attention of many query rows to pages of 128 tokens and heads of 128 channels: a block meets a page
+// after the other, or eight blocks of exact rows, with all its query rows.
 //
-//   scores^T [16 tokens, 64 rows] = keys [16, HeadDim] queries^T
-//   sums^T [16 channels, 64 rows] += values^T [16, tokens] weights^T [tokens, 64]
+//   scores^T [16 tokens, rows] = keys [16, HeadDim] queries^T
+//   sums^T [16 channels, rows] += values^T [16, tokens] weights^T [tokens, rows]
 //
-// A block has 64 query rows and meets 128 tokens at a time, a page or eight blocks of exact rows: for
-// the scores each of its 8 warps has 16 tokens, for the sums 16 channels, whose values are A as they
-// come. Weights go from the ones to the others through shared memory: two barriers a page.
+// For the scores each of its 8 warps has 16 tokens, for the sums 16 channels, which are A: numbers come
+// into registers as they lie in memory, or are made there of codes, and no more is written of them.
+// What all warps meet, queries and weights, is B in shared memory (warpgroup_products.cuh): two barriers
+// a page. Keys that are made of codes here take as many products as 128 query rows do: that pays where
+// no other block needs the same, and where products are wgmma's.
 //
 // The references of the rows' softmax are the block's. Weights are computed by the reference that was;
 // only where a score of any warp exceeds it (slack) are they computed again, behind a new one, a few
@@ -19,18 +20,23 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "squat/coding/coding.hpp"
 #include "squat/cuda/kernels/exact_blocks.cuh"
 #include "squat/cuda/kernels/quantize_affine.cuh"
 #include "squat/cuda/kernels/query_rows.cuh"
+#include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/kernels/row_call.cuh"
 #include "squat/cuda/kernels/row_softmax.cuh"
 #include "squat/cuda/kernels/row_sums.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
+#include "squat/cuda/kernels/unpack_keys.cuh"
 #include "squat/cuda/kernels/unpack_pages.cuh"
 #include "squat/cuda/kernels/unpack_tile.cuh"
 #include "squat/cuda/kernels/value_levels.cuh"
 #include "squat/cuda/kernels/warp.cuh"
+#include "squat/cuda/kernels/warpgroup_products.cuh"
 #include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
@@ -39,12 +45,12 @@
 namespace squat::cuda {
 
 /// Query rows of a block.
-inline constexpr int value_code_rows = 64;
+inline constexpr int page_block_rows = 64;
 
-/// Whether there is a kernel that meets the values of such pages as codes.
+/// Whether there are such kernels for a layout.
 template <class Layout, ValueCoding Values>
-constexpr bool meets_value_codes() {
-  return !Layout::shares_bits && !Layout::trellis && Layout::HeadDim == 128 && Layout::Group == 128 &&
+constexpr bool meets_codes() {
+  return Layout::HeadDim == 128 && Layout::Group == 128 && !Layout::shares_bits && !Layout::trellis &&
          Layout::KeyBits < 16 && Layout::ValueBits < 16 && Values == ValueCoding::symmetric;
 }
 
@@ -55,14 +61,15 @@ __device__ inline int ordered(float x) {
 }
 __device__ inline float from_ordered(int i) { return __int_as_float(i >= 0 ? i : i ^ 0x7fffffff); }
 
-/// One block's work on segments, as RowBlock does it; nothing becomes of scores.
-template <class Layout, class T, class S>
-class ValueCodeBlock {
-  static_assert(meets_value_codes<Layout, ValueCoding::symmetric>());
+/// One block's work on segments, as RowBlock does it; nothing becomes of scores. MakesKeys: of codes,
+/// for channels that turn in place (UnpackedKeys); else they are unpacked already.
+template <class Layout, bool MakesKeys, class T, class S>
+class PageBlock {
+  static_assert(meets_codes<Layout, ValueCoding::symmetric>());
 
  public:
   static constexpr int HeadDim = Layout::HeadDim, Group = Layout::Group, steps = HeadDim / 16;
-  static constexpr int warps = Group / 16, threads = warps * warp_lanes, rows = value_code_rows;
+  static constexpr int warps = Group / 16, threads = warps * warp_lanes, rows = page_block_rows;
   static_assert(warps == steps, "squat: a warp has a tile of tokens, then one of channels");
   static constexpr int step_tiles = warps, page_steps = 1;
 
@@ -70,53 +77,38 @@ class ValueCodeBlock {
     return (entry_at + entry_bytes + 127) / 128 * 128;
   }
 
-  __device__ ValueCodeBlock(const RowCall<S> &rows_call, const BatchEntry &entry, const RowShape &shape,
-                            int first_page, int head, int tile, std::uint8_t *memory)
-      : memory_(memory) {
-    using Element = DeviceElementOf<S>;
+  __device__ PageBlock(const RowCall<S> &rows_call, const BatchEntry &entry, const RowShape &shape,
+                       int first_page, int head, int tile, std::uint8_t *memory)
+      : call_(rows_call), memory_(memory) {
     const AttendCall<S> &call = rows_call.call;
     const LayerState &state = *entry.state;
     const CodingTables &coding = call.codings[state.coding];
-    const int heads = call.heads_per_kv_head, all = call.rows(entry), length = state.length();
-    const int first_row = tile * rows;
+    const int all = call.rows(entry), length = state.length(), first_row = tile * rows;
     __syncthreads();  // the segment before is through with the memory
     if (threadIdx.x == 0) {
-      constexpr std::size_t bytes = unpacked_head_bytes<HeadDim, Group>(UnpackedParts::keys);
       const auto chunk_page =
           static_cast<std::size_t>(first_page + shape.first_page - rows_call.first_page);
       segment() = {
           .entry = entry,
           .pages = state.pages + shape.first_page,
-          .keys =
-              rows_call.unpacked + (chunk_page * call.kv_heads + static_cast<std::size_t>(head)) * bytes,
-          .key_stride = bytes * call.kv_heads,
-          .value_mean = coding.heads[head].value_mean,
+          .unpacked = rows_call.unpacked +
+                      (chunk_page * call.kv_heads + static_cast<std::size_t>(head)) * unpacked_bytes,
           .head = head,
-          .kv_heads = call.kv_heads,
+          .first_row = first_row,
           .exact_blocks = shape.exact_blocks,
           .least_limit = call.template least_seen<false>(entry, length, first_row),
-          .most_limit = call.template most_seen<false>(entry, length, min(first_row + rows, all) - 1)};
+          .most_limit = call.template most_seen<false>(entry, length, min(first_row + rows, all) - 1),
+          .coding = coding.heads[head],
+          .tiles = coding.tiles};
     }
-    if (warp_index() < rows / 16) {
-      const QueryRows<Element> of_entry{
-          reinterpret_cast<const Element *>(call.q.row(entry.first_row, head * heads)),
-          call.q.token_stride,
-          call.q.head_stride,
-          heads,
-          all,
-          call.scale};
-      const int own = 16 * warp_index();
-      auto *units = reinterpret_cast<float *>(memory_ + weight_at) + own;  // for the moment
-      face_rows<HeadDim, 1>(queries() + warp_index() * steps * warp_lanes, units, of_entry,
-                            first_row + own, &coding.tiles, 0);
-      if (lane_index() < 16) {
-        const int row = own + lane_index();
-        row_states()[row].x = units[lane_index()];
-        limits()[row] =
-            first_row + row < all ? call.template seen<false>(entry, length, first_row + row) : 0;
-      }
+    if (threadIdx.x < rows) {
+      const int row = first_row + static_cast<int>(threadIdx.x);
+      limits()[threadIdx.x] = row < all ? call.template seen<false>(entry, length, row) : 0;
     }
+    if constexpr (MakesKeys)
+      Matrices::fetch(memory_ + matrix_at, coding.heads[head], coding.tiles.mode_tiles);
     __syncthreads();
+    face();
   }
 
   /// All units may be seen.
@@ -149,11 +141,22 @@ class ValueCodeBlock {
       commit_copies();
       wait_for_copies<0>();
       __syncthreads();
-      copy_values(first);
-      commit_copies();
     }
     uint4 keys[steps];
-    load_keys(exact, first, keys);
+    const auto fetch_keys = [&](int unit) {
+      if constexpr (MakesKeys) {
+        if (!exact) {
+          copy_key_codes(unit);
+          commit_copies();
+          find_turn(unit);
+          return;
+        }
+      }
+      load_keys(exact, unit, keys);
+    };
+    if (!exact) copy_values(first);
+    fetch_keys(first);
+    commit_copies();
 #pragma unroll 1
     for (int unit = first; unit < last; ++unit) {
       wait_for_copies<0>();
@@ -163,12 +166,16 @@ class ValueCodeBlock {
         if (unit + 2 < last) copy_entry(unit + 2);
         commit_copies();
       }
+      if constexpr (MakesKeys) {
+        if (!exact) make_keys(unit, keys);
+      }
+      const bool about_mean = !exact && Layout::values_about_mean(signs(unit));
       weigh(exact, unit, keys);
-      if (unit + 1 < last) load_keys(exact, unit + 1, keys);
+      if (unit + 1 < last) fetch_keys(unit + 1);
       if (exact) {
         add_exact_values(unit);
       } else {
-        add_values(staged(unit));
+        add_values(unit, about_mean);
       }
     }
   }
@@ -199,28 +206,36 @@ class ValueCodeBlock {
   }
 
  private:
+  using Matrices = UnpackMatrices<Layout, true>;
+
   /// What is the same for a segment, in shared memory: it takes no registers there.
   struct Segment {
     BatchEntry entry;
-    const PageEntry *pages;    // from the first of the chunk on
-    const std::uint8_t *keys;  // of the head in the first of these pages, unpacked
-    std::size_t key_stride;    // to the next page
-    const float *value_mean;
-    int head, kv_heads;
+    const PageEntry *pages;        // from the first of the chunk on
+    const std::uint8_t *unpacked;  // of the head in the first of these pages
+    int head, first_row;
     int exact_blocks;
     int least_limit, most_limit;  // positions below are seen by all rows, or by any
+    HeadTables coding;
+    TileTables tiles;
   };
 
-  // Shared memory: queries; weights, [token tiles, rows / 8, 2] 8 x 8; two stages of values' codes and
-  // scales, behind 16 bytes of keys' scales, whose signs say what the page is; rows' units and
-  // references, references to come, and limits; the segment; page entries.
+  static constexpr int unpacked_bytes = unpacked_head_bytes<HeadDim, Group>(UnpackedParts::keys);
+
+  // Shared memory: queries; weights, [token tiles] steps; matrices that unpack keys, what they are
+  // turned by, and their codes, scales and zeros; two stages of values, behind 16 bytes of keys' scales
+  // where these are not there; rows' units and references, references to come, and limits; the segment;
+  // page entries.
   static constexpr int query_bytes = rows * HeadDim * 2;
-  static constexpr int weight_at = query_bytes, weight_tile_bytes = rows * 32;
-  static constexpr int stage_at = weight_at + warps * weight_tile_bytes;
-  static constexpr int sign_bytes = 16;
+  static constexpr int weight_at = query_bytes, weight_tile_bytes = operand_step_bytes(rows);
+  static constexpr int matrix_at = weight_at + warps * weight_tile_bytes;
+  static constexpr int angle_at = matrix_at + (MakesKeys ? Matrices::bytes : 0);
+  static constexpr int key_at = angle_at + (MakesKeys ? HeadDim / 2 * 8 : 0);
+  static constexpr int stage_at = key_at + (MakesKeys ? Layout::value_codes : 0);
+  static constexpr int sign_bytes = MakesKeys ? 0 : 16;
   static constexpr int value_bytes = Layout::head_bytes(ValueCoding::symmetric) - Layout::value_codes;
   static constexpr int stage_bytes = sign_bytes + value_bytes;
-  static_assert(Layout::about_mean_byte < sign_bytes && value_bytes % 16 == 0);
+  static_assert(Layout::about_mean_byte < 16 && value_bytes % 16 == 0);
   static constexpr int row_at = stage_at + 2 * stage_bytes;
   static constexpr int segment_at = row_at + rows * 16;
   static constexpr int entry_at = segment_at + (sizeof(Segment) + 15) / 16 * 16;
@@ -228,14 +243,17 @@ class ValueCodeBlock {
   static constexpr int entry_bytes = entries * static_cast<int>(sizeof(PageEntry));
   static constexpr float slack = 8;
 
-  /// The warp's tile of tokens, then of channels, and its eight rows.
+  /// The warp's tile of tokens, then of channels.
   __device__ static int own() { return warp_index(); }
-  __device__ uint4 *queries() const { return reinterpret_cast<uint4 *>(memory_); }
   /// Weights of a tile of tokens.
   __device__ std::uint8_t *weights_of(int tile) const {
     return memory_ + weight_at + tile * weight_tile_bytes;
   }
   __device__ std::uint8_t *staged(int unit) const { return memory_ + stage_at + unit % 2 * stage_bytes; }
+  /// Scales of keys of a unit that is staged.
+  __device__ const std::uint8_t *signs(int unit) const {
+    return MakesKeys ? memory_ + key_at : staged(unit);
+  }
   /// Unit and reference of each row.
   __device__ float2 *row_states() const { return reinterpret_cast<float2 *>(memory_ + row_at); }
   __device__ int *next_references() const {
@@ -253,7 +271,35 @@ class ValueCodeBlock {
   __device__ const uint4 *exact_rows(int block) const {
     const Segment &of = segment();
     return reinterpret_cast<const uint4 *>(
-        exact_blocks().rows(min(block, of.exact_blocks - 1), of.head, of.kv_heads));
+        exact_blocks().rows(min(block, of.exact_blocks - 1), of.head, call_.call.kv_heads));
+  }
+  /// The head's part of a page.
+  __device__ const std::uint8_t *page_head(int unit) const {
+    return page(unit).data + static_cast<std::size_t>(segment().head) *
+                                 static_cast<std::size_t>(Layout::head_bytes(ValueCoding::symmetric));
+  }
+  /// Writes queries. Weights are lost.
+  __device__ void face() {
+    using Element = DeviceElementOf<S>;
+    const AttendCall<S> &call = call_.call;
+    const Segment &of = segment();
+    const int heads = call.heads_per_kv_head, own = 16 * warp_index();
+    if (own < rows) {
+      const QueryRows<Element> of_entry{
+          reinterpret_cast<const Element *>(call.q.row(of.entry.first_row, of.head * heads)),
+          call.q.token_stride,
+          call.q.head_stride,
+          heads,
+          call.rows(of.entry),
+          call.scale};
+      auto *units = reinterpret_cast<float *>(memory_ + weight_at) + own;  // for the moment
+      face_rows<SharedQueries<rows>, HeadDim, 1>(
+          reinterpret_cast<uint4 *>(memory_) + warp_index() * warp_lanes, units, of_entry,
+          of.first_row + own, &of.tiles, 0);
+      if (lane_index() < 16) row_states()[own + lane_index()].x = units[lane_index()];
+    }
+    publish_operand();
+    __syncthreads();
   }
 
   __device__ void copy_entry(int unit) const {
@@ -264,38 +310,65 @@ class ValueCodeBlock {
                  reinterpret_cast<const std::uint8_t *>(segment().pages + unit) + i * 8);
   }
 
-  __device__ void copy_values(int unit) const {
-    const std::uint8_t *from =
-        page(unit).data + static_cast<std::size_t>(segment().head) *
-                              static_cast<std::size_t>(Layout::head_bytes(ValueCoding::symmetric));
-    std::uint8_t *to = staged(unit);
-    constexpr int pieces = stage_bytes / 16, behind = Layout::value_codes - sign_bytes;
+  /// Copies `Bytes` bytes, by all threads.
+  template <int Bytes>
+  __device__ static void copy_all(std::uint8_t *to, const std::uint8_t *from) {
+    static_assert(Bytes % 16 == 0);
 #pragma unroll
-    for (int first = 0; first < pieces; first += threads) {
-      const int i = first + static_cast<int>(threadIdx.x);
-      if (i < pieces) copy_async(to + i * 16, from + i * 16 + (i == 0 ? 0 : behind));
+    for (int first = 0; first < Bytes; first += threads * 16) {
+      const int i = first + static_cast<int>(threadIdx.x) * 16;
+      if (Bytes % (threads * 16) == 0 || i < Bytes) copy_async(to + i, from + i);
     }
   }
+  __device__ void copy_key_codes(int unit) const {
+    copy_all<Layout::value_codes>(memory_ + key_at, page_head(unit));
+  }
+  __device__ void copy_values(int unit) const {
+    std::uint8_t *to = staged(unit);
+    const std::uint8_t *from = page_head(unit);
+    if (sign_bytes > 0 && threadIdx.x == 0) copy_async(to, from);
+    copy_all<value_bytes>(to + sign_bytes, from + Layout::value_codes);
+  }
 
-  /// The keys of the warp's tokens of a unit, as A.
-  __device__ void load_keys(bool exact, int unit, uint4 (&keys)[steps]) const {
-    if (exact) {
-      const auto *from =
-          reinterpret_cast<const ExactTile<T> *>(exact_rows(unit * step_tiles + own())) + lane_index();
+  /// What a page's keys are turned by, in shared memory.
+  __device__ void find_turn(int unit) const {
+    const long long base = page(unit).base;
+    const int pair = static_cast<int>(threadIdx.x);
+    if (base == 0 || pair >= segment().tiles.pairs) return;
+    const float2 back = turn_back(__ldg(segment().tiles.turns + pair), base);
+    reinterpret_cast<float2 *>(memory_ + angle_at)[pair] = {back.x, -back.y};
+  }
+  /// The keys of the warp's tokens of a page, of their codes, as A.
+  __device__ void make_keys(int unit, uint4 (&keys)[steps]) const {
+    using Keys = UnpackedKeys<Layout, T, true>;
+    const Segment &of = segment();
+    const Keys made{of.coding, of.tiles, memory_ + matrix_at,
+                    reinterpret_cast<const float2 *>(memory_ + angle_at), own()};
+    typename Keys::Sums c;
+    made.make(memory_ + key_at, page(unit).base, page(unit).row, c);
 #pragma unroll
-      for (int step = 0; step < steps; ++step) keys[step] = from[step * warp_lanes].halves();
-      return;
+    for (int step = 0; step < steps; ++step) keys[step] = Keys::tile(c, step);
+  }
+  /// The keys of the warp's tokens of a unit that are numbers, as A.
+  __device__ void load_keys(bool exact, int unit, uint4 (&keys)[steps]) const {
+    const uint4 *from;
+    if (exact) {
+      from = exact_rows(unit * step_tiles + own());
+    } else {
+      const std::size_t page = static_cast<std::size_t>(call_.call.kv_heads) * unpacked_bytes;
+      from =
+          reinterpret_cast<const uint4 *>(segment().unpacked + static_cast<std::size_t>(unit) * page) +
+          own() * steps * warp_lanes;
     }
-    const auto *from = reinterpret_cast<const uint4 *>(segment().keys + static_cast<std::size_t>(unit) *
-                                                                            segment().key_stride) +
-                       own() * steps * warp_lanes + lane_index();
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      // Each is read once, and not as what nobody writes: the kernel before wrote it.
+      // Each is read once, and not as what nobody writes: the kernel before may have written it.
+      uint4 words;
       asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(keys[step].x), "=r"(keys[step].y), "=r"(keys[step].z), "=r"(keys[step].w)
-                   : "l"(from + step * warp_lanes)
+                   : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                   : "l"(from + step * warp_lanes + lane_index())
                    : "memory");
+      keys[step] = exact ? ExactTile<T>{words}.halves() : words;
     }
   }
 
@@ -322,21 +395,14 @@ class ValueCodeBlock {
   __device__ bool weigh_tokens(bool exact, int unit, const uint4 (&keys)[steps]) const {
     const int t = lane_index() % 4;
     float c[rows / 8][4];
+    const std::uint32_t queries = shared_address(memory_);
+    begin_products();
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      const uint4 &k = keys[step];
-#pragma unroll
-      for (int m = 0; m < rows / 16; ++m) {
-        const uint4 q = queries()[(m * steps + step) * warp_lanes + lane_index()];
-        if (step == 0) {
-          multiply(c[2 * m], k.x, k.y, k.z, k.w, q.x, q.y);
-          multiply(c[2 * m + 1], k.x, k.y, k.z, k.w, q.z, q.w);
-        } else {
-          multiply_add(c[2 * m], k.x, k.y, k.z, k.w, q.x, q.y);
-          multiply_add(c[2 * m + 1], k.x, k.y, k.z, k.w, q.z, q.w);
-        }
-      }
+      add_product(c, keys[step], queries + step * operand_step_bytes(rows), step > 0);
     }
+    commit_products();
+    wait_for_products();
     mask(exact, unit, c);
     Word most = 0;
     const std::uint32_t to = matrix_row(weights_of(own()));
@@ -368,6 +434,7 @@ class ValueCodeBlock {
       }
       if constexpr (!Largest) store_transposed(to + m * 512, p);
     }
+    publish_operand();
     constexpr Word exceeding = 0x5c00;  // 2^slack as float16
     static_assert(slack == 8);
     return (most & 0xffffu) > exceeding || most >> 16 > exceeding;
@@ -408,15 +475,12 @@ class ValueCodeBlock {
     weights_[0] *= x, weights_[1] *= y, weights_[2] *= x, weights_[3] *= y;
   }
 
-  /// Sums += weights times values of a tile of tokens and the warp's channels, A.
-  __device__ void add_tile(int tile, Word a0, Word a1, Word a2, Word a3) {
-    const std::uint32_t from = matrix_row(weights_of(tile));
-#pragma unroll
-    for (int m = 0; m < rows / 16; ++m) {
-      const uint4 p = load_matrices(from + m * 512);
-      multiply_add(sums_[2 * m], a0, a1, a2, a3, p.x, p.y);
-      multiply_add(sums_[2 * m + 1], a0, a1, a2, a3, p.z, p.w);
-    }
+  /// Sums += weights times values of a tile of tokens and the warp's channels, A: a group of products.
+  __device__ void add_tile(int tile, const uint4 &a) {
+    begin_products();
+    add_product(sums_, a, shared_address(weights_of(tile)));
+    commit_products();
+    wait_for_products<1>();  // registers hold few tiles
     const auto *w = reinterpret_cast<const Word *>(weights_of(tile) + own() * 256) + lane_index();
     multiply_add(weights_, two_ones, two_ones, two_ones, two_ones, w[0], w[warp_lanes]);
   }
@@ -426,19 +490,20 @@ class ValueCodeBlock {
     for (int tile = 0; tile < step_tiles; ++tile) {
       constexpr int values = BlockLayout<HeadDim>::part_elements / 8;
       const uint4 *from = exact_rows(unit * step_tiles + tile) + values + own() * warp_lanes;
-      const uint4 a = reinterpret_cast<const ExactTile<T> *>(from)[lane_index()].halves();
-      add_tile(tile, a.x, a.y, a.z, a.w);
+      add_tile(tile, reinterpret_cast<const ExactTile<T> *>(from)[lane_index()].halves());
     }
+    wait_for_products();
   }
 
-  __device__ void add_values(const std::uint8_t *stage) {
-    const float *means = Layout::values_about_mean(stage) ? segment().value_mean : nullptr;
+  __device__ void add_values(int unit, bool about_mean) {
+    const float *means = about_mean ? segment().coding.value_mean : nullptr;
     const auto mean_of = [&](int first) {
       const float mean = means != nullptr ? __ldg(means + own() * 16 + first + lane_index() / 4) : 0.0f;
       return __half2half2(saturated_half(mean));
     };
     const __half2 upper = mean_of(0), lower = mean_of(8);
-    const std::uint8_t *values = stage + sign_bytes, *scales = values + warps * Layout::value_step_bytes;
+    const std::uint8_t *values = staged(unit) + sign_bytes;
+    const std::uint8_t *scales = values + warps * Layout::value_step_bytes;
     // Where scales and means are small no value leaves float16's range.
     const uint2 some = *reinterpret_cast<const uint2 *>(scales + lane_index() * 8);
     const __half2 largest_mean = __hmax2(__habs2(upper), __habs2(lower));
@@ -480,12 +545,14 @@ class ValueCodeBlock {
         const int tile = 2 * pair + i;
         __half2 level[4];
         levels.read(values + tile * Layout::value_step_bytes, level);
-        add_tile(tile, value(level[0], scale.x, upper), value(level[1], scale.x, lower),
-                 value(level[2], scale.y, upper), value(level[3], scale.y, lower));
+        add_tile(tile, {value(level[0], scale.x, upper), value(level[1], scale.x, lower),
+                        value(level[2], scale.y, upper), value(level[3], scale.y, lower)});
       }
     }
+    wait_for_products();
   }
 
+  const RowCall<S> &call_;
   std::uint8_t *memory_;
   float sums_[rows / 8][4];  // of 16 channels and the rows
   float weights_[4];         // sums of eight rows'
