@@ -252,7 +252,6 @@ __device__ inline void conquer(const BlockMatrix<Size> &q, const BlockMatrix<Siz
     if (own > 0) rest -= static_cast<double>(fabsf(beside(own - 1)));
     if (own < Size - 1) rest -= static_cast<double>(fabsf(beside(own)));
     value[own] = rest;
-    place[own] = own;  // a place at least, where NaN leaves some without
   }
 #pragma unroll 4
   for (int n = 0; n < q.own; ++n) {
@@ -340,21 +339,31 @@ __device__ inline void conquer(const BlockMatrix<Size> &q, const BlockMatrix<Siz
 
 /// The eigenvectors of a symmetric matrix, in its place, a column each; the eigenvalues, rising, become
 /// memory.merge.value. They err by a millionth of the largest. p and q are overwritten, and so is
-/// `scratch`, [Size, Size] in global memory.
+/// `scratch`, [Size, Size] in global memory. Of a matrix with elements that are not finite, eigenvalues
+/// become NaN, and nothing else.
 template <int Size>
 __device__ inline void diagonalize(ColumnQuarter<Size> &a, const BlockMatrix<Size> &p,
                                    const BlockMatrix<Size> &q, float *scratch,
                                    EigenMemory<Size> &memory) {
   // The largest element comes to lie between 1/2 and 1.
   float largest = 0;
+  bool finite = true;
 #pragma unroll
   for (int n = 0; n < a.quads; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) largest = fmaxf(largest, fabsf(element(a.x[n], i)));
+    for (int i = 0; i < 4; ++i) {
+      const float x = element(a.x[n], i);
+      largest = fmaxf(largest, fabsf(x));
+      finite = finite && isfinite(x);
+    }
   }
   largest = largest_lane<1>(largest);
   if (lane_index() == 0) memory.scales[warp_index()] = largest;
-  __syncthreads();
+  if (!__syncthreads_and(finite ? 1 : 0)) {
+    if (a.part() == 0) memory.merge.value[a.column()] = nan("");
+    __syncthreads();
+    return;
+  }
   for (int i = 0; i < a.threads / warp_lanes; ++i) largest = fmaxf(largest, memory.scales[i]);
   __syncthreads();
   const float unit = unit_above(largest), inverse = inverse_of_power(unit);
