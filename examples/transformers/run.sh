@@ -16,7 +16,9 @@ folder=${1:-$root/build/python}
 install_packages g++ cmake ninja-build libeigen3-dev python3-dev python3-venv
 python3 -m venv "$folder"
 if nvidia-smi -L >/dev/null 2>&1; then
-  set -- -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native
+  architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+  [ "$architecture" != 90 ] || architecture=90a  # with Hopper's matrix instructions
+  set -- -C cmake.define.CMAKE_CUDA_ARCHITECTURES="$architecture-real"
 else
   set -- -C cmake.define.SQUAT_KV_CUDA=OFF --extra-index-url https://download.pytorch.org/whl/cpu
 fi
