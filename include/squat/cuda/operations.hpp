@@ -29,6 +29,7 @@
 #include "squat/cache/tail_rule.hpp"
 #include "squat/coding/coding_record.hpp"
 #include "squat/coding/prior.hpp"
+#include "squat/coding/rotary_table.hpp"
 #include "squat/core/config.hpp"
 #include "squat/core/element_range.hpp"
 #include "squat/core/error.hpp"

@@ -62,6 +62,8 @@ __global__ void __launch_bounds__(Groups::threads, 1) attend_warpgroups(const Ro
     asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
     visit.template operator()<typename Groups::Consumer>();
   }
+#else
+  __trap();  // nobody launches it, see device_multiplies_by_warpgroup()
 #endif
 }
 

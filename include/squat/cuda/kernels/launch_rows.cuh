@@ -37,7 +37,7 @@ inline int many_rows(bool packed, ValueCoding values, bool far) {
 /// Whether what is to be met is so much that 64 rows pay for a kernel of their own, whose blocks take 25
 /// us to begin and half of decode's time for a page (H200: from 15,000 tokens of 8 KV heads on).
 inline bool is_far(int kv_heads, int most_pages) {
-  return kv_heads * most_pages >= 1024 && device_multiplies_by_warpgroup();
+  return std::int64_t{kv_heads} * most_pages >= 1024 && device_multiplies_by_warpgroup();
 }
 
 /// Query rows up to which values are met as codes, where there is a kernel for it. Measured (H200,

@@ -20,7 +20,6 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <type_traits>
 
 #include "squat/coding/coding.hpp"
 #include "squat/cuda/kernels/exact_blocks.cuh"

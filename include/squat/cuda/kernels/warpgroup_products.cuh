@@ -28,8 +28,8 @@ __host__ __device__ constexpr int operand_step_bytes(int columns) { return colum
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 inline constexpr bool multiplies_by_warpgroup = true;  // in device code
 
-/// Names a step of B to wgmma: matrices of a column's next rows are 128 bytes on, of the next eight
-/// columns 256.
+/// Names a step of B to wgmma (or of A, whose rows lie as B's columns do): matrices of a column's next
+/// rows are 128 bytes on, of the next eight columns 256.
 __device__ inline std::uint64_t operand_name(std::uint32_t step) {
   constexpr std::uint64_t next_rows = 128 / 16, next_columns = 256 / 16;
   return step / 16 | next_rows << 16 | next_columns << 32;
