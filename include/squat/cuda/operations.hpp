@@ -96,6 +96,9 @@ class Operations {
       shape_.tail_block_elements =
           bytes ? ByteSlots::block_bytes<Layout::HeadDim>() / 2 * heads : shape_.block_elements;
     });
+    turns_in_place_ = std::ranges::all_of(options.rotary, [&](const RotaryTable &table) {
+      return table.pairs == RotaryPairs::interleaved || 2 * table.pair_count() == options.head_dim;
+    });
     shape_.byte_tail = bytes;
     shape_.sink_blocks = token_blocks(options.sinks);
     shape_.full_blocks = token_blocks(TailRule<>{options.residual, options.page_tokens}.full());
@@ -1046,9 +1049,7 @@ class Operations {
     call.lse = device_tensor(out.lse);
     call.rule = score_rule(codings_.at(calls.front().coding).layer());
     call.most_pages = most_pages_;
-    call.turns_in_place = std::ranges::all_of(options_->rotary, [&](const RotaryTable &table) {
-      return table.pairs == RotaryPairs::interleaved || 2 * table.pair_count() == options_->head_dim;
-    });
+    call.turns_in_place = turns_in_place_;
     return call;
   }
 
@@ -1121,6 +1122,7 @@ class Operations {
   std::size_t page_bytes_ = 0;
   mutable KeySpace page_space_{};  // of the page that is read
   ExactShape shape_{};
+  bool turns_in_place_ = false;           // see AttendCall
   std::vector<BatchArrays> batches_;      // of steps, a layer each
   BatchArrays reading_;                   // of attend() and draft()
   DeviceBuffer<DraftRow> draft_;          // of draft(), a row of its tensors each

@@ -98,7 +98,7 @@ class RowBlock {
   /// The end of the units up to `last` that rows of the block see.
   __device__ int visible_end(bool exact, int last) const {
     if (!exact) return last;
-    return min(last, (exact_blocks().seen(most_limit_) + step_tiles - 1) / step_tiles);
+    return min(last, exact_blocks().units_seen(most_limit_, step_tiles));
   }
 
   /// Forgets what was found out.
@@ -365,19 +365,9 @@ class RowBlock {
 
   /// Turns the warp's queries back by `base`.
   __device__ void face(long long base) const {
-    using Element = DeviceElementOf<S>;
-    const AttendCall<S> &call = call_.call;
-    const int heads = call.heads_per_kv_head;
-    const QueryRows<Element> queries{
-        reinterpret_cast<const Element *>(call.q.row(entry_.first_row, head_ * heads)),
-        call.q.token_stride,
-        call.q.head_stride,
-        heads,
-        call.rows(entry_),
-        call.scale};
-    face_rows<OwnQueries<HeadDim>, HeadDim, RowTiles>(own_queries(), own_units(), queries,
-                                                      first_row_ + warp_index() * warp_rows,
-                                                      &coding_.tiles, base);
+    face_rows<OwnQueries<HeadDim>, HeadDim, RowTiles>(
+        own_queries(), own_units(), query_rows(call_.call, entry_, head_),
+        first_row_ + warp_index() * warp_rows, &coding_.tiles, base);
   }
 
   __device__ uint4 *own_queries() const {

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(Groups::threads, 1) attend_warpgroups(const Ro
     visit.template operator()<typename Groups::Consumer>();
   }
 #else
-  __trap();  // nobody launches it, see device_multiplies_by_warpgroup()
+  __trap();  // nobody launches it, see DeviceLimits::by_warpgroup
 #endif
 }
 

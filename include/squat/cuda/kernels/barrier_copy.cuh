@@ -21,13 +21,15 @@ struct CopyPlace {
 /// begun in it has arrived; their parities are 0, 1, 0, ...
 using CopyBarrier = std::uint64_t;
 
-/// By one thread, before fence_barriers() and a barrier of the block.
-__device__ inline void init_barrier(CopyBarrier *barrier) {
+/// How often a phase's BarrierCopy arrives.
 #if __CUDA_ARCH__ >= 900
-  constexpr int arrivals = 1;
+inline constexpr int copy_arrivals = 1;
 #else
-  constexpr int arrivals = warp_lanes;
+inline constexpr int copy_arrivals = warp_lanes;
 #endif
+
+/// By one thread, before fence_barriers() and a barrier of the block. arrivals: that end a phase.
+__device__ inline void init_barrier(CopyBarrier *barrier, int arrivals = copy_arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals));
 }
 
@@ -36,6 +38,14 @@ __device__ inline void fence_barriers() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
+}
+
+/// Arrives once for a warp, behind what it has done.
+__device__ inline void arrive_at(CopyBarrier *barrier) {
+  __syncwarp();
+  if (lane_index() == 0) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+  }
 }
 
 /// Waits for the end of the phase of that parity.

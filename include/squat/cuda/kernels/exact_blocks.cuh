@@ -29,9 +29,10 @@ struct ExactBlocks {
 
   __device__ int of_sinks() const { return token_blocks(state.sinks); }
 
-  /// How many of them have tokens at positions below `limit`.
-  __device__ int seen(int limit) const {
-    return of_sinks() + token_blocks(max(limit - state.sinks - state.paged_tokens, 0));
+  /// How many units of `step_tiles` of them have tokens at positions below `limit`.
+  __device__ int units_seen(int limit, int step_tiles) const {
+    const int seen = of_sinks() + token_blocks(max(limit - state.sinks - state.paged_tokens, 0));
+    return (seen + step_tiles - 1) / step_tiles;
   }
 
   __device__ TokenTile tokens(int block) const {

@@ -161,7 +161,7 @@ void launch_decode(AttendCall<S> call, int most_tokens, void *workspace, cudaStr
 template <class Layout, ValueCoding Values, class T, class S>
 void launch_attend_valued(AttendCall<S> call, int most_tokens, void *workspace, cudaStream_t stream) {
   call.scale *= log2_e;
-  const bool far = may_make_keys<Layout, Values>(call) && is_far(call.kv_heads, call.most_pages);
+  const bool far = is_far(call.kv_heads, call.most_pages) && may_make_keys<Layout, Values>(call);
   call.many_tokens = many_tokens(Layout::HeadDim, call.heads_per_kv_head, Layout::KeyBits,
                                  Layout::ValueBits, Values, far, call.many_tokens);
   if constexpr (!is_mixed(Layout::KeyBits, Layout::ValueBits)) {

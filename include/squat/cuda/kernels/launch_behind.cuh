@@ -10,6 +10,8 @@
 #include <mutex>
 
 #include "squat/cuda/error.hpp"
+#include "squat/cuda/kernels/warpgroup_products.cuh"
+#include "squat/cuda/page/fragments.cuh"
 
 namespace squat::cuda {
 
@@ -17,8 +19,9 @@ namespace squat::cuda {
 struct DeviceLimits {
   int device = -1;
   int processors = 0;
-  int major = 0;         ///< of the compute capability
-  int shared_bytes = 0;  ///< that a block may have
+  int major = 0;              ///< of the compute capability
+  int shared_bytes = 0;       ///< that a block may have
+  bool by_warpgroup = false;  ///< kernels multiply so on it, see warpgroup_products.cuh
 };
 
 /// They are asked for once a thread and device.
@@ -32,8 +35,10 @@ inline const DeviceLimits &device_limits() {
     check(cudaDeviceGetAttribute(&value, attribute, device), "device");
     return value;
   };
+  cudaFuncAttributes probe{};
+  check(cudaFuncGetAttributes(&probe, products_probe<void>), "attributes of a kernel");
   limits = {device, ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrComputeCapabilityMajor),
-            ask(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+            ask(cudaDevAttrMaxSharedMemoryPerBlockOptin), probe.maxThreadsPerBlock > warp_lanes};
   return limits;
 }
 

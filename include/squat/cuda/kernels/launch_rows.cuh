@@ -21,7 +21,6 @@
 #include "squat/cuda/kernels/page_block.cuh"
 #include "squat/cuda/kernels/score_rule.cuh"
 #include "squat/cuda/kernels/unpack_pages.cuh"
-#include "squat/cuda/kernels/warpgroup_products.cuh"
 
 namespace squat::cuda {
 
@@ -37,7 +36,7 @@ inline int many_rows(bool packed, ValueCoding values, bool far) {
 /// Whether what is to be met is so much that 64 rows pay for a kernel of their own, whose blocks take 25
 /// us to begin and half of decode's time for a page (H200: from 15,000 tokens of 8 KV heads on).
 inline bool is_far(int kv_heads, int most_pages) {
-  return std::int64_t{kv_heads} * most_pages >= 1024 && device_multiplies_by_warpgroup();
+  return std::int64_t{kv_heads} * most_pages >= 1024 && device_limits().by_warpgroup;
 }
 
 /// Query rows up to which values are met as codes, where there is a kernel for it. Measured (H200,
@@ -46,7 +45,7 @@ inline constexpr int most_value_code_rows = 2048;
 
 /// Query rows up to which a block of 64 has them all, where warpgroups multiply together: exact pages
 /// are met by warps then, and codes are made numbers where they are met.
-inline constexpr int most_small_rows = 64;
+inline constexpr int most_small_rows = page_block_rows;
 
 /// Whether keys or values alone are exact: decode.cuh has no kernel for such pages.
 constexpr bool is_mixed(int key_bits, int value_bits) { return (key_bits == 16) != (value_bits == 16); }
@@ -194,7 +193,7 @@ inline bool is_ruled(const ScoreRule &rule) { return rule.bends() || rule.window
 template <class Layout, ValueCoding Values, class S>
 bool may_make_keys(const AttendCall<S> &call) {
   return meets_codes<Layout, Values>() && call.turns_in_place && !is_ruled(call.rule) &&
-         device_multiplies_by_warpgroup();
+         device_limits().by_warpgroup;
 }
 
 /// Attends for the entries with many tokens. call: its scale times log2 e.
@@ -228,7 +227,7 @@ void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *worksp
     launch_attend_row_tiles<Layout, Values, Work, Unpacked, T>(rows, most_tokens, parts, stream);
   };
   if constexpr (head_dim == 128 && Layout::Group == 128) {
-    if (!ruled && row_count > most_small_rows && device_multiplies_by_warpgroup())
+    if (!ruled && row_count > most_small_rows && device_limits().by_warpgroup)
       return launch.template operator()<Warpgroups<head_dim, Layout::Group, T, S>, numbers>();
   }
   if constexpr (meets_codes<Layout, Values>()) {

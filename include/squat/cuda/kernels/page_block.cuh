@@ -115,7 +115,7 @@ class PageBlock {
   /// The end of the units up to `last` that rows of the block see.
   __device__ int visible_end(bool exact, int last) const {
     if (!exact) return last;
-    return min(last, (exact_blocks().seen(segment().most_limit) + step_tiles - 1) / step_tiles);
+    return min(last, exact_blocks().units_seen(segment().most_limit, step_tiles));
   }
 
   /// Forgets what was found out.
@@ -279,22 +279,13 @@ class PageBlock {
   }
   /// Writes queries. Weights are lost.
   __device__ void face() {
-    using Element = DeviceElementOf<S>;
-    const AttendCall<S> &call = call_.call;
     const Segment &of = segment();
-    const int heads = call.heads_per_kv_head, own = 16 * warp_index();
+    const int own = 16 * warp_index();
     if (own < rows) {
-      const QueryRows<Element> of_entry{
-          reinterpret_cast<const Element *>(call.q.row(of.entry.first_row, of.head * heads)),
-          call.q.token_stride,
-          call.q.head_stride,
-          heads,
-          call.rows(of.entry),
-          call.scale};
       auto *units = reinterpret_cast<float *>(memory_ + weight_at) + own;  // for the moment
       face_rows<SharedQueries<rows>, HeadDim, 1>(
-          reinterpret_cast<uint4 *>(memory_) + warp_index() * warp_lanes, units, of_entry,
-          of.first_row + own, &of.tiles, 0);
+          reinterpret_cast<uint4 *>(memory_) + warp_index() * warp_lanes, units,
+          query_rows(call_.call, of.entry, of.head), of.first_row + own, &of.tiles, 0);
       if (lane_index() < 16) row_states()[own + lane_index()].x = units[lane_index()];
     }
     publish_operand();
@@ -361,12 +352,7 @@ class PageBlock {
     }
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      // Each is read once, and not as what nobody writes: the kernel before may have written it.
-      uint4 words;
-      asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-                   : "l"(from + step * warp_lanes + lane_index())
-                   : "memory");
+      const uint4 words = read_written_once(from + step * warp_lanes + lane_index());
       keys[step] = exact ? ExactTile<T>{words}.halves() : words;
     }
   }

@@ -10,9 +10,11 @@
 
 #include <cstdint>
 
+#include "squat/cuda/kernels/attend_call.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/kernels/warpgroup_products.cuh"
+#include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
@@ -67,6 +69,20 @@ struct QueryRows {
     return i < count ? first + i / heads * token_stride + i % heads * head_stride : nullptr;
   }
 };
+
+/// Those of an entry and KV head of a call.
+template <class S>
+__device__ inline QueryRows<DeviceElementOf<S>> query_rows(const AttendCall<S> &call,
+                                                           const BatchEntry &entry, int head) {
+  using Element = DeviceElementOf<S>;
+  const int heads = call.heads_per_kv_head;
+  return {reinterpret_cast<const Element *>(call.q.row(entry.first_row, head * heads)),
+          call.q.token_stride,
+          call.q.head_stride,
+          heads,
+          call.rows(entry),
+          call.scale};
+}
 
 /// Where a query row's channel lies among the numbers of a warp that multiplies for itself:
 /// [16 query rows, HeadDim / 16] tiles of two products, of which a lane has b0, b1 of query rows 0 to 7,

@@ -15,8 +15,6 @@
 
 namespace squat::cuda {
 
-inline constexpr Word two_ones = 0x3c003c00u;  // of float16
-
 /// RowTiles: of 16 query rows.
 template <int RowTiles>
 class RowSoftmax {

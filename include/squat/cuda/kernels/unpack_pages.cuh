@@ -2,23 +2,19 @@
 
 // Unpacks a chunk's pages into exact ones, float16 in the layout of 16-bit pages, for attend_rows.cuh.
 //
-//   key   = R(base) (A^-1 (zero + scale code) + mean of its row)      values = scale (code - middle) +
-//   mean
+//   values = scale (code - middle) + mean
 //
-// so that queries meet all pages as they come, whatever these were coded in: many row tiles share what
-// is done here once. Values stay in their Hadamard rotation, which the merge takes back. A^-1 is the
-// transpose of the matrix that queries meet; the mean key is a product of rank 16 mode_tiles
-// (MeanModes).
+// and keys as unpack_keys.cuh has them, so that queries meet all pages as they come, whatever these were
+// coded in: many row tiles share what is done here once. Values stay in their Hadamard rotation, which
+// the merge takes back.
 //
 // Reads a page once and writes 4 HeadDim bytes a token and head, which the second-level cache keeps for
-// the attention where the chunk is small. HeadDim (HeadDim + 16 mode_tiles) multiply-adds a token: a
-// quarter of what 32 query rows take.
+// the attention where the chunk is small. The products of its keys are a quarter of what 32 query rows
+// take.
 //
 // A warp takes 16 tokens of one head: then 16 warps fit a processor, and these are what its latencies
-// need, more than they need matrices to be read half as often from shared memory. Its codes come as A
-// with tokens in rows and leave as C with tokens in rows, which is how tiles of exact keys lie: nothing
-// moves between lanes. Rows of layouts with trellis codes are tokens in another order: they are written
-// word by word.
+// need, more than they need matrices to be read half as often from shared memory. Rows of layouts with
+// trellis codes are tokens in another order: they are written word by word.
 
 #include <cuda_fp16.h>
 

@@ -80,6 +80,16 @@ __device__ inline uint2 read_once(const uint2 *from) {
   return x;
 }
 
+/// The same of what a kernel before may still have been writing when this one began.
+__device__ inline uint4 read_written_once(const uint4 *from) {
+  uint4 x;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+
 /// Asks for `bytes` bytes, a multiple of 16 at such an address, to come to the second-level cache.
 __device__ inline void prefetch(const void *from, int bytes) {
 #if __CUDA_ARCH__ >= 900

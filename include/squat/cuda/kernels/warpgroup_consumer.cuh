@@ -17,7 +17,6 @@
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/kernels/warpgroup_memory.cuh"
 #include "squat/cuda/kernels/warpgroup_products.cuh"
-#include "squat/cuda/page/exact_tiles.cuh"
 #include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
@@ -62,7 +61,7 @@ class GroupConsumer : public GroupSegment<Memory, Group, S> {
     Scores s;
     bool masked = begin_scores(exact, first, met, s);
     wait_for_products();
-    Memory::arrive(memory_.free(met, 0));
+    arrive_at(memory_.free(met, 0));
     bool raises = weigh(exact, first, met, masked, s);
 #pragma unroll 1
     for (int unit = first + 1; unit < last; ++unit, ++met) {
@@ -71,17 +70,17 @@ class GroupConsumer : public GroupSegment<Memory, Group, S> {
       masked = begin_scores(exact, unit, met + 1, s);
       add_values(met, p);
       wait_for_products<1>();
-      Memory::arrive(memory_.free(met + 1, 0));
+      arrive_at(memory_.free(met + 1, 0));
       raises = weigh(exact, unit, met + 1, masked, s);
       keep_here(s);
       wait_for_products();
-      Memory::arrive(memory_.free(met, 1));
+      arrive_at(memory_.free(met, 1));
     }
     uint4 p[step_tiles];
     make_weights(s, raises, p);
     add_values(met, p);
     wait_for_products();
-    Memory::arrive(memory_.free(met, 1));
+    arrive_at(memory_.free(met, 1));
   }
 
   /// Writes what was found out.
@@ -118,21 +117,12 @@ class GroupConsumer : public GroupSegment<Memory, Group, S> {
 
   /// Queries, turned back by `base`; no product with them is on its way.
   __device__ void face(long long base) {
-    using Element = DeviceElementOf<S>;
     const AttendCall<S> &call = call_.call;
-    const int heads = call.heads_per_kv_head;
-    const QueryRows<Element> of_entry{
-        reinterpret_cast<const Element *>(call.q.row(entry_.first_row, head_ * heads)),
-        call.q.token_stride,
-        call.q.head_stride,
-        heads,
-        call.rows(entry_),
-        call.scale};
     auto *units =
         reinterpret_cast<float *>(memory_.memory + Memory::units) + group() * group_rows + 16 * warp();
     face_rows<SharedQueries<group_rows>, HeadDim, 1>(
-        reinterpret_cast<uint4 *>(queries()) + warp() * warp_lanes, units, of_entry, own_row(0),
-        &call.codings[state_.coding].tiles, base);
+        reinterpret_cast<uint4 *>(queries()) + warp() * warp_lanes, units,
+        query_rows(call, entry_, head_), own_row(0), &call.codings[state_.coding].tiles, base);
 #pragma unroll
     for (int i = 0; i < 2; ++i) unit_[i] = units[lane_index() / 4 + 8 * i];
     base_ = base;

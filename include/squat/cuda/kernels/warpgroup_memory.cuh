@@ -13,6 +13,7 @@
 #include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/kernels/warpgroup_products.cuh"
+#include "squat/cuda/page/fragments.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
@@ -75,8 +76,8 @@ struct GroupMemory {
     constexpr int producers = 4, consumers = 8;  // warps
     for (int unit = 0; unit < stages; ++unit) {
       for (int part = 0; part < 2; ++part) {
-        init_arrivals(full(unit, part), producers);
-        init_arrivals(free(unit, part), consumers);
+        init_barrier(full(unit, part), producers);
+        init_barrier(free(unit, part), consumers);
       }
     }
     fence_barriers();
@@ -86,24 +87,14 @@ struct GroupMemory {
     for (int i = static_cast<int>(threadIdx.x); i < stages * tokens / 16 * 64;
          i += static_cast<int>(blockDim.x)) {
       std::uint8_t *step = memory + values + i / 64 * value_step;
-      reinterpret_cast<Word *>(step + operand_step_bytes(HeadDim))[i % 64] = 0x3c003c00u;
+      reinterpret_cast<Word *>(step + operand_step_bytes(HeadDim))[i % 64] = two_ones;
     }
     publish_operand();
-  }
-  /// By a warp, behind what it has done.
-  __device__ static void arrive(CopyBarrier *barrier) {
-    __syncwarp();
-    if (lane_index() == 0) {
-      asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-    }
   }
 
  private:
   __device__ CopyBarrier *barrier(int unit, int kind) const {
     return reinterpret_cast<CopyBarrier *>(memory + barriers) + kind * stages + unit % stages;
-  }
-  __device__ static void init_arrivals(CopyBarrier *barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals));
   }
 };
 
@@ -139,7 +130,7 @@ class GroupSegment {
   /// The end of the units up to `last` that rows of the block see.
   __device__ int visible_end(bool exact, int last) const {
     if (!exact) return last;
-    return min(last, (exact_blocks().seen(most_limit_) + step_tiles - 1) / step_tiles);
+    return min(last, exact_blocks().units_seen(most_limit_, step_tiles));
   }
 
  protected:

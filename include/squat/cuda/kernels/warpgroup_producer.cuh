@@ -125,15 +125,9 @@ class GroupProducer : public GroupSegment<Memory, Group, S> {
     }
   }
 
-  /// Not as what nobody writes: the kernel before may have written it.
   __device__ static void load(Tiles &to, const uint4 *from) {
 #pragma unroll
-    for (int i = 0; i < steps; ++i) {
-      asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(to[i].x), "=r"(to[i].y), "=r"(to[i].z), "=r"(to[i].w)
-                   : "l"(from + i * warp_lanes + lane_index())
-                   : "memory");
-    }
+    for (int i = 0; i < steps; ++i) to[i] = read_written_once(from + i * warp_lanes + lane_index());
   }
   /// Writes tiles of A as four matrices each, `Stride` bytes from one to the next; to: a shared address.
   template <Word Stride>
@@ -150,7 +144,7 @@ class GroupProducer : public GroupSegment<Memory, Group, S> {
   }
   __device__ static void publish(CopyBarrier *barrier) {
     publish_operand();
-    Memory::arrive(barrier);
+    arrive_at(barrier);
   }
 };
 

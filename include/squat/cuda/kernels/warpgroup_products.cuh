@@ -13,7 +13,6 @@
 
 #include <cstdint>
 
-#include "squat/cuda/error.hpp"
 #include "squat/cuda/page/fragments.cuh"
 
 namespace squat::cuda {
@@ -179,23 +178,10 @@ __device__ inline void add_product(float (&c)[Tiles][4], const uint4 &a, Word st
 #endif
 }
 
-/// Compiled to say whether its device code multiplies by warpgroup.
+/// Its limit of threads says whether the device code of this program multiplies by warpgroup, see
+/// device_limits().
 template <class = void>
 __global__ void __launch_bounds__(multiplies_by_warpgroup ? 2 * warp_lanes : warp_lanes)
     products_probe() {}
-
-/// Whether kernels that run on the current device multiply by warpgroup.
-inline bool device_multiplies_by_warpgroup() {
-  thread_local int device = -1;
-  thread_local bool multiplies = false;
-  int current = 0;
-  check(cudaGetDevice(&current), "device");
-  if (current == device) return multiplies;
-  cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, products_probe<void>), "attributes of a kernel");
-  device = current;
-  multiplies = attributes.maxThreadsPerBlock > warp_lanes;
-  return multiplies;
-}
 
 }  // namespace squat::cuda

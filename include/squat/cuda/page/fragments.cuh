@@ -26,6 +26,8 @@ __device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / warp
 
 using Word = std::uint32_t;
 
+inline constexpr Word two_ones = 0x3c003c00u;  // of float16
+
 /// C += A B, A 16 x 16.
 __device__ inline void multiply_add(float (&c)[4], Word a0, Word a1, Word a2, Word a3, Word b0,
                                     Word b1) {
