@@ -21,6 +21,7 @@
 #include "squat/cuda/coding/moments.cuh"
 #include "squat/cuda/coding/weigh_attention.cuh"
 #include "squat/cuda/error.hpp"
+#include "squat/cuda/kernels/launch_behind.cuh"
 #include "squat/cuda/state/device_buffer.hpp"
 
 namespace squat::cuda {
@@ -147,10 +148,16 @@ class DeviceStatistics {
     }
     const ObservedKeys keys = {coded.first, static_cast<int>(coded.count),
                                static_cast<int>(observation_.tile_row(coded.index)), coded.position};
-    if (keys.tokens > 0) add_key_runs(keys, tables.frame, runs);
-    add_moments<HeadDim>(rows, layout_, tables, runs, workspace, stream);
-    if (keys.tokens > 0) add_keys<HeadDim>(rows.k, keys, tables, stream);
-    if (keys.tokens > 0 && rows.v.data != nullptr) add_values<HeadDim>(rows.v, keys, stream);
+    const std::size_t of_queries = runs.size();
+    // What is added here and there has nothing in common, so that these launches may overlap.
+    const bool overlap = launches_overlap(), has_values = keys.tokens > 0 && rows.v.data != nullptr;
+    if (has_values) add_values<HeadDim>(rows.v, keys, stream);
+    if (keys.tokens > 0) {
+      add_key_runs(keys, tables.frame, runs);
+      add_keys<HeadDim>(rows.k, keys, tables, overlap && has_values, stream);
+    }
+    add_moments<HeadDim>(rows, layout_, tables, runs, of_queries, overlap && keys.tokens > 0, workspace,
+                         stream);
     check(cudaGetLastError(), "statistics");
   }
 
@@ -170,7 +177,7 @@ class DeviceStatistics {
     add_query_runs(rows, tables.frame, runs);
     HeadSums weighted = layout_;
     weighted.query_moment = layout_.weighted_moment;
-    add_moments<HeadDim>(rows, weighted, tables, runs, workspace, stream);
+    add_moments<HeadDim>(rows, weighted, tables, runs, runs.size(), false, workspace, stream);
     check(cudaGetLastError(), "statistics");
   }
 
@@ -237,18 +244,22 @@ class DeviceStatistics {
   int frame_rows() const { return static_cast<int>(layout_.rows); }
 
   template <class S>
-  void add_query_runs(const ObservedRows<S> &rows, int frame, std::vector<MomentRun> &runs) {
+  void add_query_runs(const ObservedRows<S> &rows, int frame, std::vector<MomentRun> &runs) const {
     const int most = std::max(1, most_run_rows / rows.heads_per_kv_head);
-    const int bases = frame > 0 ? query_bases : 1;
-    for (int token = 0; token < rows.tokens; ++token) {
-      std::array<Index, query_bases> at{};
-      if (frame > 0) at = observation_.bases(static_cast<Index>(rows.position) + token);
-      const bool joins =
-          token > 0 && runs.back().tokens < most && std::equal(at.begin(), at.end(), runs.back().bases);
-      if (!joins) {
-        runs.push_back({{at[0], at[1], at[2]}, bases, static_cast<int>(rows.first) + token, 0, true});
+    const auto bases_of = [&](int token) {
+      if (frame == 0) return std::array<Index, query_bases>{};
+      return observation_.bases(static_cast<Index>(rows.position) + token);
+    };
+    for (int token = 0; token < rows.tokens;) {
+      const std::array<Index, query_bases> at = bases_of(token);
+      // Bases never fall from a token to the next: those of `count` tokens are alike, of `end` not.
+      int count = 1, end = std::min(most, rows.tokens - token) + 1;
+      while (end - count > 1) {
+        const int middle = (count + end) / 2;
+        (bases_of(token + middle - 1) == at ? count : end) = middle;
       }
-      ++runs.back().tokens;
+      runs.push_back({{at[0], at[1], at[2]}, static_cast<int>(rows.first) + token, count});
+      token += count;
     }
   }
 
@@ -259,11 +270,10 @@ class DeviceStatistics {
       const int left = frame > 0 ? frame - row : most;
       const int count = std::min({keys.tokens - token, left, most});
       const long long base = frame > 0 ? keys.position + token - row : 0;
-      runs.push_back({{base, 0, 0}, 1, static_cast<int>(keys.first) + token, count, false});
+      runs.push_back({{base, 0, 0}, static_cast<int>(keys.first) + token, count});
+      for (int i = 0; i < count; ++i)
+        row_counts_[static_cast<std::size_t>(frame > 0 ? row + i : 0)] += 1;
       token += count;
-    }
-    for (int token = 0; token < keys.tokens; ++token) {
-      row_counts_[static_cast<std::size_t>((keys.row + token) % frame_rows())] += 1;
     }
   }
 
@@ -274,8 +284,8 @@ class DeviceStatistics {
 
   template <int HeadDim, class S>
   void add_moments(const ObservedRows<S> &rows, const HeadSums &layout, const TileTables &tables,
-                   const std::vector<MomentRun> &runs, DeviceBuffer<std::byte> &workspace,
-                   cudaStream_t stream) {
+                   const std::vector<MomentRun> &runs, std::size_t of_queries, bool follows_sums,
+                   DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
     using Shape = MomentShape<HeadDim>;
     const std::size_t together = std::min<std::size_t>(runs.size(), Shape::runs);
     const std::size_t raw_size = raw_bytes<HeadDim>(kv_heads_, together);
@@ -287,11 +297,14 @@ class DeviceStatistics {
     for (std::size_t first = 0; first < runs.size(); first += Shape::runs) {
       MomentRuns part{};
       part.count = static_cast<int>(std::min<std::size_t>(runs.size() - first, Shape::runs));
+      part.of_queries = static_cast<int>(
+          std::min(of_queries - std::min(of_queries, first), static_cast<std::size_t>(part.count)));
+      part.bases = bases(tables);
       std::copy_n(runs.begin() + static_cast<std::ptrdiff_t>(first), part.count, part.run);
       const dim3 moments(static_cast<unsigned>(part.count), heads, Shape::blocks);
-      raw_moments<HeadDim, S><<<moments, Shape::threads, 0, stream>>>(
-          part, rows.q, rows.k, rows_aligned(rows.q), rows_aligned(rows.k), rows.heads_per_kv_head,
-          tables, raw, angles);
+      launch_behind("statistics", raw_moments<HeadDim, S>, moments, Shape::threads, 0, stream,
+                    follows_sums && first == 0, part, rows.q, rows.k, rows_aligned(rows.q),
+                    rows_aligned(rows.k), rows.heads_per_kv_head, tables, raw, angles);
       const dim3 turns((Shape::unit_pairs + Shape::turn_pairs - 1) / Shape::turn_pairs, heads, 2);
       turned_moments<HeadDim><<<turns, Shape::turn_threads, 0, stream>>>(
           part, tables, raw, angles, layout, doubles_.data(), floats_.data());
@@ -300,13 +313,13 @@ class DeviceStatistics {
 
   template <int HeadDim, class S>
   void add_keys(const DeviceTensor<const S> &k, const ObservedKeys &keys, const TileTables &tables,
-                cudaStream_t stream) {
+                bool follows_values, cudaStream_t stream) {
     using Shape = RowSumShape<HeadDim>;
     const auto heads = static_cast<unsigned>(kv_heads_);
     const int blocks = tables.frame > 0 ? (tables.frame + Shape::rows - 1) / Shape::rows : Shape::slices;
-    const dim3 rows(static_cast<unsigned>(blocks), heads), threads(Shape::units, Shape::rows);
-    add_row_sums<HeadDim, S>
-        <<<rows, threads, 0, stream>>>(k, keys, tables, layout_, doubles_.data(), floats_.data());
+    const dim3 rows(static_cast<unsigned>(blocks), heads);
+    launch_behind("statistics", add_row_sums<HeadDim, S>, rows, Shape::threads, 0, stream,
+                  follows_values, k, keys, tables, layout_, doubles_.data(), floats_.data());
     if (tables.frame > 0) return;  // ranges are not asked for then
     const int filled = in_group_ + keys.tokens;
     const dim3 groups(static_cast<unsigned>((filled + group_ - 1) / group_), heads);
@@ -321,9 +334,10 @@ class DeviceStatistics {
 
   template <int HeadDim, class S>
   void add_values(const DeviceTensor<const S> &v, const ObservedKeys &keys, cudaStream_t stream) {
-    using Shape = RowSumShape<HeadDim>;
+    using Shape = ValueSumShape<HeadDim>;
     const dim3 grid(Shape::slices, static_cast<unsigned>(kv_heads_));
-    add_value_sums<HeadDim, S><<<grid, HeadDim, 0, stream>>>(v, keys, layout_, doubles_.data());
+    add_value_sums<HeadDim, S>
+        <<<grid, Shape::threads, 0, stream>>>(v, rows_aligned(v), keys, layout_, doubles_.data());
     values_ += keys.tokens;
   }
 

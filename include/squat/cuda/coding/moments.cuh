@@ -20,6 +20,8 @@
 #include "squat/coding/query_statistics.hpp"
 #include "squat/cuda/kernels/elements.cuh"
 #include "squat/cuda/kernels/rotary.cuh"
+#include "squat/cuda/kernels/shared_memory.cuh"
+#include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/state/device_state.cuh"
 
 namespace squat::cuda {
@@ -32,16 +34,17 @@ inline constexpr int most_runs = 96, most_run_rows = 512;
 
 /// Neighbouring tokens whose queries, or keys, are turned back by the same positions.
 struct MomentRun {
-  long long bases[query_bases];
-  std::int32_t base_count;
-  std::int32_t first;  ///< token of the call
+  long long bases[query_bases];  ///< keys: one
+  std::int32_t first;            ///< token of the call
   std::int32_t tokens;
-  std::int32_t of_queries;
 };
 
+/// Runs of one launch: of queries, then of keys.
 struct MomentRuns {
   MomentRun run[most_runs];
   int count;
+  int of_queries;  ///< of these, so many
+  int bases;       ///< of a run of queries
 };
 
 /// triangle_index() of two channels in any order.
@@ -67,71 +70,68 @@ struct MomentShape {
   /// Runs of a launch, so that their moments take no more memory than those of 256 channels.
   static constexpr int runs = HeadDim <= 256 ? most_runs : most_runs * 65536 / (HeadDim * HeadDim);
   static constexpr int units = HeadDim / 2, unit_pairs = units * (units + 1) / 2;
-  /// Rows that pass through shared memory at a time, two to a word. Words of a row of pairs are so far
-  /// from those of the next that fragments are read without bank conflicts.
-  static constexpr int pairs = HeadDim <= 256 ? 16 : 8, stride = HeadDim + 8;
-  /// Pieces of eight channels of a pair of rows that a thread brings.
-  static constexpr int pieces = (pairs * (HeadDim / 8) + threads - 1) / threads;
+  /// Rows that pass through shared memory at a time, and how far one is from the next there, in float16:
+  /// so that fragments are read without bank conflicts.
+  static constexpr int rows = HeadDim <= 256 ? 32 : 16, stride = HeadDim + 8;
+  /// Pieces of eight channels of a row that a thread brings.
+  static constexpr int row_pieces = HeadDim / 8;
+  static constexpr int pieces = (rows * row_pieces + threads - 1) / threads;
   /// How many times so many rows are on their way.
   template <class S>
-  static constexpr int ahead = HeadDim > 128 || sizeof(S) > 2 ? 2 : 4;
+  static constexpr int ahead = HeadDim > 128 || sizeof(S) > 2 ? 2 : 3;
   /// Of turned_moments(): threads that share the runs of one pair of units.
-  static constexpr int turn_threads = 256, turn_slices = 4, turn_pairs = turn_threads / turn_slices;
+  static constexpr int turn_threads = 256, turn_slices = 8, turn_pairs = turn_threads / turn_slices;
 };
 
 /// Grid: run, KV head, blocks that share regions. raw [runs, kv_heads, HeadDim, HeadDim], of which the
 /// regions on and below the diagonal are written; angles [runs, query_bases, HeadDim / 2]: cosines and
-/// sines of the runs' turns. A block reads its rows once; fragments of both sides of x x^T are the same
-/// words, a pair of rows of one channel each.
+/// sines of the runs' turns. A block reads its rows once; fragments of both sides of x x^T are the rows
+/// in shared memory, transposed as they are read.
 template <int HeadDim, class S>
-__global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
+__global__ void __launch_bounds__(MomentShape<HeadDim>::threads, HeadDim <= 128 ? 2 : 1)
     raw_moments(MomentRuns runs, DeviceTensor<const S> q, DeviceTensor<const S> k, bool q_aligned,
                 bool k_aligned, int heads_per_kv_head, TileTables tables, float *raw, float2 *angles) {
   using Shape = MomentShape<HeadDim>;
-  __shared__ Word words[2][Shape::pairs][Shape::stride];
-  const MomentRun &run = runs.run[blockIdx.x];
-  const int head = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);
+  __shared__ alignas(16) std::uint16_t staged[2][Shape::rows][Shape::stride];
+  const int index = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
+            thread = static_cast<int>(threadIdx.x);
+  const bool of_queries = index < runs.of_queries;
+  const MomentRun &run = runs.run[index];
   if (head == 0 && blockIdx.z == 0) {
-    for (int i = thread; i < run.base_count * Shape::units; i += Shape::threads) {
+    const int bases = of_queries ? runs.bases : 1;
+    for (int i = thread; i < bases * Shape::units; i += Shape::threads) {
       const int base = i / Shape::units, unit = i % Shape::units;
-      angles[(blockIdx.x * query_bases + base) * Shape::units + unit] =
+      angles[(index * query_bases + base) * Shape::units + unit] =
           unit < tables.pairs ? turn_angle(tables, unit, -run.bases[base]) : float2{1, 0};
     }
   }
-  const DeviceTensor<const S> x = run.of_queries ? q : k;
-  const bool aligned = run.of_queries ? q_aligned : k_aligned;
-  const int shared = run.of_queries ? heads_per_kv_head : 1, rows = run.tokens * shared;
-  using Piece = EightElements<S>[2];  // of two rows
-  using Chunk = Piece[Shape::pieces];
+  const DeviceTensor<const S> x = of_queries ? q : k;
+  const int shared = of_queries ? heads_per_kv_head : 1, rows = run.tokens * shared;
+  // Rows divided by `shared`, by a product: 2^32 / shared is off by less than 1.
+  const unsigned inverse = shared == 1 ? 0 : 0xffffffffu / static_cast<unsigned>(shared) + 1;
+  const S *first = x.row(run.first, head * shared);
+  using Chunk = EightElements<S>[Shape::pieces];
   constexpr int ahead = Shape::template ahead<S>;
   Chunk next[ahead];
-  const auto load_row = [&](int row, int channel) {
-    if (row >= rows) return EightElements<S>();
-    const S *from = x.row(run.first + row / shared, head * shared + row % shared) + channel;
-    return EightElements<S>(from, aligned);
-  };
-  const auto fetch = [&](int first_row, Chunk &chunk) {
+  const auto fetch = [&](int first_row, Chunk &chunk, bool aligned) {
 #pragma unroll
     for (int i = 0; i < Shape::pieces; ++i) {
-      const int piece = i * Shape::threads + thread, pair = piece / (HeadDim / 8),
-                channel = piece % (HeadDim / 8) * 8;
-      if (pair >= Shape::pairs) break;
-      chunk[i][0] = load_row(first_row + 2 * pair, channel);
-      chunk[i][1] = load_row(first_row + 2 * pair + 1, channel);
+      const int piece = i * Shape::threads + thread, row = first_row + piece / Shape::row_pieces;
+      const bool is = piece < Shape::rows * Shape::row_pieces && row < rows;
+      const int token =
+          shared == 1 ? row : static_cast<int>(__umulhi(static_cast<unsigned>(row), inverse));
+      const S *from = first + token * x.token_stride + (row - token * shared) * x.head_stride +
+                      piece % Shape::row_pieces * 8;
+      chunk[i] = is ? EightElements<S>(from, aligned) : EightElements<S>();
     }
   };
   const auto put = [&](const Chunk &chunk, int buffer) {
 #pragma unroll
     for (int i = 0; i < Shape::pieces; ++i) {
-      const int piece = i * Shape::threads + thread, pair = piece / (HeadDim / 8),
-                channel = piece % (HeadDim / 8) * 8;
-      if (pair >= Shape::pairs) break;
-      const auto low = [](Word a, Word b) { return (a & 0xffffu) | b << 16; };
-      const auto high = [](Word a, Word b) { return a >> 16 | (b & 0xffff0000u); };
-      const uint4 a = chunk[i][0].halves(), b = chunk[i][1].halves();
-      auto *to = reinterpret_cast<uint4 *>(&words[buffer][pair][channel]);
-      to[0] = {low(a.x, b.x), high(a.x, b.x), low(a.y, b.y), high(a.y, b.y)};
-      to[1] = {low(a.z, b.z), high(a.z, b.z), low(a.w, b.w), high(a.w, b.w)};
+      const int piece = i * Shape::threads + thread;
+      if (piece >= Shape::rows * Shape::row_pieces) break;
+      std::uint16_t *to = &staged[buffer][piece / Shape::row_pieces][piece % Shape::row_pieces * 8];
+      *reinterpret_cast<uint4 *>(to) = chunk[i].halves();
     }
   };
 
@@ -145,41 +145,56 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
     region[i] = {row, index};
   }
   float sums[Shape::in_warp][2][4][4] = {};
+  // Rows of 16 channels and as many tokens, as four matrices: both halves of the channels of eight
+  // tokens, then of the next eight.
+  const int lane_place = (lane / 16 * 8 + lane % 8) * Shape::stride + lane / 8 % 2 * 8;
   const auto multiply = [&](int buffer) {
+    const Word from = shared_address(&staged[buffer][0][lane_place]);
 #pragma unroll
-    for (int pair = 0; pair < Shape::pairs; pair += 8) {
-      const Word *first = words[buffer][pair + t] + g, *second = words[buffer][pair + t + 4] + g;
+    for (int row = 0; row < Shape::rows; row += 16) {
 #pragma unroll
       for (int i = 0; i < Shape::in_warp; ++i) {
-        const int row = region[i].x * 32, column = region[i].y * 32;
+        const auto load = [&](int channel) {
+          return load_transposed(from + static_cast<Word>((row * Shape::stride + channel) * 2));
+        };
+        uint4 a[2];
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          const Word b0 = first[column + n * 8], b1 = second[column + n * 8];
+        for (int m = 0; m < 2; ++m) a[m] = load(region[i].x * 32 + m * 16);
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          const uint4 b = load(region[i].y * 32 + n * 16);
 #pragma unroll
           for (int m = 0; m < 2; ++m) {
-            multiply_add(sums[i][m][n], first[row + m * 16], first[row + m * 16 + 8],
-                         second[row + m * 16], second[row + m * 16 + 8], b0, b1);
+            multiply_add(sums[i][m][2 * n], a[m].x, a[m].y, a[m].z, a[m].w, b.x, b.z);
+            multiply_add(sums[i][m][2 * n + 1], a[m].x, a[m].y, a[m].z, a[m].w, b.y, b.w);
           }
         }
       }
     }
   };
-  constexpr int chunk_rows = 2 * Shape::pairs;
+  // Two loops: one that asked whether rows are aligned would wait for what it loads ahead.
+  const auto add_rows = [&]<bool Aligned>() {
 #pragma unroll
-  for (int i = 0; i < ahead; ++i) fetch(i * chunk_rows, next[i]);
-  for (int first_row = 0; first_row < rows;) {
+    for (int i = 0; i < ahead; ++i) fetch(i * Shape::rows, next[i], Aligned);
+    for (int first_row = 0; first_row < rows;) {
 #pragma unroll
-    for (int i = 0; i < ahead; ++i) {
-      if (first_row >= rows) break;
-      const int buffer = first_row / chunk_rows % 2;
-      put(next[i], buffer);
-      if (first_row + ahead * chunk_rows < rows) fetch(first_row + ahead * chunk_rows, next[i]);
-      __syncthreads();  // and nobody reads the other buffer, which is written next
-      multiply(buffer);
-      first_row += chunk_rows;
+      for (int i = 0; i < ahead; ++i) {
+        if (first_row >= rows) break;
+        const int buffer = first_row / Shape::rows % 2;
+        put(next[i], buffer);
+        fetch(first_row + ahead * Shape::rows, next[i], Aligned);
+        __syncthreads();  // and nobody reads the other buffer, which is written next
+        multiply(buffer);
+        first_row += Shape::rows;
+      }
     }
+  };
+  if (of_queries ? q_aligned : k_aligned) {
+    add_rows.template operator()<true>();
+  } else {
+    add_rows.template operator()<false>();
   }
-  float *to = raw + (static_cast<long long>(blockIdx.x) * gridDim.y + head) * (HeadDim * HeadDim);
+  float *to = raw + (static_cast<long long>(index) * gridDim.y + head) * (HeadDim * HeadDim);
 #pragma unroll
   for (int i = 0; i < Shape::in_warp; ++i) {
     if (first_region + i >= Shape::regions) break;
@@ -194,6 +209,7 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads)
       }
     }
   }
+  wait_for_launches();  // what follows this one follows those as well
 }
 
 /// Adds the runs' moments to the sums of their heads, each turned back by every base of its run. Grid:
@@ -223,23 +239,30 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::turn_threads)
   const int yx = element(row.y, column.x), yy = element(row.y, column.y);
   double total[4] = {};
   const bool of_queries = blockIdx.z == 0;
-#pragma unroll 2
-  for (int n = slice; is && n < runs.count; n += Shape::turn_slices) {
-    const MomentRun &run = runs.run[n];
-    if ((run.of_queries != 0) != of_queries) continue;
-    const float *m = raw + (static_cast<long long>(n) * gridDim.y + head) * (HeadDim * HeadDim);
-    const float2 x = {m[xx], m[xy]}, y = {m[yx], m[yy]};
-    for (int base = 0; base < run.base_count; ++base) {
-      const float2 *turn = angles + (n * query_bases + base) * Shape::units;
-      const float2 of_row = turn[i], of_column = turn[j];
-      const float2 left = turn_pair(of_row, {x.x, y.x}), right = turn_pair(of_row, {x.y, y.y});
-      const float2 top = turn_pair(of_column, {left.x, right.x}),
-                   bottom = turn_pair(of_column, {left.y, right.y});
-      total[0] += top.x;
-      total[1] += top.y;
-      total[2] += bottom.x;
-      total[3] += bottom.y;
+  const int end = of_queries ? runs.of_queries : runs.count;
+  const auto add_runs = [&]<int Bases>() {
+#pragma unroll 4
+    for (int n = slice + (of_queries ? 0 : runs.of_queries); n < end; n += Shape::turn_slices) {
+      const float *m = raw + (static_cast<long long>(n) * gridDim.y + head) * (HeadDim * HeadDim);
+      const float2 x = {m[xx], m[xy]}, y = {m[yx], m[yy]};
+#pragma unroll
+      for (int base = 0; base < Bases; ++base) {
+        const float2 *turn = angles + (n * query_bases + base) * Shape::units;
+        const float2 of_row = turn[i], of_column = turn[j];
+        const float2 left = turn_pair(of_row, {x.x, y.x}), right = turn_pair(of_row, {x.y, y.y});
+        const float2 top = turn_pair(of_column, {left.x, right.x}),
+                     bottom = turn_pair(of_column, {left.y, right.y});
+        total[0] += top.x;
+        total[1] += top.y;
+        total[2] += bottom.x;
+        total[3] += bottom.y;
+      }
     }
+  };
+  if (is && of_queries && runs.bases == query_bases) {
+    add_runs.template operator()<query_bases>();
+  } else if (is) {
+    add_runs.template operator()<1>();
   }
 #pragma unroll
   for (int k = 0; k < 4; ++k) partial[slice][k][own] = total[k];
@@ -278,7 +301,7 @@ struct ObservedKeys {
 /// How add_row_sums() is launched: threads of two channels each, by rows of the tile frame.
 template <int HeadDim>
 struct RowSumShape {
-  static constexpr int units = HeadDim / 2, rows = 512 / units;
+  static constexpr int units = HeadDim / 2, rows = 512 / units, threads = units * rows;
   /// Blocks that share the keys where there is no frame.
   static constexpr int slices = 32;
 };
@@ -292,7 +315,9 @@ __global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTab
                              HeadSums layout, double *doubles, float *floats) {
   using Shape = RowSumShape<HeadDim>;
   __shared__ double2 partial[Shape::rows][Shape::units];
-  const int unit = static_cast<int>(threadIdx.x), own = static_cast<int>(threadIdx.y);
+  allow_next_launch();
+  const int thread = static_cast<int>(threadIdx.x), unit = thread % Shape::units,
+            own = thread / Shape::units;
   const int row = static_cast<int>(blockIdx.x) * Shape::rows + own, head = static_cast<int>(blockIdx.y);
   const bool framed = tables.frame > 0;
   const int step = framed ? tables.frame : static_cast<int>(gridDim.x) * Shape::rows;
@@ -302,12 +327,20 @@ __global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTab
   const std::uint64_t turn = turns ? tables.turns[unit] : 0;
   double2 sum = {0, 0};
   if (!framed || row < step) {
-#pragma unroll 8
-    for (int token = first; token < keys.tokens; token += step) {
-      const S *from = k.row(keys.first + token, head);
-      float2 x = {load_element(from + channels.x), load_element(from + channels.y)};
-      if (turns) x = turn_pair(turn_back(turn, keys.position + token - row), x);
-      sum = {sum.x + x.x, sum.y + x.y};
+    constexpr int together = 8;
+    for (int token = first; token < keys.tokens; token += together * step) {
+      float2 x[together] = {};
+#pragma unroll
+      for (int i = 0; i < together; ++i) {
+        if (token + i * step >= keys.tokens) break;
+        const S *from = k.row(keys.first + token + i * step, head);
+        x[i] = {load_element(from + channels.x), load_element(from + channels.y)};
+      }
+#pragma unroll
+      for (int i = 0; i < together; ++i) {
+        if (turns) x[i] = turn_pair(turn_back(turn, keys.position + token + i * step - row), x[i]);
+        sum = {sum.x + x[i].x, sum.y + x[i].y};
+      }
     }
     if (framed) {
       float *to = floats + head * layout.floats + layout.row_sums.first + row * HeadDim;
@@ -324,20 +357,44 @@ __global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTab
   double *to_all = doubles + head * layout.doubles + layout.key_sum.first;
   atomicAdd(to_all + channels.x, sum.x);
   atomicAdd(to_all + channels.y, sum.y);
+  wait_for_launches();
 }
 
-/// Adds values to their sum. Grid: slices of the tokens, KV head; a thread a channel.
+/// How add_value_sums() is launched: threads of eight channels each, by rows.
+template <int HeadDim>
+struct ValueSumShape {
+  static constexpr int row_pieces = HeadDim / 8, rows = 256 / row_pieces, threads = rows * row_pieces;
+  /// Blocks that share the values of a head.
+  static constexpr int slices = 32;
+};
+
+/// Adds values to their sum. Grid: slices of the tokens, KV head.
 template <int HeadDim, class S>
-__global__ void add_value_sums(DeviceTensor<const S> v, ObservedKeys keys, HeadSums layout,
-                               double *doubles) {
-  const int channel = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.y);
-  double sum = 0;
-#pragma unroll 8
-  for (int token = static_cast<int>(blockIdx.x); token < keys.tokens;
-       token += static_cast<int>(gridDim.x)) {
-    sum += load_element(v.row(keys.first + token, head) + channel);
+__global__ void __launch_bounds__(ValueSumShape<HeadDim>::threads)
+    add_value_sums(DeviceTensor<const S> v, bool aligned, ObservedKeys keys, HeadSums layout,
+                   double *doubles) {
+  using Shape = ValueSumShape<HeadDim>;
+  __shared__ double partial[Shape::rows][HeadDim];
+  allow_next_launch();
+  const int thread = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.y);
+  const int own = thread / Shape::row_pieces, first_channel = thread % Shape::row_pieces * 8;
+  double sums[8] = {};
+#pragma unroll 4
+  for (int token = static_cast<int>(blockIdx.x) * Shape::rows + own; token < keys.tokens;
+       token += static_cast<int>(gridDim.x) * Shape::rows) {
+    const EightElements<S> x(v.row(keys.first + token, head) + first_channel, aligned);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sums[i] += x[i];
   }
-  atomicAdd(doubles + head * layout.doubles + layout.value_sum.first + channel, sum);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) partial[own][first_channel + i] = sums[i];
+  __syncthreads();
+  for (int channel = thread; channel < HeadDim; channel += Shape::threads) {
+    double sum = 0;
+#pragma unroll
+    for (int row = 0; row < Shape::rows; ++row) sum += partial[row][channel];
+    atomicAdd(doubles + head * layout.doubles + layout.value_sum.first + channel, sum);
+  }
 }
 
 /// Adds the ranges of the groups that these keys fill; the group that is filling stands in one of two

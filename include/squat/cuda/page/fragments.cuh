@@ -86,6 +86,17 @@ __device__ inline uint4 load_matrices(std::uint32_t row) {
   return x;
 }
 
+/// Four 8 x 8 matrices, transposed, of which each lane names a row of one: lanes 0 to 7 those of the
+/// first, and so on.
+__device__ inline uint4 load_transposed(std::uint32_t row) {
+  uint4 x;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(row)
+               : "memory");
+  return x;
+}
+
 __device__ inline Word as_word(__half2 x) { return *reinterpret_cast<Word *>(&x); }
 __device__ inline __half2 as_halves(Word x) { return *reinterpret_cast<__half2 *>(&x); }
 __device__ inline Word halves(float low, float high) { return as_word(__floats2half2_rn(low, high)); }
