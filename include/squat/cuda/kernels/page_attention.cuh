@@ -38,7 +38,8 @@ struct PageSums {
   float about_mean;  // and of the weights of those that are coded about their mean
   float constants[plain ? Layout::HeadDim / 32 : 1];  // plain ones: of weights times zeros
   // Where heads share bits: of the codes that `constant` counts, and what the middle of others takes
-  // off.
+  // off. Elsewhere 0, and yet never left out: without it compilers spill registers in the loop over
+  // pages, which makes a step a sixth slower (bench/cuda/README.md).
   int bits;
   float others;
 
@@ -57,7 +58,7 @@ struct PageSums {
     reference = to;
     weight *= factor;
     about_mean *= factor;
-    if constexpr (Layout::shares_bits) others *= factor;
+    others *= factor;
     constant = (constant + ((1 << by) >> 1)) >> by;
     codes.shift(by);
 #pragma unroll
@@ -65,10 +66,7 @@ struct PageSums {
   }
 
   /// What the middle of codes takes off each sum.
-  __device__ float off() const {
-    const float own = middle() * static_cast<float>(constant);
-    return Layout::shares_bits ? own + others : own;
-  }
+  __device__ float off() const { return fmaf(middle(), static_cast<float>(constant), others); }
   __device__ float middle() const {
     const int width = Layout::shares_bits ? bits : Layout::ValueBits;
     if (Layout::value_codes_of(width) == Codes::trellis) return trellis_middle;
