@@ -56,6 +56,9 @@ struct Case {
   int pairs = 0;                        // of channels that turn; 0: all
   int packed_tokens = 0;                // of a call, at least, where there are pages enough
   double key_size = 1, value_size = 1;  // of the scales of pages
+  int window = 0;                       // see ScoreRule
+  double soft_cap = 0;
+  bool slopes = false;
 };
 
 /// Query rows of a KV head from which on the kernels of attend_rows.cuh attend; 0: the measured border.
@@ -417,8 +420,12 @@ class World {
     values.push_back(value);
   }
 
-  /// The output of one query, [d].
-  std::vector<double> reference(const Sequence &s, const std::vector<double> &q, int h, int limit) {
+  /// Of a query head, as ALiBi has them.
+  static double slope(int head) { return std::exp2(-2.0 - head % 6); }
+
+  /// The output of one query, [d]. slope: of its head, 0 for none.
+  std::vector<double> reference(const Sequence &s, const std::vector<double> &q, int h, int limit,
+                                double slope) {
     std::vector<double> scores;
     std::vector<const double *> values;
     const auto dot = [](const double *a, const double *b, int n) {
@@ -453,10 +460,15 @@ class World {
     }
     exact(s.tail_keys, s.tail_values, s.state.tail);
     scores.resize(limit);
-    const double most = *std::max_element(scores.begin(), scores.end());
+    const int first = case_.window == 0 ? 0 : std::max(0, limit - case_.window);
+    for (int t = first; t < limit; ++t) {
+      if (case_.soft_cap > 0) scores[t] = case_.soft_cap * std::tanh(scores[t] / case_.soft_cap);
+      scores[t] -= slope * (limit - 1 - t);
+    }
+    const double most = *std::max_element(scores.begin() + first, scores.end());
     std::vector<double> out(d, 0.0);
     double sum = 0;
-    for (int t = 0; t < limit; ++t) {
+    for (int t = first; t < limit; ++t) {
       const double p = std::exp(scores[t] - most);
       sum += p;
       for (int c = 0; c < d; ++c) out[c] += p * values[t][c];
@@ -502,6 +514,16 @@ class World {
     call.most_pages = most_pages;
     call.many_tokens = many;
     call.turns_in_place = case_.interleaved || 2 * pairs() == d ? 1 : 0;
+    if (case_.soft_cap > 0) {
+      call.rule.soft_cap = static_cast<float>(case_.soft_cap) * log2_e;
+      call.rule.inverse_cap = 1 / call.rule.soft_cap;
+    }
+    call.rule.window = case_.window;
+    if (case_.slopes) {
+      std::vector<float> slopes;
+      for (int h = 0; h < heads; ++h) slopes.push_back(static_cast<float>(slope(h)) * log2_e);
+      call.rule.slopes = keep(slopes);
+    }
     call.q = {keep(q), heads * d, d};
     call.out = {out.data(), heads * d, d};
     launch_attend<Layout, T>(call, Values, most, workspace, nullptr);
@@ -516,7 +538,8 @@ class World {
           std::vector<double> query(d);
           for (int c = 0; c < d; ++c)
             query[c] = static_cast<double>(q[at + c]) * static_cast<double>(call.scale);
-          const auto expected = reference(s, query, h / shared, s.state.length() - s.tokens + t + 1);
+          const auto expected = reference(s, query, h / shared, s.state.length() - s.tokens + t + 1,
+                                          case_.slopes ? slope(h) : 0);
           for (int c = 0; c < d; ++c) {
             const double difference = static_cast<double>(result[at + c]) - expected[c];
             difference_ += difference * difference;
@@ -673,6 +696,7 @@ TEST_F(AttendRows, EightBitsOfChannels) {
 }
 TEST_F(AttendRows, ExactPages) {
   expect_near_of_many<PageLayout<128, 128, 16, 16>>({.lengths = {1100}, .base_step = 17});
+  expect_near_of_many<PageLayout<64, 128, 16, 16>>({.lengths = {1100}, .base_step = 17});
   expect_near<PageLayout<64, 32, 16, 16>>(
       {.lengths = {500, 99}, .tokens = {65, 12}, .base_step = 17, .cut_pages = true});
 }
@@ -712,6 +736,21 @@ TEST_F(AttendRows, SomeChannelsTurn) {
         {.lengths = {600}, .tokens = {8}, .base_step = 256, .pairs = pairs});
     expect_near<PageLayout<64, 64, 16, 16>>(
         {.lengths = {600}, .tokens = {20}, .base_step = 256, .pairs = pairs});
+  }
+}
+TEST_F(AttendRows, ScoresThatRulesBend) {
+  for (const Case &ruled : {Case{.window = 300}, Case{.window = 70}, Case{.soft_cap = 2},
+                            Case{.slopes = true}, Case{.window = 130, .soft_cap = 3, .slopes = true}}) {
+    SCOPED_TRACE(testing::Message() << ruled.window << ", " << ruled.soft_cap << ", " << ruled.slopes);
+    Case c = ruled;
+    c.lengths = {1000, 260};
+    c.tokens = {130, 150};
+    c.base_step = 256;
+    expect_near<PageLayout<128, 128, 2, 2>>(c);
+    expect_near<PageLayout<64, 128, 4, 4>>(c);
+    c.cut_pages = true;
+    expect_near<PageLayout<128, 128, 16, 16>>(c);
+    expect_near<PageLayout<128, 128, 2, 2>>(c);
   }
 }
 TEST_F(AttendRows, MoreUnpackedPagesThanHaveRoomAtATime) {

@@ -80,19 +80,12 @@ class RowBlock {
         rows.call.template most_seen<Ruled>(entry, length, min(first_row_ + RowBlock::rows, all) - 1);
   }
 
-  /// The first of the units from `first` on that rows of the block may see. Pages that were cut have
-  /// fewer tokens than counted here, so that none is left out that counts.
+  /// The first of the units from `first` on that rows of the block may see.
   __device__ int visible_begin(bool exact, int first) const {
     if (!Ruled || rule().window == 0) return first;
     const int seen =
         rule().first_seen(call_.call.template least_seen<Ruled>(entry_, state_.length(), first_row_));
-    if (!exact) {
-      const int paged = max(seen - state_.pages[0].before, 0);  // those before have left
-      return max(first, paged / (16 * step_tiles) - shape_.first_page * page_steps);
-    }
-    if (seen <= state_.sinks) return first;
-    const int tail = max(seen - state_.sinks - state_.paged_tokens, 0);
-    return max(first, (sink_blocks() + tail / 16) / step_tiles);
+    return exact_blocks().first_unit(exact, first, seen, step_tiles, page_steps, shape_.first_page);
   }
 
   /// The end of the units up to `last` that rows of the block see.

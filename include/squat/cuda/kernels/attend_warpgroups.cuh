@@ -26,12 +26,12 @@
 
 namespace squat::cuda {
 
-/// A block of such warpgroups. T: of exact rows.
-template <int HeadDimension, int Group, class T, class S>
+/// A block of such warpgroups. Ruled: something becomes of scores. T: of exact rows.
+template <int HeadDimension, int Group, bool Ruled, class T, class S>
 struct Warpgroups {
   using Memory = GroupMemory<HeadDimension>;
-  using Producer = GroupProducer<Memory, Group, T, S>;
-  using Consumer = GroupConsumer<Memory, Group, S>;
+  using Producer = GroupProducer<Memory, Group, Ruled, T, S>;
+  using Consumer = GroupConsumer<Memory, Group, Ruled, S>;
   static constexpr int HeadDim = HeadDimension, rows = Memory::rows, threads = 3 * group_threads;
   static constexpr int step_tiles = Memory::tokens / 16, page_steps = 1;
   __host__ __device__ static constexpr int shared_bytes() { return (Memory::bytes + 127) / 128 * 128; }

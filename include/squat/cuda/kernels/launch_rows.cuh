@@ -68,6 +68,12 @@ inline int many_tokens(int head_dim, int heads_per_kv_head, int key_bits, int va
 /// for 512 query tokens over them.
 inline constexpr std::size_t most_unpacked_bytes = std::size_t{128} << 20;
 
+/// Whether warpgroups meet such heads and pages (attend_warpgroups.cuh): of larger heads their sums do
+/// not fit the registers, and products have no place for others.
+constexpr bool has_warpgroups(int head_dim, int group) {
+  return (head_dim == 64 || head_dim == 128) && group == 128;
+}
+
 /// Segments that a launch takes, so that the workspace stays bounded, and blocks.
 inline constexpr int most_row_segments = 512;
 inline constexpr int most_row_blocks = 480;
@@ -226,9 +232,13 @@ void launch_attend_rows(const AttendCall<S> &call, int most_tokens, void *worksp
     }
     launch_attend_row_tiles<Layout, Values, Work, Unpacked, T>(rows, most_tokens, parts, stream);
   };
-  if constexpr (head_dim == 128 && Layout::Group == 128) {
-    if (!ruled && row_count > most_small_rows && device_limits().by_warpgroup)
-      return launch.template operator()<Warpgroups<head_dim, Layout::Group, T, S>, numbers>();
+  if constexpr (has_warpgroups(head_dim, Layout::Group)) {
+    if (row_count > most_small_rows && device_limits().by_warpgroup) {
+      using Free = Warpgroups<head_dim, Layout::Group, false, T, S>;
+      using Ruled = Warpgroups<head_dim, Layout::Group, true, T, S>;
+      return ruled ? launch.template operator()<Ruled, numbers>()
+                   : launch.template operator()<Free, numbers>();
+    }
   }
   if constexpr (meets_codes<Layout, Values>()) {
     if (row_count <= most_small_rows && may_make_keys<Layout, Values>(call))

@@ -41,19 +41,28 @@ struct ScoreRule {
     return {lowered(x.x, 0), lowered(x.y, Step), lowered(x.z, 2 * Step), lowered(x.w, 3 * Step)};
   }
 
-  /// c tanh(score / c). Most scores are far below their cap: a polynomial of least relative error in
-  /// the ratio's square, 5e-7, takes no special functions.
+  /// c tanh(score / c).
   __device__ float capped(float score) const {
-    const float ratio = score * inverse_cap, square = ratio * ratio;
-    if (square <= .75f * .75f) {
-      float factor = fmaf(.0129848939f, square, -.0501186284f);
-      factor = fmaf(factor, square, .132611822f);
-      factor = fmaf(factor, square, -.333285003f);
-      return score * fmaf(factor, square, .999999479f);
-    }
-    const float p = power_of_two(-2 * log2_e * fabsf(ratio));  // e^(-2 |ratio|)
-    return copysignf(soft_cap * __fdividef(1 - p, 1 + p), score);
+    const float ratio = score * inverse_cap;
+    return fabsf(ratio) <= small_ratio ? score * small_factor(ratio) : soft_cap * tangent(ratio);
   }
+
+  /// tanh(ratio), by two special functions: off by 1e-7 at most, which is much of one near 0.
+  __device__ static float tangent(float ratio) {
+    const float p = power_of_two(-2 * log2_e * fabsf(ratio));  // e^(-2 |ratio|)
+    return copysignf(__fdividef(1 - p, 1 + p), ratio);
+  }
+
+  /// tanh(ratio) / ratio of a ratio up to small_ratio, as of most scores, which are far below their cap:
+  /// a polynomial of least relative error in its square, 5e-7, takes no special functions.
+  __device__ static float small_factor(float ratio) {
+    const float square = ratio * ratio;
+    float factor = fmaf(.0129848939f, square, -.0501186284f);
+    factor = fmaf(factor, square, .132611822f);
+    factor = fmaf(factor, square, -.333285003f);
+    return fmaf(factor, square, .999999479f);
+  }
+  static constexpr float small_ratio = .75f;
 
   /// The first position that a row sees which sees those below `limit`.
   __device__ int first_seen(int limit) const { return window > 0 ? max(limit - window, 0) : 0; }

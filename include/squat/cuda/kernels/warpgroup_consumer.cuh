@@ -13,6 +13,7 @@
 #include "squat/cuda/kernels/query_rows.cuh"
 #include "squat/cuda/kernels/row_call.cuh"
 #include "squat/cuda/kernels/row_sums.cuh"
+#include "squat/cuda/kernels/score_rule.cuh"
 #include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/kernels/warpgroup_memory.cuh"
@@ -24,10 +25,10 @@
 namespace squat::cuda {
 
 /// A warpgroup that has query rows.
-template <class Memory, int Group, class S>
-class GroupConsumer : public GroupSegment<Memory, Group, S> {
+template <class Memory, int Group, bool Ruled, class S>
+class GroupConsumer : public GroupSegment<Memory, Group, Ruled, S> {
  public:
-  using Segment = GroupSegment<Memory, Group, S>;
+  using Segment = GroupSegment<Memory, Group, Ruled, S>;
   using Segment::HeadDim, Segment::step_tiles, Segment::rows;
 
   __device__ GroupConsumer(const RowCall<S> &rows_call, const Memory &memory, int &met,
@@ -40,9 +41,12 @@ class GroupConsumer : public GroupSegment<Memory, Group, S> {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = first + lane_index() / 4 + 8 * i;
-      limit_[i] = row < all ? call.template seen<false>(entry, length, row) : 0;
+      limit_[i] = row < all ? call.template seen<Ruled>(entry, length, row) : 0;
     }
-    least_limit_ = call.template least_seen<false>(entry, length, first);
+    least_limit_ = call.template least_seen<Ruled>(entry, length, first);
+    if constexpr (Ruled)
+      first_seen_ =
+          rule().first_seen(call.template most_seen<Ruled>(entry, length, min(first + 16, all) - 1));
     face(0);
   }
 
@@ -102,7 +106,8 @@ class GroupConsumer : public GroupSegment<Memory, Group, S> {
 
  private:
   using Segment::call_, Segment::memory_, Segment::met_, Segment::entry_, Segment::state_,
-      Segment::shape_, Segment::head_, Segment::first_row_, Segment::exact_blocks, Segment::in_place;
+      Segment::shape_, Segment::head_, Segment::first_row_, Segment::exact_blocks, Segment::in_place,
+      Segment::rule;
   static constexpr int steps = HeadDim / 16;
   /// A lane, g and t, has of rows g and g + 8 of the warp's 16 the tokens 8 n + 2 t and + 1.
   using Scores = float[2 * step_tiles][4];
@@ -152,6 +157,9 @@ class GroupConsumer : public GroupSegment<Memory, Group, S> {
   /// Scores become weights, relative to a reference that holds them. Returns whether it was raised: what
   /// is relative to the old one has to be multiplied by factor_ then.
   __device__ bool weigh(bool exact, int unit, int met, bool masked, Scores &s) {
+    if constexpr (Ruled) {
+      if (rule().bends()) bend(exact, unit, met, s);
+    }
     if (masked) mask(exact, unit, met, s);
     float most[2] = {-INFINITY, -INFINITY};
 #pragma unroll
@@ -232,16 +240,23 @@ class GroupConsumer : public GroupSegment<Memory, Group, S> {
   __device__ bool is_masked(bool exact, int unit, int met) const {
     if (!exact) {
       const StagedPage &page = memory_.page(met);
-      const bool masked = lane_index() == 0 && (page.first != 0 || page.tokens != Group ||
-                                                page.before + Group > least_limit_);
+      const bool masked =
+          lane_index() == 0 && (page.first != 0 || page.tokens != Group ||
+                                page.before + Group > least_limit_ || is_behind_window(page.before));
       return __any_sync(0xffffffffu, masked);
     }
     const TokenTile last = exact_blocks().tokens(unit * step_tiles + step_tiles - 1);
     return unit * step_tiles < exact_blocks().of_sinks() ||
-           last.position + 16 > min(last.end, least_limit_);
+           last.position + 16 > min(last.end, least_limit_) ||
+           is_behind_window(exact_blocks().tokens(unit * step_tiles).position);
   }
-  /// Takes out the scores of tokens that do not count, or that rows do not see.
-  __device__ void mask(bool exact, int unit, int met, Scores &s) const {
+  /// Whether rows of the warp do not see a position that they once saw.
+  __device__ bool is_behind_window(int position) const { return Ruled && position < first_seen_; }
+
+  /// Calls visit(score, row, position, tile) for each of the lane's scores of a unit, in the order of
+  /// tiles of 16 tokens; row: 0 or 1.
+  template <class Visit>
+  __device__ void visit_scores(bool exact, int unit, int met, Scores &s, Visit &&visit) const {
     TokenTile of_page{};
     if (!exact) {
       const StagedPage &page = memory_.page(met);
@@ -253,18 +268,60 @@ class GroupConsumer : public GroupSegment<Memory, Group, S> {
       TokenTile tile = exact ? exact_blocks().tokens(unit * step_tiles + n / 2) : of_page;
       if (!exact) tile.position += n / 2 * 16;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int at = tile.position + n % 2 * 8 + lane_index() % 4 * 2 + j % 2;
-        if (at < tile.begin || at >= min(tile.end, limit_[j / 2])) s[n][j] = -INFINITY;
+      for (int j = 0; j < 4; ++j)
+        visit(s[n][j], j / 2, tile.position + n % 2 * 8 + lane_index() % 4 * 2 + j % 2, tile);
+    }
+  }
+  /// Takes out the scores of tokens that do not count, or that rows do not see.
+  __device__ void mask(bool exact, int unit, int met, Scores &s) const {
+    visit_scores(exact, unit, met, s, [&](float &score, int row, int at, const TokenTile &tile) {
+      const int begin = Ruled ? max(tile.begin, rule().first_seen(limit_[row])) : tile.begin;
+      if (at < begin || at >= min(tile.end, limit_[row])) score = -INFINITY;
+    });
+  }
+  /// Scores become what the rule makes of them.
+  __device__ void bend(bool exact, int unit, int met, Scores &s) const {
+    if (rule().soft_cap > 0) cap(s);
+    if (rule().slopes == nullptr) return;
+    const int heads = call_.call.heads_per_kv_head;
+    float slopes[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      slopes[i] = rule().slope(head_ * heads + own_row(lane_index() / 4 + 8 * i) % heads) *
+                  inverse_of_power(unit_[i]);
+    }
+    visit_scores(exact, unit, met, s, [&](float &score, int row, int at, const TokenTile &) {
+      score = fmaf(-slopes[row], static_cast<float>(limit_[row] - 1 - at), score);
+    });
+  }
+  __device__ void cap(Scores &s) const {
+    const auto for_each = [&](auto &&visit) {
+#pragma unroll
+      for (auto &of_columns : s) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) visit(of_columns[j], j / 2);
       }
+    };
+    const float inverse[2] = {unit_[0] * rule().inverse_cap, unit_[1] * rule().inverse_cap};
+    float largest[2] = {0, 0};
+    for_each([&](float score, int row) { largest[row] = fmaxf(largest[row], fabsf(score)); });
+    const float ratio = fmaxf(largest[0] * inverse[0], largest[1] * inverse[1]);
+    if (__any_sync(0xffffffffu, ratio > ScoreRule::small_ratio)) {
+      const float caps[2] = {rule().soft_cap * inverse_of_power(unit_[0]),
+                             rule().soft_cap * inverse_of_power(unit_[1])};
+      for_each(
+          [&](float &score, int row) { score = caps[row] * ScoreRule::tangent(score * inverse[row]); });
+    } else {
+      for_each([&](float &score, int row) { score *= ScoreRule::small_factor(score * inverse[row]); });
     }
   }
 
   static constexpr float slack = 8;
 
-  int limit_[2];     // of the lane's rows: positions below are seen
-  int least_limit_;  // of the warp's
-  float unit_[2];    // what queries were divided by
+  int limit_[2];        // of the lane's rows: positions below are seen
+  int least_limit_;     // of the warp's
+  int first_seen_ = 0;  // positions from here on are seen by all of the warp's, but for their limits
+  float unit_[2];       // what queries were divided by
   float reference_[2], factor_[2];
   long long base_ = 0;              // that queries are turned back by
   float sums_[HeadDim / 8 + 1][4];  // the last: of weights, columns alike

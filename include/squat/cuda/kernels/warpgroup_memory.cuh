@@ -10,6 +10,7 @@
 #include "squat/cuda/kernels/barrier_copy.cuh"
 #include "squat/cuda/kernels/exact_blocks.cuh"
 #include "squat/cuda/kernels/row_call.cuh"
+#include "squat/cuda/kernels/score_rule.cuh"
 #include "squat/cuda/kernels/shared_memory.cuh"
 #include "squat/cuda/kernels/warp.cuh"
 #include "squat/cuda/kernels/warpgroup_products.cuh"
@@ -98,8 +99,8 @@ struct GroupMemory {
   }
 };
 
-/// What both kinds of warpgroups know of a segment.
-template <class Memory, int Group, class S>
+/// What both kinds of warpgroups know of a segment. Ruled: something becomes of scores.
+template <class Memory, int Group, bool Ruled, class S>
 class GroupSegment {
  public:
   static constexpr int HeadDim = Memory::HeadDim, rows = Memory::rows;
@@ -121,12 +122,17 @@ class GroupSegment {
         head_(head),
         first_row_(tile * rows) {
     const AttendCall<S> &call = rows_call.call;
-    most_limit_ = call.template most_seen<false>(entry, state_.length(),
+    most_limit_ = call.template most_seen<Ruled>(entry, state_.length(),
                                                  min(first_row_ + rows, call.rows(entry)) - 1);
   }
 
-  /// All units may be seen.
-  __device__ int visible_begin(bool, int first) const { return first; }
+  /// The first of the units from `first` on that rows of the block may see.
+  __device__ int visible_begin(bool exact, int first) const {
+    if (!Ruled || rule().window == 0) return first;
+    const int seen =
+        rule().first_seen(call_.call.template least_seen<Ruled>(entry_, state_.length(), first_row_));
+    return exact_blocks().first_unit(exact, first, seen, step_tiles, page_steps, shape_.first_page);
+  }
   /// The end of the units up to `last` that rows of the block see.
   __device__ int visible_end(bool exact, int last) const {
     if (!exact) return last;
@@ -136,6 +142,7 @@ class GroupSegment {
  protected:
   __device__ ExactBlocks<HeadDim> exact_blocks() const { return {state_, entry_}; }
   __device__ bool in_place() const { return call_.pages_are_exact != 0; }
+  __device__ const ScoreRule &rule() const { return call_.call.rule; }
 
   const RowCall<S> &call_;
   const Memory &memory_;

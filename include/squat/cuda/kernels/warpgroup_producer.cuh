@@ -27,10 +27,10 @@
 namespace squat::cuda {
 
 /// The warpgroup that brings keys and values. T: of exact rows.
-template <class Memory, int Group, class T, class S>
-class GroupProducer : public GroupSegment<Memory, Group, S> {
+template <class Memory, int Group, bool Ruled, class T, class S>
+class GroupProducer : public GroupSegment<Memory, Group, Ruled, S> {
  public:
-  using Segment = GroupSegment<Memory, Group, S>;
+  using Segment = GroupSegment<Memory, Group, Ruled, S>;
   using Segment::HeadDim, Segment::step_tiles, Segment::Segment;
   using typename Segment::Pages;
 
