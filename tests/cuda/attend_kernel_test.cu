@@ -748,6 +748,7 @@ TEST_F(AttendRows, ScoresThatRulesBend) {
     c.base_step = 256;
     expect_near<PageLayout<128, 128, 2, 2>>(c);
     expect_near<PageLayout<64, 128, 4, 4>>(c);
+    expect_near<PageLayout<256, 128, 2, 2>>(c);
     c.cut_pages = true;
     expect_near<PageLayout<128, 128, 16, 16>>(c);
     expect_near<PageLayout<128, 128, 2, 2>>(c);

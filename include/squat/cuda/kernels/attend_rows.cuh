@@ -241,21 +241,33 @@ class RowBlock {
 
   /// Scores become what the rule makes of them.
   __device__ void bend(bool exact, int unit, float (&c)[step_tiles][columns][4]) const {
-    const ScoreRule &rule = this->rule();
     const int g = lane_index() / 4, t = lane_index() % 4, heads = call_.call.heads_per_kv_head;
+    const auto own = [&](int i) { return i / 2 * 8 + 2 * t + i % 2; };  // the lane's i-th row
+    float units[2 * columns];
+#pragma unroll
+    for (int i = 0; i < 2 * columns; ++i) units[i] = own_units()[own(i)];
+    if (rule().soft_cap > 0) {
+      cap_scores(rule(), units, [&](auto &&visit) {
+#pragma unroll
+        for (auto &of_tile : c) {
+#pragma unroll
+          for (int i = 0; i < 2 * columns; ++i)
+            visit(of_tile[i / 2][i % 2], i), visit(of_tile[i / 2][i % 2 + 2], i);
+        }
+      });
+    }
+    if (rule().slopes == nullptr) return;
 #pragma unroll
     for (int i = 0; i < 2 * columns; ++i) {
-      const int own = i / 2 * 8 + 2 * t + i % 2;
-      const int row = first_row_ + warp_index() * warp_rows + own;
-      const float slope = rule.slope(head_ * heads + row % heads), units = own_units()[own];
-      const float inverse = inverse_of_power(units);
+      const int row = first_row_ + warp_index() * warp_rows + own(i);
+      const float slope = rule().slope(head_ * heads + row % heads) * inverse_of_power(units[i]);
 #pragma unroll
       for (int tile = 0; tile < step_tiles; ++tile) {
-        const int distance = own_limits()[own] - 1 - token_tile(exact, unit, tile).position - g;
+        const int distance = own_limits()[own(i)] - 1 - token_tile(exact, unit, tile).position - g;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           float &score = c[tile][i / 2][i % 2 + 2 * j];
-          score = rule.bent(score * units, slope, distance - 8 * j) * inverse;
+          score = fmaf(-slope, static_cast<float>(distance - 8 * j), score);
         }
       }
     }

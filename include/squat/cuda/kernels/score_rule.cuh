@@ -79,6 +79,29 @@ struct ScoreRule {
   }
 };
 
+/// Caps a warp's scores, which are over units, powers of two, of Rows rows a lane: for_each(visit) calls
+/// visit(score, row) for each of the lane's. What they have in common is found out first, so that none
+/// has a branch.
+template <int Rows, class ForEach>
+__device__ inline void cap_scores(const ScoreRule &rule, const float (&units)[Rows],
+                                  ForEach &&for_each) {
+  float inverses[Rows], largest[Rows], most = 0;  // inverses: of caps, times units
+#pragma unroll
+  for (int i = 0; i < Rows; ++i) inverses[i] = units[i] * rule.inverse_cap, largest[i] = 0;
+  for_each([&](float score, int row) { largest[row] = fmaxf(largest[row], fabsf(score)); });
+#pragma unroll
+  for (int i = 0; i < Rows; ++i) most = fmaxf(most, largest[i] * inverses[i]);
+  if (__any_sync(0xffffffffu, most > ScoreRule::small_ratio)) {
+    float caps[Rows];
+#pragma unroll
+    for (int i = 0; i < Rows; ++i) caps[i] = rule.soft_cap * inverse_of_power(units[i]);
+    for_each(
+        [&](float &score, int row) { score = caps[row] * ScoreRule::tangent(score * inverses[row]); });
+  } else {
+    for_each([&](float &score, int row) { score *= ScoreRule::small_factor(score * inverses[row]); });
+  }
+}
+
 /// The natural logarithm of a sum of powers of two.
 __device__ inline float natural_logarithm(float reference, float weight) {
   return (reference + log2f(weight)) * 0.6931471805599453f;

@@ -281,7 +281,15 @@ class GroupConsumer : public GroupSegment<Memory, Group, Ruled, S> {
   }
   /// Scores become what the rule makes of them.
   __device__ void bend(bool exact, int unit, int met, Scores &s) const {
-    if (rule().soft_cap > 0) cap(s);
+    if (rule().soft_cap > 0) {
+      cap_scores(rule(), unit_, [&](auto &&visit) {
+#pragma unroll
+        for (auto &of_columns : s) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) visit(of_columns[j], j / 2);
+        }
+      });
+    }
     if (rule().slopes == nullptr) return;
     const int heads = call_.call.heads_per_kv_head;
     float slopes[2];
@@ -293,27 +301,6 @@ class GroupConsumer : public GroupSegment<Memory, Group, Ruled, S> {
     visit_scores(exact, unit, met, s, [&](float &score, int row, int at, const TokenTile &) {
       score = fmaf(-slopes[row], static_cast<float>(limit_[row] - 1 - at), score);
     });
-  }
-  __device__ void cap(Scores &s) const {
-    const auto for_each = [&](auto &&visit) {
-#pragma unroll
-      for (auto &of_columns : s) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) visit(of_columns[j], j / 2);
-      }
-    };
-    const float inverse[2] = {unit_[0] * rule().inverse_cap, unit_[1] * rule().inverse_cap};
-    float largest[2] = {0, 0};
-    for_each([&](float score, int row) { largest[row] = fmaxf(largest[row], fabsf(score)); });
-    const float ratio = fmaxf(largest[0] * inverse[0], largest[1] * inverse[1]);
-    if (__any_sync(0xffffffffu, ratio > ScoreRule::small_ratio)) {
-      const float caps[2] = {rule().soft_cap * inverse_of_power(unit_[0]),
-                             rule().soft_cap * inverse_of_power(unit_[1])};
-      for_each(
-          [&](float &score, int row) { score = caps[row] * ScoreRule::tangent(score * inverse[row]); });
-    } else {
-      for_each([&](float &score, int row) { score *= ScoreRule::small_factor(score * inverse[row]); });
-    }
   }
 
   static constexpr float slack = 8;
