@@ -49,8 +49,7 @@ class GroupProducer : public GroupSegment<Memory, Group, Ruled, S> {
         return reinterpret_cast<const uint4 *>(blocks.rows(min(block, last_block), head, heads));
       };
       bring<true>(first, last, false, BlockLayout<HeadDim>::part_elements / 8, [&](int unit) {
-        const uint4 *from = keys(unit * tiles + own);
-        return Place{from, static_cast<int>(keys(unit * tiles + own + 1) - from)};
+        return Place{keys(unit * tiles + own), keys(unit * tiles + own + 1)};
       });
       return;
     }
@@ -62,7 +61,8 @@ class GroupProducer : public GroupSegment<Memory, Group, Ruled, S> {
       const std::size_t offset =
           head * head_bytes + static_cast<std::size_t>(own * tile) * sizeof(uint4);
       bring<false>(first, last, false, Pages::value_codes / 16, [&](int unit) {
-        return Place{reinterpret_cast<const uint4 *>(entries[unit].data + offset), tile};
+        const auto *from = reinterpret_cast<const uint4 *>(entries[unit].data + offset);
+        return Place{from, from + tile};
       });
       return;
     }
@@ -71,7 +71,8 @@ class GroupProducer : public GroupSegment<Memory, Group, Ruled, S> {
                          static_cast<std::size_t>(chunk_page_) * page +
                          head * (head_bytes / sizeof(uint4));
     bring<false>(first, last, true, Pages::value_codes / 16, [&](int unit) {
-      return Place{begin + static_cast<std::size_t>(unit) * page, tile};
+      const uint4 *from = begin + static_cast<std::size_t>(unit) * page;
+      return Place{from, from + tile};
     });
   }
 
@@ -81,10 +82,9 @@ class GroupProducer : public GroupSegment<Memory, Group, Ruled, S> {
   static constexpr int steps = HeadDim / 16, tiles = step_tiles;
   using Tiles = uint4[steps];
 
-  /// Where keys of the warp's two token tiles of a unit are.
+  /// Where keys of the warp's two token tiles of a unit are: exact ones in two allocations, perhaps.
   struct Place {
-    const uint4 *first;
-    int second;  // behind the first
+    const uint4 *first, *second;
   };
 
   /// find(unit): its Place; values: how far behind keys. Some are on their way while others move, and
@@ -106,7 +106,7 @@ class GroupProducer : public GroupSegment<Memory, Group, Ruled, S> {
       StagedPage page;
       if (tells) page = StagedPage(state_.pages[shape_.first_page + unit]);
       const unsigned parity = Memory::phase(met) ^ 1u;
-      load(odd, here.first + here.second);
+      load(odd, here.second);
       wait_for(memory_.free(met, 0), parity);
       if (tells) memory_.page(met) = page;
       Word to = memory_.key_stage(met) + own * tile_bytes + lane;
@@ -114,7 +114,7 @@ class GroupProducer : public GroupSegment<Memory, Group, Ruled, S> {
       load(even, here.first + values);
       move<key_step>(to + tile_bytes, odd, halves);
       publish(memory_.full(met, 0));
-      load(odd, here.first + here.second + values);
+      load(odd, here.second + values);
       wait_for(memory_.free(met, 1), parity);
       to = memory_.value_stage(met) + own * value_step + lane;
       move<tile_bytes>(to, even, halves);
