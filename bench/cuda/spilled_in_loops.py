@@ -5,7 +5,7 @@
 
 Prints how many loads and stores of local memory stand among the integer products of codes, and on the way
 to them, where the queries of four pages are made. Loads there cost a sixth of a step (README.md). Exits
-with 1 where there are any among the products. Needs cuobjdump and c++filt.
+with 1 where there are loads among the products, or no such kernels. Needs cuobjdump and c++filt.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import re
 import subprocess
 import sys
 
-QUERIES = 1600  # instructions before the loop over pages that make queries, at least
-END = 100  # instructions behind the last product that are the loop's
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(\S.*?);", re.MULTILINE)
+QUERIES = 1600  # instructions in front of the products that make queries, about
+END = 100  # instructions behind the last product that are the loop's, about
 
 
 def sass_of_kernels(program, architecture):
@@ -22,8 +23,7 @@ def sass_of_kernels(program, architecture):
     command = ["cuobjdump", "-sass", *(["-arch", architecture] if architecture else []), program]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for kernel in text.split("Function : ")[1:]:
-        instruction = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(\S.*?);", re.MULTILINE)
-        yield kernel.split(None, 1)[0], instruction.findall(kernel)
+        yield kernel.split(None, 1)[0], INSTRUCTION.findall(kernel)
 
 
 def count(instructions, name):
@@ -40,7 +40,7 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--arch", help="of several in the program, such as sm_90a")
     arguments = parser.parse_args()
-    spills = False
+    kernels, spills = 0, False
     for mangled, instructions in sass_of_kernels(arguments.program, arguments.arch):
         products = [i for i, line in enumerate(instructions) if "IMMA" in line]
         if "6decodeI" not in mangled or not products:
@@ -50,7 +50,9 @@ def main():
         loads, stores = count(pages, "LDL"), count(pages, "STL")
         print(f"pages {loads} loads {stores} stores, queries {count(queries, 'LDL')} {count(queries, 'STL')}:"
               f" {short(mangled)}")
-        spills = spills or loads > 0
+        kernels, spills = kernels + 1, spills or loads > 0
+    if kernels == 0:
+        sys.exit("no kernels of decode in it")
     sys.exit(1 if spills else 0)
 
 

@@ -751,7 +751,8 @@ TEST_F(AttendRows, ScoresThatRulesBend) {
     expect_near<PageLayout<256, 128, 2, 2>>(c);
     c.cut_pages = true;
     expect_near<PageLayout<128, 128, 16, 16>>(c);
-    expect_near<PageLayout<128, 128, 2, 2>>(c);
+    expect_near<PageLayout<64, 128, 16, 16>>(c);
+    expect_near<PageLayout<128, 128, 2, 2>, ValueCoding::symmetric, bfloat16>(c);
   }
 }
 TEST_F(AttendRows, MoreUnpackedPagesThanHaveRoomAtATime) {

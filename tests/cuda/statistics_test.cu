@@ -78,6 +78,8 @@ class Observed {
       compare(&HeadSums::key_sum);
       compare(&HeadSums::row_sums);
       compare(&HeadSums::row_counts);
+      compare(&HeadSums::values);
+      compare(&HeadSums::value_sum);
       if (case_.frame > 0) continue;  // ranges are not gathered
       compare(&HeadSums::groups);
       compare(&HeadSums::key_range);
@@ -113,7 +115,7 @@ class Observed {
     for (int piece : case_.pieces) {
       cuda::ObservedRows<S> rows{};
       if (case_.queries) rows.q = tensor(q, case_.query_heads);
-      rows.k = tensor(k, kv_heads);
+      rows.k = rows.v = tensor(k, kv_heads);
       rows.heads_per_kv_head = case_.query_heads / kv_heads;
       rows.first = first;
       rows.tokens = piece;
@@ -146,7 +148,7 @@ class Observed {
     cpu::ExactStore<S> nothing;
     const SequenceCall<cpu::ExactStore<S>> call{
         .exact = &nothing, .tokens = tokens_, .position = case_.position};
-    const TensorView<const S> k = tensor(k_, kv_heads), v = k;  // values count for nothing
+    const TensorView<const S> k = tensor(k_, kv_heads), v = k;
     coding.observe(head, shared, call, q, k, v, 0, tokens_, nullptr,
                    cpu::Scratch(scratch.data(), scratch.size()));
     return *coding.statistics(head);
@@ -174,6 +176,7 @@ TEST_F(DeviceStatistics, InATileFrame) {
   expect_statistics<64, float>({.pairs = RotaryPairs::interleaved});
   expect_statistics<96, bfloat16>({.turning = 50, .query_heads = 2});
   expect_statistics<256, half>({.pairs = RotaryPairs::interleaved, .turning = 50, .pieces = {300}});
+  expect_statistics<576, half>({.pieces = {200}, .padding = 8});
 }
 
 TEST_F(DeviceStatistics, InTheFrameKeysComeIn) {

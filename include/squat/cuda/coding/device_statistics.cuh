@@ -149,7 +149,8 @@ class DeviceStatistics {
     const ObservedKeys keys = {coded.first, static_cast<int>(coded.count),
                                static_cast<int>(observation_.tile_row(coded.index)), coded.position};
     const std::size_t of_queries = runs.size();
-    // What is added here and there has nothing in common, so that these launches may overlap.
+    // Sums of values, sums of keys and moments are different arrays: a launch may begin before the one
+    // in front ends, for which it waits at its own end.
     const bool overlap = launches_overlap(), has_values = keys.tokens > 0 && rows.v.data != nullptr;
     if (has_values) add_values<HeadDim>(rows.v, keys, stream);
     if (keys.tokens > 0) {
@@ -284,7 +285,7 @@ class DeviceStatistics {
 
   template <int HeadDim, class S>
   void add_moments(const ObservedRows<S> &rows, const HeadSums &layout, const TileTables &tables,
-                   const std::vector<MomentRun> &runs, std::size_t of_queries, bool follows_sums,
+                   const std::vector<MomentRun> &runs, std::size_t of_queries, bool overlaps,
                    DeviceBuffer<std::byte> &workspace, cudaStream_t stream) {
     using Shape = MomentShape<HeadDim>;
     const std::size_t together = std::min<std::size_t>(runs.size(), Shape::runs);
@@ -303,7 +304,7 @@ class DeviceStatistics {
       std::copy_n(runs.begin() + static_cast<std::ptrdiff_t>(first), part.count, part.run);
       const dim3 moments(static_cast<unsigned>(part.count), heads, Shape::blocks);
       launch_behind("statistics", raw_moments<HeadDim, S>, moments, Shape::threads, 0, stream,
-                    follows_sums && first == 0, part, rows.q, rows.k, rows_aligned(rows.q),
+                    overlaps && first == 0, part, rows.q, rows.k, rows_aligned(rows.q),
                     rows_aligned(rows.k), rows.heads_per_kv_head, tables, raw, angles);
       const dim3 turns((Shape::unit_pairs + Shape::turn_pairs - 1) / Shape::turn_pairs, heads, 2);
       turned_moments<HeadDim><<<turns, Shape::turn_threads, 0, stream>>>(
@@ -313,13 +314,13 @@ class DeviceStatistics {
 
   template <int HeadDim, class S>
   void add_keys(const DeviceTensor<const S> &k, const ObservedKeys &keys, const TileTables &tables,
-                bool follows_values, cudaStream_t stream) {
+                bool overlaps, cudaStream_t stream) {
     using Shape = RowSumShape<HeadDim>;
     const auto heads = static_cast<unsigned>(kv_heads_);
     const int blocks = tables.frame > 0 ? (tables.frame + Shape::rows - 1) / Shape::rows : Shape::slices;
     const dim3 rows(static_cast<unsigned>(blocks), heads);
-    launch_behind("statistics", add_row_sums<HeadDim, S>, rows, Shape::threads, 0, stream,
-                  follows_values, k, keys, tables, layout_, doubles_.data(), floats_.data());
+    launch_behind("statistics", add_row_sums<HeadDim, S>, rows, Shape::threads, 0, stream, overlaps, k,
+                  keys, tables, layout_, doubles_.data(), floats_.data());
     if (tables.frame > 0) return;  // ranges are not asked for then
     const int filled = in_group_ + keys.tokens;
     const dim3 groups(static_cast<unsigned>((filled + group_ - 1) / group_), heads);

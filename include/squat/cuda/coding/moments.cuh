@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads, HeadDim <= 128 
   }
   const DeviceTensor<const S> x = of_queries ? q : k;
   const int shared = of_queries ? heads_per_kv_head : 1, rows = run.tokens * shared;
-  // Rows divided by `shared`, by a product: 2^32 / shared is off by less than 1.
+  // 2^32 / shared, rounded up: row / shared is the high word of its product with a row, as long as row *
+  // shared is below 2^32. Of 1 it does not fit.
   const unsigned inverse = shared == 1 ? 0 : 0xffffffffu / static_cast<unsigned>(shared) + 1;
   const S *first = x.row(run.first, head * shared);
   using Chunk = EightElements<S>[Shape::pieces];
@@ -140,9 +141,9 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads, HeadDim <= 128 
   int2 region[Shape::in_warp];
 #pragma unroll
   for (int i = 0; i < Shape::in_warp; ++i) {
-    int row = 0, index = min(first_region + i, Shape::regions - 1);
-    for (; index > row; ++row) index -= row + 1;
-    region[i] = {row, index};
+    int row = 0, column = min(first_region + i, Shape::regions - 1);
+    for (; column > row; ++row) column -= row + 1;
+    region[i] = {row, column};
   }
   float sums[Shape::in_warp][2][4][4] = {};
   // Rows of 16 channels and as many tokens, as four matrices: both halves of the channels of eight
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(MomentShape<HeadDim>::threads, HeadDim <= 128 
       }
     }
   }
-  wait_for_launches();  // what follows this one follows those as well
+  wait_for_launches();  // what follows moments follows the sums of keys, too
 }
 
 /// Adds the runs' moments to the sums of their heads, each turned back by every base of its run. Grid:
@@ -311,8 +312,9 @@ struct RowSumShape {
 /// of all: threads have every so-manieth then. Rows meet in the sum of all: doubles, which hold sums of
 /// floats to their last bits in any order.
 template <int HeadDim, class S>
-__global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTables tables,
-                             HeadSums layout, double *doubles, float *floats) {
+__global__ void __launch_bounds__(RowSumShape<HeadDim>::threads)
+    add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTables tables, HeadSums layout,
+                 double *doubles, float *floats) {
   using Shape = RowSumShape<HeadDim>;
   __shared__ double2 partial[Shape::rows][Shape::units];
   allow_next_launch();
@@ -357,7 +359,7 @@ __global__ void add_row_sums(DeviceTensor<const S> k, ObservedKeys keys, TileTab
   double *to_all = doubles + head * layout.doubles + layout.key_sum.first;
   atomicAdd(to_all + channels.x, sum.x);
   atomicAdd(to_all + channels.y, sum.y);
-  wait_for_launches();
+  wait_for_launches();  // and what follows these the sums of values
 }
 
 /// How add_value_sums() is launched: threads of eight channels each, by rows.
@@ -379,12 +381,19 @@ __global__ void __launch_bounds__(ValueSumShape<HeadDim>::threads)
   const int thread = static_cast<int>(threadIdx.x), head = static_cast<int>(blockIdx.y);
   const int own = thread / Shape::row_pieces, first_channel = thread % Shape::row_pieces * 8;
   double sums[8] = {};
+  const auto add_rows = [&]<bool Aligned>() {
 #pragma unroll 4
-  for (int token = static_cast<int>(blockIdx.x) * Shape::rows + own; token < keys.tokens;
-       token += static_cast<int>(gridDim.x) * Shape::rows) {
-    const EightElements<S> x(v.row(keys.first + token, head) + first_channel, aligned);
+    for (int token = static_cast<int>(blockIdx.x) * Shape::rows + own; token < keys.tokens;
+         token += static_cast<int>(gridDim.x) * Shape::rows) {
+      const EightElements<S> x(v.row(keys.first + token, head) + first_channel, Aligned);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sums[i] += x[i];
+      for (int i = 0; i < 8; ++i) sums[i] += x[i];
+    }
+  };
+  if (aligned) {
+    add_rows.template operator()<true>();
+  } else {
+    add_rows.template operator()<false>();
   }
 #pragma unroll
   for (int i = 0; i < 8; ++i) partial[own][first_channel + i] = sums[i];

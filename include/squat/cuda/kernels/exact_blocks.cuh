@@ -35,18 +35,17 @@ struct ExactBlocks {
     return (seen + step_tiles - 1) / step_tiles;
   }
 
-  /// The first of the units from `first` on that may have tokens at `seen` or behind: of these blocks,
-  /// or of `page_steps` each of the pages from `first_page` on. Pages that were cut have fewer tokens
-  /// than counted here, so that none is left out that counts.
-  __device__ int first_unit(bool of_blocks, int first, int seen, int step_tiles, int page_steps,
-                            int first_page) const {
-    if (!of_blocks) {
-      const int paged = max(seen - state.pages[0].before, 0);  // those before have left
-      return max(first, paged / (16 * step_tiles) - first_page * page_steps);
-    }
-    if (seen <= state.sinks) return first;
-    const int tail = max(seen - state.sinks - state.paged_tokens, 0);
-    return max(first, (of_sinks() + tail / 16) / step_tiles);
+  /// The first unit of `step_tiles` of them with tokens at `position` or behind; of a sink's, the first.
+  __device__ int first_unit(int position, int step_tiles) const {
+    if (position <= state.sinks) return 0;
+    const int tail = max(position - state.sinks - state.paged_tokens, 0);
+    return (of_sinks() + tail / 16) / step_tiles;
+  }
+  /// The same of the sequence's pages. Pages that were cut have fewer tokens than counted here, so that
+  /// none is left out that counts.
+  __device__ int first_page_unit(int position, int step_tiles) const {
+    const int paged = max(position - state.pages[0].before, 0);  // those before have left
+    return paged / (16 * step_tiles);
   }
 
   __device__ TokenTile tokens(int block) const {

@@ -69,7 +69,7 @@ inline int many_tokens(int head_dim, int heads_per_kv_head, int key_bits, int va
 inline constexpr std::size_t most_unpacked_bytes = std::size_t{128} << 20;
 
 /// Whether warpgroups meet such heads and pages (attend_warpgroups.cuh): of larger heads their sums do
-/// not fit the registers, and products have no place for others.
+/// not fit the registers, and a unit is a page.
 constexpr bool has_warpgroups(int head_dim, int group) {
   return (head_dim == 64 || head_dim == 128) && group == 128;
 }

@@ -152,7 +152,8 @@ __device__ __noinline__ void face_rows(uint4 *to, float *units, const QueryRows<
         largest[k] = fmaxf(largest[k], __shfl_xor_sync(0xffffffffu, largest[k], step));
       }
       const int row = begin + k;
-      const float unit = unit_above(largest[k]), inverse = inverse_of_power(unit);
+      // Not so small that what rules make of scores, over it, could leave float's range.
+      const float unit = fmaxf(unit_above(largest[k]), 0x1p-64f), inverse = inverse_of_power(unit);
       if (lane_index() == 0) units[row] = unit;
 #pragma unroll
       for (int i = 0; i < Turns::count; ++i) {

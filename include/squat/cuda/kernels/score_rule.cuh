@@ -44,11 +44,12 @@ struct ScoreRule {
   /// c tanh(score / c).
   __device__ float capped(float score) const {
     const float ratio = score * inverse_cap;
-    return fabsf(ratio) <= small_ratio ? score * small_factor(ratio) : soft_cap * tangent(ratio);
+    return fabsf(ratio) <= small_ratio ? score * small_factor(ratio)
+                                       : soft_cap * hyperbolic_tangent(ratio);
   }
 
-  /// tanh(ratio), by two special functions: off by 1e-7 at most, which is much of one near 0.
-  __device__ static float tangent(float ratio) {
+  /// By two special functions: off by 1e-7 at most, which is much of one near 0.
+  __device__ static float hyperbolic_tangent(float ratio) {
     const float p = power_of_two(-2 * log2_e * fabsf(ratio));  // e^(-2 |ratio|)
     return copysignf(__fdividef(1 - p, 1 + p), ratio);
   }
@@ -79,13 +80,13 @@ struct ScoreRule {
   }
 };
 
-/// Caps a warp's scores, which are over units, powers of two, of Rows rows a lane: for_each(visit) calls
-/// visit(score, row) for each of the lane's. What they have in common is found out first, so that none
-/// has a branch.
+/// Caps a warp's scores, which are over their row's unit, a power of two; a lane has Rows rows, and
+/// for_each(visit) calls visit(score, row) for each of its scores. One vote says whether all are small,
+/// so that none has a branch of its own.
 template <int Rows, class ForEach>
 __device__ inline void cap_scores(const ScoreRule &rule, const float (&units)[Rows],
                                   ForEach &&for_each) {
-  float inverses[Rows], largest[Rows], most = 0;  // inverses: of caps, times units
+  float inverses[Rows], largest[Rows], most = 0;  // inverses: of caps over units
 #pragma unroll
   for (int i = 0; i < Rows; ++i) inverses[i] = units[i] * rule.inverse_cap, largest[i] = 0;
   for_each([&](float score, int row) { largest[row] = fmaxf(largest[row], fabsf(score)); });
@@ -95,8 +96,9 @@ __device__ inline void cap_scores(const ScoreRule &rule, const float (&units)[Ro
     float caps[Rows];
 #pragma unroll
     for (int i = 0; i < Rows; ++i) caps[i] = rule.soft_cap * inverse_of_power(units[i]);
-    for_each(
-        [&](float &score, int row) { score = caps[row] * ScoreRule::tangent(score * inverses[row]); });
+    for_each([&](float &score, int row) {
+      score = caps[row] * ScoreRule::hyperbolic_tangent(score * inverses[row]);
+    });
   } else {
     for_each([&](float &score, int row) { score *= ScoreRule::small_factor(score * inverses[row]); });
   }

@@ -307,7 +307,7 @@ class GroupConsumer : public GroupSegment<Memory, Group, Ruled, S> {
 
   int limit_[2];        // of the lane's rows: positions below are seen
   int least_limit_;     // of the warp's
-  int first_seen_ = 0;  // positions from here on are seen by all of the warp's, but for their limits
+  int first_seen_ = 0;  // no window of the warp's rows begins behind this position
   float unit_[2];       // what queries were divided by
   float reference_[2], factor_[2];
   long long base_ = 0;              // that queries are turned back by

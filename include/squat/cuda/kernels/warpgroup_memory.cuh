@@ -131,7 +131,8 @@ class GroupSegment {
     if (!Ruled || rule().window == 0) return first;
     const int seen =
         rule().first_seen(call_.call.template least_seen<Ruled>(entry_, state_.length(), first_row_));
-    return exact_blocks().first_unit(exact, first, seen, step_tiles, page_steps, shape_.first_page);
+    if (exact) return max(first, exact_blocks().first_unit(seen, step_tiles));
+    return max(first, exact_blocks().first_page_unit(seen, step_tiles) - shape_.first_page * page_steps);
   }
   /// The end of the units up to `last` that rows of the block see.
   __device__ int visible_end(bool exact, int last) const {
