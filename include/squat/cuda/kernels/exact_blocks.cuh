@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "squat/cuda/kernels/attend_call.cuh"
+#include "squat/cuda/kernels/row_call.cuh"
 #include "squat/cuda/page/page_layout.cuh"
 #include "squat/cuda/state/device_state.cuh"
 #include "squat/cuda/state/exact_slots.cuh"
@@ -35,17 +37,15 @@ struct ExactBlocks {
     return (seen + step_tiles - 1) / step_tiles;
   }
 
-  /// The first unit of `step_tiles` of them with tokens at `position` or behind; of a sink's, the first.
-  __device__ int first_unit(int position, int step_tiles) const {
-    if (position <= state.sinks) return 0;
-    const int tail = max(position - state.sinks - state.paged_tokens, 0);
-    return (of_sinks() + tail / 16) / step_tiles;
-  }
-  /// The same of the sequence's pages. Pages that were cut have fewer tokens than counted here, so that
-  /// none is left out that counts.
-  __device__ int first_page_unit(int position, int step_tiles) const {
-    const int paged = max(position - state.pages[0].before, 0);  // those before have left
-    return paged / (16 * step_tiles);
+  /// The first of the units from `first` on, of them or of the chunk's pages, that query rows from
+  /// `first_row` on may see under a window.
+  template <class S>
+  __device__ int first_seen_unit(const AttendCall<S> &call, const RowShape &shape, bool exact, int first,
+                                 int first_row, int step_tiles, int page_steps) const {
+    const int seen =
+        call.rule.first_seen(call.template least_seen<true>(entry, state.length(), first_row));
+    if (exact) return max(first, first_unit(seen, step_tiles));
+    return max(first, first_page_unit(seen, step_tiles) - shape.first_page * page_steps);
   }
 
   __device__ TokenTile tokens(int block) const {
@@ -62,6 +62,20 @@ struct ExactBlocks {
                              : entry.unpacked != nullptr ? unpacked_slots(entry.unpacked, kv_heads)
                                                          : tail_slots<HeadDim>(state, kv_heads);
     return slots.template block<HeadDim>(head, 16 * (sink ? block : block - sinks));
+  }
+
+ private:
+  /// The first unit of `step_tiles` of them with tokens at `position` or behind; of a sink's, the first.
+  __device__ int first_unit(int position, int step_tiles) const {
+    if (position <= state.sinks) return 0;
+    const int tail = max(position - state.sinks - state.paged_tokens, 0);
+    return (of_sinks() + tail / 16) / step_tiles;
+  }
+  /// The same of the sequence's pages. Pages that were cut have fewer tokens than counted here, so that
+  /// none is left out that counts.
+  __device__ int first_page_unit(int position, int step_tiles) const {
+    const int paged = max(position - state.pages[0].before, 0);  // those before have left
+    return paged / (16 * step_tiles);
   }
 };
 

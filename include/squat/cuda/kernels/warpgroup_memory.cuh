@@ -129,10 +129,8 @@ class GroupSegment {
   /// The first of the units from `first` on that rows of the block may see.
   __device__ int visible_begin(bool exact, int first) const {
     if (!Ruled || rule().window == 0) return first;
-    const int seen =
-        rule().first_seen(call_.call.template least_seen<Ruled>(entry_, state_.length(), first_row_));
-    if (exact) return max(first, exact_blocks().first_unit(seen, step_tiles));
-    return max(first, exact_blocks().first_page_unit(seen, step_tiles) - shape_.first_page * page_steps);
+    return exact_blocks().first_seen_unit(call_.call, shape_, exact, first, first_row_, step_tiles,
+                                          page_steps);
   }
   /// The end of the units up to `last` that rows of the block see.
   __device__ int visible_end(bool exact, int last) const {
